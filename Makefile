@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a fresh machine with Python and make:
+# each makes its own environment in .venv first.
+
+PYTHON ?= python3
+# Empty it (`make test CONSTRAINTS=`) to try the newest versions allowed.
+CONSTRAINTS ?= -c constraints.txt
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+RUN = .venv/bin/python
+
+.PHONY: demo test test-slow bench lint format clean
+
+demo: .venv/base
+	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
+	$(RUN) tools/draw.py --workdir=runs/digits
+
+test: .venv/dev lint
+	$(RUN) -m pytest -q -n 2 --dist worksteal
+
+test-slow: .venv/dev
+	$(RUN) -m pytest -q -m slow
+
+bench: .venv/base
+	$(RUN) -m benchmarks.train_step
+
+lint: .venv/dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: .venv/dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv runs build *.egg-info
+
+.venv/base: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) $(CONSTRAINTS) -e .
+	@touch $@
+
+.venv/dev: .venv/base
+	$(PIP) $(CONSTRAINTS) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Train, fine-tune, evaluate and export SigLIP models in JAX and Flax."""

@@ -1,0 +1,24 @@
+"""Eight simulated CPU devices stand for a mesh in every test."""
+
+import os
+
+# Programs that tests start as subprocesses choose their own device count.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+# A silent (n,) + (n, n) broadcast is how losses go wrong unseen.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def shared_data():
+  """The folder of real photos beside the checkout, where there is one."""
+  import pathlib
+
+  folder = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+  if not folder.is_dir():
+    pytest.skip(f"no real photos beside the checkout ({folder.name})")
+  return folder
