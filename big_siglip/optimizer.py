@@ -1,0 +1,216 @@
+"""The optimizer: which rule moves which parameter, and by how much."""
+
+from collections.abc import Callable, Mapping
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from big_siglip.errors import UserError
+from big_siglip.parameter_rules import match_rules, Rules, Treatment
+from big_siglip.schedules import learning_rate_schedule
+from big_siglip.sharding import path_string
+
+OPTIMIZERS = ("adamw", "adafactor", "lion")
+
+
+def make_optimizer(
+  config: Any, params: Any, *, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Returns the optimizer and its learning rate as a function of the step.
+
+  At step t a parameter p moves by
+
+    -s(t) * (m * learning_rate * direction + w * weight_decay * p),
+
+  where s(t) is the schedule as a fraction of its peak, `direction` is what
+  Adam, Adafactor or Lion make of the clipped gradients, and m and w are the
+  multipliers of `config.rules` (1 without a rule).
+
+  Weight decay has the meaning of the SigLIP papers (arXiv:2303.15343 and
+  2502.14786, from big_vision): it follows the schedule but not the learning
+  rate, neither its peak nor its multiplier. So `learning_rate=1e-3,
+  weight_decay=1e-4` is `optax.adamw(1e-3, weight_decay=0.1)`. It acts on
+  kernels alone, that is, on parameters whose path ends in "kernel": not on
+  biases, norms, embeddings, the probe, `logit_scale` or `logit_bias`.
+
+  The state holds trees with the paths of `params` (`.../mu/image/head/kernel`);
+  a frozen parameter is an `optax.MaskedNode` there, without any array.
+
+  Args:
+    config: the section `config.optimizer`: name ("adamw", "adafactor" or
+      "lion"), learning_rate, schedule, warmup_steps, cooldown_steps, timescale,
+      b1, b2, weight_decay, clip_norm (0 or None: none) and rules (see
+      `match_rules`). It may have `mu_dtype`, "float32" or "bfloat16", for the
+      first moment; absent or None is float32, but bfloat16 for Adafactor.
+    params: the parameters, or their `jax.ShapeDtypeStruct`s; only the tree is
+      looked at.
+    total_steps: steps of the whole training.
+
+  Returns:
+    (transformation, schedule). The transformation's updates are ready for
+    `optax.apply_updates`; those of frozen parameters are zeros.
+
+  Raises:
+    UserError: naming every mistake, first in the fields of the schedule, then
+      in the others, then in the rules.
+  """
+  schedule = learning_rate_schedule(
+    name=config.schedule,
+    learning_rate=config.learning_rate,
+    total_steps=total_steps,
+    warmup_steps=config.warmup_steps,
+    cooldown_steps=config.cooldown_steps,
+    timescale=config.timescale,
+  )
+  _check(config)
+  treatments = match_rules(params, config.rules)
+  if all(treatment.freeze for treatment in treatments.values()):
+    raise UserError("config.optimizer.rules: freeze every parameter")
+  clip = optax.identity()
+  if config.clip_norm:
+    clip = optax.clip_by_global_norm(config.clip_norm)
+  # The learning rate is applied last: divide by its peak, so that it leaves the
+  # decay only the schedule's shape.
+  decay = config.weight_decay / config.learning_rate
+  train = optax.chain(
+    clip,
+    _direction(config),
+    *_rate_multipliers(params, treatments),
+    *_weight_decays(params, treatments, decay),
+    optax.scale_by_learning_rate(schedule),
+  )
+  labels = _map_paths(
+    lambda path: "freeze" if treatments[path].freeze else "train", params
+  )
+  # The trained part never sees a frozen leaf: neither clipping nor state do.
+  return optax.partition(
+    {"train": train, "freeze": optax.set_to_zero()}, labels
+  ), schedule
+
+
+def scale_by_adafactor(
+  *, b1: float, b2: float, mu_dtype: jax.typing.DTypeLike = jnp.bfloat16
+) -> optax.GradientTransformation:
+  """Returns Adafactor as in "Scaling Vision Transformers" (section 3.4).
+
+  arXiv:2106.04560, with the values of big_vision. Divides by the root of a
+  second moment whose decay at step t = 1, 2, ... is min(b2, 1 - t**-0.8); it
+  is kept as row and column means over the two largest axes where both have at
+  least 32 entries, in full elsewhere. Then a momentum of decay b1, without bias
+  correction. Unlike the original Adafactor (arXiv:1804.04235) it neither clips
+  the update's root mean square nor scales by the parameter's.
+
+  The momentum's decay takes place in `mu_dtype`; in bfloat16 a b1 of 0.9 is
+  0.8984.
+
+  Args:
+    b1: decay of the momentum.
+    b2: the largest decay of the second moment.
+    mu_dtype: in which the momentum is stored.
+  """
+
+  def capped_decay(step: jax.Array, exponent: float) -> jax.Array:
+    return jnp.minimum(b2, 1.0 - (step + 1.0) ** -exponent)
+
+  return optax.chain(
+    optax.scale_by_factored_rms(
+      decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=capped_decay
+    ),
+    optax.ema(b1, debias=False, accumulator_dtype=mu_dtype),
+  )
+
+
+def frozen_mask(params: Any, rules: Rules) -> Any:
+  """Returns the tree of `params` with True where a rule freezes the parameter.
+
+  For `jax.lax.stop_gradient` on these leaves in the loss: without it their
+  gradients are computed, only to be dropped by the optimizer.
+
+  Raises:
+    UserError: as `match_rules`.
+  """
+  treatments = match_rules(params, rules)
+  return _map_paths(lambda path: treatments[path].freeze, params)
+
+
+def _direction(config: Any) -> optax.GradientTransformation:
+  """Returns gradients -> direction of the step, at learning rate 1."""
+  b1, b2, mu_dtype = config.b1, config.b2, config.get("mu_dtype")
+  if config.name == "adamw":
+    return optax.scale_by_adam(b1=b1, b2=b2, mu_dtype=mu_dtype)
+  if config.name == "lion":
+    return optax.scale_by_lion(b1=b1, b2=b2, mu_dtype=mu_dtype)
+  return scale_by_adafactor(b1=b1, b2=b2, mu_dtype=mu_dtype or jnp.bfloat16)
+
+
+def _rate_multipliers(
+  params: Any, treatments: Mapping[str, Treatment]
+) -> list[optax.GradientTransformation]:
+  """Returns the scaling of directions by each multiplier but 1."""
+
+  def scale(multiplier: float) -> optax.GradientTransformation:
+    mask = _map_paths(
+      lambda path: treatments[path].learning_rate == multiplier, params
+    )
+    return optax.masked(optax.scale(multiplier), mask)
+
+  multipliers = {t.learning_rate for t in treatments.values()} - {1.0}
+  return [scale(multiplier) for multiplier in sorted(multipliers)]
+
+
+def _weight_decays(
+  params: Any, treatments: Mapping[str, Treatment], weight_decay: float
+) -> list[optax.GradientTransformation]:
+  """Returns the addition of decayed kernels for each multiplier but 0."""
+
+  def add(multiplier: float) -> optax.GradientTransformation:
+    mask = _map_paths(
+      lambda path: (
+        path.split("/")[-1] == "kernel"
+        and treatments[path].weight_decay == multiplier
+      ),
+      params,
+    )
+    return optax.add_decayed_weights(weight_decay * multiplier, mask)
+
+  multipliers = {t.weight_decay for t in treatments.values()} - {0.0}
+  return [add(multiplier) for multiplier in sorted(multipliers)]
+
+
+def _check(config: Any) -> None:
+  """Raises one error for all fields that only the optimizer reads."""
+  problems = []
+
+  def require(ok: bool, field: str, rule: str) -> None:
+    if not ok:
+      value = config.get(field)
+      problems.append(f"config.optimizer.{field}={value!r}: must {rule}")
+
+  require(
+    config.name in OPTIMIZERS, "name", f"be one of {', '.join(OPTIMIZERS)}"
+  )
+  require(0 <= config.b1 < 1, "b1", "lie in [0, 1)")
+  require(0 <= config.b2 < 1, "b2", "lie in [0, 1)")
+  require(0 <= config.weight_decay < math.inf, "weight_decay", "be at least 0")
+  require(
+    config.clip_norm is None or config.clip_norm >= 0,
+    "clip_norm",
+    "be above 0, or 0 for no clipping",
+  )
+  require(
+    config.get("mu_dtype") in (None, "float32", "bfloat16"),
+    "mu_dtype",
+    "be 'float32' or 'bfloat16'",
+  )
+  if problems:
+    raise UserError("\n".join(problems))
+
+
+def _map_paths(function: Callable[[str], Any], params: Any) -> Any:
+  """Returns the tree of `params` with function(path) for every leaf."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: function(path_string(path)), params
+  )
