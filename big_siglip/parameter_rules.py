@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from big_siglip.errors import UserError
+from big_siglip.errors import raise_problems
 from big_siglip.sharding import path_string
 
 Rules = Sequence[tuple[str, Mapping[str, Any]]]
@@ -66,8 +66,7 @@ def match_rules(params: Any, rules: Rules) -> dict[str, Treatment]:
         + _why_useless(pattern, matches, paths)
       )
     treatments.update(dict.fromkeys(new, treatment))
-  if problems:
-    raise UserError("\n".join(problems))
+  raise_problems(problems)
   return {path: treatments.get(path, Treatment()) for path in paths}
 
 

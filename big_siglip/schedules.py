@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from big_siglip.errors import UserError
+from big_siglip.errors import raise_problems
 
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
 
@@ -121,5 +121,4 @@ def _check(
     )
   if not timescale > 0:
     problems.append(f"{field}.timescale={timescale}: must be above 0")
-  if problems:
-    raise UserError("\n".join(problems))
+  raise_problems(problems)

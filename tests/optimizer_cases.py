@@ -20,6 +20,7 @@ def make_config(**fields):
       timescale=10_000,
       b1=0.9,
       b2=0.95,
+      mu_dtype="float32",
       weight_decay=1e-4,
       clip_norm=1.0,
       rules=(),

@@ -21,7 +21,7 @@ from big_siglip.optimizer import make_optimizer
 
 @pytest.mark.parametrize("peak", [1e-3, 3e-4])
 def test_weight_decay_has_the_papers_meaning(peak):
-  config = make_config(learning_rate=peak, weight_decay=1e-4, clip_norm=None)
+  config = make_config(learning_rate=peak, weight_decay=1e-4, clip_norm=0.0)
   params = make_params()
   transformation, schedule = make_optimizer(config, params, total_steps=STEPS)
   kernels = jax.tree_util.tree_map_with_path(
@@ -84,7 +84,7 @@ def numpy_adafactor_direction(gradient, state, step, mu_dtype):
 
 @pytest.mark.parametrize(
   ("mu_dtype", "reference_dtype", "tolerance"),
-  [("float32", np.float32, 1e-5), (None, ml_dtypes.bfloat16, 2e-3)],
+  [("float32", np.float32, 1e-5), ("bfloat16", ml_dtypes.bfloat16, 2e-3)],
 )
 def test_adafactor_equals_numpy(mu_dtype, reference_dtype, tolerance):
   config = make_config(
@@ -92,7 +92,7 @@ def test_adafactor_equals_numpy(mu_dtype, reference_dtype, tolerance):
     learning_rate=0.01,
     schedule="constant",
     warmup_steps=0,
-    clip_norm=None,
+    clip_norm=0.0,
     weight_decay=0.0,
     mu_dtype=mu_dtype,
   )
@@ -125,7 +125,7 @@ def test_adafactor_equals_numpy(mu_dtype, reference_dtype, tolerance):
 
 def test_lion_equals_numpy():
   config = make_config(
-    name="lion", b2=0.99, weight_decay=1e-3, clip_norm=None, learning_rate=1e-2
+    name="lion", b2=0.99, weight_decay=1e-3, clip_norm=0.0, learning_rate=1e-2
   )
   start = make_params()
   transformation, schedule = make_optimizer(config, start, total_steps=STEPS)
@@ -147,13 +147,13 @@ def test_lion_equals_numpy():
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_momentum_is_bfloat16_on_request(name):
   params = make_params()
-  for mu_dtype in (None, "bfloat16"):
+  for mu_dtype in ("float32", "bfloat16"):
     config = make_config(name=name, mu_dtype=mu_dtype)
     transformation, _ = make_optimizer(config, params, total_steps=STEPS)
     _, state = train(transformation, params, steps=1)
     moments = [leaf for path, leaf in flat(state).items() if "/mu/" in path]
     assert len(moments) == len(flat(params))
-    assert {str(moment.dtype) for moment in moments} == {mu_dtype or "float32"}
+    assert {str(moment.dtype) for moment in moments} == {mu_dtype}
 
 
 def test_clipping_is_by_the_global_norm():
@@ -171,24 +171,12 @@ def test_clipping_is_by_the_global_norm():
       if "/mu/" in path
     }
 
-  for clip_norm, factor in ((None, 1), (0, 1), (2 * norm, 1), (norm / 2, 0.5)):
+  for clip_norm, factor in ((0.0, 1), (2 * norm, 1), (norm / 2, 0.5)):
     got = momentum(clip_norm)
     for path, value in flat(gradient).items():
       np.testing.assert_allclose(got[path], 0.1 * factor * value, rtol=1e-5)
 
 
-def test_optimizer_error_lists_every_mistake():
-  config = make_config(
-    name="adam",
-    b1=1.0,
-    b2=-0.1,
-    weight_decay=-1.0,
-    clip_norm=-1.0,
-    mu_dtype="float16",
-  )
-  with pytest.raises(UserError) as error:
-    make_optimizer(config, make_params(), total_steps=STEPS)
-  lines = str(error.value).split("\n")
-  assert "name='adam': must be one of adamw, adafactor, lion" in lines[0]
-  fields = ["name", "b1", "b2", "weight_decay", "clip_norm", "mu_dtype"]
-  assert [line.split("=")[0].split(".")[-1] for line in lines] == fields
+def test_unknown_optimizer_is_an_error_that_lists_the_known():
+  with pytest.raises(UserError, match="'adam': must be one of adamw, ada"):
+    make_optimizer(make_config(name="adam"), make_params(), total_steps=STEPS)

@@ -75,7 +75,7 @@ def test_first_matching_rule_multiplies_rate_and_decay_separately():
   def one_step(rules, weight_decay):
     # Step 1 of Adam is the sign of the gradient; warm-up would make it 0.
     config = make_config(
-      rules=rules, weight_decay=weight_decay, warmup_steps=0, clip_norm=None
+      rules=rules, weight_decay=weight_decay, warmup_steps=0, clip_norm=0.0
     )
     transformation, _ = make_optimizer(config, params, total_steps=STEPS)
     state = transformation.init(params)
@@ -156,7 +156,7 @@ def test_rule_errors_are_all_listed_with_close_paths():
   )
   with pytest.raises(UserError) as error:
     make_optimizer(make_config(rules=rules), make_params(), total_steps=STEPS)
-  lines = str(error.value).split("\n")
+  lines = str(error.value).split("\n  ")[1:]
   assert [line.split("]")[0] for line in lines] == [
     f"config.optimizer.rules[{index}" for index in range(1, 11)
   ]

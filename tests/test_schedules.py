@@ -81,7 +81,7 @@ def test_schedule_error_lists_every_mistake():
       cooldown_steps=11,
       timescale=0,
     )
-  lines = str(error.value).split("\n")
+  lines = str(error.value).split("\n  ")[1:]
   assert len(lines) == 4
   assert "'cosin': must be one of cosine, rsqrt, linear, constant" in lines[0]
   assert "learning_rate=0.0" in lines[1]
