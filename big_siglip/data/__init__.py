@@ -1,0 +1,1 @@
+"""From images and captions on disk to the batches that training reads."""

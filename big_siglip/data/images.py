@@ -1,0 +1,156 @@
+"""Decodes and augments one image: bytes or uint8 [H, W, 3] in, uint8 out.
+
+Pillow does the work. It antialiases whenever it shrinks, as most SigLIP
+re-implementations do; TensorFlow's resize, with which Google trained, does not.
+"""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Pixels. Pillow itself starts to warn of decompression bombs here.
+MAX_PIXELS = 89_478_485
+
+RESIZE_METHODS = {
+  "bilinear": Image.Resampling.BILINEAR,
+  "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class BadImage(ValueError):
+  """These bytes are no image that can be decoded whole."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Returns the first frame as RGB uint8 [H, W, 3], upright.
+
+  EXIF orientation is applied, transparency is laid over white, 16-bit grey is
+  scaled down (Pillow alone would clip it).
+
+  Args:
+    data: an encoded image of any format that Pillow reads.
+    max_pixels: larger images are refused before their pixels are decoded.
+
+  Raises:
+    BadImage: not an image, truncated, damaged or too large.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      _check_size(image.size, max_pixels)
+      image.load()
+      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+  except (BadImage, MemoryError):
+    raise
+  # Pillow's decoders meet damaged bytes with nearly every exception there is:
+  # OSError, SyntaxError, struct.error, IndexError, DecompressionBombError ...
+  except Exception as e:
+    raise BadImage(f"{type(e).__name__}: {e}") from e
+
+
+def resize(
+  image: np.ndarray, size: int | tuple[int, int], method: str = "bilinear"
+) -> np.ndarray:
+  """Squashes to `size`, whatever the aspect ratio, as SigLIP does.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size: side in pixels, or (height, width).
+    method: "bilinear" or "bicubic".
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  height, width = (size, size) if isinstance(size, int) else size
+  if image.shape[:2] == (height, width):
+    return image
+  return _resample(image, (height, width), method, box=None)
+
+
+def random_resized_crop(
+  image: np.ndarray,
+  rng: np.random.Generator,
+  size: int,
+  *,
+  min_area: float,
+  max_aspect: float = 4 / 3,
+  method: str = "bilinear",
+) -> np.ndarray:
+  """Cuts a random box and squashes it to a square ("Inception crop").
+
+  The box's share of the area is uniform in [min_area, 1] and its aspect ratio
+  log-uniform in [1 / max_aspect, max_aspect]: Szegedy et al. 2014
+  (arXiv:1409.4842, section 6). Boxes lie between pixels, so even images of few
+  pixels get a continuous range of crops.
+
+  Args:
+    image: uint8 [H, W, 3].
+    rng: where all randomness comes from.
+    size: side of the result in pixels.
+    min_area: in (0, 1].
+    max_aspect: at least 1.
+    method: "bilinear" or "bicubic".
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  height, width = image.shape[:2]
+  box = None
+  for _ in range(10):
+    area = rng.uniform(min_area, 1.0) * height * width
+    log_aspect = rng.uniform(-math.log(max_aspect), math.log(max_aspect))
+    box_width = math.sqrt(area * math.exp(log_aspect))
+    box_height = area / box_width
+    if box_width <= width and box_height <= height:
+      left = rng.uniform(0, width - box_width)
+      top = rng.uniform(0, height - box_height)
+      # Rounding may leave the sum a hair outside, which Pillow refuses.
+      right = min(left + box_width, width)
+      bottom = min(top + box_height, height)
+      box = (left, top, right, bottom)
+      break
+  return _resample(image, (size, size), method, box)
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+  """Returns the mirror image, left and right exchanged; [H, W, 3]."""
+  return np.ascontiguousarray(image[:, ::-1])
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+  width, height = size
+  if width < 1 or height < 1:
+    raise BadImage(f"has no pixels ({width}x{height})")
+  if width * height > max_pixels:
+    raise BadImage(f"{width}x{height} is more than {max_pixels} pixels")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  """Converts any of Pillow's modes to RGB without losing range or alpha."""
+  if image.mode == "F":
+    raise BadImage("floating-point pixels have no known range")
+  if image.mode == "I" or image.mode.startswith("I;16"):
+    grey = np.clip(np.asarray(image).astype(np.int64), 0, 65_535) // 257
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+  return image.convert("RGB")
+
+
+def _resample(
+  image: np.ndarray,
+  size: tuple[int, int],
+  method: str,
+  box: tuple[float, float, float, float] | None,
+) -> np.ndarray:
+  if method not in RESIZE_METHODS:
+    allowed = ", ".join(RESIZE_METHODS)
+    raise ValueError(f"config.data.resize={method!r}: must be one of {allowed}")
+  height, width = size
+  resized = Image.fromarray(image).resize(
+    (width, height), RESIZE_METHODS[method], box=box
+  )
+  return np.asarray(resized)

@@ -1,0 +1,1 @@
+"""The project's own data sets, as TFDS builders that need no TensorFlow."""

@@ -1,0 +1,235 @@
+"""What a scene of `scenes` is: how it is drawn by lot, said and painted.
+
+A scene holds one group of shapes at a place ("two big red stars at the top")
+or two groups and their relation ("a tiny blue cross left of three big white
+circles"). A group is one to three equal shapes in a row or a column.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIDE = 64  # Pixels, the height and the width of a scene.
+_OVERSAMPLING = 4  # Drawn larger and shrunk, for smooth edges.
+
+# No two descriptions make a caption of more than 63 bytes: with its EOS it
+# fits SigLIP's 64 tokens even when every byte is a token.
+COUNTS = {"a": 1, "two": 2, "three": 3}
+SIZES = {"tiny": 5.5, "big": 9.0}  # Radius in pixels.
+COLOURS = {
+  "red": (225, 35, 35),
+  "green": (30, 175, 60),
+  "blue": (45, 95, 235),
+  "yellow": (250, 215, 40),
+  "white": (235, 235, 235),
+  "pink": (250, 105, 205),
+}
+PLURALS = {
+  "circle": "circles",
+  "square": "squares",
+  "triangle": "triangles",
+  "star": "stars",
+  "cross": "crosses",
+}
+# Where the middle of a lone group lies, and whether it is a row.
+PLACES = {
+  "at the top": (32, 13, True),
+  "at the bottom": (32, 51, True),
+  "on the left": (13, 32, False),
+  "on the right": (51, 32, False),
+  "in the middle": (32, 32, True),
+}
+OPPOSITES = {
+  "left of": "right of",
+  "right of": "left of",
+  "above": "below",
+  "below": "above",
+}
+_LONE_SHARE = 0.1  # Of all scenes; they have few captions to choose from.
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Equal shapes, by the words that describe them."""
+
+  count: str
+  size: str
+  colour: str
+  shape: str
+
+  def __str__(self) -> str:
+    noun = self.shape if self.count == "a" else PLURALS[self.shape]
+    return f"{self.count} {self.size} {self.colour} {noun}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """One group and its place, or two groups and how the first lies.
+
+  Attributes:
+    groups: one or two.
+    where: a key of `PLACES` for one group, of `OPPOSITES` for two.
+  """
+
+  groups: tuple[Group, ...]
+  where: str
+
+  @property
+  def caption(self) -> str:
+    """All there is to say: every word of it can be told from the image."""
+    first, *rest = map(str, self.groups)
+    return " ".join([first, self.where, *rest])
+
+  @property
+  def meaning(self) -> str:
+    """Equal for the two captions that say the same the other way round."""
+    if self.where in ("right of", "below"):
+      turned = Scene(self.groups[::-1], OPPOSITES[self.where])
+      return turned.caption
+    return self.caption
+
+  @property
+  def is_test(self) -> bool:
+    """Whether scenes of this meaning are kept for the test split: a tenth."""
+    digest = hashlib.sha256(self.meaning.encode()).digest()
+    return digest[0] < 26
+
+
+def train_example(index: int) -> tuple[bytes, str]:
+  """Returns (PNG, caption) number `index`, which depends on nothing else."""
+  rng = np.random.default_rng([0, index])
+  scene = _draw_lot(rng)
+  while scene.is_test:
+    scene = _draw_lot(rng)
+  return paint(scene, rng), scene.caption
+
+
+def test_examples(count: int) -> Iterator[tuple[bytes, str]]:
+  """Yields (PNG, caption), no two of which mean the same.
+
+  None means the same as any training example either.
+  """
+  seen = set()
+  for index in range(count):
+    rng = np.random.default_rng([1, index])
+    scene = _draw_lot(rng)
+    while not scene.is_test or scene.meaning in seen:
+      scene = _draw_lot(rng)
+    seen.add(scene.meaning)
+    yield paint(scene, rng), scene.caption
+
+
+def paint(scene: Scene, rng: np.random.Generator) -> bytes:
+  """Returns a 64x64 PNG of `scene`; `rng` shifts, tints and sizes it a bit."""
+  grey = int(rng.integers(10, 55))
+  side = SIDE * _OVERSAMPLING
+  image = Image.new("RGB", (side, side), (grey, grey, grey))
+  draw = ImageDraw.Draw(image)
+  for group, middle, is_row in _layout(scene, rng):
+    _paint_group(draw, group, middle, is_row, rng)
+  buffer = io.BytesIO()
+  image.reduce(_OVERSAMPLING).save(buffer, "png")
+  return buffer.getvalue()
+
+
+def _draw_lot(rng: np.random.Generator) -> Scene:
+  if rng.random() < _LONE_SHARE:
+    return Scene((_draw_group(rng),), _pick(rng, PLACES))
+  first, second = _draw_group(rng), _draw_group(rng)
+  # Groups of one kind would read as one larger group.
+  while _kind(first) == _kind(second):
+    second = _draw_group(rng)
+  return Scene((first, second), _pick(rng, OPPOSITES))
+
+
+def _draw_group(rng: np.random.Generator) -> Group:
+  return Group(*(_pick(rng, d) for d in (COUNTS, SIZES, COLOURS, PLURALS)))
+
+
+def _pick(rng: np.random.Generator, words: dict) -> str:
+  return list(words)[rng.integers(len(words))]
+
+
+def _kind(group: Group) -> tuple[str, str, str]:
+  return group.size, group.colour, group.shape
+
+
+def _layout(
+  scene: Scene, rng: np.random.Generator
+) -> list[tuple[Group, tuple[float, float], bool]]:
+  """Returns (group, middle in pixels, is a row) for every group."""
+  if len(scene.groups) == 1:
+    x, y, is_row = PLACES[scene.where]
+    jitter = rng.uniform(-3, 3, 2)
+    return [(scene.groups[0], (x + jitter[0], y + jitter[1]), is_row)]
+  first, second = scene.groups
+  if scene.where in ("right of", "below"):
+    first, second = second, first
+  is_row = scene.where in ("above", "below")
+  # Groups stay side by side: an oblique pair would be both left and above.
+  along = SIDE / 2 + rng.uniform(-6, 6)
+  placed = []
+  for group, across in ((first, SIDE / 4), (second, SIDE * 3 / 4)):
+    u = along + rng.uniform(-3, 3)
+    v = across + rng.uniform(-4, 4)
+    placed.append((group, (u, v) if is_row else (v, u), is_row))
+  return placed
+
+
+def _paint_group(
+  draw: ImageDraw.ImageDraw,
+  group: Group,
+  middle: tuple[float, float],
+  is_row: bool,
+  rng: np.random.Generator,
+) -> None:
+  radius = SIZES[group.size] * rng.uniform(0.93, 1.03)
+  tint = rng.integers(-15, 16, 3)
+  colour = tuple(int(c) for c in np.clip(COLOURS[group.colour] + tint, 0, 255))
+  count = COUNTS[group.count]
+  pitch = 2 * radius + rng.uniform(1.5, 2.5)
+  half = (count - 1) * pitch / 2 + radius
+  # Push a long group back inside, along its own direction only.
+  u, v = middle if is_row else middle[::-1]
+  u = float(np.clip(u, half + 0.5, SIDE - half - 0.5))
+  for i in range(count):
+    at = u + (i - (count - 1) / 2) * pitch
+    centre = (at, v) if is_row else (v, at)
+    outline = _outline(group.shape, radius, centre)
+    draw.polygon(
+      [(_OVERSAMPLING * x, _OVERSAMPLING * y) for x, y in outline], fill=colour
+    )
+
+
+def _outline(
+  shape: str, radius: float, centre: tuple[float, float]
+) -> list[tuple[float, float]]:
+  """Returns the corners of `shape`, in pixels."""
+  if shape == "circle":
+    unit = _around(40, (1.0,))
+  elif shape == "square":
+    unit = [(-0.87, -0.87), (0.87, -0.87), (0.87, 0.87), (-0.87, 0.87)]
+  elif shape == "triangle":
+    unit = [(0, -1), (1, 0.85), (-1, 0.85)]
+  elif shape == "star":
+    unit = _around(10, (1.05, 0.42))
+  else:
+    a, b = 1.0, 0.33
+    unit = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b)]
+    unit += [(-x, -y) for x, y in unit]
+  return [(centre[0] + radius * x, centre[1] + radius * y) for x, y in unit]
+
+
+def _around(count: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:
+  """Returns `count` corners around the origin, the first at the top."""
+  corners = []
+  for i in range(count):
+    angle = 2 * math.pi * i / count
+    radius = radii[i % len(radii)]
+    corners.append((radius * math.sin(angle), -radius * math.cos(angle)))
+  return corners

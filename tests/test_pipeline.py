@@ -1,0 +1,295 @@
+"""The order of examples, and what happens to those that cannot be read."""
+
+import dataclasses
+import io
+import itertools
+
+from absl import flags
+import numpy as np
+from PIL import Image
+import pytest
+
+from big_siglip.data import images, pipeline, sources, text
+
+NUM_EXAMPLES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """A source whose example i is only its number; some are unreadable."""
+
+  length: int
+  bad: tuple[int, ...] = ()
+  class_names: None = None
+
+  def __len__(self):
+    return self.length
+
+  def __getitem__(self, index):
+    image = b"bad" if index in self.bad else b""
+    return sources.Example(image, (str(index),), f"number {index}")
+
+
+def _load_number(example, rng):
+  if example.image == b"bad":
+    raise images.BadImage("is bad")
+  return {
+    "number": np.int64(int(example.texts[0])),
+    "draw": rng.random(),
+  }
+
+
+def _batches(source, count, load=_load_number, **options):
+  options = dict(batch_size=8, seed=3, num_threads=0) | options
+  batches = pipeline.train_batches(source, load, **options)
+  try:
+    return list(itertools.islice(batches, count))
+  finally:
+    batches.close()
+
+
+def _assert_equal(left, right):
+  assert len(left) == len(right)
+  for a, b in zip(left, right, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def _column(batches, key):
+  return np.concatenate([batch[key] for batch in batches])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Small images, one of which is truncated."""
+  folder = tmp_path_factory.mktemp("folder")
+  rng = np.random.default_rng(0)
+  rows = ["image,caption"]
+  for index in range(NUM_EXAMPLES):
+    pixels = rng.integers(0, 256, (40, 30, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "jpeg")
+    data = buffer.getvalue()
+    data = data[: len(data) // 2] if index == 11 else data
+    (folder / f"{index}.jpg").write_bytes(data)
+    rows += [f"{index}.jpg,{index} first", f"{index}.jpg,{index} second"]
+  (folder / "captions.csv").write_text("\n".join(rows))
+  return str(folder)
+
+
+@pytest.fixture
+def preprocess():
+  return pipeline.Preprocess(
+    text.make_tokenizer("bytes"), 16, 12, crop_min_area=0.3, flip=True
+  )
+
+
+def test_same_seed_same_batches_other_seed_other_batches():
+  source = Numbers(50)
+  _assert_equal(_batches(source, 9), _batches(source, 9))
+  other = _batches(source, 9, seed=4)
+  assert (
+    _column(_batches(source, 9), "index") != _column(other, "index")
+  ).any()
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 50])
+def test_every_epoch_holds_every_index_once_in_another_order(length):
+  count = -(-4 * length // 8)
+  indices = _column(_batches(Numbers(length), count), "index")[: 4 * length]
+  epochs = indices.reshape(4, length)
+  for epoch in epochs:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(length))
+  if length == 50:
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_neighbouring_seeds_do_not_share_an_epoch_order():
+  first = _column(_batches(Numbers(48), 12, seed=0), "index").reshape(2, 48)
+  second = _column(_batches(Numbers(48), 12, seed=1), "index").reshape(2, 48)
+  assert len({tuple(epoch) for epoch in [*first, *second]}) == 4
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_processes_together_see_the_batches_of_one(processes):
+  source = Numbers(21)
+  shares = [
+    _batches(source, 7, process_index=p, process_count=processes)
+    for p in range(processes)
+  ]
+  joined = [
+    {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
+  assert all(len(part["index"]) == 8 // processes for part in shares[0])
+  _assert_equal(joined, _batches(source, 7))
+
+
+def test_any_batch_can_be_started_from():
+  source = Numbers(21, bad=(3,))
+  whole = _batches(source, 12)
+  for start in (1, 5, 11):
+    _assert_equal(_batches(source, 12 - start, start=start), whole[start:])
+  late = pipeline.train_batches(
+    source, _load_number, batch_size=8, seed=3, start=10**9
+  )
+  assert late.next_batch == 10**9
+  next(late)
+  assert late.next_batch == 10**9 + 1
+  late.close()
+
+
+def test_threads_and_workers_change_nothing(folder, preprocess):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain hands them to its workers.
+  source = sources.open_source("folder", "all", folder)
+  plain = _batches(source, 6, preprocess, start=2)
+  for options in (dict(num_threads=1), dict(num_threads=4)):
+    _assert_equal(_batches(source, 6, preprocess, start=2, **options), plain)
+  for threads in (0, 4):
+    workers = _batches(
+      source, 6, preprocess, start=2, num_workers=2, num_threads=threads
+    )
+    _assert_equal(workers, plain)
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone():
+  length = 24
+  draws = {}
+  for batch_size, start in ((8, 0), (6, 0), (12, 1), (3, 20)):
+    batches = _batches(
+      Numbers(length), 96 // batch_size, batch_size=batch_size, start=start
+    )
+    position = start * batch_size
+    for batch in batches:
+      for index, draw in zip(batch["index"], batch["draw"], strict=True):
+        key = (position // length, int(index))
+        assert draws.setdefault(key, draw) == draw
+        position += 1
+  assert len(set(draws.values())) == len(draws) >= 4 * length
+  other = _batches(Numbers(length), 3, seed=4)
+  assert not set(_column(other, "draw")) & set(draws.values())
+
+
+def test_augmentation_changes_between_epochs_not_between_runs(
+  folder, preprocess
+):
+  source = sources.open_source("folder", "all", folder)
+  seen = {}
+  for batch in _batches(source, 10, preprocess, batch_size=20):
+    for index, image, tokens in zip(
+      batch["index"], batch["image"], batch["text"], strict=True
+    ):
+      seen.setdefault(int(index), []).append((image.tobytes(), bytes(tokens)))
+  images_of_0, texts_of_0 = zip(*seen[0], strict=True)
+  assert len(set(images_of_0)) == len(images_of_0) >= 10
+  assert len(set(texts_of_0)) == 2  # Both captions get their turn.
+
+
+def test_plain_squash_is_the_same_in_every_epoch(folder):
+  source = sources.open_source("folder", "all", folder)
+  preprocess = pipeline.Preprocess(text.make_tokenizer("bytes"), 16, 12)
+  batch = _batches(source, 1, preprocess, batch_size=40)[0]
+  assert batch["image"].shape == (40, 16, 16, 3)
+  assert batch["image"].dtype == np.uint8
+  assert batch["text"].shape == (40, 12) and batch["text"].dtype == np.int32
+  for index, image in zip(batch["index"], batch["image"], strict=True):
+    decoded = images.decode(source[int(index)].image)
+    np.testing.assert_array_equal(image, images.resize(decoded, 16))
+
+
+def test_unreadable_image_is_replaced_counted_and_named(folder, preprocess):
+  source = sources.open_source("folder", "all", folder)
+  (batch,) = _batches(source, 1, preprocess, batch_size=20)
+  assert batch["image"].shape == (20, 16, 16, 3)
+  assert 11 not in batch["index"]
+  (row,) = np.nonzero(batch["num_skipped"])[0]
+  assert batch["num_skipped"].dtype == np.int32
+  assert batch["num_skipped"][row] == 1
+  assert batch["skipped"].shape == (20, pipeline.MAX_SKIPS)
+  assert batch["skipped"].dtype == np.int64
+  np.testing.assert_array_equal(batch["skipped"][row], [11, -1, -1, -1])
+  assert (np.delete(batch["skipped"], row, 0) == -1).all()
+  why = pipeline.why_skipped(source, 11)
+  assert why.startswith("11.jpg: ") and "truncated" in why
+
+
+def test_all_skips_are_counted_even_those_not_named():
+  source = Numbers(40, bad=tuple(range(30)))
+  batches = _batches(source, 10)
+  counts = _column(batches, "num_skipped")
+  named = (_column(batches, "skipped") >= 0).sum(1)
+  assert counts.max() > pipeline.MAX_SKIPS
+  np.testing.assert_array_equal(named, np.minimum(counts, pipeline.MAX_SKIPS))
+  assert _column(batches, "index").min() >= 30
+  assert len(set(_column(batches, "index"))) == 10
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_nothing_readable_stops_with_a_name(threads):
+  source = Numbers(5, bad=tuple(range(5)))
+  with pytest.raises(RuntimeError, match="16 images .* none can be read.*numb"):
+    _batches(source, 1, num_threads=threads)
+
+
+def test_real_truncated_photo_is_skipped_among_good_ones(
+  shared_data, tmp_path, preprocess
+):
+  names = ["truncated_jpeg.jpg", "flower.jpg", "hopper_orientation_8.jpg"]
+  for name in names:
+    (tmp_path / name).symlink_to(shared_data / "tricky" / name)
+  rows = "".join(f"{name},a caption\n" for name in names)
+  (tmp_path / "captions.csv").write_text("image,caption\n" + rows)
+  source = sources.open_source("folder", "all", str(tmp_path))
+  batches = _batches(source, 3, preprocess, batch_size=6)
+  assert set(_column(batches, "index")) == {1, 2}
+  assert set(_column(batches, "skipped").ravel()) == {0, -1}
+  assert "truncated_jpeg.jpg" in pipeline.why_skipped(source, 0)
+
+
+def test_wrong_sizes_are_refused():
+  cases = [
+    (Numbers(0), {}, "empty"),
+    (Numbers(5), dict(batch_size=9, process_count=2), "config.batch_size=9"),
+    (Numbers(5), dict(batch_size=0), "config.batch_size=0"),
+    (Numbers(5), dict(seed=-1), "config.seed=-1"),
+    (Numbers(5), dict(process_index=2, process_count=2), "process 2 of 2"),
+  ]
+  for source, options, message in cases:
+    with pytest.raises(ValueError, match=message):
+      _batches(source, 1, **options)
+
+
+def _load_one(index):
+  if index == 4:
+    raise images.BadImage("is bad")
+  return {"x": np.full(2, index + 1, np.float32)}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 8, 13])
+def test_evaluation_sees_every_example_once_in_order(length, processes):
+  shares = [
+    list(
+      pipeline.eval_batches(
+        length,
+        _load_one,
+        batch_size=8,
+        process_index=p,
+        process_count=processes,
+      )
+    )
+    for p in range(processes)
+  ]
+  rows, masks = [], []
+  for parts in zip(*shares, strict=True):  # As many batches everywhere.
+    for part in parts:
+      assert part["x"].shape == (8 // processes, 2)
+      assert part["mask"].dtype == bool
+      rows.append(part["x"][:, 0])
+      masks.append(part["mask"])
+  rows, mask = np.concatenate(rows), np.concatenate(masks)
+  expected = [i + 1 for i in range(length) if i != 4]
+  np.testing.assert_array_equal(rows[mask], expected)
+  assert not rows[~mask].any() and len(rows) == -(-length // 8) * 8

@@ -1,0 +1,145 @@
+"""Opening data sets, and what is said of those that cannot be opened."""
+
+import json
+import pickle
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from big_siglip.data import images, sources
+
+_ROWS = "image,caption\na.png,first\na.png,second\nb.png,third\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for name in ("a.png", "images/b.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / name)
+  (tmp_path / "captions.csv").write_text(_ROWS)
+  return tmp_path
+
+
+def _error(*args):
+  with pytest.raises(ValueError) as e:
+    sources.open_source(*args)
+  assert "\n" not in str(e.value)
+  return str(e.value)
+
+
+def test_folder_groups_captions_by_image_in_file_order(folder):
+  source = sources.open_source("folder", "all", str(folder))
+  assert [e.texts for e in source] == [("first", "second"), ("third",)]
+  assert [e.name for e in source] == ["a.png", "images/b.png"]
+  assert source.class_names is None and source[0].label is None
+  assert images.decode(source[1].image).shape == (2, 2, 3)
+
+
+def test_jsonl_reads_like_csv(folder):
+  expected = list(sources.open_source("folder", "all", str(folder)))
+  (folder / "captions.csv").unlink()
+  rows = [line.split(",") for line in _ROWS.splitlines()[1:]]
+  (folder / "captions.jsonl").write_text(
+    "\n".join(json.dumps(dict(image=i, caption=c)) for i, c in rows)
+  )
+  assert list(sources.open_source("folder", "all", str(folder))) == expected
+
+
+def test_spreadsheet_csv_with_byte_order_mark_is_read(folder):
+  (folder / "captions.csv").write_text(
+    '\ufeffimage,caption\r\na.png,"red, and ""big"""\r\n', encoding="utf-8"
+  )
+  source = sources.open_source("folder", "all", str(folder))
+  assert source[0].texts == ('red, and "big"',)
+
+
+def test_train_and_test_split_a_folder_by_name_alone(folder):
+  names = [f"{i}.png" for i in range(200)]
+  for name in names:
+    (folder / name).write_bytes(b"")
+
+  def split_of(order, split):
+    rows = "".join(f"{name},caption\n" for name in order)
+    (folder / "captions.csv").write_text("image,caption\n" + rows)
+    source = sources.open_source("folder", split, str(folder))
+    return {source[i].name for i in range(len(source))}
+
+  train, test = split_of(names, "train"), split_of(names, "test")
+  assert train | test == set(names) and not train & test
+  assert 8 <= len(test) <= 35
+  assert split_of(names[::-1], "test") == test
+  assert split_of(names[:150], "test") == test & set(names[:150])
+
+
+def test_bad_folders_get_one_line_each(folder):
+  path = str(folder)
+  csv_file = folder / "captions.csv"
+  assert "must be one of all, train, test" in _error("folder", "dev", path)
+  assert "no such folder" in _error("folder", "all", path + "/no")
+  assert "config.data.path=None" in _error("folder", "all", None)
+  csv_file.write_text("image,text\na.png,x\n")
+  assert "missing column caption; it has: image, text" in _error(
+    "folder", "all", path
+  )
+  for empty in ("image,caption\n", ""):
+    csv_file.write_text(empty)
+    assert _error("folder", "all", path)
+  assert "it has: none" in _error("folder", "all", path)
+  csv_file.write_bytes(b"image,caption\na.png,\xff\xfe\n")
+  assert "must be UTF-8" in _error("folder", "all", path)
+  (folder / "captions.jsonl").write_text("{}")
+  assert "holds both" in _error("folder", "all", path)
+  csv_file.unlink()
+  assert "missing column image, caption" in _error("folder", "all", path)
+  (folder / "captions.jsonl").write_text("[1]\n")
+  assert "line 1: is not a JSON object" in _error("folder", "all", path)
+  (folder / "captions.jsonl").unlink()
+  assert "must hold one of captions.csv" in _error("folder", "all", path)
+
+
+def test_all_bad_rows_are_counted_and_the_first_is_shown(folder):
+  (folder / "captions.csv").write_text(
+    _ROWS + "c.png,x\nc.png,y\na.png,\na.png,one, two\n"
+  )
+  error = _error("folder", "all", str(folder))
+  assert "captions.csv line 5: no image 'c.png'" in error
+  assert "(4 bad rows in all)" in error
+  (folder / "captions.csv").write_text(_ROWS + "a.png,one, two\n")
+  assert "quote captions that hold commas" in _error(
+    "folder", "all", str(folder)
+  )
+
+
+def test_unknown_names_and_splits_list_what_there_is(tmp_path):
+  for name in ("imagenet", "scenes/x", "scenes/0", "digits/3"):
+    error = _error(name, "train", str(tmp_path))
+    assert f"{name!r}: must be one of digits, scenes" in error
+    assert "folder" in error
+  error = _error("digits", "validation", str(tmp_path))
+  assert "split 'validation' of digits: must be one of" in error
+  assert "train" in error and "test" in error
+
+
+def test_unwritable_data_folder_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  error = _error("digits", "train", str(tmp_path / "file"))
+  assert "config.data.path=" in error and "cannot write" in error
+
+
+def test_sources_read_the_same_after_pickling(folder, tmp_path):
+  for source in (
+    sources.open_source("folder", "all", str(folder)),
+    sources.open_source("digits", "test", str(tmp_path / "data")),
+  ):
+    first = source[0]  # Opens its files.
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[0] == first and len(copy) == len(source)
+    assert copy.class_names == source.class_names
+
+
+def test_flickr_photos_open_with_five_captions_each(shared_data):
+  source = sources.open_source("folder", "all", str(shared_data / "flickr1k"))
+  assert len(source) == 800
+  assert all(len(source[i].texts) == 5 for i in range(800))
+  assert np.ptp(images.decode(source[799].image)) > 100
