@@ -1,6 +1,6 @@
 """The optimizer: which rule moves which parameter, and by how much."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from big_siglip.errors import UserError
-from big_siglip.parameter_rules import match_rules, Rules, Treatment
+from big_siglip.parameter_rules import map_paths, match_rules, Treatment
 from big_siglip.schedules import learning_rate_schedule
-from big_siglip.sharding import path_string
 
 
 def make_optimizer(
@@ -77,7 +76,7 @@ def make_optimizer(
     *_weight_decays(params, treatments, decay),
     optax.scale_by_learning_rate(schedule),
   )
-  labels = _map_paths(
+  labels = map_paths(
     lambda path: "freeze" if treatments[path].freeze else "train", params
   )
   # The trained part never sees a frozen leaf: neither clipping nor state do.
@@ -118,19 +117,6 @@ def scale_by_adafactor(
   )
 
 
-def frozen_mask(params: Any, rules: Rules) -> Any:
-  """Returns the tree of `params` with True where a rule freezes the parameter.
-
-  For `jax.lax.stop_gradient` on these leaves in the loss: without it their
-  gradients are computed, only to be dropped by the optimizer.
-
-  Raises:
-    UserError: as `match_rules`.
-  """
-  treatments = match_rules(params, rules)
-  return _map_paths(lambda path: treatments[path].freeze, params)
-
-
 def _direction(config: Any) -> optax.GradientTransformation:
   """Returns gradients -> direction of the step, at learning rate 1."""
   moments = dict(b1=config.b1, b2=config.b2, mu_dtype=config.mu_dtype)
@@ -152,7 +138,7 @@ def _rate_multipliers(
   """Returns the scaling of directions by each multiplier but 1."""
 
   def scale(multiplier: float) -> optax.GradientTransformation:
-    mask = _map_paths(
+    mask = map_paths(
       lambda path: treatments[path].learning_rate == multiplier, params
     )
     return optax.masked(optax.scale(multiplier), mask)
@@ -167,7 +153,7 @@ def _weight_decays(
   """Returns the addition of decayed kernels for each multiplier but 0."""
 
   def add(multiplier: float) -> optax.GradientTransformation:
-    mask = _map_paths(
+    mask = map_paths(
       lambda path: (
         path.split("/")[-1] == "kernel"
         and treatments[path].weight_decay == multiplier
@@ -178,10 +164,3 @@ def _weight_decays(
 
   multipliers = {t.weight_decay for t in treatments.values()} - {0.0}
   return [add(multiplier) for multiplier in sorted(multipliers)]
-
-
-def _map_paths(function: Callable[[str], Any], params: Any) -> Any:
-  """Returns the tree of `params` with function(path) for every leaf."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: function(path_string(path)), params
-  )

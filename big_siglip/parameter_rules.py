@@ -1,6 +1,6 @@
 """The table that says which parameters are trained in which way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import math
@@ -68,6 +68,26 @@ def match_rules(params: Any, rules: Rules) -> dict[str, Treatment]:
     treatments.update(dict.fromkeys(new, treatment))
   raise_problems(problems)
   return {path: treatments.get(path, Treatment()) for path in paths}
+
+
+def frozen_mask(params: Any, rules: Rules) -> Any:
+  """Returns the tree of `params` with True where a rule freezes the parameter.
+
+  For `jax.lax.stop_gradient` on these leaves in the loss: without it their
+  gradients are computed, only to be dropped by the optimizer.
+
+  Raises:
+    UserError: as `match_rules`.
+  """
+  treatments = match_rules(params, rules)
+  return map_paths(lambda path: treatments[path].freeze, params)
+
+
+def map_paths(function: Callable[[str], Any], params: Any) -> Any:
+  """Returns the tree of `params` with function(path) for every leaf."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: function(path_string(path)), params
+  )
 
 
 def _parse_options(options: dict[str, Any]) -> Treatment:

@@ -16,7 +16,8 @@ from optimizer_cases import (
 import pytest
 
 from big_siglip.errors import UserError
-from big_siglip.optimizer import frozen_mask, make_optimizer
+from big_siglip.optimizer import make_optimizer
+from big_siglip.parameter_rules import frozen_mask
 
 RULES = (
   (r"text/token_embedding/.*", dict(freeze=True)),

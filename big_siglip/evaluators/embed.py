@@ -1,0 +1,136 @@
+"""From batches to embeddings: the device work that all evaluators share.
+
+Shape letters: B rows of all processes, b rows of this one, N examples, D width
+of the embedding.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from big_siglip.errors import UserError
+from big_siglip.sharding import BATCH_AXES, replicated, to_global
+
+Labels = Mapping[str, Any]  # Arrays of one value a row.
+# (params, inputs b.., labels b) -> (BD float32, labels B), on every device.
+Embed = Callable[[Any, np.ndarray, Labels], tuple[jax.Array, Labels]]
+
+
+class Embedders(NamedTuple):
+  """The two halves of a model, each a function of (params, inputs, labels)."""
+
+  image: Embed
+  text: Embed
+
+
+def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
+  """Returns the functions that embed images and texts on a mesh.
+
+  Args:
+    model: see `big_siglip.models.SigLIP`; its dtype is that of the evaluation.
+    mesh: on which the parameters lie.
+  """
+
+  def embed_image(params: Any, image: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, image, None)[0]
+
+  def embed_text(params: Any, text: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, None, text)[1]
+
+  return Embedders(make_embed(embed_image, mesh), make_embed(embed_text, mesh))
+
+
+def make_embed(
+  apply: Callable[[Any, jax.Array], jax.Array], mesh: Mesh
+) -> Embed:
+  """Returns `apply` as a function that runs on the whole mesh.
+
+  It takes the rows of its own process, as numpy arrays, and returns those of
+  all. Rows are split over the batch axes; zeros are added up to a multiple of
+  the devices, so their labels must tell padding, as a "mask" does.
+
+  Args:
+    apply: (params, inputs [B, ...]) -> BD.
+    mesh: the mesh of `big_siglip.sharding.make_mesh`.
+  """
+  devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  multiple = max(devices // jax.process_count(), 1)
+
+  def run(params, inputs, labels):
+    return apply(params, inputs).astype(jnp.float32), labels
+
+  run = jax.jit(run, out_shardings=replicated(mesh))
+
+  def pad(rows: np.ndarray) -> np.ndarray:
+    missing = -len(rows) % multiple
+    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+
+  def embed(params, inputs, labels):
+    local = jax.tree.map(pad, (inputs, dict(labels)))
+    return run(params, *to_global(mesh, local))
+
+  return embed
+
+
+def embed_all(
+  embed: Embed,
+  params: Any,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  *,
+  inputs: str,
+  labels: tuple[str, ...] = (),
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Embeds a whole data set; the same in every process.
+
+  Args:
+    embed: see `make_embed`.
+    params: the model's parameters.
+    batches: as many in every process, with `inputs`, "index" int32 [b], "mask"
+      bool [b] (false: no example, left out of the result) and `labels`.
+    inputs: the key of what is embedded: "image" or "text".
+    labels: keys of further values to return, [b] each.
+
+  Returns:
+    ND float32 embeddings in the order of "index", and {"index": [N], ...} of
+    the same rows.
+
+  Raises:
+    UserError: no example is left.
+  """
+  names = (*labels, "index", "mask")
+  running = (
+    embed(params, batch[inputs], {name: batch[name] for name in names})
+    for batch in batches
+  )
+  embeddings, values = [], []
+  for rows, row_values in _one_behind(running):
+    rows, row_values = jax.device_get((rows, row_values))
+    mask = row_values.pop("mask")
+    embeddings.append(rows[mask])
+    values.append({name: value[mask] for name, value in row_values.items()})
+  if not sum(map(len, embeddings)):
+    raise UserError("evaluation: none of its examples can be read")
+  joined = {
+    name: np.concatenate([value[name] for value in values])
+    for name in names
+    if name != "mask"
+  }
+  order = np.argsort(joined["index"])
+  return np.concatenate(embeddings)[order], {
+    name: value[order] for name, value in joined.items()
+  }
+
+
+def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
+  """Yields each item once the next is made, so that devices never wait."""
+  previous = []
+  for item in items:
+    yield from previous
+    previous = [item]
+  yield from previous

@@ -1,0 +1,216 @@
+"""Whole evaluators on tiny images and a model of two matrices.
+
+Their numbers must not depend on how the data is cut into batches and devices.
+"""
+
+import io
+import logging
+
+from evaluator_cases import slow_recall, unit
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+import ml_collections
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import metrics
+
+from big_siglip.data.pipeline import Preprocess
+from big_siglip.data.sources import Example
+from big_siglip.data.text import ByteTokenizer
+from big_siglip.errors import UserError
+from big_siglip.evaluators import Embedders, make_evaluator
+from big_siglip.evaluators.embed import embed_all, make_embed
+from big_siglip.sharding import AXES
+
+CLASS_NAMES = ("red", "green", "blue")
+CORRUPT = 5
+
+
+class Source:
+  """19 noisy pictures of three colours, one of them damaged."""
+
+  class_names = CLASS_NAMES
+
+  def __len__(self):
+    return 19
+
+  def __getitem__(self, index):
+    rng = np.random.default_rng(index)
+    label = index % 3
+    pixels = rng.integers(0, 200, (4, 4, 3), np.uint8)
+    pixels[..., label] += 30
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    data = file.getvalue()
+    return Example(
+      image=data[:40] if index == CORRUPT else data,
+      texts=tuple(f"{CLASS_NAMES[label]} {index}{i}" for i in range(1 + label)),
+      name=f"picture_{index}.png",
+      label=label,
+    )
+
+
+PREPROCESS = Preprocess(ByteTokenizer(), image_size=4, text_length=12)
+
+
+def make_mesh(devices, fsdp=1):
+  return jax.make_mesh(
+    (devices // fsdp, fsdp, 1),
+    AXES,
+    devices=jax.devices()[:devices],
+    axis_types=(AxisType.Auto,) * 3,
+  )
+
+
+def make_params():
+  rng = np.random.default_rng(3)
+  image = rng.normal(size=(48, 6)).astype(np.float32)
+  text = rng.normal(size=(ByteTokenizer.vocab_size, 6)).astype(np.float32)
+  return {"image": image, "text": text}
+
+
+def embed_image(params, image):
+  flat = image.reshape(len(image), -1).astype(jnp.float32) / 255 - 0.4
+  vectors = jnp.dot(flat, params["image"], precision="highest")
+  return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def embed_text(params, text):
+  vectors = params["text"][text].mean(1)
+  return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def evaluate(spec, mesh, source=None):
+  embedders = Embedders(
+    make_embed(embed_image, mesh), make_embed(embed_text, mesh)
+  )
+  evaluator = make_evaluator(
+    ml_collections.ConfigDict(spec),
+    source=source or Source(),
+    preprocess=PREPROCESS,
+    embedders=embedders,
+  )
+  return evaluator(make_params())
+
+
+def readable_examples():
+  examples = enumerate(map(Source().__getitem__, range(19)))
+  return [(i, example) for i, example in examples if i != CORRUPT]
+
+
+def numpy_images():
+  pixels = [
+    np.asarray(Image.open(io.BytesIO(example.image)))
+    for _, example in readable_examples()
+  ]
+  flat = np.stack(pixels).reshape(18, -1) / 255.0 - 0.4
+  return unit(flat @ make_params()["image"])
+
+
+def numpy_texts(texts):
+  tokens = ByteTokenizer()(texts, 12)
+  return unit(make_params()["text"][tokens].mean(1).astype(np.float64))
+
+
+TEMPLATES = ("a {}.", "{}", "photo of {}")
+BATCHES = [(3, 1), (7, 2), (16, 8), (3, 8), (16, 1)]
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), BATCHES)
+def test_classification_is_the_same_for_any_batches(batch_size, devices):
+  spec = dict(
+    kind="classification",
+    data="colours",
+    batch_size=batch_size,
+    templates=TEMPLATES,
+  )
+  got = evaluate(spec, make_mesh(devices, fsdp=2 if devices == 8 else 1))
+  classes = [
+    unit(numpy_texts([t.format(name) for t in TEMPLATES]).mean(0))
+    for name in CLASS_NAMES
+  ]
+  predicted = (numpy_images() @ np.stack(classes).T).argmax(1)
+  labels = [example.label for _, example in readable_examples()]
+  expected = metrics.accuracy_score(labels, predicted)
+  assert got == {"accuracy": pytest.approx(expected), "skipped": 1.0}
+  assert 0 < expected < 1
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), BATCHES)
+def test_retrieval_is_the_same_for_any_batches(batch_size, devices):
+  spec = dict(kind="retrieval", data="colours", batch_size=batch_size)
+  got = evaluate(spec, make_mesh(devices))
+  texts, text_ids = [], []
+  for index, example in readable_examples():
+    texts += example.texts
+    text_ids += [index] * len(example.texts)
+  ids = [index for index, _ in readable_examples()]
+  similarities = numpy_images() @ numpy_texts(texts).T
+  assert len(texts) == 34  # Without those of the damaged image.
+  expected = {"skipped": 1.0}
+  for k in (1, 5, 10):
+    expected[f"image_to_text/recall@{k}"] = pytest.approx(
+      slow_recall(similarities, ids, text_ids, k)
+    )
+    expected[f"text_to_image/recall@{k}"] = pytest.approx(
+      slow_recall(similarities.T, text_ids, ids, k)
+    )
+  assert got == expected
+  assert 0 < got["text_to_image/recall@5"] < 1
+
+
+def test_damaged_image_is_named_in_the_log(caplog):
+  spec = dict(kind="retrieval", data="colours", batch_size=19)
+  with caplog.at_level(logging.WARNING):
+    evaluate(spec, make_mesh(1))
+  assert "picture_5.png" in caplog.text
+
+
+def test_embeddings_come_back_unpadded_and_in_order():
+  embed = make_embed(lambda params, x: params * x, make_mesh(8))
+  rows = np.arange(10, dtype=np.float32)[:, None]
+  batches = [
+    {
+      "text": rows[order],
+      "index": np.int32(order),
+      "label": np.int32(order) * 2,
+      "mask": np.array([True, True, last, True]),
+    }
+    for order, last in (([9, 8, 3, 1], True), ([0, 2, 4, 5], False))
+  ]
+  got, values = embed_all(
+    embed, np.float32(3), batches, inputs="text", labels=("label",)
+  )
+  np.testing.assert_array_equal(values["index"], [0, 1, 2, 3, 5, 8, 9])
+  np.testing.assert_array_equal(values["label"], values["index"] * 2)
+  np.testing.assert_array_equal(got, 3.0 * values["index"][:, None])
+  assert got.dtype == np.float32
+
+
+def test_evaluation_without_any_readable_example_says_so():
+  embed = make_embed(lambda params, x: params * x, make_mesh(1))
+  batch = {
+    "text": np.zeros((2, 1), np.float32),
+    "index": np.zeros(2, np.int32),
+    "mask": np.zeros(2, bool),
+  }
+  with pytest.raises(UserError, match="none of its examples can be read"):
+    embed_all(embed, np.float32(1), [batch], inputs="text")
+
+
+def test_classification_of_unlabelled_data_is_an_error():
+  source = Source()
+  source.class_names = None
+  spec = dict(
+    kind="classification", data="folder", batch_size=4, templates=("{}",)
+  )
+  with pytest.raises(UserError, match="data='folder': must have labels"):
+    evaluate(spec, make_mesh(1), source)
+
+
+def test_unknown_kind_of_evaluation_is_an_error():
+  spec = dict(kind="detection", data="colours", batch_size=4)
+  with pytest.raises(UserError, match="'detection': must be classification"):
+    evaluate(spec, make_mesh(1))
