@@ -9,6 +9,7 @@ from PIL import Image
 import pytest
 
 from big_siglip.data import images
+from big_siglip.errors import UserError
 
 
 def _encode(image, kind="png", **options):
@@ -123,7 +124,7 @@ def test_resize_squashes_whatever_the_aspect():
 
 
 def test_unknown_resize_method_names_the_field():
-  with pytest.raises(ValueError, match="config.data.resize='cubic'"):
+  with pytest.raises(UserError, match="config.data.resize='cubic'"):
     images.resize(_noise(2, 2), 4, "cubic")
 
 

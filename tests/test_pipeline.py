@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 from big_siglip.data import images, pipeline, sources, text
+from big_siglip.errors import RunStopped
 
 NUM_EXAMPLES = 20
 
@@ -229,7 +230,7 @@ def test_all_skips_are_counted_even_those_not_named():
 @pytest.mark.parametrize("threads", [0, 4])
 def test_nothing_readable_stops_with_a_name(threads):
   source = Numbers(5, bad=tuple(range(5)))
-  with pytest.raises(RuntimeError, match="16 images .* none can be read.*numb"):
+  with pytest.raises(RunStopped, match="16 images .* none can be read.*numb"):
     _batches(source, 1, num_threads=threads)
 
 

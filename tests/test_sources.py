@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 from big_siglip.data import images, sources
+from big_siglip.errors import UserError
 
 _ROWS = "image,caption\na.png,first\na.png,second\nb.png,third\n"
 
@@ -22,7 +23,7 @@ def folder(tmp_path):
 
 
 def _error(*args):
-  with pytest.raises(ValueError) as e:
+  with pytest.raises(UserError) as e:
     sources.open_source(*args)
   assert "\n" not in str(e.value)
   return str(e.value)

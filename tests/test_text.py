@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 
 from big_siglip.data import text
+from big_siglip.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_pickled_tokenizer_gives_the_same_ids(any_tokenizer):
 
 
 def test_missing_tokenizer_file_names_the_field(tmp_path):
-  with pytest.raises(ValueError, match="config.data.tokenizer='.*no.model'"):
+  with pytest.raises(UserError, match="config.data.tokenizer='.*no.model'"):
     text.make_tokenizer(str(tmp_path / "no.model"))
 
 
@@ -113,7 +114,7 @@ def test_missing_tokenizer_file_names_the_field(tmp_path):
 def test_file_that_is_not_sentencepiece_names_the_field(tmp_path, content):
   path = tmp_path / "bad.model"
   path.write_bytes(content)
-  with pytest.raises(ValueError) as e:
+  with pytest.raises(UserError) as e:
     text.make_tokenizer(str(path))
   assert "is not a SentencePiece model" in str(e.value)
   assert "config.data.tokenizer" in str(e.value) and "\n" not in str(e.value)
@@ -121,7 +122,7 @@ def test_file_that_is_not_sentencepiece_names_the_field(tmp_path, content):
 
 def test_pad_id_outside_the_vocabulary_is_refused(tiny_model):
   for tokenizer in ("bytes", tiny_model):
-    with pytest.raises(ValueError, match="config.data.pad_id=9999"):
+    with pytest.raises(UserError, match="config.data.pad_id=9999"):
       text.make_tokenizer(tokenizer, pad_id=9999)
 
 

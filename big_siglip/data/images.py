@@ -8,7 +8,9 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from big_siglip.errors import UserError
 
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
@@ -40,9 +42,12 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
       _check_size(image.size, max_pixels)
       image.load()
-      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+      ImageOps.exif_transpose(image, in_place=True)
+      return np.asarray(_to_rgb(image))
   except (BadImage, MemoryError):
     raise
+  except UnidentifiedImageError as e:  # Its own words name a Python object.
+    raise BadImage("is no image of a known format") from e
   # Pillow's decoders meet damaged bytes with nearly every exception there is:
   # OSError, SyntaxError, struct.error, IndexError, DecompressionBombError ...
   except Exception as e:
@@ -137,7 +142,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
-  return image.convert("RGB")
+  return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resample(
@@ -148,7 +153,7 @@ def _resample(
 ) -> np.ndarray:
   if method not in RESIZE_METHODS:
     allowed = ", ".join(RESIZE_METHODS)
-    raise ValueError(f"config.data.resize={method!r}: must be one of {allowed}")
+    raise UserError(f"config.data.resize={method!r}: must be one of {allowed}")
   height, width = size
   resized = Image.fromarray(image).resize(
     (width, height), RESIZE_METHODS[method], box=box

@@ -21,6 +21,7 @@ import numpy as np
 from big_siglip.data import images
 from big_siglip.data.sources import Example, Source
 from big_siglip.data.text import Tokenizer
+from big_siglip.errors import RunStopped, UserError
 
 MAX_TRIES = 16  # Images to try for one slot of a batch.
 MAX_SKIPS = 4  # Unreadable images that one slot can name.
@@ -119,8 +120,8 @@ def train_batches(
     start: the first global batch to return.
     process_index: which rows of a global batch to load.
     process_count: by how many a global batch is shared.
-    num_workers: processes that load; 0 loads in this one. Workers are spawned,
-      so a program that uses them needs `if __name__ == "__main__"`.
+    num_workers: processes that load, spawned (a program needs its `if __name__
+      == "__main__"`); 0 loads in this one.
     num_threads: threads that load, in every worker.
 
   Returns:
@@ -130,11 +131,12 @@ def train_batches(
     "skipped" int64 [b, MAX_SKIPS]: their numbers, padded with -1.
 
   Raises:
-    ValueError: an empty source, or sizes that do not fit.
+    UserError: an empty source, or sizes that do not fit.
+    RunStopped: by `next`, when nothing seems readable.
   """
   _check(len(source), batch_size, process_index, process_count)
   if not 0 <= seed < 2**32:
-    raise ValueError(f"config.seed={seed}: must lie in [0, 2**32)")
+    raise UserError(f"config.seed={seed}: must lie in [0, 2**32)")
   rows = batch_size // process_count
   place = _Placement(rows, process_index, process_count)
   order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
@@ -198,12 +200,12 @@ def eval_batches(
 
 def why_skipped(source: Source, index: int) -> str:
   """Returns "NAME: what is wrong with it" of an example that was skipped."""
-  example = source[index]
+  example, reason = source[index], "can be read now"
   try:
     images.decode(example.image)
   except images.BadImage as e:
-    return f"{example.name}: {e}"
-  return f"{example.name}: now readable"
+    reason = str(e)
+  return f"{example.name}: {reason}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +253,7 @@ class _LoadRow:
         "num_skipped": np.int32(len(skipped)),
         "skipped": np.array(named, np.int64),
       }
-    raise RuntimeError(
+    raise RunStopped(
       f"{MAX_TRIES} images tried in a row and none can be read; the last:"
       f" {why_skipped(self.source, skipped[-1])}"
     )
@@ -277,23 +279,21 @@ class _LoadEvalRow:
   @functools.cached_property
   def _zeros(self) -> Batch:
     for index in range(min(self.length, MAX_TRIES)):
-      try:
+      with contextlib.suppress(images.BadImage):
         example = self.load_one(index)
-      except images.BadImage:
-        continue
-      return {name: np.zeros_like(value) for name, value in example.items()}
-    raise RuntimeError(f"none of the first {index + 1} images can be read")
+        return {name: np.zeros_like(value) for name, value in example.items()}
+    raise RunStopped(f"none of the first {index + 1} images can be read")
 
 
 def _check(
   length: int, batch_size: int, process_index: int, process_count: int
 ) -> None:
   if length < 1:
-    raise ValueError("the data set is empty")
+    raise UserError("the data set is empty")
   if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
+    raise UserError(
       f"config.batch_size={batch_size}: must be a positive multiple of the"
       f" {process_count} processes"
     )
   if not 0 <= process_index < process_count:
-    raise ValueError(f"process {process_index} of {process_count}: no such")
+    raise ValueError(f"process {process_index} of {process_count}")

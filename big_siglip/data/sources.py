@@ -12,6 +12,7 @@ from typing import Protocol
 import tensorflow_datasets as tfds
 
 from big_siglip.datasets import prepare
+from big_siglip.errors import UserError
 
 FOLDER_SPLITS = ("all", "train", "test")
 _COLUMNS = ("image", "caption")
@@ -85,17 +86,17 @@ class FolderSource:
     """Reads the captions and looks whether every image is there.
 
     Raises:
-      ValueError: unknown split, missing folder, no or two caption files, a
+      UserError: unknown split, missing folder, no or two caption files, a
         missing column, an incomplete row or one without its image, no rows.
     """
     if split not in FOLDER_SPLITS:
       allowed = ", ".join(FOLDER_SPLITS)
-      raise ValueError(f"split {split!r} of a folder: must be one of {allowed}")
+      raise UserError(f"split {split!r} of a folder: must be one of {allowed}")
     self._folder = pathlib.Path(folder).expanduser()
     captions = _read_captions(self._folder)
     chosen = [i for i in captions if split in ("all", _split_of(i))]
     if not chosen:
-      raise ValueError(
+      raise UserError(
         f"config.data.path={str(folder)!r}: split {split!r} is empty, of"
         f" {len(captions)} images in all"
       )
@@ -121,19 +122,19 @@ def open_source(name: str, split: str, path: str | None = None) -> Source:
     path: the folder, or where the project's own data sets lie (None: a cache).
 
   Raises:
-    ValueError: one line that says what cannot be opened and why.
+    UserError: one line that says what cannot be opened and why.
   """
   if name == "folder":
     if not path:
-      raise ValueError("config.data.path=None: must be the folder to read")
+      raise UserError("config.data.path=None: must be the folder to read")
     return FolderSource(path, split)
   if not prepare.is_known(name):
     allowed = ", ".join((*prepare.NAMES, "folder"))
-    raise ValueError(f"data set {name!r}: must be one of {allowed}")
+    raise UserError(f"data set {name!r}: must be one of {allowed}")
   builder = prepare.prepare(name, path)
   if split not in builder.info.splits:
     allowed = ", ".join(builder.info.splits)
-    raise ValueError(f"split {split!r} of {name}: must be one of {allowed}")
+    raise UserError(f"split {split!r} of {name}: must be one of {allowed}")
   return PreparedSource(builder, split)
 
 
@@ -158,24 +159,24 @@ def _read_captions(folder: pathlib.Path) -> dict[str, list[str]]:
       else:
         captions.setdefault(found[image], []).append(caption)
   except (UnicodeDecodeError, csv.Error) as e:
-    raise ValueError(f"{file}: must be UTF-8 text ({e})") from e
+    raise UserError(f"{file}: must be UTF-8 text ({e})") from e
   if problems:
     count = f" ({len(problems)} bad rows in all)" if len(problems) > 1 else ""
-    raise ValueError(f"{file} {problems[0]}{count}")
+    raise UserError(f"{file} {problems[0]}{count}")
   if not captions:
-    raise ValueError(f"{file}: has no rows, so the data set is empty")
+    raise UserError(f"{file}: has no rows, so the data set is empty")
   return captions
 
 
 def _find_caption_file(folder: pathlib.Path) -> pathlib.Path:
   field = f"config.data.path={str(folder)!r}"
   if not folder.is_dir():
-    raise ValueError(f"{field}: no such folder")
+    raise UserError(f"{field}: no such folder")
   files = [folder / "captions.csv", folder / "captions.jsonl"]
   files = [file for file in files if file.is_file()]
   if len(files) != 1:
     problem = "holds both" if files else "must hold one of"
-    raise ValueError(f"{field}: {problem} captions.csv, captions.jsonl")
+    raise UserError(f"{field}: {problem} captions.csv, captions.jsonl")
   return files[0]
 
 
@@ -222,7 +223,7 @@ def _jsonl_rows(file: pathlib.Path) -> Iterator[_Row]:
 def _check_columns(file: pathlib.Path, present: list[str]) -> None:
   missing = [column for column in _COLUMNS if column not in present]
   if missing:
-    raise ValueError(
+    raise UserError(
       f"{file}: missing column {', '.join(missing)}; it has:"
       f" {', '.join(present) or 'none'}"
     )

@@ -15,6 +15,8 @@ import string
 import numpy as np
 import sentencepiece
 
+from big_siglip.errors import UserError
+
 _REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -61,22 +63,22 @@ class SentencePieceTokenizer:
     """Reads the model.
 
     Raises:
-      ValueError: `path` is missing, not SentencePiece or has no EOS piece, or
+      UserError: `path` is missing, not SentencePiece or has no EOS piece, or
         `pad_id` is not an id of it.
     """
     field = f"config.data.tokenizer={str(path)!r}"
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
-      raise ValueError(f"{field}: no such file; must be bytes or a .model file")
+      raise UserError(f"{field}: no such file; must be bytes or a .model file")
     self._model = file.read_bytes()
     self.lowercase = lowercase
     self.pad_id = pad_id
     try:
       self._load()
     except RuntimeError as e:
-      raise ValueError(f"{field}: is not a SentencePiece model") from e
+      raise UserError(f"{field}: is not a SentencePiece model") from e
     if self.eos_id < 0:
-      raise ValueError(f"{field}: must have an end-of-sentence piece")
+      raise UserError(f"{field}: must have an end-of-sentence piece")
     _check_pad_id(pad_id, self.vocab_size)
 
   def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
@@ -121,7 +123,7 @@ def make_tokenizer(
     pad_id: what fills the end: 1 for SigLIP, 0 for SigLIP 2.
 
   Raises:
-    ValueError: the file is missing or no SentencePiece model.
+    UserError: the file is missing or no SentencePiece model.
   """
   if tokenizer == "bytes":
     return ByteTokenizer(lowercase, pad_id)
@@ -168,7 +170,7 @@ def _until_end(ids: Sequence[int], eos_id: int, pad_id: int) -> list[int]:
 
 def _check_pad_id(pad_id: int, vocab_size: int) -> None:
   if not 0 <= pad_id < vocab_size:
-    raise ValueError(
+    raise UserError(
       f"config.data.pad_id={pad_id}: must lie in [0, {vocab_size}), the ids"
       " of config.data.tokenizer"
     )

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from big_siglip.datasets.digits import Digits
 from big_siglip.datasets.scenes import NUM_TRAIN, Scenes, ScenesConfig
+from big_siglip.errors import UserError
 
 NAMES = ("digits", "scenes", "scenes/COUNT")
 
@@ -43,10 +44,10 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     data_dir: where data sets lie; None for `default_data_dir()`.
 
   Raises:
-    ValueError: the name is not known or the folder cannot be written.
+    UserError: the name is not known or the folder cannot be written.
   """
   if not is_known(name):
-    raise ValueError(f"data set {name!r}: must be one of {', '.join(NAMES)}")
+    raise UserError(f"data set {name!r}: must be one of {', '.join(NAMES)}")
   name = f"scenes/{NUM_TRAIN}" if name == "scenes" else name
   root = epath.Path(data_dir or default_data_dir()).expanduser()
   # A whole data set may lie in a folder that only its owner can write.
@@ -58,7 +59,7 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
       builder = _open_whole(name, root)
       return builder or _write(name, root)
   except OSError as e:
-    raise ValueError(
+    raise UserError(
       f"config.data.path={os.fspath(root)!r}: cannot write the data set"
       f" {name} there ({e.strerror or e})"
     ) from e
