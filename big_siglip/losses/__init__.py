@@ -1,0 +1,7 @@
+"""Losses over embeddings; they never see a model."""
+
+from big_siglip.losses.ring import ring_sigmoid_loss
+from big_siglip.losses.sigmoid import sigmoid_loss
+from big_siglip.losses.softmax import softmax_loss
+
+__all__ = ["ring_sigmoid_loss", "sigmoid_loss", "softmax_loss"]

@@ -1,0 +1,6 @@
+"""Two-tower models; they know neither losses nor data."""
+
+from big_siglip.models.siglip import SigLIP
+from big_siglip.models.transformer import REMAT_POLICIES
+
+__all__ = ["REMAT_POLICIES", "SigLIP"]

@@ -1,0 +1,64 @@
+"""How many floating-point operations a model needs, and what chips offer."""
+
+from typing import Any
+
+import jax
+
+from big_siglip.models import sizes
+
+# Peak bfloat16 operations a second of one device, by `device_kind`: the chips'
+# published sheets.
+_PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "TPU v6e": 918e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+  """Returns the device's peak bfloat16 FLOP/s, or None where unknown."""
+  return _PEAK_FLOPS.get(device.device_kind)
+
+
+def flops_per_example(model_config: Any) -> float:
+  """Returns the FLOPs of one image-text pair's forward pass.
+
+  Counts the matrix products of both towers (two operations for each
+  multiply-add), as model FLOPs utilisation (arXiv:2204.02311, appendix B) wants
+  it: no recomputation. A training step is three times that.
+  """
+  image = sizes.resolve_image(model_config.image)
+  text = sizes.resolve_text(model_config.text)
+  embed_dim = model_config.embed_dim or image.width
+  patches = (model_config.image.image_size // image.patch_size) ** 2
+  tokens = patches + (model_config.image.pooling == "cls")
+  length = model_config.text.length + (model_config.text.pooling == "cls")
+  total = 2 * patches * 3 * image.patch_size**2 * image.width
+  total += _encoder_flops(image, tokens) + _encoder_flops(text, length)
+  total += _pool_flops(image, tokens, model_config.image)
+  total += _pool_flops(text, length, model_config.text)
+  for tower, config in ((image, model_config.image), (text, model_config.text)):
+    total += 2 * tower.width * embed_dim * config.head
+  return float(total)
+
+
+def _encoder_flops(size: sizes.TowerSize, tokens: int) -> int:
+  projections = 4 * size.width**2 + 2 * size.width * size.mlp_dim
+  attention = 2 * tokens * size.width
+  return 2 * size.depth * tokens * (projections + attention)
+
+
+def _pool_flops(size: sizes.TowerSize, tokens: int, config: Any) -> int:
+  if config.pooling != "map":
+    return 0
+  keys_and_values = 2 * tokens * size.width**2
+  probe = 2 * size.width**2 + 2 * size.width * size.mlp_dim
+  return 2 * (keys_and_values + probe + 2 * tokens * size.width)

@@ -1,0 +1,63 @@
+"""Two towers, a learned scale and a learned bias.
+
+Shape letters: B batch, H image height, W width, L tokens, E embedding.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from big_siglip.models import sizes
+from big_siglip.models.text import TextTower
+from big_siglip.models.vision import ImageTower
+
+
+class SigLIP(nn.Module):
+  """SigLIP, arXiv:2303.15343; (BHW3, BL) -> (BE, BE, (), ()).
+
+  Attributes:
+    config: `config.model`, a ConfigDict or FrozenConfigDict.
+  """
+
+  config: Any
+
+  def setup(self):
+    """Names the parts."""
+    config = FrozenConfigDict(self.config)
+    embed_dim = config.embed_dim or sizes.resolve_image(config.image).width
+    shared = (embed_dim, config.dtype, config.remat, config.scan)
+    self.image = ImageTower(config.image, *shared)
+    self.text = TextTower(config.text, *shared)
+    log_scale = nn.initializers.constant(math.log(config.logit_scale_init))
+    bias = nn.initializers.constant(config.logit_bias_init)
+    self.logit_scale = self.param("logit_scale", log_scale, ())
+    self.logit_bias = self.param("logit_bias", bias, ())
+
+  def __call__(
+    self, image: jax.Array | None, text: jax.Array | None
+  ) -> tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]:
+    """Embeds images and texts.
+
+    Args:
+      image: BHW3, uint8 or float from -1 to 1; None computes no image tower.
+      text: BL int32; None computes no text tower.
+
+    Returns:
+      Image and text embeddings, BE float32 of length 1 (None for what was not
+      given), the log of the logits' multiplier, and their bias.
+    """
+    return (
+      None if image is None else _normalise(self.image(image)),
+      None if text is None else _normalise(self.text(text)),
+      self.logit_scale,
+      self.logit_bias,
+    )
+
+
+def _normalise(x: jax.Array) -> jax.Array:
+  x = x.astype(jnp.float32)
+  return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)

@@ -1,0 +1,78 @@
+"""The text tower: tokens -> transformer -> one vector.
+
+Shape letters: B batch, L tokens, D width, V vocabulary, E embedding.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from big_siglip.models import sizes
+from big_siglip.models.transformer import (
+  add_class_token,
+  add_position_embedding,
+  AttentionPool,
+  Encoder,
+)
+
+
+class TextTower(nn.Module):
+  """Text transformer of SigLIP (arXiv:2303.15343); BL int32 -> BE.
+
+  Bidirectional: no causal and no padding mask.
+
+  Attributes:
+    config: `config.model.text`: size, vocab_size, length, pooling ("last": the
+      last position, as SigLIP; "map": attention pooling; "mean"; "cls": a
+      token before the first) and head (a projection with bias).
+    embed_dim: E, of the head.
+    dtype: of the computation; parameters are float32.
+    remat: name of `transformer.REMAT_POLICIES`.
+    scan: stack the blocks' parameters and loop over them.
+  """
+
+  config: Any
+  embed_dim: int
+  dtype: str
+  remat: str
+  scan: bool
+
+  @nn.compact
+  def __call__(self, text: jax.Array) -> jax.Array:
+    """Embeds token ids, 0 <= id < V. Not normalised to length."""
+    size = sizes.resolve_text(self.config)
+    x = nn.Embed(
+      self.config.vocab_size,
+      size.width,
+      dtype=self.dtype,
+      embedding_init=nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", out_axis=0
+      ),
+      name="token_embedding",
+    )(text)  # BLD
+    pooling = self.config.pooling
+    if pooling == "cls":
+      x = add_class_token(self, x)
+    x = add_position_embedding(self, x)
+    x = Encoder(
+      size.depth,
+      size.num_heads,
+      size.mlp_dim,
+      self.dtype,
+      self.remat,
+      self.scan,
+      name="encoder",
+    )(x)
+    if pooling == "map":
+      pool = AttentionPool(
+        size.num_heads, size.mlp_dim, self.dtype, name="pool"
+      )
+      x = pool(x)
+    elif pooling == "mean":
+      x = x.mean(axis=1)
+    else:
+      x = x[:, 0] if pooling == "cls" else x[:, -1]
+    if self.config.head:
+      x = nn.Dense(self.embed_dim, dtype=self.dtype, name="head")(x)
+    return x

@@ -1,0 +1,210 @@
+"""The losses equal independent references, in value and in every gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from big_siglip.errors import UserError
+from big_siglip.losses import ring_sigmoid_loss, sigmoid_loss, softmax_loss
+
+MESHES = {
+  "1": ((1, 1, 1), ("data",)),
+  "2": ((2, 1, 1), ("data",)),
+  "4": ((4, 1, 1), ("data",)),
+  "8": ((8, 1, 1), ("data",)),
+  "2x4": ((2, 4, 1), ("data", "fsdp")),
+  "2x2x2": ((2, 2, 2), ("data", "fsdp")),
+}
+
+
+def make_mesh(shape):
+  devices = jax.devices()[: int(np.prod(shape))]
+  names = ("data", "fsdp", "tensor")
+  types = (AxisType.Auto,) * 3
+  return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+
+
+def make_inputs(n=32, width=24, seed=0, alignment=0.5, scale=10.0, bias=-10.0):
+  rng = np.random.default_rng(seed)
+  image, noise = rng.normal(size=(2, n, width))
+  text = alignment * image + (1 - alignment) * noise
+  unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text)]
+  return [np.float32(x) for x in (*unit, np.log(scale), bias)]
+
+
+def float64_reference(image, text, logit_scale, logit_bias):
+  """Value and gradients by hand, in float64 numpy."""
+  image, text = np.float64(image), np.float64(text)
+  n = len(image)
+  dots = np.exp(np.float64(logit_scale)) * image @ text.T
+  signs = 2 * np.eye(n) - 1
+  signed = signs * (dots + np.float64(logit_bias))
+  loss = np.logaddexp(0, -signed).sum() / n
+  d_logits = -signs / (1 + np.exp(signed)) / n
+  d_dots = np.exp(np.float64(logit_scale)) * d_logits
+  gradients = (
+    d_dots @ text,
+    d_dots.T @ image,
+    (d_logits * dots).sum(),
+    d_logits.sum(),
+  )
+  return loss, gradients
+
+
+def value_and_gradients(loss_fn, inputs):
+  return jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1, 2, 3)))(*inputs)
+
+
+def assert_close(actual, expected, tolerance):
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    error = np.linalg.norm(np.float64(a) - np.float64(e))
+    assert error <= tolerance * np.linalg.norm(np.float64(e)), error
+
+
+@pytest.mark.parametrize(
+  "scale,bias", [(10.0, -10.0), (1.0, 0.0), (100.0, -15.0)]
+)
+def test_dense_sigmoid_equals_float64_numpy(scale, bias):
+  inputs = make_inputs(scale=scale, bias=bias)
+  assert_close(
+    value_and_gradients(sigmoid_loss, inputs), float64_reference(*inputs), 1e-5
+  )
+
+
+def test_loss_at_initialization_is_that_of_the_paper():
+  # Orthogonal embeddings, t = 10, b = -10 and 512 examples: about 10.02.
+  inputs = np.eye(512, 1024), np.eye(512, 1024, 512), np.log(10.0), -10.0
+  loss = sigmoid_loss(*map(jnp.float32, inputs))
+  np.testing.assert_allclose(loss, 10.02, atol=0.005)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("name", MESHES)
+def test_ring_equals_dense_in_value_and_gradients(name, chunk_size):
+  shape, axes = MESHES[name]
+  mesh = make_mesh(shape)
+  inputs = make_inputs()
+  sharding = NamedSharding(mesh, P(axes))
+  sharded = [*(jax.device_put(x, sharding) for x in inputs[:2]), *inputs[2:]]
+  ring = functools.partial(
+    ring_sigmoid_loss, mesh=mesh, axes=axes, chunk_size=chunk_size
+  )
+  expected = value_and_gradients(sigmoid_loss, inputs)
+  actual = value_and_gradients(ring, sharded)
+  assert_close(actual, expected, 1e-5)
+  np.testing.assert_allclose(jax.jit(ring)(*sharded), expected[0], rtol=1e-5)
+  assert actual[1][0].sharding.is_equivalent_to(sharding, 2)
+
+
+def test_ring_scales_gradients_by_the_cotangent():
+  mesh, inputs = make_mesh((4, 1, 1)), make_inputs()
+  ring = functools.partial(ring_sigmoid_loss, mesh=mesh, axes=("data",))
+  plain = value_and_gradients(ring, inputs)
+  squared = value_and_gradients(lambda *x: ring(*x) ** 2, inputs)
+  expected = jax.tree.map(lambda g: 2 * plain[0] * g, plain[1])
+  assert_close(squared[1], expected, 1e-5)
+
+
+def test_gradient_of_aligned_pairs_survives_a_large_scale():
+  # With softplus(x) - x for the positives, their gradient, here about e^-18,
+  # would be the difference of two numbers near 1, which float32 rounds to 0.
+  image = np.eye(8, 16, dtype=np.float32)
+  inputs = image, image, np.float32(np.log(30.0)), np.float32(-12.0)
+  _, expected = float64_reference(*inputs)
+  for loss_fn in (
+    sigmoid_loss,
+    functools.partial(
+      ring_sigmoid_loss, mesh=make_mesh((2, 1, 1)), axes=("data",)
+    ),
+  ):
+    _, gradients = value_and_gradients(loss_fn, inputs)
+    diagonal = np.diagonal(gradients[0])
+    np.testing.assert_allclose(diagonal, np.diagonal(expected[0]), rtol=1e-4)
+    assert np.all(diagonal != 0)
+
+
+def compiled_gradient(loss_fn, mesh, n, width=64):
+  split = NamedSharding(mesh, P("data"))
+  x = jax.ShapeDtypeStruct((n, width), jnp.float32, sharding=split)
+  scalar = jax.ShapeDtypeStruct((), jnp.float32)
+  gradient = jax.grad(loss_fn, argnums=(0, 1, 2, 3))
+  shardings = (split, split, None, None)
+  return (
+    jax.jit(gradient, out_shardings=shardings)
+    .lower(x, x, scalar, scalar)
+    .compile()
+  )
+
+
+def test_memory_of_the_ring_does_not_grow_with_devices():
+  def temporary_bytes(devices, dense):
+    mesh = make_mesh((devices, 1, 1))
+    ring = functools.partial(ring_sigmoid_loss, mesh=mesh, axes=("data",))
+    loss_fn = sigmoid_loss if dense else ring
+    compiled = compiled_gradient(loss_fn, mesh, n=256 * devices)
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes(8, dense=False) <= 1.1 * temporary_bytes(
+    2, dense=False
+  )
+  assert temporary_bytes(8, dense=True) > 2 * temporary_bytes(2, dense=True)
+
+
+def test_chunks_bound_the_logits_of_a_device():
+  mesh = make_mesh((2, 1, 1))
+
+  def temporary_bytes(chunk_size):
+    ring = functools.partial(
+      ring_sigmoid_loss, mesh=mesh, axes=("data",), chunk_size=chunk_size
+    )
+    compiled = compiled_gradient(ring, mesh, n=2048)
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  whole_block = 4 * 1024 * 1024
+  assert temporary_bytes(None) > whole_block
+  assert temporary_bytes(64) < whole_block / 2
+
+
+def test_ring_gathers_nothing():
+  mesh = make_mesh((8, 1, 1))
+  ring = functools.partial(ring_sigmoid_loss, mesh=mesh, axes=("data",))
+  text = compiled_gradient(ring, mesh, n=512).as_text()
+  assert "collective-permute" in text
+  assert "all-gather" not in text
+
+
+@pytest.mark.parametrize(
+  "n,chunk_size,message", [(30, None, "batch of 30"), (32, 3, "chunk_size=3")]
+)
+def test_ring_refuses_what_does_not_divide(n, chunk_size, message):
+  with pytest.raises(UserError, match=message):
+    ring_sigmoid_loss(
+      *make_inputs(n=n),
+      mesh=make_mesh((4, 1, 1)),
+      axes=("data",),
+      chunk_size=chunk_size,
+    )
+
+
+def test_softmax_equals_torch_cross_entropy():
+  torch = pytest.importorskip("torch")
+  inputs = make_inputs()
+  image, text, logit_scale = (
+    torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in inputs[:3]
+  )
+  logits = logit_scale.exp() * image @ text.T
+  labels = torch.arange(len(image))
+  entropy = torch.nn.functional.cross_entropy
+  loss = (entropy(logits, labels) + entropy(logits.T, labels)) / 2
+  loss.backward()
+  expected = loss.item(), [x.grad.numpy() for x in (image, text, logit_scale)]
+  actual = value_and_gradients(softmax_loss, inputs)
+  assert_close((actual[0], list(actual[1][:3])), expected, 1e-5)
+  assert actual[1][3] == 0
