@@ -1,6 +1,6 @@
-"""The one exception that stands for a mistake of the user, not of ours."""
+"""Exceptions whose message is meant for the user, without a trace."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import sys
 
@@ -13,11 +13,24 @@ class UserError(ValueError):
   """
 
 
+class RunStopped(RuntimeError):
+  """A run ended early for a reason that its message gives in one line."""
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+  """Raises one `UserError` that lists every problem, if there is any."""
+  if len(problems) == 1:
+    raise UserError(problems[0])
+  if problems:
+    count = len(problems)
+    raise UserError("\n  ".join([f"{count} mistakes:", *problems]))
+
+
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-  """Turns a `UserError` in the block into its message and exit status 2."""
+def exit_on_error() -> Iterator[None]:
+  """Ends the program with a message alone: a mistake with 2, a stop with 1."""
   try:
     yield
-  except UserError as error:
+  except (UserError, RunStopped) as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(2 if isinstance(error, UserError) else 1)

@@ -17,7 +17,7 @@ def sigmoid_loss(
 
   arXiv:2303.15343, section 3.2 and Algorithm 1:
 
-    -1/n sum_i sum_j log sigmoid(z_ij (exp(logit_scale) <x_i, y_j> + logit_bias))
+    -1/n sum_i sum_j log sigmoid(z_ij (t <x_i, y_j> + b))
 
   with z_ij = 1 for the matching pairs and -1 for all others.
 
@@ -41,9 +41,9 @@ def sigmoid_loss(
 def dot_products(image: jax.Array, text: jax.Array) -> jax.Array:
   """Returns all dot products in float32; (iD, jD) -> ij.
 
-  The default precision of accelerators rounds float32 factors to bfloat16, which
-  the sigmoid's logits, scaled by up to 100, do not bear. The products are a
-  small part of a step, so the highest precision costs little.
+  The default precision of accelerators rounds float32 factors to bfloat16,
+  which the sigmoid's logits, scaled by up to 100, do not bear. The products are
+  a small part of a step, so the highest precision costs little.
   """
   return jnp.einsum(
     "iD,jD->ij",

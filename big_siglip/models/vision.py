@@ -1,6 +1,6 @@
 """The image tower: patches -> transformer -> one vector.
 
-Shape letters: B batch, H image height, W width, L patches, D width, E embedding.
+Shape letters: B batch, H and W pixels, L patches, D width, E embedding.
 """
 
 from typing import Any

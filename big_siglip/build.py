@@ -1,0 +1,188 @@
+"""From a config to the parts of a program: one plain function for each."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from big_siglip import losses, sharding
+from big_siglip.config import device_problems
+from big_siglip.data.pipeline import Preprocess
+from big_siglip.data.sources import open_source
+from big_siglip.data.text import make_tokenizer, Tokenizer
+from big_siglip.errors import raise_problems, UserError
+from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
+from big_siglip.models import SigLIP
+from big_siglip.optimizer import make_optimizer
+from big_siglip.parameter_rules import frozen_mask
+from big_siglip.train_step import init_state, train_step, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What the loop runs on the devices.
+
+  Attributes:
+    abstract_state: shapes, dtypes and shardings of the train state.
+    init: () -> TrainState, on the mesh.
+    step: (TrainState, batch) -> (TrainState, metrics); the given state is
+      donated.
+  """
+
+  abstract_state: TrainState
+  init: Callable[[], TrainState]
+  step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
+
+
+def mesh(config: ConfigDict) -> Mesh:
+  """Returns the mesh of `config.mesh` over the attached devices.
+
+  Raises:
+    UserError: mesh or batch do not fit the devices.
+  """
+  device_mesh = sharding.make_mesh(**config.mesh)
+  batch_devices = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+  raise_problems(device_problems(config, batch_devices))
+  return device_mesh
+
+
+def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., jax.Array]:
+  """Returns (image, text, logit_scale, logit_bias) -> loss."""
+  if config.loss.name == "sigmoid":
+    return losses.sigmoid_loss
+  if config.loss.name == "softmax":
+    return losses.softmax_loss
+  return functools.partial(
+    losses.ring_sigmoid_loss,
+    mesh=device_mesh,
+    axes=sharding.BATCH_AXES,
+    chunk_size=config.loss.chunk_size,
+  )
+
+
+def abstract_params(model: nn.Module, config: ConfigDict) -> Any:
+  """Returns the parameters' shapes and dtypes; computes nothing."""
+  image, text = _example_shapes(config, 1)
+  return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
+
+
+def program(config: ConfigDict, device_mesh: Mesh) -> Program:
+  """Returns initialization and step for the mesh, not compiled yet.
+
+  Raises:
+    UserError: a rule of `config.optimizer.rules` is wrong.
+  """
+  model = SigLIP(config.model)
+  params = abstract_params(model, config)
+  optimizer, schedule = make_optimizer(
+    config.optimizer, params, total_steps=config.total_steps
+  )
+  image, text = _example_shapes(config, 1)
+
+  def init(rng: jax.Array) -> TrainState:
+    batch = {
+      "image": jax.numpy.zeros(image.shape, image.dtype),
+      "text": jax.numpy.zeros(text.shape, text.dtype),
+    }
+    return init_state(rng, batch, model=model, optimizer=optimizer)
+
+  rng = jax.random.key(config.seed)
+  abstract = jax.eval_shape(init, rng)
+  shardings = sharding.state_sharding(abstract, device_mesh)
+  step = functools.partial(
+    train_step,
+    model=model,
+    loss_fn=loss(config, device_mesh),
+    optimizer=optimizer,
+    schedule=schedule,
+    frozen=_frozen(params, config),
+    skip_nonfinite=config.nonfinite == "skip",
+  )
+  return Program(
+    abstract_state=jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      abstract,
+      shardings,
+    ),
+    init=functools.partial(jax.jit(init, out_shardings=shardings), rng),
+    step=jax.jit(
+      step,
+      donate_argnums=0,
+      out_shardings=(shardings, sharding.replicated(device_mesh)),
+    ),
+  )
+
+
+def tokenizer(config: ConfigDict) -> Tokenizer:
+  """Returns the tokenizer of `config.data`.
+
+  Raises:
+    UserError: its file is missing or wrong, or the text tower's vocabulary is
+      smaller than its own.
+  """
+  data = config.data
+  made = make_tokenizer(data.tokenizer, data.lowercase, data.pad_id)
+  vocab_size = config.model.text.vocab_size
+  if made.vocab_size > vocab_size:
+    raise UserError(
+      f"config.model.text.vocab_size={vocab_size}: must be at least "
+      f"{made.vocab_size}, the vocabulary of "
+      f"config.data.tokenizer={data.tokenizer!r}"
+    )
+  return made
+
+
+def preprocess(config: ConfigDict) -> Preprocess:
+  """Returns the function from an example to what the model sees in training."""
+  return Preprocess(
+    tokenizer=tokenizer(config),
+    image_size=config.model.image.image_size,
+    text_length=config.model.text.length,
+    resize=config.data.resize,
+    crop_min_area=config.data.crop_min_area,
+    flip=config.data.flip,
+  )
+
+
+def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
+  """Returns the evaluators of `config.evals` by name.
+
+  They compute in float32 whatever `config.model.dtype` is.
+
+  Raises:
+    UserError: a data set, split or template is wrong.
+  """
+  if not config.evals:
+    return {}
+  float32_model = ConfigDict({**config.model, "dtype": "float32"})
+  embedders = make_embedders(SigLIP(float32_model), device_mesh)
+  plain = dataclasses.replace(preprocess(config), crop_min_area=1.0, flip=False)
+  return {
+    name: make_evaluator(
+      spec,
+      source=open_source(spec.data, spec.split, spec.path),
+      preprocess=plain,
+      embedders=embedders,
+    )
+    for name, spec in config.evals.items()
+  }
+
+
+def _example_shapes(config: ConfigDict, batch_size: int):
+  size = config.model.image.image_size
+  return (
+    jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
+    jax.ShapeDtypeStruct((batch_size, config.model.text.length), np.int32),
+  )
+
+
+def _frozen(params: Any, config: ConfigDict) -> Any:
+  """Returns the mask of frozen parameters, or None where there are none."""
+  mask = frozen_mask(params, config.optimizer.rules)
+  return mask if any(jax.tree.leaves(mask)) else None

@@ -1,0 +1,152 @@
+"""Saves and restores parameters, optimizer state and data position together.
+
+A checkpoint is one folder, `STEP/`, of three items: `params`, `optimizer` and
+`data` (JSON: where the input pipeline stands). It is written beside its final
+name and renamed when whole, so a process killed while saving leaves nothing
+that could be mistaken for a checkpoint.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from big_siglip.errors import UserError
+from big_siglip.train_step import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of one run, `DIR/STEP/`."""
+
+  def __init__(self, directory: epath.PathLike, *, keep: int):
+    """Opens `directory`; `keep` counts the newest ones to be kept.
+
+    `keep` is at least 2, so that a damaged one has a predecessor.
+    """
+    self._directory = epath.Path(directory)
+    self._keep = keep
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    managers = ocp.checkpoint_managers
+    # The loop decides when to save (interval, end, SIGTERM) and forces it, so
+    # there is no save policy that could drop a preemption save.
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=managers.LatestN(self._keep),
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    return ocp.CheckpointManager(self._directory, options=options)
+
+  def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
+    """Starts saving `state` under its step; returns before it is on disk."""
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    self._manager.save(
+      step,
+      force=True,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(state.params),
+        optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+        data=ocp.args.JsonSave(dict(data)),
+      ),
+    )
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the checkpoints on disk, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def restore(
+    self, abstract: TrainState
+  ) -> tuple[TrainState, dict[str, Any]] | None:
+    """Returns the newest whole (state, data), or None where none was saved.
+
+    A checkpoint that cannot be read is set aside as `damaged-STEP` and the one
+    before it is taken.
+
+    Args:
+      abstract: shapes, dtypes and shardings to restore to.
+
+    Raises:
+      UserError: checkpoints exist and none of them is whole.
+    """
+    damaged = []
+    for step in reversed(self.steps()):
+      try:
+        return self._restore_step(step, abstract)
+      except Exception as error:  # Whatever the file system made of the bytes.
+        logging.warning(
+          "checkpoint %s is damaged (%s); trying the one before it",
+          self._directory / str(step),
+          str(error).strip().splitlines()[0][:200],
+        )
+        damaged.append(step)
+    if damaged:
+      raise UserError(
+        f"no checkpoint in {self._directory} can be read (tried steps "
+        f"{', '.join(map(str, damaged))}): restore one from a copy, or start "
+        "with another --workdir"
+      )
+    return None
+
+  def _restore_step(self, step, abstract):
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(abstract.params),
+        optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
+        data=ocp.args.JsonRestore(),
+      ),
+    )
+    self._set_aside_newer_than(step)
+    optimizer = restored["optimizer"]
+    state = TrainState(
+      optimizer["step"], restored["params"], optimizer["opt_state"]
+    )
+    return state, restored["data"]
+
+  def _set_aside_newer_than(self, step: int) -> None:
+    """Renames the damaged checkpoints, whose steps will be saved again."""
+    newer = [s for s in self.steps() if s > step]
+    if not newer:
+      return
+    if jax.process_index() == 0:
+      for damaged in newer:
+        folder = self._directory / str(damaged)
+        folder.rename(self._directory.parent / f"damaged-{damaged}")
+    self._manager.reload()
+
+  def wait(self) -> None:
+    """Returns when everything saved so far is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for pending saves and lets go of the directory."""
+    self._manager.close()
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+  return {"step": state.step, "opt_state": state.opt_state}
+
+
+def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
+  """Returns the parameters of the checkpoint `DIR/checkpoints/STEP`.
+
+  Args:
+    folder: the checkpoint's folder, ending in its step.
+    abstract: shapes, dtypes and shardings of the parameters.
+
+  Raises:
+    UserError: there is no checkpoint of such parameters in `folder`.
+  """
+  folder = epath.Path(folder) / "params"
+  if not folder.is_dir():
+    raise UserError(
+      f"--checkpoint: {folder.parent} is not a checkpoint: it holds no params"
+    )
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(folder, abstract)

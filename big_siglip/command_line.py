@@ -1,0 +1,102 @@
+"""From command-line arguments to a config, with every mistake in one error."""
+
+from collections.abc import Sequence
+import pathlib
+import re
+
+from absl import flags
+from ml_collections import config_flags, ConfigDict
+
+from big_siglip.config import find_problems
+from big_siglip.errors import raise_problems, UserError
+
+
+def parse_flags(argv: Sequence[str]) -> ConfigDict:
+  """Parses absl flags and returns the config that `--config` names.
+
+  `--config=FILE.py:key=value,other.key=value` is short for `--config=FILE.py
+  --config.key=value --config.other.key=value`.
+
+  Args:
+    argv: the program's name and its arguments.
+
+  Raises:
+    UserError: unknown flags or fields, wrong types, or no such config file.
+  """
+  config_arguments = [a for a in argv[1:] if re.match(r"--?config[.=]", a)]
+  others = [a for a in argv if a not in config_arguments]
+  try:
+    rest = flags.FLAGS(others)
+  except flags.Error as error:
+    raise UserError(str(error)) from error
+  if rest[1:]:
+    raise UserError(f"unexpected argument {rest[1]!r} (flags start with --)")
+  files = [a for a in config_arguments if re.match(r"--?config=", a)]
+  if len(files) != 1:
+    raise UserError("--config=configs/NAME.py must be given, once")
+  overrides = [a for a in config_arguments if a not in files]
+  path, _, options = files[0].split("=", 1)[1].partition(":")
+  short = [f"--config.{option}" for option in options.split(",") if option]
+  return load_config(path, short + overrides)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """Returns the config of a file after overrides, checked and locked.
+
+  Args:
+    path: a Python file with `get_config()`.
+    overrides: "--config.FIELD=VALUE" each; the field must exist and the value
+      fit its type.
+
+  Raises:
+    UserError: lists every override that is wrong and every value of the rest
+      that `config.find_problems` objects to, or says why the file cannot be
+      loaded.
+  """
+  _load(path, [])  # A mistake in the file itself is told once.
+  problems, right = [], []
+  for override in overrides:
+    try:
+      _load(path, [override])
+      right.append(override)
+    except UserError as error:
+      problems.append(str(error))
+  config = _load(path, right)
+  raise_problems(problems + find_problems(config))
+  return config
+
+
+def _load(path: str, overrides: list[str]) -> ConfigDict:
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"--config={path}: no such file")
+  # A FlagValues of its own, so that each override can be tried alone.
+  values = flags.FlagValues()
+  argv = ["", f"--config={path}", *overrides]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except (AttributeError, KeyError) as error:
+    if not overrides:
+      raise
+    hint = re.search(r'Did you mean "(\w+)"', str(error))
+    did_you_mean = f"; did you mean {hint[1]!r}?" if hint else ""
+    raise UserError(
+      f"{_name(overrides[0])}: {path} has no such field{did_you_mean}"
+    ) from error
+  except flags.Error as error:
+    raise UserError(_explain(path, overrides, error)) from error
+  if not isinstance(values.config, ConfigDict):
+    raise UserError(f"--config={path}: get_config() must return a ConfigDict")
+  return values.config
+
+
+def _name(override: str) -> str:
+  return override.lstrip("-").partition("=")[0]
+
+
+def _explain(path: str, overrides: list[str], error: flags.Error) -> str:
+  if overrides:
+    reason = str(error).partition(": ")[2] or "a value is missing"
+    return f"{overrides[0].lstrip('-')}: wrong type ({reason})"
+  last_line = str(error).strip().splitlines()[-1]
+  return f"--config={path}: cannot be loaded ({last_line})"

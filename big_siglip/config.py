@@ -1,0 +1,238 @@
+"""What makes a config legal, and which fields may change on resume."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from big_siglip.config_fields import EVALUATION_FIELDS, FIELDS
+from big_siglip.models import sizes
+
+# What does not change the trained parameters by intent: a run may be resumed
+# with other values of these.
+RUNTIME_FIELDS = (
+  "mesh",
+  "distributed",
+  "evals",
+  "log_every",
+  "checkpoint",
+  "wandb",
+  "data.num_workers",
+  "data.num_threads",
+)
+
+# Legal values of the fields that are one of a few words.
+_CHOICES = {
+  "loss.name": ("ring_sigmoid", "sigmoid", "softmax"),
+  "nonfinite": ("stop", "skip"),
+  "model.dtype": ("float32", "bfloat16"),
+  "model.remat": sizes.REMAT_NAMES,
+  "model.image.pooling": ("map", "cls", "gap"),
+  "model.text.pooling": ("last", "map", "mean", "cls"),
+  "optimizer.name": ("adamw", "adafactor", "lion"),
+  "optimizer.schedule": ("cosine", "rsqrt", "linear", "constant"),
+  "optimizer.mu_dtype": ("float32", "bfloat16"),
+  "data.resize": ("bilinear", "bicubic"),
+}
+
+
+def find_problems(config: ConfigDict) -> list[str]:
+  """Returns one line for every mistake that shows without devices or data."""
+  problems = list(_field_problems(config, FIELDS, "config"))
+  for name, spec in config.get("evals", {}).items():
+    problems += _field_problems(spec, EVALUATION_FIELDS, f"config.evals.{name}")
+  if problems:
+    return problems  # The rules below would stumble over them.
+  check = _Checker(config)
+  _check_ranges(check)
+  _check_model(check)
+  for name in config.evals:
+    kinds = ("classification", "retrieval")
+    check.choice(f"evals.{name}.kind", kinds)
+    check.at_least(1, f"evals.{name}.every", f"evals.{name}.batch_size")
+  return check.problems
+
+
+def device_problems(config: ConfigDict, num_devices: int) -> list[str]:
+  """Returns one line for every mistake that shows on this many devices.
+
+  Args:
+    config: without the mistakes of `find_problems`.
+    num_devices: the devices that share a batch (axes data and fsdp).
+  """
+  check = _Checker(config)
+  check.require(
+    config.batch_size % num_devices == 0,
+    "batch_size",
+    f"must be divisible by the {num_devices} devices that share a batch",
+  )
+  chunk, rows = config.loss.chunk_size, config.batch_size // num_devices
+  check.require(
+    chunk is None or rows % chunk == 0,
+    "loss.chunk_size",
+    f"must divide the {rows} examples of a device",
+  )
+  return check.problems
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Returns "config.FIELD: OLD -> NEW" for what a resumed run may not change.
+
+  Args:
+    old: nested dict, as JSON reads it.
+    new: the same.
+  """
+  flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+  changes = []
+  for field in sorted(flat_old.keys() | flat_new.keys()):
+    if any(f"{field}.".startswith(f"{free}.") for free in RUNTIME_FIELDS):
+      continue
+    before, now = (
+      flat.get(field, "(no field)") for flat in (flat_old, flat_new)
+    )
+    if before != now:
+      changes.append(f"config.{field}: {before!r} -> {now!r}")
+  return changes
+
+
+class _Checker:
+  """Collects a line for every value that breaks its rule."""
+
+  def __init__(self, config: ConfigDict):
+    self.config = config
+    self.problems: list[str] = []
+
+  def __getitem__(self, field: str) -> Any:
+    value = self.config
+    for key in field.split("."):
+      value = value[key]
+    return value
+
+  def require(self, ok: bool, field: str, rule: str) -> None:
+    if not ok:
+      self.problems.append(f"config.{field}={self[field]!r}: {rule}")
+
+  def at_least(self, minimum: float, *fields: str) -> None:
+    for field in fields:
+      if self[field] is not None:
+        self.require(
+          self[field] >= minimum, field, f"must be at least {minimum}"
+        )
+
+  def choice(self, field: str, choices: tuple[str, ...]) -> None:
+    rule = f"must be one of {', '.join(choices)}"
+    self.require(self[field] in choices, field, rule)
+
+
+def _check_ranges(check: _Checker) -> None:
+  for field, choices in _CHOICES.items():
+    check.choice(field, choices)
+  check.at_least(
+    1,
+    "total_steps",
+    "batch_size",
+    "log_every",
+    "checkpoint.every",
+    "loss.chunk_size",
+    "model.text.length",
+    "model.text.vocab_size",
+    "data.num_threads",
+    "optimizer.timescale",
+  )
+  check.at_least(
+    0,
+    "seed",
+    "data.num_workers",
+    "data.pad_id",
+    "optimizer.warmup_steps",
+    "optimizer.cooldown_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+  )
+  check.at_least(2, "checkpoint.keep")
+  for field in ("optimizer.b1", "optimizer.b2"):
+    check.require(0 <= check[field] < 1, field, "must lie in [0, 1)")
+  area = check["data.crop_min_area"]
+  check.require(0 < area <= 1, "data.crop_min_area", "must lie in (0, 1]")
+  for field in ("model.logit_scale_init", "optimizer.learning_rate"):
+    check.require(check[field] > 0, field, "must be above 0")
+  optimizer, total = check.config.optimizer, check.config.total_steps
+  check.require(
+    optimizer.warmup_steps + optimizer.cooldown_steps <= total,
+    "optimizer.warmup_steps",
+    f"must, with cooldown_steps={optimizer.cooldown_steps}, be at most "
+    f"config.total_steps={total}",
+  )
+
+
+def _check_model(check: _Checker) -> None:
+  model = check.config.model
+  towers = {}
+  for tower, resolve in (
+    ("image", sizes.resolve_image),
+    ("text", sizes.resolve_text),
+  ):
+    try:
+      towers[tower] = size = resolve(model[tower])
+    except ValueError as error:
+      check.problems.append(str(error))
+      continue
+    if size.width % size.num_heads:
+      check.problems.append(
+        f"config.model.{tower}.num_heads={size.num_heads}: must divide the "
+        f"width, {size.width}"
+      )
+  if "image" in towers:
+    patch, pixels = towers["image"].patch_size, model.image.image_size
+    check.require(
+      pixels >= patch and (pixels % patch == 0 or model.image.drop_border),
+      "model.image.image_size",
+      f"must be a multiple of the patch size, {patch} (or set "
+      "config.model.image.drop_border=True to leave the last pixels unseen)",
+    )
+  if len(towers) == 2:
+    _check_embed_dim(check, towers)
+
+
+def _check_embed_dim(check: _Checker, towers) -> None:
+  model = check.config.model
+  embed_dim = model.embed_dim or towers["image"].width
+  for tower in ("image", "text"):
+    check.require(
+      model[tower].head or towers[tower].width == embed_dim,
+      f"model.{tower}.head",
+      f"must be True, since the tower's width {towers[tower].width} is not "
+      f"the embedding's, {embed_dim}",
+    )
+
+
+def _field_problems(config, fields, path) -> Iterator[str]:
+  for field, types in fields.items():
+    name = f"{path}.{field}"
+    if field not in config:
+      yield f"{name}: missing (configs/digits.py has every field)"
+    elif isinstance(types, dict):
+      if not isinstance(config[field], Mapping | ConfigDict):
+        yield f"{name}={config[field]!r}: must be a section"
+      else:
+        yield from _field_problems(config[field], types, name)
+    elif not isinstance(config[field], types) or (
+      isinstance(config[field], bool) and types is not bool
+    ):
+      allowed = types if isinstance(types, tuple) else (types,)
+      names = " or ".join(
+        t.__name__.replace("NoneType", "None") for t in allowed
+      )
+      yield f"{name}={config[field]!r}: must be {names}"
+  if fields:  # Names below an empty section are the user's choice.
+    for field in config:
+      if field not in fields:
+        yield f"{path}.{field}: unknown; known: {', '.join(sorted(fields))}"
+
+
+def _flatten(tree: Mapping[str, Any], prefix="") -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flatten(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value

@@ -1,0 +1,138 @@
+"""Where numbers go: metrics.jsonl, TensorBoard, wandb, and the terminal."""
+
+from collections.abc import Mapping
+import json
+import math
+import sys
+from typing import Any
+
+from etils import epath
+import numpy as np
+import tensorboardX
+import tqdm
+
+from big_siglip.errors import UserError
+
+# What a line on the terminal shows; the files hold everything.
+_SHOWN = ("loss", "learning_rate", "examples_per_second")
+
+
+class MetricsWriter:
+  """Writes the metrics of one run; only process 0 should hold one."""
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    start_step: int,
+    total_steps: int,
+    config: Mapping[str, Any],
+    use_wandb: bool = False,
+  ):
+    """Opens `workdir`/metrics.jsonl, `workdir`/tensorboard and the terminal.
+
+    Lines past `start_step` are dropped: they are of steps that a killed run
+    took after its last checkpoint and that will be taken again.
+
+    Raises:
+      UserError: wandb is asked for and not installed.
+    """
+    workdir = epath.Path(workdir)
+    self._path = workdir / "metrics.jsonl"
+    self._lines = _lines_up_to(self._path, start_step)
+    self._path.write_text("".join(self._lines))
+    self._events = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=start_step + 1
+    )
+    self._wandb = _start_wandb(workdir, config) if use_wandb else None
+    self._total_steps = total_steps
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      initial=start_step,
+      unit="step",
+      dynamic_ncols=True,
+      disable=not sys.stderr.isatty(),
+    )
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds one line: the metrics of `step`, Python floats and ints."""
+    line = json.dumps({"step": step, **_finite_or_none(metrics)}) + "\n"
+    self._append(line)
+    for name, value in metrics.items():
+      self._events.add_scalar(name, value, step)
+    if self._wandb:
+      self._wandb.log(dict(metrics), step=step)
+    self._show(step, metrics)
+
+  def _append(self, line: str) -> None:
+    if "://" not in str(self._path):
+      with self._path.open("a") as file:
+        file.write(line)
+    else:  # Object stores cannot append.
+      self._lines.append(line)
+      self._path.write_text("".join(self._lines))
+
+  def _show(self, step, metrics) -> None:
+    shown = {
+      name: f"{value:.4g}"
+      for name, value in metrics.items()
+      if name in _SHOWN or name.startswith("evals/")
+    }
+    if self._bar.disable:
+      text = "  ".join(f"{name} {value}" for name, value in shown.items())
+      print(f"step {step}/{self._total_steps}  {text}", flush=True)
+      return
+    self._bar.update(step - self._bar.n)
+    if "loss" in metrics:
+      self._bar.set_postfix(shown)
+    else:  # Evaluations are worth a line that stays.
+      text = "  ".join(f"{name} {value}" for name, value in shown.items())
+      self._bar.write(f"step {step}  {text}")
+
+  def close(self) -> None:
+    """Flushes everything."""
+    self._bar.close()
+    self._events.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+  """Returns the lines of `workdir`/metrics.jsonl, oldest first."""
+  lines = _lines_up_to(epath.Path(workdir) / "metrics.jsonl", math.inf)
+  return [json.loads(line) for line in lines]
+
+
+def _lines_up_to(path: epath.Path, step: float) -> list[str]:
+  if not path.exists():
+    return []
+  kept = []
+  for line in path.read_text().splitlines(keepends=True):
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line)
+    except (json.JSONDecodeError, KeyError, TypeError):
+      continue  # A process was killed in the middle of this line.
+  return kept
+
+
+def _finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+  """JSON has no NaN: null stands for what is not finite."""
+  return {k: v if np.isfinite(v) else None for k, v in metrics.items()}
+
+
+def _start_wandb(workdir: epath.Path, config: Mapping[str, Any]) -> Any:
+  try:
+    import wandb  # Optional: only for those who ask for it.
+  except ImportError as error:
+    raise UserError(
+      "config.wandb=True: wandb is not installed (pip install wandb)"
+    ) from error
+  return wandb.init(
+    project="big_siglip",
+    name=workdir.name,
+    dir=str(workdir),
+    config=dict(config),
+    resume="allow",
+    id=workdir.name,
+  )

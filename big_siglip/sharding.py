@@ -1,0 +1,160 @@
+"""Where arrays live: the mesh, and the one table of parameter axes.
+
+Mesh axes are `data`, `fsdp` and `tensor`, in that order. A batch is split over
+(`data`, `fsdp`); parameters and optimizer state over `fsdp` and `tensor` by
+`PARAMETER_AXES`. Nothing else in the program says where a parameter lies.
+"""
+
+from collections.abc import Sequence
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from big_siglip.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# End of a parameter's path -> mesh axis of each of its dimensions. The first
+# match counts. Parameters of scanned blocks have one more dimension, in front:
+# the depth, which is never split.
+# Attention splits over heads and the MLP over its hidden units, so that a
+# `tensor` group exchanges activations once after each; `fsdp` takes a dimension
+# that `tensor` left whole.
+PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+  (r"attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),  # D,H,h
+  (r"attention/(query|key|value)/bias", ("tensor", None)),  # H,h
+  (r"attention/out/kernel", ("tensor", None, "fsdp")),  # H,h,D
+  (r"mlp/up/kernel", ("fsdp", "tensor")),  # D,F
+  (r"mlp/up/bias", ("tensor",)),  # F
+  (r"mlp/down/kernel", ("tensor", "fsdp")),  # F,D
+  (r"token_embedding/embedding", (None, ("fsdp", "tensor"))),  # V,D
+  (r"patch_embedding/kernel", (None, None, None, ("fsdp", "tensor"))),  # pp3D
+  (r"position_embedding", (None, "fsdp")),  # L,D
+  (r"head/kernel", ("fsdp", "tensor")),  # D,E
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+  """Returns the (data, fsdp, tensor) mesh over all devices of all processes.
+
+  Args:
+    data: devices that hold a copy of the parameters each; -1 for all the rest.
+    fsdp: devices that share parameters and split the batch; or -1.
+    tensor: devices that share each layer's computation; or -1.
+
+  Raises:
+    UserError: the three do not cover the attached devices.
+  """
+  # Auto: flax.linen cannot trace sharded parameters on an Explicit mesh.
+  return jax.make_mesh(
+    mesh_shape(data, fsdp, tensor, jax.device_count()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
+
+
+def mesh_shape(
+  data: int, fsdp: int, tensor: int, num_devices: int
+) -> tuple[int, int, int]:
+  """Returns (data, fsdp, tensor) with a single -1 replaced by what is left.
+
+  Raises:
+    UserError: the product is not the number of devices.
+  """
+  sizes = [data, fsdp, tensor]
+  given = 1
+  for size in sizes:
+    given *= 1 if size == -1 else size
+  if sizes.count(-1) == 1 and given > 0:
+    sizes[sizes.index(-1)] = num_devices // given
+  if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != num_devices:
+    raise UserError(
+      f"config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} must cover "
+      f"exactly the {num_devices} devices attached (-1, once, takes the rest)"
+    )
+  return tuple(sizes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays whose first dimension is the batch."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def to_global(mesh: Mesh, batch: Any) -> Any:
+  """Joins the processes' rows into arrays split over the mesh's batch axes.
+
+  Args:
+    mesh: the mesh of `make_mesh`.
+    batch: a tree of numpy arrays, [rows of this process, ...] each.
+  """
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def state_sharding(state: Any, mesh: Mesh) -> Any:
+  """Returns the sharding of every leaf of a train state, by `PARAMETER_AXES`.
+
+  Optimizer state that mirrors a parameter lies where the parameter lies, since
+  its path ends alike; any other large leaf is split over `fsdp`.
+
+  Args:
+    state: a tree of arrays or `jax.ShapeDtypeStruct`s.
+    mesh: the mesh of `make_mesh`.
+  """
+
+  def leaf_sharding(path, leaf):
+    spec = _parameter_spec(path_string(path), leaf.shape, mesh)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(leaf_sharding, state)
+
+
+def path_string(path: Sequence[Any]) -> str:
+  """Returns a tree path as "image/encoder/norm/scale"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+  for pattern, axes in PARAMETER_AXES:
+    if re.search(rf"(^|/){pattern}$", path):
+      depth = ("blocks/" in path) * (None,)
+      if len(depth + axes) == len(shape):
+        return _fitting_spec(depth + axes, shape, mesh)
+  return _largest_dimension_spec(shape, mesh)
+
+
+def _fitting_spec(axes, shape, mesh) -> P:
+  """Drops the mesh axes that do not divide their dimension."""
+  spec = []
+  for axis, size in zip(axes, shape, strict=True):
+    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    kept = []
+    for name in names:
+      if size % mesh.shape[name] == 0:
+        size //= mesh.shape[name]
+        kept.append(name)
+    spec.append(kept[0] if len(kept) == 1 else tuple(kept) or None)
+  return P(*spec)
+
+
+def _largest_dimension_spec(shape, mesh, min_size: int = 2**16) -> P:
+  """Splits the largest divisible dimension of a large array over `fsdp`."""
+  size = 1
+  for dimension in shape:
+    size *= dimension
+  if size >= min_size:
+    for index in sorted(range(len(shape)), key=lambda i: -shape[i]):
+      if shape[index] % mesh.shape["fsdp"] == 0:
+        return P(*(None,) * index, "fsdp")
+  return P()

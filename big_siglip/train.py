@@ -1,0 +1,261 @@
+"""The loop: wiring, logging, saving, evaluating; no maths."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+import numpy as np
+
+from big_siglip import build, sharding, workdir
+from big_siglip.checkpoint import Checkpoints
+from big_siglip.data.pipeline import train_batches, why_skipped
+from big_siglip.data.sources import open_source
+from big_siglip.errors import RunStopped
+from big_siglip.metrics import MetricsWriter
+from big_siglip.models import flops
+from big_siglip.preemption import StopSignal
+
+
+def train(config: ConfigDict, folder: str | None) -> None:
+  """Trains to `config.total_steps`, from the newest checkpoint in `folder`.
+
+  Returns early, after saving, when the process is told to stop (SIGTERM). Where
+  a run was stopped or killed makes no difference to the parameters at its end:
+  they are equal bit for bit.
+
+  Args:
+    config: without mistakes (`config.find_problems`).
+    folder: where everything is written; made if it does not exist.
+
+  Raises:
+    UserError: devices, data or folder do not fit the config.
+    RunStopped: the loss is not finite.
+  """
+  stop = StopSignal()
+  if config.distributed:
+    jax.distributed.initialize()
+  config = FrozenConfigDict(config)
+  with contextlib.ExitStack() as stack:
+    Loop(config, folder, stop, stack).run()
+
+
+class Loop:
+  """One process's run of a config, from restored state to the last step."""
+
+  def __init__(self, config, folder, stop: StopSignal, stack):
+    """Builds everything; closing `stack` saves and flushes what is pending."""
+    self._config = config
+    self._stop = stop
+    self._mesh = build.mesh(config)
+    self._source = open_source(
+      config.data.name, config.data.split, config.data.path
+    )
+    preprocess = build.preprocess(config)
+    self._evaluators = build.evaluators(config, self._mesh)
+    self._program = build.program(config, self._mesh)
+    self._folder = workdir.claim(folder, config)
+    self._checkpoints = Checkpoints(
+      self._folder / "checkpoints", keep=config.checkpoint.keep
+    )
+    stack.callback(self._checkpoints.close)
+    self._restore()
+    self._batches = train_batches(
+      self._source,
+      preprocess,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      start=self._step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=config.data.num_workers,
+      num_threads=config.data.num_threads,
+    )
+    stack.callback(self._batches.close)
+    self._writer = self._open_writer(stack)
+    self._meter = Meter(config, self._mesh.size)
+    self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+    self._named: set[int] = set()
+
+  def _restore(self) -> None:
+    restored = self._checkpoints.restore(self._program.abstract_state)
+    if restored is None:
+      self._state, data = self._program.init(), {}
+    else:
+      self._state, data = restored
+    self._step = int(data.get("next_batch", 0))
+    self._skipped_examples = int(data.get("skipped_examples", 0))
+    self._skipped_steps = int(data.get("skipped_steps", 0))
+    self._evaluated = int(data.get("evaluated_step", 0))
+
+  def _open_writer(self, stack) -> MetricsWriter | None:
+    if jax.process_index() != 0:
+      return None
+    writer = MetricsWriter(
+      self._folder,
+      start_step=self._step,
+      total_steps=self._config.total_steps,
+      config=workdir.as_json(self._config),
+      use_wandb=self._config.wandb,
+    )
+    stack.callback(writer.close)
+    return writer
+
+  def run(self) -> None:
+    """Takes the steps that are left."""
+    if self._step:
+      self._say(f"resuming from step {self._step}")
+    self._evaluate_if_due()  # A stopped run may have left it undone.
+    while self._step < self._config.total_steps:
+      self._take_step()
+      last = self._step == self._config.total_steps
+      stopping = self._stop.requested(self._step)
+      if last or self._step % self._config.log_every == 0:
+        self._settle()
+      if not stopping:
+        self._evaluate_if_due()
+      if last or stopping or self._step % self._config.checkpoint.every == 0:
+        self._save()
+      if stopping:
+        self._say(f"stopped after step {self._step}; run again to go on")
+        return
+    self._checkpoints.wait()
+    self._say(f"done: {self._step} steps; results lie in {self._folder}")
+
+  def _take_step(self) -> None:
+    """Dispatches one step, then reads the metrics of the one before it."""
+    with self._meter.waiting():
+      host_batch = next(self._batches)
+    self._name_skipped(host_batch)
+    keys = ("image", "text", "num_skipped")
+    batch = sharding.to_global(self._mesh, {k: host_batch[k] for k in keys})
+    self._state, metrics = self._program.step(self._state, batch)
+    self._settle()
+    self._step += 1
+    self._pending = (self._step, metrics)
+
+  def _settle(self) -> None:
+    """Waits for the pending step; logs it, or ends the run if not finite."""
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    metrics = jax.device_get(metrics)
+    self._meter.step_done()
+    self._skipped_examples += int(metrics["num_skipped"])
+    if not metrics["finite"]:
+      self._handle_nonfinite(step, metrics)
+    if step % self._config.log_every == 0 or step == self._config.total_steps:
+      self._log(step, metrics)
+
+  def _handle_nonfinite(self, step: int, metrics) -> None:
+    if self._config.nonfinite == "skip":
+      self._skipped_steps += 1
+      logging.warning("step %d: loss or gradient not finite; left out", step)
+      return
+    self._checkpoints.wait()
+    steps = self._checkpoints.steps()
+    good = self._folder / "checkpoints" / str(steps[-1]) if steps else "none"
+    raise RunStopped(
+      f"step {step}: the loss is {metrics['loss']} and the gradient's norm "
+      f"{metrics['grad_norm']}; last good checkpoint: {good} (a lower "
+      "config.optimizer.learning_rate or clip_norm may help; "
+      "config.nonfinite=skip leaves such steps out)"
+    )
+
+  def _log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    hidden = ("finite", "num_skipped")
+    values = {k: float(v) for k, v in metrics.items() if k not in hidden}
+    values |= self._meter.read()
+    values["skipped_examples"] = self._skipped_examples
+    values["skipped_steps"] = self._skipped_steps
+    if self._writer:
+      self._writer.write(step, values)
+
+  def _evaluate_if_due(self) -> None:
+    step = self._step
+    if step in (0, self._evaluated):
+      return
+    results = {}
+    for name, evaluator in self._evaluators.items():
+      every = self._config.evals[name].every
+      if step % every == 0 or step == self._config.total_steps:
+        self._settle()
+        try:
+          metrics = evaluator(self._state.params)
+        except Exception as error:
+          raise RuntimeError(f"evals.{name} failed at step {step}") from error
+        results |= {f"evals/{name}/{k}": v for k, v in metrics.items()}
+    self._evaluated = step
+    if results and self._writer:
+      self._writer.write(step, results)
+    self._meter.restart()
+
+  def _save(self) -> None:
+    self._settle()  # Never save what was not seen to be finite.
+    position = {
+      "next_batch": self._step,
+      "skipped_examples": self._skipped_examples,
+      "skipped_steps": self._skipped_steps,
+      "evaluated_step": self._evaluated,
+    }
+    self._checkpoints.save(self._state, position)
+
+  def _name_skipped(self, batch: Mapping[str, np.ndarray]) -> None:
+    """Names, once, every example that could not be read."""
+    skipped = batch["skipped"]
+    for index in np.unique(skipped[skipped >= 0]):
+      if index not in self._named:
+        self._named.add(index)
+        logging.warning("skipped: %s", why_skipped(self._source, int(index)))
+
+  def _say(self, text: str) -> None:
+    if jax.process_index() == 0:
+      print(text, flush=True)
+
+
+class Meter:
+  """Examples a second, model FLOPs utilization and the share of data waits."""
+
+  def __init__(self, config, num_devices: int):
+    """Starts the clock; the first step, which compiles, is left out."""
+    self._batch_size = config.batch_size
+    self._flops = 3 * config.batch_size * flops.flops_per_example(config.model)
+    peak = flops.peak_flops(jax.devices()[0])
+    self._peak = peak and peak * num_devices
+    self._first = True
+    self.restart()
+
+  def restart(self) -> None:
+    """Starts a new window."""
+    self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside the block as waiting for data."""
+    start = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - start
+
+  def step_done(self) -> None:
+    """Counts a step."""
+    self._steps += 1
+    if self._first:
+      self._first = False
+      self.restart()
+
+  def read(self) -> dict[str, float]:
+    """Returns the rates of the window, and starts a new one."""
+    elapsed = time.perf_counter() - self._start
+    rates = {}
+    if self._steps:
+      steps_per_second = self._steps / elapsed
+      rates["examples_per_second"] = self._batch_size * steps_per_second
+      rates["data_wait"] = self._waited / elapsed
+      if self._peak:
+        rates["mfu"] = self._flops * steps_per_second / self._peak
+    self.restart()
+    return rates

@@ -1,0 +1,137 @@
+"""One optimization step, as a pure function of state and batch.
+
+Shape letters: B global batch, H image height, W width, L tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]  # Scalars.
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a step reads and writes, checkpointed as one tree.
+
+  Attributes:
+    step: () int32, the number of steps taken so far.
+    params: the model's parameters, float32.
+    opt_state: what the optimizer keeps.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: optax.OptState
+
+
+def init_state(
+  rng: jax.Array,
+  batch: Batch,
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+) -> TrainState:
+  """Returns the state before the first step; call it under `jax.jit`."""
+  params = model.init(rng, batch["image"], batch["text"])["params"]
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  model: nn.Module,
+  loss_fn: Callable[..., jax.Array],
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  frozen: Any = None,
+  skip_nonfinite: bool = False,
+) -> tuple[TrainState, Metrics]:
+  """Embeds both towers, scores all pairs, and applies one update.
+
+  Args:
+    state: the state before the step.
+    batch: "image" BHW3 uint8, "text" BL int32, and "num_skipped" B int32, the
+      unreadable examples in whose place each one came.
+    model: two towers; see `big_siglip.models.SigLIP`.
+    loss_fn: (image, text, logit_scale, logit_bias) -> () loss.
+    optimizer: turns gradients into updates.
+    schedule: step -> learning rate, for the metrics alone.
+    frozen: tree of bools like the parameters; True takes a parameter out of
+      the backward pass.
+    skip_nonfinite: leave parameters and optimizer state as they were when loss
+      or gradient are not finite.
+
+  Returns:
+    The state after the step, and metrics of the parameters before it.
+  """
+
+  def loss_of(params):
+    if frozen is not None:
+      params = jax.tree.map(
+        lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen
+      )
+    embeddings = model.apply({"params": params}, batch["image"], batch["text"])
+    return loss_fn(*embeddings), embeddings
+
+  (loss, embeddings), grads = jax.value_and_grad(loss_of, has_aux=True)(
+    state.params
+  )
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  grad_norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  if skip_nonfinite:
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
+  metrics = {
+    "loss": loss,
+    "finite": finite,
+    "num_skipped": batch["num_skipped"].sum(),
+    "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+    "grad_norm": grad_norm,
+    "param_norm": optax.tree.norm(state.params),
+    "update_norm": optax.tree.norm(updates),
+    **logit_metrics(*embeddings),
+  }
+  return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def logit_metrics(
+  image: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array,
+) -> Metrics:
+  """Returns the mean logit of matching and of all other pairs.
+
+  Exact without the B x B matrix, because the sum of all dot products is the dot
+  product of the sums: sum_ij <x_i, y_j> = <sum_i x_i, sum_j y_j>.
+
+  Args:
+    image: [B, D] float32 embeddings.
+    text: [B, D] float32 embeddings.
+    logit_scale: () the log of the multiplier.
+    logit_bias: () added to every logit.
+  """
+  n = len(image)
+  scale = jnp.exp(logit_scale)
+  matching = jnp.vdot(image, text, precision="highest")
+  everything = jnp.vdot(image.sum(0), text.sum(0), precision="highest")
+  others = (everything - matching) / max(n * (n - 1), 1)
+  return {
+    "logit_scale": scale,
+    "logit_bias": logit_bias,
+    "positive_logit": scale * matching / n + logit_bias,
+    "negative_logit": scale * others + logit_bias,
+  }

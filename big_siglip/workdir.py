@@ -1,0 +1,67 @@
+"""The folder of a run: made, checked and kept to one config."""
+
+import json
+from typing import Any
+
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+
+from big_siglip.config import changed_fields
+from big_siglip.errors import UserError
+
+
+def claim(workdir: str | None, config: ConfigDict) -> epath.Path:
+  """Returns the folder after making sure it is this run's.
+
+  Process 0 writes `config.json` into a new folder. In an older one the fields
+  that decide about the trained parameters must be as they were.
+
+  Raises:
+    UserError: no folder given, not writable, or of another config.
+  """
+  if not workdir:
+    raise UserError("--workdir=DIR must be given (or --dry_run)")
+  folder = epath.Path(workdir)
+  # Orbax wants absolute local paths.
+  folder = folder if "://" in workdir else folder.expanduser().resolve()
+  new = as_json(config)
+  try:
+    old = read_config(folder) if (folder / "config.json").exists() else None
+  except OSError as error:
+    raise UserError(f"--workdir={workdir}: {error.strerror}") from error
+  changes = changed_fields(old, new) if old is not None else []
+  if changes:
+    raise UserError(
+      f"--workdir={workdir} is of another config; take another folder, or set "
+      "back:\n  " + "\n  ".join(changes)
+    )
+  if jax.process_index() == 0:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / "config.json").write_text(json.dumps(new, indent=2) + "\n")
+    except OSError as error:
+      raise UserError(
+        f"--workdir={workdir}: not writable ({error.strerror or error})"
+      ) from error
+  return folder
+
+
+def read_config(folder: epath.Path) -> dict[str, Any]:
+  """Returns what `config.json` of a run holds.
+
+  Raises:
+    UserError: there is none, or it is not JSON.
+  """
+  path = folder / "config.json"
+  if not path.exists():
+    raise UserError(f"{folder}: no run lies here (config.json is missing)")
+  try:
+    return json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+  """Returns the config as JSON would read it back: tuples become lists."""
+  return json.loads(json.dumps(config.to_dict()))

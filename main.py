@@ -1,0 +1,44 @@
+"""Trains a SigLIP, and resumes where it stopped.
+
+python main.py --config=configs/digits.py --workdir=runs/digits
+python main.py --config=configs/so400m.py:batch_size=4096 --workdir=gs://b/run \
+  --config.mesh.fsdp=8 --dry_run
+"""
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from big_siglip.command_line import parse_flags
+from big_siglip.errors import exit_on_error
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder for checkpoints, metrics and events, local or gs://."
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run",
+  False,
+  "Print config, parameters, sharding and step count; train nothing.",
+)
+
+
+def parse(argv: list[str]) -> ConfigDict:
+  """Returns the config that the flags ask for."""
+  with exit_on_error():
+    return parse_flags(argv)
+
+
+def main(config: ConfigDict) -> None:
+  """Trains, or prints what would be trained."""
+  logging.set_verbosity(logging.WARNING)
+  # Imported late: a mistake in the flags is told before JAX is loaded.
+  from big_siglip import dry_run, train
+
+  with exit_on_error():
+    if _DRY_RUN.value:
+      dry_run.print_plan(config)
+    else:
+      train.train(config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse)
