@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 import numpy as np
 
-from big_siglip import build, sharding, workdir
+from big_siglip import build, processes, sharding, workdir
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data.pipeline import train_batches, why_skipped
 from big_siglip.data.sources import open_source
@@ -37,7 +37,7 @@ def train(config: ConfigDict, folder: str | None) -> None:
   """
   stop = StopSignal()
   if config.distributed:
-    jax.distributed.initialize()
+    processes.join()
   config = FrozenConfigDict(config)
   with contextlib.ExitStack() as stack:
     Loop(config, folder, stop, stack).run()
@@ -58,6 +58,7 @@ class Loop:
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)
     self._folder = workdir.claim(folder, config)
+    processes.wait_for_all("workdir")
     self._checkpoints = Checkpoints(
       self._folder / "checkpoints", keep=config.checkpoint.keep
     )
