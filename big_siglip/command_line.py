@@ -23,6 +23,14 @@ def parse_flags(argv: Sequence[str]) -> ConfigDict:
   Raises:
     UserError: unknown flags or fields, wrong types, or no such config file.
   """
+  config = parse_optional_config(argv)
+  if config is None:
+    raise UserError("--config=configs/NAME.py must be given")
+  return config
+
+
+def parse_optional_config(argv: Sequence[str]) -> ConfigDict | None:
+  """Does what `parse_flags` does, and returns None without `--config`."""
   config_arguments = [a for a in argv[1:] if re.match(r"--?config[.=]", a)]
   others = [a for a in argv if a not in config_arguments]
   try:
@@ -32,6 +40,8 @@ def parse_flags(argv: Sequence[str]) -> ConfigDict:
   if rest[1:]:
     raise UserError(f"unexpected argument {rest[1]!r} (flags start with --)")
   files = [a for a in config_arguments if re.match(r"--?config=", a)]
+  if not config_arguments:
+    return None
   if len(files) != 1:
     raise UserError("--config=configs/NAME.py must be given, once")
   overrides = [a for a in config_arguments if a not in files]

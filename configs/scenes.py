@@ -1,0 +1,110 @@
+"""Drawn scenes and captions that say exactly what is in them: 15 CPU minutes.
+
+python main.py --config=configs/scenes.py --workdir=runs/scenes
+"""
+
+from ml_collections import config_dict, ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the full experiment; every legal field appears here."""
+  c = ConfigDict()
+  c.seed = 0
+  c.total_steps = 2_000
+  c.batch_size = 128  # Global: over all devices of all processes.
+  c.loss = ConfigDict(
+    {
+      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid or softmax.
+      "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
+    }
+  )
+  # Devices along each axis; -1, once, takes the rest.
+  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  c.distributed = False  # Join other processes (jax.distributed.initialize).
+
+  c.model = ConfigDict()
+  c.model.image = ConfigDict(
+    {
+      "size": "Ti/16",
+      "image_size": 64,  # pixels
+      "pooling": "map",  # map, cls or gap.
+      "head": False,  # A projection to embed_dim.
+      "drop_border": False,  # Allow pixels that no patch covers.
+      # These override the named size.
+      "patch_size": 8,  # pixels
+      "width": 128,
+      "depth": 4,
+      "mlp_dim": 512,
+      "num_heads": 4,
+    }
+  )
+  c.model.text = ConfigDict(
+    {
+      "size": "Ti",
+      "vocab_size": 36,
+      "length": 12,  # tokens
+      "pooling": "last",  # last, map, mean or cls.
+      "head": True,
+      "width": 128,
+      "depth": 3,
+      "mlp_dim": 512,
+      "num_heads": 4,
+    }
+  )
+  c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
+  c.model.dtype = "float32"  # Of the computation; parameters are float32.
+  c.model.remat = "none"
+  c.model.scan = True
+  c.model.logit_scale_init = 10.0
+  c.model.logit_bias_init = -5.0  # log(1 / 127): one pair in 128 matches.
+
+  c.optimizer = ConfigDict(
+    {
+      "name": "adamw",  # adamw, adafactor or lion.
+      "learning_rate": 1e-3,
+      "schedule": "cosine",  # cosine, rsqrt, linear or constant.
+      "warmup_steps": c.get_ref("total_steps") // 10,
+      "cooldown_steps": 0,
+      "timescale": 10_000,  # steps, of rsqrt.
+      "b1": 0.9,
+      "b2": 0.95,
+      "mu_dtype": "float32",
+      "weight_decay": 1e-4,  # As in the papers: not times the learning rate.
+      "clip_norm": 1.0,
+      "rules": (),  # (path regex, {freeze | learning_rate | weight_decay}).
+    }
+  )
+  c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
+
+  c.data = ConfigDict(
+    {
+      "name": "scenes/100000",  # digits, scenes[/COUNT] or folder.
+      "path": config_dict.placeholder(str),
+      "split": "train",
+      "resize": "bilinear",
+      "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.
+      "flip": False,
+      # A SentencePiece model of the captions' 33 words, each one token.
+      "tokenizer": "configs/scenes.model",
+      "lowercase": True,
+      "pad_id": 1,
+      "num_workers": 0,  # processes; 0: threads alone.
+      "num_threads": 2,
+    }
+  )
+  c.evals = ConfigDict()
+  c.evals.test = ConfigDict(
+    {
+      "kind": "retrieval",
+      "data": "scenes/100000",
+      "path": config_dict.placeholder(str),
+      "split": "test",
+      "every": 200,  # steps; also after the last one.
+      "batch_size": 250,
+      "templates": (),  # Of classification alone.
+    }
+  )
+  c.log_every = 20  # steps
+  c.checkpoint = ConfigDict({"every": 200, "keep": 2})
+  c.wandb = False
+  return c
