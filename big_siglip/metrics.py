@@ -12,6 +12,7 @@ import tensorboardX
 import tqdm
 
 from big_siglip.errors import UserError
+from big_siglip.workdir import write_whole
 
 # What a line on the terminal shows; the files hold everything.
 _SHOWN = ("loss", "learning_rate", "examples_per_second")
@@ -25,6 +26,7 @@ class MetricsWriter:
     workdir: epath.PathLike,
     *,
     start_step: int,
+    evaluated_step: int,
     total_steps: int,
     config: Mapping[str, Any],
     use_wandb: bool = False,
@@ -32,15 +34,16 @@ class MetricsWriter:
     """Opens `workdir`/metrics.jsonl, `workdir`/tensorboard and the terminal.
 
     Lines past `start_step` are dropped: they are of steps that a killed run
-    took after its last checkpoint and that will be taken again.
+    took after its last checkpoint and that will be taken again. So are lines of
+    evaluations past `evaluated_step`.
 
     Raises:
       UserError: wandb is asked for and not installed.
     """
     workdir = epath.Path(workdir)
     self._path = workdir / "metrics.jsonl"
-    self._lines = _lines_up_to(self._path, start_step)
-    self._path.write_text("".join(self._lines))
+    self._lines = _lines_up_to(self._path, start_step, evaluated_step)
+    write_whole(self._path, "".join(self._lines))
     self._events = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=start_step + 1
     )
@@ -99,20 +102,27 @@ class MetricsWriter:
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
   """Returns the lines of `workdir`/metrics.jsonl, oldest first."""
-  lines = _lines_up_to(epath.Path(workdir) / "metrics.jsonl", math.inf)
+  path = epath.Path(workdir) / "metrics.jsonl"
+  lines = _lines_up_to(path, math.inf, math.inf)
   return [json.loads(line) for line in lines]
 
 
-def _lines_up_to(path: epath.Path, step: float) -> list[str]:
+def _lines_up_to(
+  path: epath.Path, step: float, evaluated_step: float
+) -> list[str]:
   if not path.exists():
     return []
   kept = []
   for line in path.read_text().splitlines(keepends=True):
+    if not line.endswith("\n"):
+      continue  # A process was killed in the middle of this line.
     try:
-      if json.loads(line)["step"] <= step:
+      record = json.loads(line)
+      evaluation = any(name.startswith("evals/") for name in record)
+      if record["step"] <= (evaluated_step if evaluation else step):
         kept.append(line)
     except (json.JSONDecodeError, KeyError, TypeError):
-      continue  # A process was killed in the middle of this line.
+      continue  # Nor will a reader know what to make of it.
   return kept
 
 

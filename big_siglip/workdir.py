@@ -39,12 +39,19 @@ def claim(workdir: str | None, config: ConfigDict) -> epath.Path:
   if jax.process_index() == 0:
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      (folder / "config.json").write_text(json.dumps(new, indent=2) + "\n")
+      write_whole(folder / "config.json", json.dumps(new, indent=2) + "\n")
     except OSError as error:
       raise UserError(
         f"--workdir={workdir}: not writable ({error.strerror or error})"
       ) from error
   return folder
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+  """Writes a file that nobody ever sees half written, not even after a kill."""
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(text)
+  partial.replace(path)
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
