@@ -98,6 +98,7 @@ class Loop:
     writer = MetricsWriter(
       self._folder,
       start_step=self._step,
+      evaluated_step=self._evaluated,
       total_steps=self._config.total_steps,
       config=workdir.as_json(self._config),
       use_wandb=self._config.wandb,
@@ -191,9 +192,10 @@ class Loop:
           raise RuntimeError(f"evals.{name} failed at step {step}") from error
         results |= {f"evals/{name}/{k}": v for k, v in metrics.items()}
     self._evaluated = step
-    if results and self._writer:
-      self._writer.write(step, results)
-    self._meter.restart()
+    if results:
+      self._meter.restart()  # The time of evaluating is not of training.
+      if self._writer:
+        self._writer.write(step, results)
 
   def _save(self) -> None:
     self._settle()  # Never save what was not seen to be finite.
