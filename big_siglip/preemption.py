@@ -1,6 +1,8 @@
 """Notices that this machine is to be given back, so that the run can save."""
 
+import os
 import signal
+import sys
 
 import jax
 from jax.experimental import multihost_utils
@@ -9,9 +11,9 @@ from jax.experimental import multihost_utils
 class StopSignal:
   """Becomes true once the run should save and stop (SIGTERM, or Ctrl-C).
 
-  With several processes a SIGTERM to any of them stops all at one step: the
-  JAX runtime takes the signal over in `jax.distributed.initialize` and agrees
-  on that step.
+  With several processes a signal to any of them stops all at one step: the
+  JAX runtime takes SIGTERM over in `jax.distributed.initialize` and agrees on
+  that step.
   """
 
   def __init__(self):
@@ -25,10 +27,15 @@ class StopSignal:
     self._received = True
     # A second Ctrl-C does not wait.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(f"{signal.Signals(signum).name}: saving, then stopping", flush=True)
+    # Not `print`: the signal may have come in the middle of another one.
+    name = signal.Signals(signum).name
+    os.write(sys.stdout.fileno(), f"{name}: will save and stop\n".encode())
 
   def requested(self, step: int) -> bool:
     """Returns whether to stop after `step`; call once after every step."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._received
+    if not jax.distributed.is_initialized():
+      return self._received
+    if self._received:  # Ctrl-C, or before JAX listened: pass it on.
+      self._received = False
+      signal.raise_signal(signal.SIGTERM)
+    return multihost_utils.reached_preemption_sync_point(step)
