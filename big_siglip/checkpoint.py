@@ -14,6 +14,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from big_siglip import processes
 from big_siglip.errors import UserError
 from big_siglip.train_step import TrainState
 
@@ -77,7 +78,7 @@ class Checkpoints:
     damaged = []
     for step in reversed(self.steps()):
       try:
-        return self._restore_step(step, abstract)
+        restored = self._restore_step(step, abstract)
       except Exception as error:  # Whatever the file system made of the bytes.
         logging.warning(
           "checkpoint %s is damaged (%s); trying the one before it",
@@ -85,6 +86,9 @@ class Checkpoints:
           str(error).strip().splitlines()[0][:200],
         )
         damaged.append(step)
+      else:
+        self._set_aside(damaged)
+        return restored
     if damaged:
       raise UserError(
         f"no checkpoint in {self._directory} can be read (tried steps "
@@ -102,22 +106,23 @@ class Checkpoints:
         data=ocp.args.JsonRestore(),
       ),
     )
-    self._set_aside_newer_than(step)
     optimizer = restored["optimizer"]
     state = TrainState(
       optimizer["step"], restored["params"], optimizer["opt_state"]
     )
     return state, restored["data"]
 
-  def _set_aside_newer_than(self, step: int) -> None:
+  def _set_aside(self, damaged: list[int]) -> None:
     """Renames the damaged checkpoints, whose steps will be saved again."""
-    newer = [s for s in self.steps() if s > step]
-    if not newer:
+    if not damaged:
       return
     if jax.process_index() == 0:
-      for damaged in newer:
-        folder = self._directory / str(damaged)
-        folder.rename(self._directory.parent / f"damaged-{damaged}")
+      for step in damaged:
+        target = self._directory.parent / f"damaged-{step}"
+        while target.exists():  # By an earlier start of this run.
+          target = target.with_name(f"{target.name}-again")
+        (self._directory / str(step)).rename(target)
+    processes.wait_for_all("damaged checkpoints are set aside")
     self._manager.reload()
 
   def wait(self) -> None:
