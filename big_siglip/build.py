@@ -49,6 +49,11 @@ def mesh(config: ConfigDict) -> Mesh:
   device_mesh = sharding.make_mesh(**config.mesh)
   batch_devices = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
   raise_problems(device_problems(config, batch_devices))
+  if batch_devices % jax.process_count():
+    raise UserError(
+      f"config.mesh.tensor={device_mesh.shape['tensor']}: must divide the "
+      f"{jax.local_device_count()} devices of a process"
+    )
   return device_mesh
 
 
