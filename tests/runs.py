@@ -1,0 +1,135 @@
+"""Runs of the program on a config small enough for a test."""
+
+import atexit
+import functools
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from big_siglip import build, command_line, sharding
+from big_siglip.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = str(ROOT / "configs" / "digits.py")
+TINY = {
+  "batch_size": 16,
+  "total_steps": 60,
+  "model.image.image_size": 16,
+  "model.image.pooling": "gap",
+  "model.image.width": 32,
+  "model.image.depth": 1,
+  "model.image.mlp_dim": 64,
+  "model.text.width": 32,
+  "model.text.depth": 1,
+  "model.text.mlp_dim": 64,
+  "model.text.length": 16,
+  "data.num_threads": 1,
+  "evals.test.every": 30,
+  "log_every": 3,
+  "checkpoint.every": 7,
+}
+
+
+@functools.cache
+def scratch():
+  """Returns a folder for the data sets and the compiled programs of all runs.
+
+  Runs find their data there: those in this process and those of `start`.
+  """
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="big_siglip-tests-"))
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  os.environ["BIG_SIGLIP_DATA"] = str(folder / "data")
+  return folder
+
+
+def overrides(**changes):
+  """Returns arguments for the tiny config; "__" in a name stands for "."."""
+  named = {k.replace("__", "."): v for k, v in changes.items()}
+  return [f"--config.{k}={v}" for k, v in {**TINY, **named}.items()]
+
+
+def config(**changes):
+  scratch()
+  return command_line.load_config(CONFIG, overrides(**changes))
+
+
+def start(workdir, *, devices=4, env=None, flags=(), **changes):
+  """Starts main.py in a process of its own; its output is one text pipe."""
+  arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+  # Compiling is what takes time here.
+  environment = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_COMPILATION_CACHE_DIR": str(scratch() / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    **(env or {}),
+  }
+  return subprocess.Popen(
+    [sys.executable, "main.py", *arguments, *overrides(**changes)],
+    cwd=ROOT,
+    env={**os.environ, **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def run(workdir, **options):
+  """Returns (exit status, output) of main.py."""
+  process = start(workdir, **options)
+  output, _ = process.communicate(timeout=300)
+  return process.returncode, output
+
+
+def start_several(workdir, *, count, devices, **changes):
+  """Starts main.py as the `count` processes of one run."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  names = {
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "JAX_NUM_PROCESSES": str(count),
+  }
+  return [
+    start(
+      workdir,
+      devices=devices,
+      env={**names, "JAX_PROCESS_ID": str(index)},
+      distributed=True,
+      **changes,
+    )
+    for index in range(count)
+  ]
+
+
+def final_state(workdir, **changes):
+  """Returns ({path: array} of the newest checkpoint, its data position)."""
+  tiny = config(**changes)
+  program = build.program(tiny, build.mesh(tiny))
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+  state, data = checkpoints.restore(program.abstract_state)
+  checkpoints.close()
+  return flatten(state), data
+
+
+def flatten(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    sharding.path_string(path): np.asarray(jax.device_get(leaf))
+    for path, leaf in leaves
+  }
+
+
+def assert_same(state, expected):
+  """Bit for bit."""
+  assert state.keys() == expected.keys()
+  for path, array in state.items():
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
