@@ -41,8 +41,8 @@ def ring_sigmoid_loss(
   logits is b x b at once, or chunk_size x b, whatever the number of devices.
 
   Args:
-    image: [n, D] float32, normalised, the first dimension split over `axes`.
-    text: [n, D] float32, normalised, split alike; row i belongs to image i.
+    image: [n, D] float, normalised, the first dimension split over `axes`.
+    text: [n, D] float, normalised, split alike; row i belongs to image i.
     logit_scale: () the log of the multiplier.
     logit_bias: ().
     mesh: the devices.
@@ -54,15 +54,15 @@ def ring_sigmoid_loss(
     () float32, the mean over images of the sum over texts.
 
   Raises:
-    UserError: n or chunk_size does not divide.
+    UserError: the devices do not divide n, or chunk_size does not divide b.
   """
   n, axes = len(image), tuple(axes)
   devices = math.prod(mesh.shape[axis] for axis in axes)
   if n % devices:
     raise UserError(f"batch of {n}: must be divisible by {devices} devices")
   rows = n // devices
-  chunk_size = chunk_size or rows
-  if rows % chunk_size:
+  chunk_size = rows if chunk_size is None else chunk_size
+  if chunk_size < 1 or rows % chunk_size:
     raise UserError(
       f"chunk_size={chunk_size}: must divide the {rows} examples of a device"
     )
@@ -83,6 +83,9 @@ def ring_sigmoid_loss(
     out_specs=(P(), (split, split, P(), P())),
   )
 
+  arguments = (image, text, logit_scale, logit_bias)
+  dtypes = tuple(jnp.result_type(x) for x in arguments)
+
   @jax.custom_vjp
   def loss(*arguments):
     return value(*arguments) / n
@@ -92,10 +95,11 @@ def ring_sigmoid_loss(
     return total / n, gradients
 
   def backward(gradients, cotangent):
-    return jax.tree.map(lambda g: (cotangent / n) * g, gradients)
+    scaled = jax.tree.map(lambda g: (cotangent / n) * g, gradients)
+    return jax.tree.map(lambda g, dtype: g.astype(dtype), scaled, dtypes)
 
   loss.defvjp(forward, backward)
-  return loss(image, text, logit_scale, logit_bias)
+  return loss(*arguments)
 
 
 def _ring(image, text, logit_scale, logit_bias, *, axes, chunk_size, gradients):
@@ -116,19 +120,21 @@ def _ring(image, text, logit_scale, logit_bias, *, axes, chunk_size, gradients):
 
   def hop(carry, index):
     text, d_text, sums = carry
-    # Sent before the products, which do not wait for it to arrive.
-    next_text = send(text)
+    # Both are on their way while the products are computed: the next text goes
+    # ahead, and the gradient follows its text one hop behind.
+    next_text, d_text = send((text, d_text))
     sums, added = block(image, text, sums, own=index == 0)
     if gradients:
-      d_text = send(d_text + added)
+      d_text += added
     return (next_text, d_text, sums), None
 
   zeros = jax.lax.pcast(jnp.zeros(3), axes, to="varying")
-  d_image = d_text = 0 * image if gradients else None
+  d_image = d_text = _float32_zeros_like(image) if gradients else None
   carry = (text, d_text, (*zeros, d_image))
   carry, _ = jax.lax.scan(hop, carry, jnp.arange(devices - 1))
   # The last block sends no text on, only the gradient home.
   text, d_text, sums = carry
+  d_text = send(d_text)
   sums, added = block(image, text, sums, own=devices == 1)
   nll, d_scale, d_bias, d_image = sums
   nll = jax.lax.psum(nll, axes)
@@ -180,12 +186,19 @@ def _block(
     d_rows = _product("ij,jD->iD", d_logits, text)
     return (nll, d_scale, d_bias, d_text), d_rows
 
-  carry = (nll, d_scale, d_bias, 0 * text if gradients else None)
+  d_text = _float32_zeros_like(text) if gradients else None
+  carry = (nll, d_scale, d_bias, d_text)
   starts = jnp.arange(0, b, chunk_size)
   (nll, d_scale, d_bias, d_text), d_rows = jax.lax.scan(tile, carry, starts)
   if gradients:
     d_image += d_rows.reshape(b, width)
   return (nll, d_scale, d_bias, d_image), d_text
+
+
+def _float32_zeros_like(x: jax.Array) -> jax.Array:
+  # `zeros_like` of a device's block varies over the devices as the block does,
+  # which the carry of a scan has to.
+  return jnp.zeros_like(x, dtype=jnp.float32)
 
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
