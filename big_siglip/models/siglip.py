@@ -9,7 +9,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from big_siglip.models import sizes
 from big_siglip.models.text import TextTower
@@ -25,9 +25,16 @@ class SigLIP(nn.Module):
 
   config: Any
 
+  def __post_init__(self):
+    # Frozen, the module can be hashed. A copy, because FrozenConfigDict
+    # compares by what it was made from, which may still change.
+    copy = ConfigDict(self.config).copy_and_resolve_references()
+    self.config = FrozenConfigDict(copy)
+    super().__post_init__()
+
   def setup(self):
     """Names the parts."""
-    config = FrozenConfigDict(self.config)
+    config = self.config
     embed_dim = config.embed_dim or sizes.resolve_image(config.image).width
     shared = (embed_dim, config.dtype, config.remat, config.scan)
     self.image = ImageTower(config.image, *shared)

@@ -51,7 +51,7 @@ def resolve_image(config: Any) -> TowerSize:
       where they are not None.
 
   Raises:
-    UserError: the name is not known.
+    UserError: the name is not known, or a number is less than 1.
   """
   tower, slash, patch = config.size.partition("/")
   if tower not in TOWERS or not slash or not patch.isdecimal():
@@ -59,8 +59,8 @@ def resolve_image(config: Any) -> TowerSize:
       f"config.model.image.size={config.size!r}: must be TOWER/PATCH, with "
       f"TOWER one of {', '.join(TOWERS)} and PATCH in pixels, such as B/16"
     )
-  size = _override(TOWERS[tower], config)
-  return dataclasses.replace(size, patch_size=config.patch_size or int(patch))
+  named = dataclasses.replace(TOWERS[tower], patch_size=int(patch))
+  return _override(named, config, "image")
 
 
 def resolve_text(config: Any) -> TowerSize:
@@ -71,19 +71,25 @@ def resolve_text(config: Any) -> TowerSize:
       mlp_dim and num_heads override it where they are not None.
 
   Raises:
-    UserError: the name is not known.
+    UserError: the name is not known, or a number is less than 1.
   """
   if config.size not in TOWERS:
     raise UserError(
       f"config.model.text.size={config.size!r}: must be one of "
       f"{', '.join(TOWERS)}"
     )
-  return _override(TOWERS[config.size], config)
+  return _override(TOWERS[config.size], config, "text")
 
 
-def _override(size: TowerSize, config: Any) -> TowerSize:
-  fields = ("width", "depth", "mlp_dim", "num_heads")
-  given = {
-    field: config[field] for field in fields if config[field] is not None
-  }
-  return dataclasses.replace(size, **given)
+def _override(named: TowerSize, config: Any, tower: str) -> TowerSize:
+  size = {}
+  for field, value in dataclasses.asdict(named).items():
+    if value is None:  # The text tower has no patches.
+      continue
+    given = config[field]
+    size[field] = value if given is None else given
+    if size[field] < 1:
+      raise UserError(
+        f"config.model.{tower}.{field}={size[field]!r}: must be at least 1"
+      )
+  return TowerSize(**size)

@@ -1,0 +1,75 @@
+"""Small model configs and inputs that the tests of models share."""
+
+import jax
+from ml_collections import config_dict, ConfigDict
+import numpy as np
+
+
+def model_config(image=None, text=None, **fields):
+  """A config.model of two tiny towers, with the given fields replaced."""
+  none = config_dict.placeholder
+  numbers = ("width", "depth", "mlp_dim", "num_heads")
+  config = ConfigDict(
+    dict(
+      image=dict(
+        size="mu/8",
+        image_size=16,
+        pooling="map",
+        head=False,
+        drop_border=False,
+        patch_size=none(int),
+        **{name: none(int) for name in numbers},
+      ),
+      text=dict(
+        size="mu",
+        vocab_size=50,
+        length=6,
+        pooling="last",
+        head=True,
+        **{name: none(int) for name in numbers},
+      ),
+      embed_dim=none(int),
+      dtype="float32",
+      remat="none",
+      scan=True,
+      logit_scale_init=10.0,
+      logit_bias_init=-10.0,
+    )
+  )
+  config.image.update(image or {})
+  config.text.update(text or {})
+  config.update(fields)
+  return config
+
+
+def example_inputs(config, batch=3, seed=0):
+  """Random uint8 images and int32 tokens of the config's shapes."""
+  rng = np.random.default_rng(seed)
+  pixels = config.image.image_size
+  shape = (batch, pixels, pixels, 3)
+  image = rng.integers(0, 256, shape).astype(np.uint8)
+  shape = (batch, config.text.length)
+  text = rng.integers(0, config.text.vocab_size, shape).astype(np.int32)
+  return image, text
+
+
+def abstract_params(model):
+  """The parameters' shapes and dtypes; computes nothing."""
+  config = model.config
+  pixels = config.image.image_size
+  image = jax.ShapeDtypeStruct((1, pixels, pixels, 3), np.uint8)
+  text = jax.ShapeDtypeStruct((1, config.text.length), np.int32)
+  return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
+
+
+def random_params(model, seed=0):
+  """Parameters that are all different and not small: no bias hides at 0."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, x):
+    values = 0.2 * rng.normal(size=x.shape)
+    return np.float32(values + (getattr(path[-1], "key", "") == "scale"))
+
+  params = jax.tree_util.tree_map_with_path(draw, abstract_params(model))
+  params["logit_scale"], params["logit_bias"] = np.float32([2.3, -5.0])
+  return params

@@ -1,0 +1,84 @@
+"""Attention equals linen's; scan and remat change no value."""
+
+from flax import linen as nn
+import jax
+from model_cases import example_inputs, model_config, random_params
+import numpy as np
+import pytest
+
+from big_siglip.models import REMAT_POLICIES, SigLIP, sizes
+from big_siglip.models.transformer import Attention
+
+
+def test_attention_equals_linen_in_initialization_and_value():
+  x = jax.random.normal(jax.random.key(0), (2, 5, 24))
+  linen = nn.MultiHeadDotProductAttention(
+    num_heads=3, kernel_init=nn.initializers.xavier_uniform()
+  )
+  expected, params = linen.init_with_output(jax.random.key(1), x)
+  actual, ours = Attention(3, "float32").init_with_output(
+    jax.random.key(1), x, x
+  )
+  jax.tree.map(np.testing.assert_array_equal, ours, params)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def unstack(params):
+  """The parameters of scanned blocks as those of single ones."""
+  params = dict(params)
+  for tower in ("image", "text"):
+    encoder = dict(params[tower]["encoder"])
+    blocks = encoder.pop("blocks")
+    depth = len(blocks["mlp_norm"]["scale"])
+    for index in range(depth):
+      encoder[f"block_{index}"] = jax.tree.map(
+        lambda x, index=index: x[index], blocks
+      )
+    params[tower] = {**params[tower], "encoder": encoder}
+  return params
+
+
+def test_scanned_blocks_equal_single_ones():
+  deep = dict(depth=3)
+  config = model_config(deep, deep)
+  params = random_params(SigLIP(config))
+  inputs = example_inputs(config)
+  expected = jax.jit(SigLIP(config).apply)({"params": params}, *inputs)
+  single = SigLIP(model_config(deep, deep, scan=False))
+  actual = jax.jit(single.apply)({"params": unstack(params)}, *inputs)
+  for a, e in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a, e, atol=1e-5)
+
+
+def compiled_gradient(scan, remat):
+  deep = dict(depth=3)
+  model = SigLIP(model_config(deep, remat=remat, scan=scan))
+
+  def score(params, image):  # One tower: the other's blocks are the same.
+    embedding, *_ = model.apply({"params": params}, image, None)
+    return embedding[:, 0].sum()
+
+  params = random_params(SigLIP(model_config(deep)))
+  image, _ = example_inputs(model.config, batch=32)
+  arguments = (params if scan else unstack(params), image)
+  compiled = jax.jit(jax.grad(score)).lower(*arguments).compile()
+  memory = compiled.memory_analysis().temp_size_in_bytes
+  return compiled(*arguments), memory
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_changes_memory_and_not_gradients(scan):
+  assert set(sizes.REMAT_NAMES) == set(REMAT_POLICIES)
+  names = sizes.REMAT_NAMES if scan else ("none", "full")
+  results = {name: compiled_gradient(scan, name) for name in names}
+  expected, memory_of_all = results.pop("none")
+  for gradients, memory in results.values():
+    jax.tree.map(
+      lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-5),
+      gradients,
+      expected,
+    )
+    if scan:
+      assert memory < memory_of_all
+  if scan:
+    assert results["full"][1] < results["projections"][1]
