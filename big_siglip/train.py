@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import logging
 import jax
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import build, processes, sharding, workdir
@@ -38,7 +38,6 @@ def train(config: ConfigDict, folder: str | None) -> None:
   stop = StopSignal()
   if config.distributed:
     processes.join()
-  config = FrozenConfigDict(config)
   with contextlib.ExitStack() as stack:
     Loop(config, folder, stop, stack).run()
 
