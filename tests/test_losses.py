@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from big_siglip.errors import UserError
-from big_siglip.losses import ring_sigmoid_loss, sigmoid_loss, softmax_loss
+from big_siglip.losses import (
+  ring_sigmoid_loss,
+  ring_softmax_loss,
+  sigmoid_loss,
+  softmax_loss,
+)
 
 MESHES = {
   "1": ((1, 1, 1), ("data",)),
@@ -234,3 +239,25 @@ def test_softmax_equals_torch_cross_entropy():
   actual = value_and_gradients(softmax_loss, inputs)
   assert_close((actual[0], list(actual[1][:3])), expected, 1e-5)
   assert actual[1][3] == 0
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_ring_softmax_equals_dense_in_value_and_gradients(name):
+  shape, axes = MESHES[name]
+  ring = functools.partial(ring_softmax_loss, mesh=make_mesh(shape), axes=axes)
+  inputs = make_inputs()
+  expected = value_and_gradients(softmax_loss, inputs)
+  assert_close(value_and_gradients(ring, inputs), expected, 1e-5)
+  np.testing.assert_allclose(jax.jit(ring)(*inputs), expected[0], rtol=1e-5)
+
+
+def test_ring_softmax_gathers_nothing_and_keeps_its_memory():
+  def compiled(devices):
+    mesh = make_mesh((devices, 1, 1))
+    ring = functools.partial(ring_softmax_loss, mesh=mesh, axes=("data",))
+    return compiled_gradient(ring, mesh, n=256 * devices)
+
+  two, eight = compiled(2), compiled(8)
+  assert "all-gather" not in eight.as_text()
+  memory = [x.memory_analysis().temp_size_in_bytes for x in (two, eight)]
+  assert memory[1] <= 1.1 * memory[0]

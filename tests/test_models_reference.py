@@ -238,4 +238,4 @@ def test_model_and_gradients_equal_those_of_transformers(name):
   for (path, a), e in zip(actual, jax.tree.leaves(expected), strict=True):
     error, norm = np.linalg.norm(a - e), np.linalg.norm(e)
     # The gradient of a key's bias is 0: a softmax sees no common shift.
-    assert error <= 1e-3 * norm + 1e-7 * largest, jax.tree_util.keystr(path)
+    assert error <= 1e-4 * norm + 1e-7 * largest, jax.tree_util.keystr(path)

@@ -1,7 +1,13 @@
 """Losses over embeddings; they never see a model."""
 
 from big_siglip.losses.ring import ring_sigmoid_loss
+from big_siglip.losses.ring_softmax import ring_softmax_loss
 from big_siglip.losses.sigmoid import sigmoid_loss
 from big_siglip.losses.softmax import softmax_loss
 
-__all__ = ["ring_sigmoid_loss", "sigmoid_loss", "softmax_loss"]
+__all__ = [
+  "ring_sigmoid_loss",
+  "ring_softmax_loss",
+  "sigmoid_loss",
+  "softmax_loss",
+]

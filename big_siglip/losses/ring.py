@@ -11,7 +11,6 @@ D embedding width.
 
 from collections.abc import Sequence
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,12 @@ from jax.sharding import PartitionSpec as P
 
 from big_siglip.errors import UserError
 from big_siglip.losses.sigmoid import dot_products
+from big_siglip.losses.travel import (
+  full_like,
+  product,
+  rows_per_device,
+  travel_ring,
+)
 
 # (loss, d image, d text, d logit_scale, d logit_bias).
 LossAndGradients = tuple[jax.Array, ...]
@@ -57,10 +62,7 @@ def ring_sigmoid_loss(
     UserError: the devices do not divide n, or chunk_size does not divide b.
   """
   n, axes = len(image), tuple(axes)
-  devices = math.prod(mesh.shape[axis] for axis in axes)
-  if n % devices:
-    raise UserError(f"batch of {n}: must be divisible by {devices} devices")
-  rows = n // devices
+  rows = rows_per_device(n, mesh, axes)
   chunk_size = rows if chunk_size is None else chunk_size
   if chunk_size < 1 or rows % chunk_size:
     raise UserError(
@@ -104,12 +106,6 @@ def ring_sigmoid_loss(
 
 def _ring(image, text, logit_scale, logit_bias, *, axes, chunk_size, gradients):
   """Sums over all pairs; sees the (bD, bD) of one device."""
-  devices = jax.lax.axis_size(axes)
-  send = functools.partial(
-    jax.lax.ppermute,
-    axis_name=axes,
-    perm=[(i, (i + 1) % devices) for i in range(devices)],
-  )
   block = functools.partial(
     _block,
     logit_scale=logit_scale,
@@ -118,29 +114,19 @@ def _ring(image, text, logit_scale, logit_bias, *, axes, chunk_size, gradients):
     gradients=gradients,
   )
 
-  def hop(carry, index):
-    text, d_text, sums = carry
-    # Both are on their way while the products are computed: the next text goes
-    # ahead, and the gradient follows its text one hop behind.
-    next_text, d_text = send((text, d_text))
-    sums, added = block(image, text, sums, own=index == 0)
-    if gradients:
-      d_text += added
-    return (next_text, d_text, sums), None
+  def visit(text, d_text, sums, own):
+    sums, added = block(image, text, sums, own=own)
+    return d_text + added if gradients else None, sums
 
-  zeros = jax.lax.pcast(jnp.zeros(3), axes, to="varying")
-  d_image = d_text = _float32_zeros_like(image) if gradients else None
-  carry = (text, d_text, (*zeros, d_image))
-  carry, _ = jax.lax.scan(hop, carry, jnp.arange(devices - 1))
-  # The last block sends no text on, only the gradient home.
-  text, d_text, sums = carry
-  d_text = send(d_text)
-  sums, added = block(image, text, sums, own=devices == 1)
+  zeros = (full_like(image[0, 0]),) * 3
+  d_image = d_text = full_like(image) if gradients else None
+  d_text, sums = travel_ring(
+    visit, ahead=text, behind=d_text, staying=(*zeros, d_image), axes=axes
+  )
   nll, d_scale, d_bias, d_image = sums
   nll = jax.lax.psum(nll, axes)
   if not gradients:
     return nll
-  d_text = send(d_text + added)
   d_scale, d_bias = jax.lax.psum((d_scale, d_bias), axes)
   return nll, (d_image, d_text, d_scale, d_bias)
 
@@ -182,26 +168,14 @@ def _block(
     d_scale += (d_logits * scaled_dots).sum()
     d_bias += d_logits.sum()
     d_logits *= scale
-    d_text += _product("ij,iD->jD", d_logits, rows)
-    d_rows = _product("ij,jD->iD", d_logits, text)
+    d_text += product("ij,iD->jD", d_logits, rows)
+    d_rows = product("ij,jD->iD", d_logits, text)
     return (nll, d_scale, d_bias, d_text), d_rows
 
-  d_text = _float32_zeros_like(text) if gradients else None
+  d_text = full_like(text) if gradients else None
   carry = (nll, d_scale, d_bias, d_text)
   starts = jnp.arange(0, b, chunk_size)
   (nll, d_scale, d_bias, d_text), d_rows = jax.lax.scan(tile, carry, starts)
   if gradients:
     d_image += d_rows.reshape(b, width)
   return (nll, d_scale, d_bias, d_image), d_text
-
-
-def _float32_zeros_like(x: jax.Array) -> jax.Array:
-  # `zeros_like` of a device's block varies over the devices as the block does,
-  # which the carry of a scan has to.
-  return jnp.zeros_like(x, dtype=jnp.float32)
-
-
-def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.einsum(
-    subscripts, a, b, precision="highest", preferred_element_type=jnp.float32
-  )
