@@ -1,0 +1,121 @@
+"""metrics.jsonl, events and the terminal."""
+
+import json
+import math
+import struct
+
+from big_siglip import metrics, train
+
+
+def _writer(workdir, start_step=0, evaluated_step=None):
+  return metrics.MetricsWriter(
+    workdir,
+    start_step=start_step,
+    evaluated_step=start_step if evaluated_step is None else evaluated_step,
+    total_steps=9,
+    config={},
+  )
+
+
+def _write(workdir, *records, **options):
+  writer = _writer(workdir, **options)
+  for step, values in records:
+    writer.write(step, values)
+  writer.close()
+
+
+def test_what_is_written_is_read(tmp_path):
+  _write(tmp_path, (1, {"loss": 2.5}), (1, {"evals/a/accuracy": 0.5}))
+  assert metrics.read_metrics(tmp_path) == [
+    {"step": 1, "loss": 2.5},
+    {"step": 1, "evals/a/accuracy": 0.5},
+  ]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  _write(tmp_path, (1, {"loss": math.nan, "grad_norm": math.inf, "x": 1}))
+  line = (tmp_path / "metrics.jsonl").read_text()
+  assert "NaN" not in line and "Infinity" not in line
+  assert json.loads(line) == {
+    "step": 1,
+    "loss": None,
+    "grad_norm": None,
+    "x": 1,
+  }
+
+
+def test_lines_after_the_resumed_step_are_dropped(tmp_path):
+  _write(tmp_path, *[(step, {"loss": 1.0}) for step in (2, 4, 6)])
+  _write(tmp_path, (6, {"loss": 3.0}), start_step=4)
+  read = [(m["step"], m["loss"]) for m in metrics.read_metrics(tmp_path)]
+  assert read == [(2, 1.0), (4, 1.0), (6, 3.0)]
+
+
+def test_an_evaluation_that_will_be_taken_again_is_dropped(tmp_path):
+  _write(
+    tmp_path,
+    (4, {"loss": 1.0}),
+    (4, {"evals/a/accuracy": 0.5}),
+  )
+  _write(tmp_path, start_step=4, evaluated_step=3)
+  assert metrics.read_metrics(tmp_path) == [{"step": 4, "loss": 1.0}]
+
+
+def test_a_torn_line_is_dropped_wherever_it_is_torn(tmp_path):
+  _write(tmp_path, (1, {"loss": 1.0}), (2, {"loss": 2.0}))
+  path = tmp_path / "metrics.jsonl"
+  whole = path.read_text()
+  second = whole.index("\n") + 1
+  for end in range(second, len(whole)):
+    path.write_text(whole[:end])
+    _write(tmp_path, (3, {"loss": 3.0}), start_step=2)
+    read = [(m["step"], m["loss"]) for m in metrics.read_metrics(tmp_path)]
+    assert read == [(1, 1.0), (3, 3.0)], end
+
+
+def test_events_are_written_for_every_number(tmp_path):
+  _write(tmp_path, (1, {"loss": 2.5, "evals/a/accuracy": 0.5}))
+  (file,) = (tmp_path / "tensorboard").iterdir()
+  records = list(_records(file.read_bytes()))
+  assert any(b"loss" in r and struct.pack("<f", 2.5) in r for r in records)
+  assert any(b"evals/a/accuracy" in r for r in records)
+
+
+def _records(data):
+  """Yields the records of a TFRecord file: length, crc, bytes, crc."""
+  while data:
+    (length,) = struct.unpack("<Q", data[:8])
+    yield data[12 : 12 + length]
+    assert len(data) >= 16 + length
+    data = data[16 + length :]
+
+
+def test_lines_on_the_terminal_show_step_and_loss(tmp_path, capsys):
+  _write(tmp_path, (3, {"loss": 2.5, "grad_norm": 1.0}))
+  assert capsys.readouterr().out == "step 3/9  loss 2.5\n"
+
+
+class _Clock:
+  now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+def test_rates_are_of_the_steps_since_they_were_last_read(monkeypatch):
+  clock = _Clock()
+  monkeypatch.setattr(train.time, "perf_counter", clock)
+  import runs
+
+  meter = train.Meter(runs.config(), num_devices=1)
+  clock.now = 100.0
+  meter.step_done()  # Compiling, which does not count.
+  for _ in range(4):
+    with meter.waiting():
+      clock.now += 0.5
+    clock.now += 1.5
+    meter.step_done()
+  rates = meter.read()
+  assert rates["examples_per_second"] == 16 / 2.0
+  assert rates["data_wait"] == 0.25
+  assert meter.read() == {}

@@ -1,0 +1,147 @@
+"""The program keeps its shape: who imports whom, and how long things get."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "big_siglip").rglob("*.py"))
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+PROGRAMS = [ROOT / "main.py", *TOOLS]
+ALL = [*PACKAGE, *CONFIGS, *PROGRAMS]
+
+
+def _imports(file):
+  """Returns the full names of all that a file imports, wherever it does."""
+  names = set()
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{file}: relative import"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def _within(name, *modules):
+  return any(name == m or name.startswith(f"{m}.") for m in modules)
+
+
+def _offences(files, forbidden):
+  return [
+    f"{file.relative_to(ROOT)} imports {name}"
+    for file in files
+    for name in sorted(_imports(file))
+    if _within(name, *forbidden)
+  ]
+
+
+def _of(*names):
+  """Returns the files of modules or packages of big_siglip."""
+  files = []
+  for name in names:
+    path = ROOT / "big_siglip" / name
+    files += sorted(path.rglob("*.py")) if path.is_dir() else []
+    files += [path.with_suffix(".py")] if not path.is_dir() else []
+  assert files and all(file.is_file() for file in files)
+  return files
+
+
+def _modules(*names):
+  return [f"big_siglip.{name}" for name in names]
+
+
+# A layer never imports what stands above it.
+LAYERS = (
+  ("errors",),
+  ("sharding", "config_fields"),
+  ("models", "losses", "datasets", "schedules", "parameter_rules"),
+  ("data", "optimizer", "train_step", "config", "processes"),
+  ("evaluators", "checkpoint", "workdir", "metrics"),
+  ("build",),
+  ("train", "dry_run"),
+)
+
+
+@pytest.mark.parametrize("layer", range(len(LAYERS)))
+def test_a_layer_imports_none_above_it(layer):
+  above = [name for names in LAYERS[layer + 1 :] for name in names]
+  assert not _offences(_of(*LAYERS[layer]), _modules(*above))
+
+
+def test_models_losses_and_data_do_not_know_each_other():
+  assert not _offences(_of("models"), _modules("losses", "data", "optimizer"))
+  assert not _offences(_of("losses"), _modules("models", "data", "optimizer"))
+  assert not _offences(_of("data"), _modules("models", "losses", "optimizer"))
+
+
+def test_the_step_gets_model_loss_and_optimizer_as_arguments():
+  parts = _modules("models", "losses", "optimizer", "data", "config")
+  assert not _offences(_of("train_step"), parts)
+
+
+def test_no_module_imports_a_program():
+  assert not _offences(PACKAGE, ["main", "tools", "configs"])
+
+
+def test_configs_import_ml_collections_alone():
+  for file in CONFIGS:
+    names = _imports(file)
+    assert all(_within(name, "ml_collections") for name in names), file
+
+
+def test_tensorflow_and_torch_are_never_imported():
+  other_worlds = ["tensorflow", "torch", "transformers", "tensorboard"]
+  assert not _offences(ALL, other_worlds)
+
+
+def test_only_programs_read_flags():
+  allowed = ROOT / "big_siglip" / "command_line.py"
+  rest = [file for file in [*PACKAGE, *CONFIGS] if file != allowed]
+  flags = ["absl.flags", "absl.app", "argparse"]
+  assert not _offences(rest, flags)
+
+
+def test_nothing_is_imported_by_a_string():
+  assert not _offences(ALL, ["importlib"])
+
+
+def _lines_of_code(function):
+  """Returns the length of a function without its docstring."""
+  length = function.end_lineno - function.lineno + 1
+  if ast.get_docstring(function):
+    docstring = function.body[0]
+    length -= docstring.end_lineno - docstring.lineno + 1
+  return length
+
+
+def test_files_and_functions_stay_short():
+  too_long = []
+  for file in ALL:
+    text = file.read_text()
+    if len(text.splitlines()) > 300:
+      too_long.append(str(file))
+    for node in ast.walk(ast.parse(text)):
+      if (
+        isinstance(node, ast.FunctionDef)
+        and node.name != "get_config"
+        and _lines_of_code(node) > 60
+      ):
+        too_long.append(f"{file}: {node.name}")
+  assert not too_long
+
+
+def test_every_public_name_is_documented():
+  bare = []
+  for file in ALL:
+    tree = ast.parse(file.read_text())
+    for node in [tree, *tree.body]:
+      documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
+      if not isinstance(node, documented):
+        continue
+      name = getattr(node, "name", "the module")
+      if not name.startswith("_") and not ast.get_docstring(node):
+        bare.append(f"{file}: {name}")
+  assert not bare

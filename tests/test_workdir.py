@@ -1,0 +1,86 @@
+"""One folder, one run."""
+
+import json
+
+import pytest
+import runs
+
+from big_siglip import workdir
+from big_siglip.errors import UserError
+
+
+def test_a_new_folder_gets_the_config(tmp_path):
+  config = runs.config()
+  folder = workdir.claim(str(tmp_path / "a" / "run"), config)
+  assert workdir.read_config(folder) == workdir.as_json(config)
+  assert [p.name for p in folder.iterdir()] == ["config.json"]
+
+
+def test_the_same_config_may_come_again(tmp_path):
+  for _ in range(2):
+    workdir.claim(str(tmp_path), runs.config())
+
+
+def test_what_does_not_decide_the_parameters_may_change(tmp_path):
+  workdir.claim(str(tmp_path), runs.config())
+  changed = runs.config(log_every=5, mesh__fsdp=2, evals__test__every=4)
+  workdir.claim(str(tmp_path), changed)
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["mesh"]["fsdp"] == 2
+
+
+def test_every_field_that_differs_is_named(tmp_path):
+  workdir.claim(str(tmp_path), runs.config())
+  before = (tmp_path / "config.json").read_bytes()
+  other = runs.config(seed=3, optimizer__learning_rate=0.5)
+  with pytest.raises(UserError, match="is of another config") as error:
+    workdir.claim(str(tmp_path), other)
+  assert "config.seed: 0 -> 3" in str(error.value)
+  assert "config.optimizer.learning_rate: 0.001 -> 0.5" in str(error.value)
+  assert len(str(error.value).splitlines()) == 3
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_rules_survive_json(tmp_path):
+  config = runs.config()
+  config.optimizer.rules = (("image/.*", {"freeze": True}),)
+  folder = workdir.claim(str(tmp_path), config)
+  rules = workdir.read_config(folder)["optimizer"]["rules"]
+  assert rules == [["image/.*", {"freeze": True}]]
+  workdir.claim(str(tmp_path), config)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_file_in_its_place_is_an_error(tmp_path, below):
+  (tmp_path / "file").write_text("")
+  folder = tmp_path / "file" / "run" if below else tmp_path / "file"
+  with pytest.raises(UserError, match="--workdir=.*file") as error:
+    workdir.claim(str(folder), runs.config())
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_no_folder_is_an_error():
+  with pytest.raises(UserError, match="--workdir=DIR must be given"):
+    workdir.claim(None, runs.config())
+
+
+def test_a_folder_without_a_run_or_with_a_broken_one(tmp_path):
+  folder = workdir.epath.Path(tmp_path)
+  with pytest.raises(UserError, match="config.json is missing"):
+    workdir.read_config(folder)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(UserError, match="not JSON"):
+    workdir.read_config(folder)
+
+
+def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
+  path = workdir.epath.Path(tmp_path) / "file"
+  workdir.write_whole(path, "old")
+
+  def killed(self, target):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(type(path), "replace", killed)
+  with pytest.raises(KeyboardInterrupt):
+    workdir.write_whole(path, "new")
+  assert path.read_text() == "old"
