@@ -46,6 +46,7 @@ def scratch():
   folder = pathlib.Path(tempfile.mkdtemp(prefix="big_siglip-tests-"))
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   os.environ["BIG_SIGLIP_DATA"] = str(folder / "data")
+  jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
   return folder
 
 

@@ -74,9 +74,7 @@ def test_killed_and_stopped_runs_end_like_a_whole_one(whole, tmp_path):
   random_step = random.Random(0).randint
   workdir = tmp_path / "run"
 
-  stopped = _interrupt(
-    workdir, signal.SIGTERM, _after_step(random_step(1, 15))
-  )
+  stopped = _interrupt(workdir, signal.SIGTERM, _after_step(random_step(1, 15)))
   assert stopped[0] == 0, stopped[1]
   assert "stopped after step" in stopped[1]
   saved = max(int(p.name) for p in workdir.glob("checkpoints/[0-9]*"))
@@ -85,9 +83,7 @@ def test_killed_and_stopped_runs_end_like_a_whole_one(whole, tmp_path):
   unfinished = _kill_while_saving(workdir)
   assert unfinished, "the run ended before it could be killed"
 
-  killed = _interrupt(
-    workdir, signal.SIGKILL, _after_step(random_step(25, 45))
-  )
+  killed = _interrupt(workdir, signal.SIGKILL, _after_step(random_step(25, 45)))
   assert killed[0] == -signal.SIGKILL
   # As if killed in the middle of a line.
   with (workdir / "metrics.jsonl").open("a") as file:

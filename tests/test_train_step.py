@@ -1,0 +1,212 @@
+"""One step, against the same step written out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+
+from big_siglip import build, losses, sharding
+from big_siglip.models import SigLIP
+from big_siglip.train_step import (
+  init_state,
+  logit_metrics,
+  train_step,
+  TrainState,
+)
+
+
+class Towers:
+  """A model of one matrix for each tower, enough to step."""
+
+  def init(self, rng, image, text):
+    keys = jax.random.split(rng)
+    return {
+      "params": {
+        "image": jax.random.normal(keys[0], (image.shape[1], 4)),
+        "text": jax.random.normal(keys[1], (text.shape[1], 4)),
+        "logit_scale": jnp.log(10.0),
+        "logit_bias": jnp.float32(-2.0),
+      }
+    }
+
+  def apply(self, variables, image, text):
+    params = variables["params"]
+    x, y = image @ params["image"], text @ params["text"]
+    return (
+      x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+      y / jnp.linalg.norm(y, axis=-1, keepdims=True),
+      params["logit_scale"],
+      params["logit_bias"],
+    )
+
+
+OPTIMIZER = optax.adam(0.1)
+
+
+def _batch(seed, size=8):
+  rng = np.random.default_rng(seed)
+  return {
+    "image": jnp.asarray(rng.normal(size=(size, 6)), jnp.float32),
+    "text": jnp.asarray(rng.normal(size=(size, 5)), jnp.float32),
+    "num_skipped": jnp.asarray([1, 2] + [0] * (size - 2), jnp.int32),
+  }
+
+
+def _step(**changes):
+  options = {
+    "model": Towers(),
+    "loss_fn": losses.sigmoid_loss,
+    "optimizer": OPTIMIZER,
+    "schedule": optax.constant_schedule(0.1),
+    **changes,
+  }
+  return jax.jit(functools.partial(train_step, **options))
+
+
+def _init():
+  return init_state(
+    jax.random.key(0), _batch(0), model=Towers(), optimizer=OPTIMIZER
+  )
+
+
+def test_three_steps_equal_a_plain_optax_loop():
+  state, step = _init(), _step()
+  params, opt_state = state.params, state.opt_state
+
+  def loss_of(params, batch):
+    x, y, scale, bias = Towers().apply({"params": params}, *batch)
+    logits = jnp.exp(scale) * x @ y.T + bias
+    signs = 2 * jnp.eye(len(x)) - 1
+    return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / len(x)
+
+  for number in range(3):
+    batch = _batch(number)
+    loss, grads = jax.value_and_grad(loss_of)(
+      params, (batch["image"], batch["text"])
+    )
+    state, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(
+      metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      metrics["param_norm"], optax.global_norm(params), rtol=1e-5
+    )
+    updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
+    np.testing.assert_allclose(
+      metrics["update_norm"], optax.global_norm(updates), rtol=1e-4
+    )
+    params = optax.apply_updates(params, updates)
+
+  assert int(state.step) == 3
+  for got, expected in zip(
+    jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True
+  ):
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_metrics_are_of_the_parameters_before_the_step():
+  state = _init()
+  after, metrics = _step()(state, _batch(0))
+  np.testing.assert_allclose(metrics["logit_scale"], 10.0, rtol=1e-6)
+  assert float(metrics["logit_bias"]) == -2.0
+  assert float(after.params["logit_bias"]) != -2.0
+  assert int(metrics["num_skipped"]) == 3
+  assert float(metrics["learning_rate"]) == np.float32(0.1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_logit_metrics_are_means_of_the_whole_matrix(size):
+  rng = np.random.default_rng(size)
+  x, y = (rng.normal(size=(size, 5)).astype(np.float32) for _ in range(2))
+  logits = np.exp(1.5) * x.astype(np.float64) @ y.T - 3
+  metrics = logit_metrics(
+    jnp.asarray(x), jnp.asarray(y), jnp.float32(1.5), jnp.float32(-3)
+  )
+  np.testing.assert_allclose(
+    metrics["positive_logit"], np.diag(logits).mean(), rtol=1e-5
+  )
+  if size > 1:
+    others = logits[~np.eye(size, dtype=bool)]
+    np.testing.assert_allclose(
+      metrics["negative_logit"], others.mean(), rtol=1e-4
+    )
+  assert np.isfinite(metrics["negative_logit"])
+
+
+@pytest.mark.parametrize("spoiled", ["image", "text"])
+def test_a_step_that_is_not_finite_can_leave_everything_as_it_was(spoiled):
+  state, _ = _step()(_init(), _batch(0))
+  batch = _batch(1)
+  batch[spoiled] = batch[spoiled].at[2, 3].set(jnp.nan)
+
+  after, metrics = _step(skip_nonfinite=True)(state, batch)
+
+  assert not metrics["finite"]
+  assert int(after.step) == int(state.step) + 1
+  runs.assert_same(
+    runs.flatten((after.params, after.opt_state)),
+    runs.flatten((state.params, state.opt_state)),
+  )
+  spread, _ = _step()(state, batch)
+  assert not np.isfinite(spread.params["logit_bias"])
+
+
+def test_a_gradient_alone_that_is_not_finite_counts_too():
+  def loss_of(image, text, logit_scale, logit_bias):
+    return jnp.sqrt(logit_bias * 0) + image.sum()  # 0, with slope inf * 0.
+
+  _, metrics = _step(loss_fn=loss_of)(_init(), _batch(0))
+  assert np.isfinite(metrics["loss"])
+  assert not metrics["finite"]
+
+
+def test_skipping_changes_nothing_where_all_is_finite():
+  plain, _ = _step()(_init(), _batch(0))
+  skipping, metrics = _step(skip_nonfinite=True)(_init(), _batch(0))
+  assert metrics["finite"]
+  runs.assert_same(runs.flatten(skipping), runs.flatten(plain))
+
+
+def test_frozen_parameters_do_not_move_and_have_no_gradient():
+  state = _init()
+  frozen = {key: key == "image" for key in state.params}
+  sgd = optax.sgd(1.0)
+  state = TrainState(state.step, state.params, sgd.init(state.params))
+  after, metrics = _step(frozen=frozen, optimizer=sgd)(state, _batch(0))
+  np.testing.assert_array_equal(after.params["image"], state.params["image"])
+  assert np.any(after.params["text"] != state.params["text"])
+  # With steps of the gradient itself, the norms of both are one.
+  np.testing.assert_allclose(
+    metrics["grad_norm"], metrics["update_norm"], rtol=1e-6
+  )
+
+
+def test_the_program_donates_its_state_and_trains_like_its_parts():
+  config = runs.config(loss__name="sigmoid")
+  config.optimizer.warmup_steps = 0
+  mesh = build.mesh(config)
+  program = build.program(config, mesh)
+  rng = np.random.default_rng(0)
+  host = {
+    "image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),
+    "text": rng.integers(0, 259, (16, 16), np.int32),
+    "num_skipped": np.zeros(16, np.int32),
+  }
+  # Of its own: what NumPy looks at cannot be donated.
+  params = jax.device_get(program.init().params)
+  before = program.init()
+  after, metrics = program.step(before, sharding.to_global(mesh, host))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+  embedded = SigLIP(config.model).apply(
+    {"params": params}, host["image"], host["text"]
+  )
+  expected = losses.sigmoid_loss(*embedded)
+  np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+  assert jax.tree.map(lambda x: x.sharding, after) == jax.tree.map(
+    lambda x: x.sharding, program.abstract_state
+  )
