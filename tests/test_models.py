@@ -1,5 +1,7 @@
 """The towers have the published shapes and do what the config says."""
 
+import functools
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -11,33 +13,11 @@ from model_cases import (
 )
 import numpy as np
 import pytest
+from reference import CHECKPOINTS, I18N, TOWER_SHAPES
 
-from big_siglip.models import SigLIP
-
-V1, I18N, V2 = 32_000, 250_000, 256_000
-
-# Image size, pixels, text size, vocabulary, length, parameters. The published
-# checkpoints' counts: arXiv:2303.15343 (first ten) and arXiv:2502.14786.
-CHECKPOINTS = [
-  ("B/16", 224, "B", V1, 64, 203_155_970),
-  ("B/16", 256, "B", V1, 64, 203_202_050),
-  ("B/16", 384, "B", V1, 64, 203_447_810),
-  ("B/16", 512, "B", V1, 64, 203_791_874),
-  ("B/16", 256, "B", I18N, 64, 370_626_050),
-  ("L/16", 256, "L", V1, 64, 652_150_786),
-  ("L/16", 384, "L", V1, 64, 652_478_466),
-  ("So400m/14", 224, "So400m", V1, 16, 877_360_306),
-  ("So400m/14", 384, "So400m", V1, 64, 877_960_498),
-  ("So400m/16", 256, "So400m", I18N, 64, 1_127_430_706),
-  ("B/32", 256, "B", V2, 64, 376_856_066),
-  ("B/16", 224, "B", V2, 64, 375_187_970),
-  ("B/16", 256, "B", V2, 64, 375_234_050),
-  ("L/16", 256, "L", V2, 64, 881_526_786),
-  ("So400m/14", 384, "So400m", V2, 64, 1_136_008_498),
-  ("So400m/16", 256, "So400m", V2, 64, 1_135_670_962),
-  ("g-opt/16", 256, "So400m", V2, 64, 1_871_393_906),
-  ("g-opt/16", 384, "So400m", V2, 64, 1_871_885_426),
-]
+from big_siglip.losses import sigmoid_loss
+from big_siglip.models import SigLIP, sizes
+from big_siglip.models.transformer import attention
 
 
 @pytest.mark.parametrize("image,pixels,text,vocab,length,expected", CHECKPOINTS)
@@ -58,6 +38,18 @@ def test_parameter_count_is_the_published_one(
   params = abstract_params(SigLIP(config))
   assert sum(x.size for x in jax.tree.leaves(params)) == expected
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name,width,depth,mlp_dim,num_heads", TOWER_SHAPES)
+def test_named_sizes_have_the_published_shapes(
+  name, width, depth, mlp_dim, num_heads
+):
+  # A count of parameters does not see the number of heads.
+  config = model_config(dict(size=f"{name}/14"), dict(size=name))
+  text = sizes.resolve_text(config.text)
+  assert text == sizes.TowerSize(width, depth, mlp_dim, num_heads)
+  image = sizes.resolve_image(config.image)
+  assert image == sizes.TowerSize(width, depth, mlp_dim, num_heads, 14)
 
 
 def test_border_is_dropped_at_27_patches_a_side():
@@ -130,6 +122,12 @@ def test_initialization_is_that_of_big_vision():
   ]:
     error = 5 / (2 * values.size) ** 0.5  # Five standard errors.
     np.testing.assert_allclose(np.std(values), deviation, rtol=error)
+  # A normal of the same deviation would reach twice as far.
+  for kernel, bound in [
+    (blocks["attention"]["query"]["kernel"], (6 / (2 * 64)) ** 0.5),
+    (blocks["mlp"]["up"]["kernel"], (6 / (64 + 128)) ** 0.5),
+  ]:
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
   for zero in (
     image["patch_embedding"],
     text["head"],
@@ -175,6 +173,69 @@ def test_image_pooling_and_head_give_embed_dim(pooling):
   assert (np.ptp(blind, axis=0).max() < 1e-6) == (pooling == "cls")
 
 
+@pytest.mark.parametrize(
+  "tower,pooling,tokens,pool",
+  [
+    ("image", "gap", 4, lambda x: x.mean(axis=1)),
+    ("image", "cls", 5, lambda x: x[:, 0]),
+    ("text", "mean", 6, lambda x: x.mean(axis=1)),
+    ("text", "cls", 7, lambda x: x[:, 0]),
+    ("text", "last", 6, lambda x: x[:, -1]),
+  ],
+)
+def test_embedding_is_the_pooled_encoder_output(tower, pooling, tokens, pool):
+  config = model_config(text=dict(head=False))
+  config[tower].pooling = pooling
+  model = SigLIP(config)
+  run = functools.partial(
+    model.apply, capture_intermediates=lambda m, _: m.name == "encoder"
+  )
+  inputs = example_inputs(config)
+  embeddings, state = jax.jit(run)({"params": random_params(model)}, *inputs)
+  (output,) = state["intermediates"][tower]["encoder"]["__call__"]
+  assert output.shape == (3, tokens, 32)
+  expected = pool(output)
+  expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+  embedding = embeddings[("image", "text").index(tower)]
+  np.testing.assert_allclose(embedding, expected, atol=1e-6)
+
+
+def test_attention_equals_that_of_jax_nn():
+  shapes = [(2, 3, 4, 8), (2, 7, 4, 8), (2, 7, 4, 8)]
+  keys = jax.random.split(jax.random.key(0), 3)
+  inputs = [
+    jax.random.normal(key, shape)
+    for key, shape in zip(keys, shapes, strict=True)
+  ]
+  np.testing.assert_allclose(
+    attention(*inputs), jax.nn.dot_product_attention(*inputs), atol=1e-6
+  )
+
+
+def test_remat_leaves_the_gradients_of_the_loss():
+  def gradients(remat):
+    model = SigLIP(model_config(text=dict(depth=2), remat=remat))
+    params = random_params(model)
+    _, text = example_inputs(model.config)
+
+    def loss(tower):  # One tower: the other's blocks are the same.
+      outputs = model.apply({"params": {**params, "text": tower}}, None, text)
+      return sigmoid_loss(jnp.eye(3, 32), *outputs[1:])
+
+    return jax.jit(jax.grad(loss))(params["text"])
+
+  first, *others = (gradients(remat) for remat in sizes.REMAT_NAMES)
+  largest = max(np.linalg.norm(x) for x in jax.tree.leaves(first))
+
+  def check(actual, expected):
+    # The gradient of a key's bias is 0: a softmax sees no common shift.
+    allowed = 1e-6 * np.linalg.norm(expected) + 1e-7 * largest
+    assert np.linalg.norm(actual - expected) <= allowed
+
+  for other in others:
+    jax.tree.map(check, other, first)
+
+
 def test_bfloat16_computes_low_and_keeps_parameters_and_embeddings_float32():
   config = model_config(dtype="bfloat16")
   model = SigLIP(config)
@@ -188,7 +249,7 @@ def test_bfloat16_computes_low_and_keeps_parameters_and_embeddings_float32():
   assert {x.dtype for x in jax.tree.leaves(abstract_params(model))} == {
     jnp.dtype("float32")
   }
-  exact = SigLIP(model_config()).apply({"params": params}, *inputs)
+  exact = jax.jit(SigLIP(model_config()).apply)({"params": params}, *inputs)
   error = max(np.abs(image - exact[0]).max(), np.abs(text - exact[1]).max())
   assert 1e-5 < error < 0.05  # Rounded, but close.
   dots = [

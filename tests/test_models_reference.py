@@ -228,7 +228,7 @@ def test_model_and_gradients_equal_those_of_transformers(name):
     (logits, output.logits_per_image),
     (loss, output.loss),
   ]:
-    np.testing.assert_allclose(actual, expected.detach(), atol=2e-5)
+    np.testing.assert_allclose(actual, expected.detach(), atol=1e-5)
 
   parameters = dict(reference.named_parameters())
   expected = convert({name: p.grad for name, p in parameters.items()}, config)
