@@ -63,11 +63,11 @@ def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., jax.Array]:
     return losses.sigmoid_loss
   if config.loss.name == "softmax":
     return losses.softmax_loss
+  on_mesh = {"mesh": device_mesh, "axes": sharding.BATCH_AXES}
+  if config.loss.name == "ring_softmax":
+    return functools.partial(losses.ring_softmax_loss, **on_mesh)
   return functools.partial(
-    losses.ring_sigmoid_loss,
-    mesh=device_mesh,
-    axes=sharding.BATCH_AXES,
-    chunk_size=config.loss.chunk_size,
+    losses.ring_sigmoid_loss, **on_mesh, chunk_size=config.loss.chunk_size
   )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from big_siglip import processes
@@ -53,7 +54,9 @@ class Checkpoints:
       args=ocp.args.Composite(
         params=ocp.args.StandardSave(state.params),
         optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-        data=ocp.args.JsonSave(dict(data)),
+        data=ocp.args.JsonSave(
+          {**data, "fingerprint": int(_fingerprint(state))}
+        ),
       ),
     )
 
@@ -110,7 +113,10 @@ class Checkpoints:
     state = TrainState(
       optimizer["step"], restored["params"], optimizer["opt_state"]
     )
-    return state, restored["data"]
+    data = restored["data"]
+    if int(_fingerprint(state)) != data["fingerprint"]:
+      raise ValueError("its numbers are not those that were saved")
+    return state, data
 
   def _set_aside(self, damaged: list[int]) -> None:
     """Renames the damaged checkpoints, whose steps will be saved again."""
@@ -132,6 +138,21 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for pending saves and lets go of the directory."""
     self._manager.close()
+
+
+@jax.jit
+def _fingerprint(state: TrainState) -> jax.Array:
+  """Returns the sum of all bits, read as whole numbers, modulo 2**32.
+
+  The files of the arrays carry no checksum, so a flipped bit on disk would pass
+  for a parameter; no single one leaves this sum as it was.
+  """
+  total = jnp.zeros((), jnp.uint32)
+  for leaf in jax.tree.leaves(state):
+    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned)
+    total += bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+  return total
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:

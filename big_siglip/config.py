@@ -23,7 +23,7 @@ RUNTIME_FIELDS = (
 
 # Legal values of the fields that are one of a few words.
 _CHOICES = {
-  "loss.name": ("ring_sigmoid", "sigmoid", "softmax"),
+  "loss.name": ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax"),
   "nonfinite": ("stop", "skip"),
   "model.dtype": ("float32", "bfloat16"),
   "model.remat": sizes.REMAT_NAMES,

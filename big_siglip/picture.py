@@ -121,7 +121,7 @@ def _draw_guesses(figure, guesses: Sequence[Guess]) -> None:
   for axes, guess in zip(
     figure.subplots(_ROWS, _COLUMNS).flat, guesses, strict=False
   ):
-    axes.imshow(guess.image, interpolation="nearest")
+    axes.imshow(guess.image, interpolation="bicubic")
     axes.set_title(
       guess.caption, color="black" if guess.right else "red", fontsize=7
     )

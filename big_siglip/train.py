@@ -14,7 +14,7 @@ from big_siglip import build, processes, sharding, workdir
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data.pipeline import train_batches, why_skipped
 from big_siglip.data.sources import open_source
-from big_siglip.errors import RunStopped
+from big_siglip.errors import RunStopped, UserError
 from big_siglip.metrics import MetricsWriter
 from big_siglip.models import flops
 from big_siglip.preemption import StopSignal
@@ -35,6 +35,8 @@ def train(config: ConfigDict, folder: str | None) -> None:
     UserError: devices, data or folder do not fit the config.
     RunStopped: the loss is not finite.
   """
+  if not folder:
+    raise UserError("--workdir=DIR must be given (or --dry_run)")
   stop = StopSignal()
   if config.distributed:
     processes.join()

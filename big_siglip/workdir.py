@@ -11,17 +11,15 @@ from big_siglip.config import changed_fields
 from big_siglip.errors import UserError
 
 
-def claim(workdir: str | None, config: ConfigDict) -> epath.Path:
+def claim(workdir: str, config: ConfigDict) -> epath.Path:
   """Returns the folder after making sure it is this run's.
 
   Process 0 writes `config.json` into a new folder. In an older one the fields
   that decide about the trained parameters must be as they were.
 
   Raises:
-    UserError: no folder given, not writable, or of another config.
+    UserError: not writable, or of another config.
   """
-  if not workdir:
-    raise UserError("--workdir=DIR must be given (or --dry_run)")
   folder = epath.Path(workdir)
   # Orbax wants absolute local paths.
   folder = folder if "://" in workdir else folder.expanduser().resolve()

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   c.batch_size = 128  # Global: over all devices of all processes.
   c.loss = ConfigDict(
     {
-      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid or softmax.
+      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
       "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
     }
   )
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     {
       "size": "Ti",
       "vocab_size": 259,
-      "length": 48,  # tokens
+      "length": 40,  # tokens; the longest caption has 35 bytes.
       "pooling": "last",  # last, map, mean or cls.
       "head": True,
       "width": 128,
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
   c.model.remat = "none"
   c.model.scan = True
   c.model.logit_scale_init = 10.0
-  c.model.logit_bias_init = -10.0
+  c.model.logit_bias_init = -5.0  # log(1 / 127): one pair in 128 matches.
 
   c.optimizer = ConfigDict(
     {
@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
       "path": config_dict.placeholder(str),
       "split": "train",
       "resize": "bilinear",
-      "crop_min_area": 0.7,  # 1: squash the whole image, as SigLIP does.
+      "crop_min_area": 0.8,  # 1: squash the whole image, as SigLIP does.
       "flip": False,
       "tokenizer": "bytes",  # Or a SentencePiece model's path.
       "lowercase": True,

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   c.batch_size = 128  # Global: over all devices of all processes.
   c.loss = ConfigDict(
     {
-      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid or softmax.
+      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
       "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
     }
   )

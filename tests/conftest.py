@@ -5,8 +5,8 @@ import os
 # Programs that tests start as subprocesses choose their own device count.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 # A silent (n,) + (n, n) broadcast is how losses go wrong unseen.

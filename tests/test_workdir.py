@@ -59,11 +59,6 @@ def test_a_file_in_its_place_is_an_error(tmp_path, below):
   assert len(str(error.value).splitlines()) == 1
 
 
-def test_no_folder_is_an_error():
-  with pytest.raises(UserError, match="--workdir=DIR must be given"):
-    workdir.claim(None, runs.config())
-
-
 def test_a_folder_without_a_run_or_with_a_broken_one(tmp_path):
   folder = workdir.epath.Path(tmp_path)
   with pytest.raises(UserError, match="config.json is missing"):

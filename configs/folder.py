@@ -1,0 +1,113 @@
+"""Any folder of images and captions: here for a few hundred photographs.
+
+python main.py --config=configs/folder.py --config.data.path=PHOTOS \
+  --workdir=runs/folder
+
+PHOTOS holds captions.csv (columns image, caption; several rows an image) or
+captions.jsonl, and the images beside it or in images/.
+"""
+
+from ml_collections import config_dict, ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the full experiment; every legal field appears here."""
+  c = ConfigDict()
+  c.seed = 0
+  c.total_steps = 1_000
+  c.batch_size = 64  # Global: over all devices of all processes.
+  c.loss = ConfigDict(
+    {
+      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
+      "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
+    }
+  )
+  # Devices along each axis; -1, once, takes the rest.
+  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  c.distributed = False  # Join other processes (jax.distributed.initialize).
+
+  c.model = ConfigDict()
+  c.model.image = ConfigDict(
+    {
+      "size": "Ti/16",
+      "image_size": 128,  # pixels
+      "pooling": "map",  # map, cls or gap.
+      "head": False,  # A projection to embed_dim.
+      "drop_border": False,  # Allow pixels that no patch covers.
+      # These override the named size.
+      "patch_size": 16,  # pixels
+      "width": 128,
+      "depth": 4,
+      "mlp_dim": 512,
+      "num_heads": 4,
+    }
+  )
+  c.model.text = ConfigDict(
+    {
+      "size": "Ti",
+      "vocab_size": 259,
+      "length": 64,  # tokens
+      "pooling": "last",  # last, map, mean or cls.
+      "head": True,
+      "width": 128,
+      "depth": 3,
+      "mlp_dim": 512,
+      "num_heads": 4,
+    }
+  )
+  c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
+  c.model.dtype = "float32"  # Of the computation; parameters are float32.
+  c.model.remat = "none"
+  c.model.scan = True
+  c.model.logit_scale_init = 10.0
+  c.model.logit_bias_init = -4.0  # log(1 / 63): one pair in 64 matches.
+
+  c.optimizer = ConfigDict(
+    {
+      "name": "adamw",  # adamw, adafactor or lion.
+      "learning_rate": 1e-3,
+      "schedule": "cosine",  # cosine, rsqrt, linear or constant.
+      "warmup_steps": c.get_ref("total_steps") // 10,
+      "cooldown_steps": 0,
+      "timescale": 10_000,  # steps, of rsqrt.
+      "b1": 0.9,
+      "b2": 0.95,
+      "mu_dtype": "float32",
+      "weight_decay": 1e-4,  # As in the papers: not times the learning rate.
+      "clip_norm": 1.0,
+      "rules": (),  # (path regex, {freeze | learning_rate | weight_decay}).
+    }
+  )
+  c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
+
+  c.data = ConfigDict(
+    {
+      "name": "folder",  # digits, scenes[/COUNT] or folder.
+      "path": config_dict.placeholder(str),
+      "split": "all",  # all, or train and test: 90 and 10 % by name.
+      "resize": "bilinear",
+      "crop_min_area": 0.5,  # 1: squash the whole image, as SigLIP does.
+      "flip": False,
+      "tokenizer": "bytes",  # Or a SentencePiece model's path.
+      "lowercase": True,
+      "pad_id": 1,
+      "num_workers": 0,  # processes; 0: threads alone.
+      "num_threads": 2,
+    }
+  )
+  c.evals = ConfigDict()
+  c.evals.photos = ConfigDict(
+    {
+      "kind": "retrieval",
+      "data": "folder",
+      "path": c.data.get_ref("path"),
+      "split": c.data.get_ref("split"),
+      "every": 200,  # steps; also after the last one.
+      "batch_size": 250,
+      "templates": (),  # Of classification alone.
+    }
+  )
+  c.log_every = 20  # steps
+  c.checkpoint = ConfigDict({"every": 200, "keep": 2})
+  c.wandb = False
+  return c

@@ -1,0 +1,107 @@
+"""SigLIP So400m/14 at 224 pixels, 877 million parameters, from scratch.
+
+python main.py --config=configs/so400m.py --config.data.path=PAIRS \
+  --workdir=runs/so400m
+
+PAIRS holds captions.csv (columns image, caption) and the images. The recipe is
+that of arXiv:2303.15343. Its tokenizer, English with 32,000 pieces, is
+gs://t5-data/vocabs/cc_en.32000/sentencepiece.model: copy it to c4_en/.
+"""
+
+from ml_collections import config_dict, ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the full experiment; every legal field appears here."""
+  c = ConfigDict()
+  c.seed = 0
+  c.batch_size = 32_768  # Global: over all devices of all processes.
+  # 40 billion examples, 1.22 million steps; another batch size keeps that.
+  examples = config_dict.FieldReference(40_000_000_000)
+  c.total_steps = examples // c.get_ref("batch_size")
+  c.loss = ConfigDict(
+    {
+      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
+      "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
+    }
+  )
+  # Devices along each axis; -1, once, takes the rest. Those of fsdp split the
+  # batch, the parameters and the optimizer's state.
+  c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+  c.distributed = False  # Join other processes (jax.distributed.initialize).
+
+  c.model = ConfigDict()
+  c.model.image = ConfigDict(
+    {
+      "size": "So400m/14",
+      "image_size": 224,  # pixels
+      "pooling": "map",  # map, cls or gap.
+      "head": False,  # A projection to embed_dim.
+      "drop_border": False,  # Allow pixels that no patch covers.
+      # These override the named size.
+      "patch_size": config_dict.placeholder(int),  # pixels
+      "width": config_dict.placeholder(int),
+      "depth": config_dict.placeholder(int),
+      "mlp_dim": config_dict.placeholder(int),
+      "num_heads": config_dict.placeholder(int),
+    }
+  )
+  c.model.text = ConfigDict(
+    {
+      "size": "So400m",
+      "vocab_size": 32_000,
+      "length": 64,  # tokens
+      "pooling": "last",  # last, map, mean or cls.
+      "head": True,
+      "width": config_dict.placeholder(int),
+      "depth": config_dict.placeholder(int),
+      "mlp_dim": config_dict.placeholder(int),
+      "num_heads": config_dict.placeholder(int),
+    }
+  )
+  c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
+  c.model.dtype = "bfloat16"  # Of the computation; parameters are float32.
+  c.model.remat = "full"  # Keep block inputs alone: a third more FLOPs.
+  c.model.scan = True  # Compile one block a tower, not all.
+  c.model.logit_scale_init = 10.0
+  c.model.logit_bias_init = -10.0  # One pair in 22,026, by the prior.
+
+  c.optimizer = ConfigDict(
+    {
+      "name": "adafactor",  # ScalingViT's; adamw or lion.
+      "learning_rate": 1e-3,
+      "schedule": "cosine",  # cosine, rsqrt, linear or constant.
+      # 200 million examples, whatever the batch size.
+      "warmup_steps": c.get_ref("total_steps") // 200,
+      "cooldown_steps": 0,
+      "timescale": 10_000,  # steps, of rsqrt.
+      "b1": 0.9,
+      "b2": 0.95,  # 0.999 diverges at large batches.
+      "mu_dtype": "bfloat16",  # Halves the memory of the momentum.
+      "weight_decay": 1e-4,  # As in the papers: not times the learning rate.
+      "clip_norm": 1.0,
+      "rules": (),  # (path regex, {freeze | learning_rate | weight_decay}).
+    }
+  )
+  c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
+
+  c.data = ConfigDict(
+    {
+      "name": "folder",  # digits, scenes[/COUNT] or folder.
+      "path": config_dict.placeholder(str),
+      "split": "all",  # all, or train and test: 90 and 10 % by name.
+      "resize": "bilinear",
+      "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.
+      "flip": False,  # Captions may say left or right.
+      "tokenizer": "c4_en/sentencepiece.model",  # Or bytes.
+      "lowercase": True,
+      "pad_id": 1,  # The end of a sentence, which "last" pools.
+      "num_workers": 8,  # processes with a batch each; 0: threads alone.
+      "num_threads": 16,
+    }
+  )
+  c.evals = ConfigDict()  # See configs/digits.py and configs/folder.py.
+  c.log_every = 50  # steps
+  c.checkpoint = ConfigDict({"every": 1_000, "keep": 2})
+  c.wandb = False
+  return c
