@@ -82,19 +82,22 @@ def _load(path: str, overrides: list[str]) -> ConfigDict:
   # A FlagValues of its own, so that each override can be tried alone.
   values = flags.FlagValues()
   argv = ["", f"--config={path}", *overrides]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   try:
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
-  except (AttributeError, KeyError) as error:
-    if not overrides:
-      raise
+  except flags.Error as error:
+    raise UserError(_explain(path, overrides, error)) from error
+  except Exception as error:
+    if not overrides:  # Whatever the file's own code raised.
+      kind = type(error).__name__
+      raise UserError(
+        f"--config={path}: cannot be loaded ({kind}: {error})"
+      ) from error
     hint = re.search(r'Did you mean "(\w+)"', str(error))
     did_you_mean = f"; did you mean {hint[1]!r}?" if hint else ""
     raise UserError(
       f"{_name(overrides[0])}: {path} has no such field{did_you_mean}"
     ) from error
-  except flags.Error as error:
-    raise UserError(_explain(path, overrides, error)) from error
   if not isinstance(values.config, ConfigDict):
     raise UserError(f"--config={path}: get_config() must return a ConfigDict")
   return values.config

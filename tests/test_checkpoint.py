@@ -118,7 +118,9 @@ def _flip_the_index(folder):
 
 def _flip_a_number(folder):
   # Raw, uncompressed numbers are what no file format checks.
-  file = max((folder / "params" / "d").iterdir(), key=lambda f: f.stat().st_size)
+  file = max(
+    (folder / "params" / "d").iterdir(), key=lambda f: f.stat().st_size
+  )
   data = bytearray(file.read_bytes())
   kernel = np.asarray(_state(2).params["head"]["kernel"])
   place = data.find(kernel[:1].tobytes())

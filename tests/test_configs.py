@@ -1,0 +1,134 @@
+"""Every config is whole, checks out, and follows overrides."""
+
+import pathlib
+
+import pytest
+import runs
+
+from big_siglip import dry_run
+from big_siglip.command_line import load_config, parse_flags
+from big_siglip.errors import UserError
+from big_siglip.workdir import as_json
+
+CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
+
+
+def names(path):
+  return path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=names)
+def test_every_config_checks_out(path):
+  load_config(str(path))  # Every field, no other, each of its type and range.
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=names)
+def test_warm_up_follows_the_length_of_training(path):
+  config = load_config(str(path))
+  steps = config.total_steps // 2
+  shorter = load_config(
+    str(path),
+    [f"--config.total_steps={steps}", f"--config.seed={config.seed + 1}"],
+  )
+  assert shorter.total_steps == steps
+  assert 0 < shorter.optimizer.warmup_steps <= steps
+  assert shorter.seed == config.seed + 1
+
+
+@pytest.mark.parametrize("name", ["b16", "l16", "so400m"])
+def test_pretraining_counts_examples_whatever_the_batch(name):
+  path = str(runs.ROOT / "configs" / f"{name}.py")
+  whole = load_config(path)
+  half = load_config(path, [f"--config.batch_size={whole.batch_size // 2}"])
+  assert abs(half.total_steps - 2 * whole.total_steps) <= 1
+
+
+def test_a_field_without_a_value_takes_one():
+  config = load_config(runs.CONFIG, ["--config.data.path=photos"])
+  assert config.data.path == "photos"
+
+
+def test_the_short_form_of_overrides_equals_the_long_one():
+  path = runs.CONFIG
+  short = parse_flags(["main.py", f"--config={path}:seed=3,data.flip=True"])
+  long = parse_flags(
+    [
+      "main.py",
+      f"--config={path}",
+      "--config.seed=3",
+      "--config.data.flip=True",
+    ]
+  )
+  assert as_json(short) == as_json(long)
+  assert short.seed == 3 and short.data.flip
+
+
+def test_unknown_fields_wrong_types_and_bad_values_are_listed_together():
+  with pytest.raises(UserError) as error:
+    load_config(
+      runs.CONFIG,
+      [
+        "--config.optimiser.name=lion",
+        "--config.log_evry=3",
+        "--config.total_steps=many",
+        "--config.model.image.image_size=33",
+        "--config.model.text.num_heads=5",
+        "--config.optimizer.warmup_steps=10_000",
+      ],
+    )
+  lines = str(error.value).splitlines()
+  assert lines[0] == "6 mistakes:"
+  for line, said in zip(
+    lines[1:],
+    [
+      "config.optimiser.name",
+      "did you mean 'log_every'",
+      "config.total_steps=many: wrong type",
+      "config.optimizer.warmup_steps=10000",
+      "config.model.text.num_heads=5: must divide the width, 128",
+      "config.model.image.image_size=33: must be a multiple of the patch",
+    ],
+    strict=True,
+  ):
+    assert said in line
+
+
+@pytest.mark.parametrize(
+  "text,said",
+  [
+    ("def get_config(:\n  pass", "cannot be loaded"),
+    ("def get_config():\n  return 3", "must return a ConfigDict"),
+    ("import no_such_module", "cannot be loaded"),
+  ],
+)
+def test_a_broken_file_is_named(tmp_path: pathlib.Path, text, said):
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  with pytest.raises(UserError, match=said) as error:
+    load_config(str(path))
+  assert str(path) in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_and_a_surplus_field_of_a_file_are_named(tmp_path):
+  text = pathlib.Path(runs.CONFIG).read_text()
+  text = text.replace("c.wandb = False", "c.wand = False")
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  with pytest.raises(UserError) as error:
+    load_config(str(path))
+  assert "config.wandb: missing" in str(error.value)
+  assert "config.wand: unknown" in str(error.value)
+
+
+def test_dry_run_prints_parameters_sharding_and_steps(capsys):
+  path = str(runs.ROOT / "configs" / "so400m.py")
+  dry_run.print_plan(load_config(path, ["--config.mesh.tensor=2"]))
+  lines = dict(
+    line.rsplit(maxsplit=1)
+    for line in capsys.readouterr().out.splitlines()
+    if len(line.split()) > 1 and "{" not in line
+  )
+  # FACTS: So400m/14 224 with text 64 has 48 more positions than the released.
+  assert lines["parameters"] == f"{877_360_306 + 48 * 1152:,}"
+  assert lines["steps"] == f"{40_000_000_000 // 32_768:,}"
