@@ -65,7 +65,7 @@ def make_optimizer(
     raise UserError("config.optimizer.rules: freeze every parameter")
   clip = optax.identity()
   if config.clip_norm:
-    clip = optax.clip_by_global_norm(config.clip_norm)
+    clip = clip_by_global_norm(config.clip_norm)
   # The learning rate is applied last: divide by its peak, so that it leaves the
   # decay only the schedule's shape.
   decay = config.weight_decay / config.learning_rate
@@ -83,6 +83,22 @@ def make_optimizer(
   return optax.partition(
     {"train": train, "freeze": optax.set_to_zero()}, labels
   ), schedule
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+  """Returns gradients scaled so that all together have at most this norm.
+
+  `optax.clip_by_global_norm` up to rounding. One multiplication by a scalar is
+  merged into what follows, where optax's division and choice for every element
+  are kept in memory: as much as the parameters, read and written once more.
+  """
+
+  def update(grads, state, params=None):
+    del params
+    scale = max_norm / jnp.maximum(optax.tree.norm(grads), max_norm)
+    return jax.tree.map(lambda grad: grad * scale, grads), state
+
+  return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def scale_by_adafactor(
