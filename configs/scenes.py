@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
   """Returns the full experiment; every legal field appears here."""
   c = ConfigDict()
   c.seed = 0
-  c.total_steps = 1_200
+  c.total_steps = 1_000
   c.batch_size = 128  # Global: over all devices of all processes.
   c.loss = ConfigDict(
     {
@@ -26,12 +26,12 @@ def get_config() -> ConfigDict:
   c.model.image = ConfigDict(
     {
       "size": "Ti/16",
-      "image_size": 64,  # pixels
+      "image_size": 60,  # pixels
       "pooling": "map",  # map, cls or gap.
       "head": False,  # A projection to embed_dim.
       "drop_border": False,  # Allow pixels that no patch covers.
       # These override the named size.
-      "patch_size": 8,  # pixels
+      "patch_size": 12,  # pixels
       "width": 128,
       "depth": 4,
       "mlp_dim": 512,
