@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
   """Returns the full experiment; every legal field appears here."""
   c = ConfigDict()
   c.seed = 0
-  c.total_steps = 1_000
+  c.total_steps = 2_000
   c.batch_size = 128  # Global: over all devices of all processes.
   c.loss = ConfigDict(
     {
