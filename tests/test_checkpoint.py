@@ -186,8 +186,12 @@ def test_what_a_killed_save_left_is_no_checkpoint(tmp_path):
   _save(tmp_path, 1, 2)
   saved = tmp_path / "checkpoints" / "2"
   saved.rename(saved.with_name("2.orbax-checkpoint-tmp"))
-  _assert_is_step(_restore(tmp_path), 1)
-  assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1"}
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+  _assert_is_step((*checkpoints.restore(_abstract(_state(0))), None), 1)
+  # A thread removes it; a save waits for that thread.
+  checkpoints.save(_state(3), {"next_batch": 3})
+  checkpoints.close()
+  assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "3"}
 
 
 def test_parameters_come_back_alone_and_on_another_mesh(tmp_path):

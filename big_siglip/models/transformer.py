@@ -28,11 +28,13 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   computed in float32.
   """
   scale = query.shape[-1] ** -0.5
+  # Heads first: a CPU multiplies contiguous matrices up to twice as fast.
+  query, key, value = (x.swapaxes(1, 2) for x in (query * scale, key, value))
   logits = jnp.einsum(
-    "BQHh,BKHh->BHQK", query * scale, key, preferred_element_type=jnp.float32
+    "BHQh,BHKh->BHQK", query, key, preferred_element_type=jnp.float32
   )
   weights = jax.nn.softmax(logits).astype(value.dtype)
-  return jnp.einsum("BHQK,BKHh->BQHh", weights, value)
+  return jnp.einsum("BHQK,BHKh->BHQh", weights, value).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
