@@ -70,7 +70,8 @@ def train_step(
       or gradient are not finite.
 
   Returns:
-    The state after the step, and metrics of the parameters before it.
+    The state after the step, and metrics: `param_norm` is of the parameters
+    after the step, all others are of those before it.
   """
 
   def loss_of(params):
@@ -100,7 +101,8 @@ def train_step(
     "num_skipped": batch["num_skipped"].sum(),
     "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     "grad_norm": grad_norm,
-    "param_norm": optax.tree.norm(state.params),
+    # Of the new ones: asking for the old ones would keep a copy of them alive.
+    "param_norm": optax.tree.norm(params),
     "update_norm": optax.tree.norm(updates),
     **logit_metrics(*embeddings),
   }
