@@ -1,6 +1,6 @@
 """From a config to the parts of a program: one plain function for each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -18,6 +18,7 @@ from big_siglip.data.sources import open_source
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
+from big_siglip.microbatch import Slices
 from big_siglip.models import SigLIP
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
@@ -40,16 +41,18 @@ class Program:
   step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
 
 
-def mesh(config: ConfigDict) -> Mesh:
-  """Returns the mesh of `config.mesh` over the attached devices.
+def mesh(
+  config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Returns the mesh of `config.mesh` over devices; None: all attached ones.
 
   Raises:
     UserError: mesh or batch do not fit the devices.
   """
-  device_mesh = sharding.make_mesh(**config.mesh)
+  device_mesh = sharding.make_mesh(**config.mesh, devices=devices)
   batch_devices = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
   raise_problems(device_problems(config, batch_devices))
-  if batch_devices % jax.process_count():
+  if devices is None and batch_devices % jax.process_count():
     raise UserError(
       f"config.mesh.tensor={device_mesh.shape['tensor']}: must divide the "
       f"{jax.local_device_count()} devices of a process"
@@ -57,17 +60,22 @@ def mesh(config: ConfigDict) -> Mesh:
   return device_mesh
 
 
-def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., jax.Array]:
-  """Returns (image, text, logit_scale, logit_bias) -> loss."""
+def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., Any]:
+  """Returns (image, text, scale, bias) -> (loss, `losses.LogitStatistics`)."""
   if config.loss.name == "sigmoid":
-    return losses.sigmoid_loss
+    return functools.partial(losses.sigmoid_loss, statistics=True)
   if config.loss.name == "softmax":
-    return losses.softmax_loss
-  on_mesh = {"mesh": device_mesh, "axes": sharding.BATCH_AXES}
+    return functools.partial(losses.softmax_loss, statistics=True)
+  ring = losses.ring_sigmoid_loss
   if config.loss.name == "ring_softmax":
-    return functools.partial(losses.ring_softmax_loss, **on_mesh)
+    ring = losses.ring_softmax_loss
   return functools.partial(
-    losses.ring_sigmoid_loss, **on_mesh, chunk_size=config.loss.chunk_size
+    ring,
+    mesh=device_mesh,
+    axes=sharding.BATCH_AXES,
+    chunk_size=config.loss.chunk_size,
+    dtype=config.loss.dtype,
+    statistics=True,
   )
 
 
@@ -83,7 +91,7 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
   Raises:
     UserError: a rule of `config.optimizer.rules` is wrong.
   """
-  model = SigLIP(config.model)
+  model = SigLIP(config.model, sharding.batch_sharding(device_mesh))
   params = abstract_params(model, config)
   optimizer, schedule = make_optimizer(
     config.optimizer, params, total_steps=config.total_steps
@@ -107,6 +115,7 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
     optimizer=optimizer,
     schedule=schedule,
     frozen=_frozen(params, config),
+    slices=_slices(config, device_mesh),
     skip_nonfinite=config.nonfinite == "skip",
   )
   return Program(
@@ -122,6 +131,17 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
       out_shardings=(shardings, sharding.replicated(device_mesh)),
     ),
   )
+
+
+def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
+  """Returns shapes, dtypes and shardings of what `Program.step` takes."""
+  image, text = _example_shapes(config, config.batch_size)
+  count = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
+  split = sharding.batch_sharding(device_mesh)
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
+    for name, x in (("image", image), ("text", text), ("num_skipped", count))
+  }
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer:
@@ -185,6 +205,13 @@ def _example_shapes(config: ConfigDict, batch_size: int):
     jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
     jax.ShapeDtypeStruct((batch_size, config.model.text.length), np.int32),
   )
+
+
+def _slices(config: ConfigDict, device_mesh: Mesh) -> Slices | None:
+  if config.microbatch in (None, config.batch_size):
+    return None
+  count = config.batch_size // config.microbatch
+  return Slices(count, device_mesh, sharding.BATCH_AXES)
 
 
 def _frozen(params: Any, config: ConfigDict) -> Any:

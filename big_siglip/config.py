@@ -11,6 +11,7 @@ from big_siglip.models import sizes
 # What does not change the trained parameters by intent: a run may be resumed
 # with other values of these.
 RUNTIME_FIELDS = (
+  "microbatch",
   "mesh",
   "distributed",
   "evals",
@@ -24,9 +25,11 @@ RUNTIME_FIELDS = (
 # Legal values of the fields that are one of a few words.
 _CHOICES = {
   "loss.name": ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax"),
+  "loss.dtype": ("float32", "bfloat16"),
   "nonfinite": ("stop", "skip"),
   "model.dtype": ("float32", "bfloat16"),
   "model.remat": sizes.REMAT_NAMES,
+  "model.attention": sizes.ATTENTION_NAMES,
   "model.image.pooling": ("map", "cls", "gap"),
   "model.text.pooling": ("last", "map", "mean", "cls"),
   "optimizer.name": ("adamw", "adafactor", "lion"),
@@ -65,6 +68,14 @@ def device_problems(config: ConfigDict, num_devices: int) -> list[str]:
     config.batch_size % num_devices == 0,
     "batch_size",
     f"must be divisible by the {num_devices} devices that share a batch",
+  )
+  microbatch = config.microbatch
+  check.require(
+    microbatch is None
+    or (config.batch_size % microbatch == 0 and microbatch % num_devices == 0),
+    "microbatch",
+    f"must divide config.batch_size={config.batch_size} and be divisible by "
+    f"the {num_devices} devices that share a batch",
   )
   chunk, rows = config.loss.chunk_size, config.batch_size // num_devices
   check.require(
@@ -134,6 +145,8 @@ def _check_ranges(check: _Checker) -> None:
     "log_every",
     "checkpoint.every",
     "loss.chunk_size",
+    "microbatch",
+    "mesh.slices",
     "model.text.length",
     "model.text.vocab_size",
     "data.num_threads",
@@ -150,6 +163,14 @@ def _check_ranges(check: _Checker) -> None:
     "optimizer.clip_norm",
   )
   check.at_least(2, "checkpoint.keep")
+  ring = check["loss.name"].startswith("ring_")
+  for field, plain in (("loss.chunk_size", None), ("loss.dtype", "float32")):
+    check.require(
+      ring or check[field] == plain,
+      field,
+      f"needs a ring loss; config.loss.name={check['loss.name']} computes all "
+      "logits at once, in float32",
+    )
   for field in ("optimizer.b1", "optimizer.b2"):
     check.require(0 <= check[field] < 1, field, "must lie in [0, 1)")
   area = check["data.crop_min_area"]

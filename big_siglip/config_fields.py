@@ -10,8 +10,9 @@ FIELDS = {
   "seed": int,
   "total_steps": int,
   "batch_size": int,
-  "loss": {"name": str, "chunk_size": _OPTIONAL_INT},
-  "mesh": {"data": int, "fsdp": int, "tensor": int},
+  "microbatch": _OPTIONAL_INT,
+  "loss": {"name": str, "chunk_size": _OPTIONAL_INT, "dtype": str},
+  "mesh": {"data": int, "fsdp": int, "tensor": int, "slices": int},
   "distributed": bool,
   "model": {
     "image": {
@@ -39,6 +40,7 @@ FIELDS = {
     },
     "embed_dim": _OPTIONAL_INT,
     "dtype": str,
+    "attention": str,
     "remat": str,
     "scan": bool,
     "logit_scale_init": _NUMBER,

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -38,23 +39,53 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  slices: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """Returns the (data, fsdp, tensor) mesh over all devices of all processes.
 
   Args:
     data: devices that hold a copy of the parameters each; -1 for all the rest.
     fsdp: devices that share parameters and split the batch; or -1.
     tensor: devices that share each layer's computation; or -1.
+    slices: groups of devices with fast links among them and slow ones between
+      (TPU slices; elsewhere processes). They divide `data`, so that between
+      them gradients alone travel, and the texts of a ring loss.
+    devices: None: all attached ones.
 
   Raises:
-    UserError: the three do not cover the attached devices.
+    UserError: the three do not cover the devices, or the slices do not divide
+      `data`.
   """
+  devices = jax.devices() if devices is None else devices
+  shape = mesh_shape(data, fsdp, tensor, len(devices))
   # Auto: flax.linen cannot trace sharded parameters on an Explicit mesh.
-  return jax.make_mesh(
-    mesh_shape(data, fsdp, tensor, jax.device_count()),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-  )
+  axis_types = (AxisType.Auto,) * len(AXES)
+  if slices == 1:
+    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+  if slices < 1 or shape[0] % slices:
+    raise UserError(
+      f"config.mesh.slices={slices}: must divide config.mesh.data={shape[0]}"
+    )
+  by_process = getattr(devices[0], "slice_index", None) is None
+  try:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (shape[0] // slices, *shape[1:]),
+      (slices, 1, 1),
+      devices,
+      process_is_granule=by_process,
+    )
+  except ValueError as error:
+    groups = "processes" if by_process else "slices"
+    raise UserError(
+      f"config.mesh.slices={slices}: does not fit the {groups} attached "
+      f"({str(error).splitlines()[0]})"
+    ) from error
+  return Mesh(grid, AXES, axis_types=axis_types)
 
 
 def mesh_shape(

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from big_siglip.microbatch import Slices, value_and_grad
+
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]  # Scalars.
 
@@ -48,10 +50,11 @@ def train_step(
   batch: Batch,
   *,
   model: nn.Module,
-  loss_fn: Callable[..., jax.Array],
+  loss_fn: Callable[..., tuple[jax.Array, Any]],
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   frozen: Any = None,
+  slices: Slices | None = None,
   skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Embeds both towers, scores all pairs, and applies one update.
@@ -61,11 +64,14 @@ def train_step(
     batch: "image" BHW3 uint8, "text" BL int32, and "num_skipped" B int32, the
       unreadable examples in whose place each one came.
     model: two towers; see `big_siglip.models.SigLIP`.
-    loss_fn: (image, text, logit_scale, logit_bias) -> () loss.
+    loss_fn: (image, text, logit_scale, logit_bias) -> (() loss,
+      `losses.LogitStatistics`).
     optimizer: turns gradients into updates.
     schedule: step -> learning rate, for the metrics alone.
     frozen: tree of bools like the parameters; True takes a parameter out of
       the backward pass.
+    slices: embed the batch in slices, so that activations of one at a time
+      exist; see `big_siglip.microbatch`.
     skip_nonfinite: leave parameters and optimizer state as they were when loss
       or gradient are not finite.
 
@@ -74,16 +80,15 @@ def train_step(
     after the step, all others are of those before it.
   """
 
-  def loss_of(params):
+  def embed(params, image, text):
     if frozen is not None:
       params = jax.tree.map(
         lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen
       )
-    embeddings = model.apply({"params": params}, batch["image"], batch["text"])
-    return loss_fn(*embeddings), embeddings
+    return model.apply({"params": params}, image, text)
 
-  (loss, embeddings), grads = jax.value_and_grad(loss_of, has_aux=True)(
-    state.params
+  (loss, statistics), grads = value_and_grad(
+    embed, loss_fn, state.params, batch["image"], batch["text"], slices
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -104,36 +109,10 @@ def train_step(
     # Of the new ones: asking for the old ones would keep a copy of them alive.
     "param_norm": optax.tree.norm(params),
     "update_norm": optax.tree.norm(updates),
-    **logit_metrics(*embeddings),
+    "logit_scale": jnp.exp(state.params["logit_scale"]),
+    "logit_bias": state.params["logit_bias"],
+    "positive_logit": statistics.positive,
+    "negative_logit": statistics.negative,
+    "hardest_negative_logit": statistics.hardest_negative.mean(),
   }
   return TrainState(state.step + 1, params, opt_state), metrics
-
-
-def logit_metrics(
-  image: jax.Array,
-  text: jax.Array,
-  logit_scale: jax.Array,
-  logit_bias: jax.Array,
-) -> Metrics:
-  """Returns the mean logit of matching and of all other pairs.
-
-  Exact without the B x B matrix, because the sum of all dot products is the dot
-  product of the sums: sum_ij <x_i, y_j> = <sum_i x_i, sum_j y_j>.
-
-  Args:
-    image: [B, D] float32 embeddings.
-    text: [B, D] float32 embeddings.
-    logit_scale: () the log of the multiplier.
-    logit_bias: () added to every logit.
-  """
-  n = len(image)
-  scale = jnp.exp(logit_scale)
-  matching = jnp.vdot(image, text, precision="highest")
-  everything = jnp.vdot(image.sum(0), text.sum(0), precision="highest")
-  others = (everything - matching) / max(n * (n - 1), 1)
-  return {
-    "logit_scale": scale,
-    "logit_bias": logit_bias,
-    "positive_logit": scale * matching / n + logit_bias,
-    "negative_logit": scale * others + logit_bias,
-  }

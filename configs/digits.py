@@ -12,14 +12,17 @@ def get_config() -> ConfigDict:
   c.seed = 0
   c.total_steps = 400
   c.batch_size = 128  # Global: over all devices of all processes.
+  # Embed so many examples at once; the loss still sees the whole batch.
+  c.microbatch = config_dict.placeholder(int)
   c.loss = ConfigDict(
     {
       "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
       "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
+      "dtype": "float32",  # Of a ring's products; bfloat16 halves its traffic.
     }
   )
   # Devices along each axis; -1, once, takes the rest.
-  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})
   c.distributed = False  # Join other processes (jax.distributed.initialize).
 
   c.model = ConfigDict()
@@ -53,6 +56,7 @@ def get_config() -> ConfigDict:
   )
   c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
   c.model.dtype = "float32"  # Of the computation; parameters are float32.
+  c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
   c.model.remat = "none"
   c.model.scan = False  # A loop over layers compiles faster, runs slower.
   c.model.logit_scale_init = 10.0

@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.batch_size = 32_768  # Global: over all devices of all processes.
+  # Embed so many examples at once; the loss still sees the whole batch.
+  c.microbatch = config_dict.placeholder(int)
   # 40 billion examples, 1.22 million steps; another batch size keeps that.
   examples = config_dict.FieldReference(40_000_000_000)
   c.total_steps = examples // c.get_ref("batch_size")
@@ -23,11 +25,12 @@ def get_config() -> ConfigDict:
     {
       "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
       "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
+      "dtype": "float32",  # Of a ring's products; bfloat16 halves its traffic.
     }
   )
   # Devices along each axis; -1, once, takes the rest. Those of fsdp split the
   # batch, the parameters and the optimizer's state.
-  c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+  c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "slices": 1})
   c.distributed = False  # Join other processes (jax.distributed.initialize).
 
   c.model = ConfigDict()
@@ -61,6 +64,7 @@ def get_config() -> ConfigDict:
   )
   c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
   c.model.dtype = "bfloat16"  # Of the computation; parameters are float32.
+  c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
   c.model.remat = "full"  # Keep block inputs alone: a third more FLOPs.
   c.model.scan = True  # Compile one block a tower, not all.
   c.model.logit_scale_init = 10.0

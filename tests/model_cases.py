@@ -30,6 +30,7 @@ def model_config(image=None, text=None, **fields):
       ),
       embed_dim=none(int),
       dtype="float32",
+      attention="auto",
       remat="none",
       scan=True,
       logit_scale_init=10.0,

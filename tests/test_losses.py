@@ -1,6 +1,8 @@
 """The losses equal independent references, in value and in every gradient."""
 
 import functools
+import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from big_siglip.losses import (
   ring_softmax_loss,
   sigmoid_loss,
   softmax_loss,
+  travel,
 )
 
 MESHES = {
@@ -241,10 +244,16 @@ def test_softmax_equals_torch_cross_entropy():
   assert actual[1][3] == 0
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
 @pytest.mark.parametrize("name", MESHES)
-def test_ring_softmax_equals_dense_in_value_and_gradients(name):
+def test_ring_softmax_equals_dense_in_value_and_gradients(name, chunk_size):
   shape, axes = MESHES[name]
-  ring = functools.partial(ring_softmax_loss, mesh=make_mesh(shape), axes=axes)
+  ring = functools.partial(
+    ring_softmax_loss,
+    mesh=make_mesh(shape),
+    axes=axes,
+    chunk_size=chunk_size,
+  )
   inputs = make_inputs()
   expected = value_and_gradients(softmax_loss, inputs)
   assert_close(value_and_gradients(ring, inputs), expected, 1e-5)
@@ -261,3 +270,142 @@ def test_ring_softmax_gathers_nothing_and_keeps_its_memory():
   assert "all-gather" not in eight.as_text()
   memory = [x.memory_analysis().temp_size_in_bytes for x in (two, eight)]
   assert memory[1] <= 1.1 * memory[0]
+
+
+def all_losses(mesh, axes, **options):
+  on_mesh = {"mesh": mesh, "axes": axes, **options}
+  return {
+    "sigmoid": sigmoid_loss,
+    "softmax": softmax_loss,
+    "ring_sigmoid": functools.partial(ring_sigmoid_loss, **on_mesh),
+    "ring_softmax": functools.partial(ring_softmax_loss, **on_mesh),
+  }
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("name", ["1", "8", "2x4"])
+def test_statistics_are_those_of_the_whole_matrix(name, chunk_size):
+  shape, axes = MESHES[name]
+  image, text, scale, bias = inputs = make_inputs()
+  logits = np.exp(scale) * np.float64(image) @ text.T + bias
+  others = ~np.eye(len(logits), dtype=bool)
+  expected = (
+    np.diagonal(logits).mean(),
+    logits[others].mean(),
+    np.where(others, logits, -np.inf).max(axis=1),
+  )
+  functions = all_losses(make_mesh(shape), axes, chunk_size=chunk_size)
+  for function in functions.values():
+    plain = value_and_gradients(function, inputs)
+    (value, seen), gradients = jax.jit(
+      jax.value_and_grad(
+        functools.partial(function, statistics=True), (0, 1, 2, 3), True
+      )
+    )(*inputs)
+    # They change neither value nor gradient, also where they are used.
+    assert_close((value, gradients), plain, 1e-6)
+    alone = jax.jit(functools.partial(function, statistics=True))(*inputs)
+    for statistics in (seen, alone[1]):
+      for got, wanted in zip(statistics, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_statistics_have_no_gradient():
+  functions = all_losses(make_mesh((4, 1, 1)), ("data",))
+  for function in functions.values():
+
+    def of_statistics(*inputs, function=function):
+      loss, statistics = function(*inputs, statistics=True)
+      return loss + 3 * statistics.positive + statistics.hardest_negative.sum()
+
+    inputs = make_inputs()
+    expected = value_and_gradients(function, inputs)[1]
+    assert_close(value_and_gradients(of_statistics, inputs)[1], expected, 1e-6)
+
+
+def test_statistics_of_a_single_pair_are_finite():
+  for function in all_losses(make_mesh((1, 1, 1)), ("data",)).values():
+    _, statistics = function(*make_inputs(n=1), statistics=True)
+    for x in statistics:
+      assert np.all(np.isfinite(x))
+
+
+@pytest.mark.parametrize("name", ["ring_sigmoid", "ring_softmax"])
+def test_bfloat16_products_cost_gradients_little(name):
+  # Factors of 8 bits are off by 2^-9 at most.
+  inputs = make_inputs(n=64, width=64)
+  mesh, axes = make_mesh((8, 1, 1)), ("data",)
+  exact = all_losses(mesh, axes)[name]
+  rounded = all_losses(mesh, axes, dtype="bfloat16")[name]
+  expected = value_and_gradients(exact, inputs)
+  actual = value_and_gradients(rounded, inputs)
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    assert np.linalg.norm(a - e) <= 0.01 * np.linalg.norm(e)
+  assert np.any(actual[1][0] != expected[1][0])
+  text = compiled_gradient(rounded, mesh, n=64).as_text()
+  assert "bf16[4,64]" in text, "the texts travel in bfloat16"
+
+
+@pytest.mark.parametrize("name", ["ring_sigmoid", "ring_softmax"])
+def test_any_order_of_the_ring_gives_the_same(name, monkeypatch):
+  inputs = make_inputs()
+  mesh, axes = make_mesh((2, 4, 1)), ("data", "fsdp")
+  expected = value_and_gradients(all_losses(mesh, axes)[name[5:]], inputs)
+  monkeypatch.setattr(
+    travel, "ring_order", lambda mesh, axes: [3, 0, 6, 1, 7, 4, 2, 5]
+  )
+  actual = value_and_gradients(all_losses(mesh, axes)[name], inputs)
+  assert_close(actual, expected, 1e-5)
+
+
+class Chip(NamedTuple):
+  coords: tuple[int, ...]
+
+
+@pytest.mark.parametrize(
+  "sides", [(4, 4, 1), (16, 16, 1), (2, 4, 1), (8, 2, 1), (4, 4, 4), (2, 2, 4)]
+)
+def test_on_a_grid_every_hop_is_to_a_neighbour(sides):
+  places = list(itertools.product(*map(range, sides)))
+  chips = np.empty((1, len(places), 1), object)
+  shuffled = np.random.default_rng(0).permutation(len(places))
+  chips[0, :, 0] = [Chip(places[i]) for i in shuffled]
+
+  class Grid:
+    axis_names = ("data", "fsdp", "tensor")
+    shape = {"data": 1, "fsdp": len(places), "tensor": 1}
+    devices = chips
+
+  order = travel.ring_order(Grid, ("data", "fsdp"))
+  assert sorted(order) == list(range(len(places)))
+  ring = [chips[0, index, 0].coords for index in order]
+  for here, there in itertools.pairwise([*ring, ring[0]]):
+    assert sum(abs(a - b) for a, b in zip(here, there, strict=True)) == 1
+
+
+def test_a_ring_of_other_devices_keeps_their_order():
+  mesh = make_mesh((2, 4, 1))
+  assert travel.ring_order(mesh, ("data", "fsdp")) == list(range(8))
+  assert travel.ring_order(mesh, ("data",)) == [0, 1]
+
+
+def test_an_unknown_dtype_is_refused():
+  for name in ("ring_sigmoid", "ring_softmax"):
+    function = all_losses(make_mesh((2, 1, 1)), ("data",), dtype="int8")[name]
+    with pytest.raises(UserError, match="dtype='int8': must be one of float32"):
+      function(*make_inputs())
+
+
+def test_one_device_holds_a_large_batch_in_chunks():
+  mesh = make_mesh((1, 1, 1))
+  n, chunk_size = 8192, 128
+  ring = functools.partial(
+    ring_sigmoid_loss, mesh=mesh, axes=("data",), chunk_size=chunk_size
+  )
+  compiled = compiled_gradient(ring, mesh, n=n)
+  tile = chunk_size * n * 4
+  embeddings = n * 64 * 4
+  limit = 6 * tile + 8 * embeddings  # 42 MB; the matrix alone is 268.
+  assert compiled.memory_analysis().temp_size_in_bytes < limit

@@ -17,7 +17,6 @@ from reference import CHECKPOINTS, I18N, TOWER_SHAPES
 
 from big_siglip.losses import sigmoid_loss
 from big_siglip.models import SigLIP, sizes
-from big_siglip.models.transformer import attention
 
 
 @pytest.mark.parametrize("image,pixels,text,vocab,length,expected", CHECKPOINTS)
@@ -198,18 +197,6 @@ def test_embedding_is_the_pooled_encoder_output(tower, pooling, tokens, pool):
   expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
   embedding = embeddings[("image", "text").index(tower)]
   np.testing.assert_allclose(embedding, expected, atol=1e-6)
-
-
-def test_attention_equals_that_of_jax_nn():
-  shapes = [(2, 3, 4, 8), (2, 7, 4, 8), (2, 7, 4, 8)]
-  keys = jax.random.split(jax.random.key(0), 3)
-  inputs = [
-    jax.random.normal(key, shape)
-    for key, shape in zip(keys, shapes, strict=True)
-  ]
-  np.testing.assert_allclose(
-    attention(*inputs), jax.nn.dot_product_attention(*inputs), atol=1e-6
-  )
 
 
 def test_remat_leaves_the_gradients_of_the_loss():

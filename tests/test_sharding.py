@@ -123,14 +123,21 @@ def _train(shape, changes, steps=2):
 
 @pytest.mark.parametrize(
   ("changes", "meshes"),
-  [(DIVISIBLE, MESHES), (INDIVISIBLE, (MESHES[0], MESHES[2]))],
+  [
+    (DIVISIBLE, MESHES),
+    (DIVISIBLE | {"loss__name": "ring_softmax"}, (MESHES[0], MESHES[2])),
+    # Here the partitioner, not our own code, splits the logits.
+    (DIVISIBLE | {"loss__name": "sigmoid"}, (MESHES[0], MESHES[2])),
+    (DIVISIBLE | {"loss__name": "softmax"}, (MESHES[0], MESHES[2])),
+    (INDIVISIBLE, (MESHES[0], MESHES[2])),
+  ],
 )
 def test_every_mesh_trains_the_same(changes, meshes):
   losses, params, shards = _train(meshes[0], changes)
   assert shards == {True}, "data parallel: nothing is split"
   for shape in meshes[1:]:
     got_losses, got, shards = _train(shape, changes)
-    if changes is DIVISIBLE:
+    if changes is not INDIVISIBLE:
       assert False in shards, f"{shape}: nothing is split"
     np.testing.assert_allclose(got_losses, losses, rtol=1e-5)
     for path, array in got.items():

@@ -25,6 +25,7 @@ KEYS = {
   "logit_bias",
   "positive_logit",
   "negative_logit",
+  "hardest_negative_logit",
   "examples_per_second",
   "data_wait",
   "skipped_examples",

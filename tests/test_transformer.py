@@ -16,7 +16,7 @@ def test_attention_equals_linen_in_initialization_and_value():
     num_heads=3, kernel_init=nn.initializers.xavier_uniform()
   )
   expected, params = linen.init_with_output(jax.random.key(1), x)
-  actual, ours = Attention(3, "float32").init_with_output(
+  actual, ours = Attention(3, "float32", "auto", None).init_with_output(
     jax.random.key(1), x, x
   )
   jax.tree.map(np.testing.assert_array_equal, ours, params)

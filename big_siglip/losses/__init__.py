@@ -4,8 +4,10 @@ from big_siglip.losses.ring import ring_sigmoid_loss
 from big_siglip.losses.ring_softmax import ring_softmax_loss
 from big_siglip.losses.sigmoid import sigmoid_loss
 from big_siglip.losses.softmax import softmax_loss
+from big_siglip.losses.statistics import LogitStatistics
 
 __all__ = [
+  "LogitStatistics",
   "ring_sigmoid_loss",
   "ring_softmax_loss",
   "sigmoid_loss",

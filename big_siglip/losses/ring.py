@@ -17,17 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from big_siglip.errors import UserError
-from big_siglip.losses.sigmoid import dot_products
+from big_siglip.losses.statistics import from_sums, LogitStatistics
 from big_siglip.losses.travel import (
+  as_factor,
+  check_dtype,
   full_like,
   product,
-  rows_per_device,
+  tile_rows,
   travel_ring,
 )
-
-# (loss, d image, d text, d logit_scale, d logit_bias).
-LossAndGradients = tuple[jax.Array, ...]
 
 
 def ring_sigmoid_loss(
@@ -39,7 +37,9 @@ def ring_sigmoid_loss(
   mesh: Mesh,
   axes: Sequence[str],
   chunk_size: int | None = None,
-) -> jax.Array:
+  dtype: str = "float32",
+  statistics: bool = False,
+) -> jax.Array | tuple[jax.Array, LogitStatistics]:
   """Returns `sigmoid_loss`, from embeddings that are split over `axes`.
 
   arXiv:2303.15343, section 3.3 ("efficient chunked implementation"). Memory for
@@ -54,128 +54,175 @@ def ring_sigmoid_loss(
     axes: mesh axes that share the batch; over others everything is replicated.
     chunk_size: images whose logits a device computes at once; must divide b.
       None: all b.
+    dtype: of the products' factors and of the travelling texts. "bfloat16"
+      halves the bytes of the texts and needs a sixth of the matrix units' time;
+      sums and the travelling gradient stay float32.
+    statistics: return (loss, `LogitStatistics`).
 
   Returns:
     () float32, the mean over images of the sum over texts.
 
   Raises:
-    UserError: the devices do not divide n, or chunk_size does not divide b.
+    UserError: the devices do not divide n, chunk_size does not divide b, or the
+      dtype is another.
   """
+  check_dtype(dtype)
   n, axes = len(image), tuple(axes)
-  rows = rows_per_device(n, mesh, axes)
-  chunk_size = rows if chunk_size is None else chunk_size
-  if chunk_size < 1 or rows % chunk_size:
-    raise UserError(
-      f"chunk_size={chunk_size}: must divide the {rows} examples of a device"
-    )
-  # Built per call: a shard_map at module scope would pin its first mesh.
-  ring = functools.partial(_ring, axes=axes, chunk_size=chunk_size)
+  options = {
+    "mesh": mesh,
+    "axes": axes,
+    "chunk_size": tile_rows(n, mesh, axes, chunk_size),
+    "dtype": dtype,
+    "statistics": statistics,
+  }
   split = P(axes)
-  in_specs = (split, split, P(), P())
-  value = jax.shard_map(
-    functools.partial(ring, gradients=False),
-    mesh=mesh,
-    in_specs=in_specs,
-    out_specs=P(),
-  )
-  value_and_gradients = jax.shard_map(
-    functools.partial(ring, gradients=True),
-    mesh=mesh,
-    in_specs=in_specs,
-    out_specs=(P(), (split, split, P(), P())),
-  )
+  sums = (P(), (P(), P(), split) if statistics else None)
+  gradients = (split, split, P(), P())
 
+  def on_mesh(gradient: bool, out_specs):
+    # Built per call: a shard_map at module scope would pin its first mesh.
+    return jax.shard_map(
+      functools.partial(_ring, gradients=gradient, **options),
+      mesh=mesh,
+      in_specs=gradients,
+      out_specs=out_specs,
+    )
+
+  value = on_mesh(False, sums)
+  value_and_gradients = on_mesh(True, (*sums, gradients))
   arguments = (image, text, logit_scale, logit_bias)
   dtypes = tuple(jnp.result_type(x) for x in arguments)
 
   @jax.custom_vjp
   def loss(*arguments):
-    return value(*arguments) / n
+    total, seen = value(*arguments)
+    return total / n, seen and from_sums(n, *seen)
 
   def forward(*arguments):
-    total, gradients = value_and_gradients(*arguments)
-    return total / n, gradients
+    total, seen, gradients = value_and_gradients(*arguments)
+    return (total / n, seen and from_sums(n, *seen)), gradients
 
-  def backward(gradients, cotangent):
-    scaled = jax.tree.map(lambda g: (cotangent / n) * g, gradients)
+  def backward(gradients, cotangents):
+    scaled = jax.tree.map(lambda g: (cotangents[0] / n) * g, gradients)
     return jax.tree.map(lambda g, dtype: g.astype(dtype), scaled, dtypes)
 
   loss.defvjp(forward, backward)
-  return loss(*arguments)
+  result = loss(*arguments)
+  return result if statistics else result[0]
 
 
-def _ring(image, text, logit_scale, logit_bias, *, axes, chunk_size, gradients):
-  """Sums over all pairs; sees the (bD, bD) of one device."""
+def _ring(
+  image, text, scale, bias, *, mesh, axes, gradients, statistics, **options
+):
+  """Sums over all pairs; sees the (bD, bD) of one device.
+
+  Returns:
+    -log p, (sum of the positives, sum of the negatives, b hardest negatives) or
+    None, and (d image, d text, d logit_scale, d logit_bias) if asked for.
+  """
   block = functools.partial(
-    _block,
-    logit_scale=logit_scale,
-    logit_bias=logit_bias,
-    chunk_size=chunk_size,
-    gradients=gradients,
+    _block, logit_scale=scale, logit_bias=bias, gradients=gradients, **options
   )
 
-  def visit(text, d_text, sums, own):
-    sums, added = block(image, text, sums, own=own)
-    return d_text + added if gradients else None, sums
+  def visit(visitors, d_visitors, sums, own, start):
+    sums, added = block(image, visitors, sums, own=own, first=start)
+    return d_visitors + added if gradients else None, sums
 
-  zeros = (full_like(image[0, 0]),) * 3
-  d_image = d_text = full_like(image) if gradients else None
+  zero = full_like(image[0, 0])
+  sums = {"nll": zero}
+  if statistics:
+    lowest = full_like(image[:, 0], -jnp.inf)
+    sums |= {"positives": zero, "negatives": zero, "hardest": lowest}
+  if gradients:
+    sums |= {"d_scale": zero, "d_bias": zero, "d_image": full_like(image)}
   d_text, sums = travel_ring(
-    visit, ahead=text, behind=d_text, staying=(*zeros, d_image), axes=axes
+    visit,
+    ahead=as_factor(text, options["dtype"]),
+    behind=full_like(text) if gradients else None,
+    staying=sums,
+    mesh=mesh,
+    axes=axes,
   )
-  nll, d_scale, d_bias, d_image = sums
-  nll = jax.lax.psum(nll, axes)
+  rows = {k: sums.pop(k, None) for k in ("hardest", "d_image")}
+  sums = jax.lax.psum(sums, axes)
+  seen = None
+  if statistics:
+    seen = sums["positives"], sums["negatives"], rows["hardest"]
   if not gradients:
-    return nll
-  d_scale, d_bias = jax.lax.psum((d_scale, d_bias), axes)
-  return nll, (d_image, d_text, d_scale, d_bias)
+    return sums["nll"], seen
+  scalars = sums["d_scale"], sums["d_bias"]
+  return sums["nll"], seen, (rows["d_image"], d_text, *scalars)
 
 
 def _block(
-  image, text, sums, *, own, logit_scale, logit_bias, chunk_size, gradients
+  image,
+  text,
+  sums,
+  *,
+  own,
+  first,
+  logit_scale,
+  logit_bias,
+  chunk_size,
+  dtype,
+  gradients,
 ):
   """Adds one block of pairs to `sums`, tile by tile; (bD, bD) -> (sums, bD).
 
   Args:
     image: bD.
     text: bD.
-    sums: (-log p, d logit_scale, d logit_bias, d image) so far.
-    own: whether image i and text i match.
+    sums: what `_ring` sums; of "d_image" bD and "hardest" b each tile has its
+      rows.
+    own: whether image i and text i - first match.
+    first: the row that text 0 has in its device's block.
     logit_scale: ().
     logit_bias: ().
     chunk_size: c, rows of a tile.
+    dtype: of the products' factors.
     gradients: compute them, or -log p alone.
 
   Returns:
     The sums, and what the block adds to d text.
   """
-  b, width = image.shape
+  b = len(image)
   scale = jnp.exp(logit_scale)
-  nll, d_scale, d_bias, d_image = sums
 
   def tile(carry, start):
-    nll, d_scale, d_bias, d_text = carry
+    totals, d_text = carry
+    added = {}
     rows = jax.lax.dynamic_slice_in_dim(image, start, chunk_size)  # cD
-    scaled_dots = scale * dot_products(rows, text)  # cb
-    matching = (start + jnp.arange(chunk_size))[:, None] == jnp.arange(b)[None]
-    signs = jnp.where(own & matching, 1.0, -1.0)
-    signed = signs * (scaled_dots + logit_bias)
+    scaled_dots = scale * product("iD,jD->ij", rows, text, dtype)  # cb
+    logits = scaled_dots + logit_bias
+    matching = (start + jnp.arange(chunk_size))[:, None] == (
+      first + jnp.arange(len(text))[None]
+    )
+    matching &= own
+    signs = jnp.where(matching, 1.0, -1.0)
     # The sign stays inside: see `sigmoid_loss`.
-    nll -= jax.nn.log_sigmoid(signed).sum()
-    if not gradients:
-      return (nll, d_scale, d_bias, d_text), None
-    d_logits = -signs * jax.nn.sigmoid(-signed)
-    d_scale += (d_logits * scaled_dots).sum()
-    d_bias += d_logits.sum()
-    d_logits *= scale
-    d_text += product("ij,iD->jD", d_logits, rows)
-    d_rows = product("ij,jD->iD", d_logits, text)
-    return (nll, d_scale, d_bias, d_text), d_rows
+    added["nll"] = -jax.nn.log_sigmoid(signs * logits).sum()
+    of_rows = {}
+    if "hardest" in sums:
+      added["positives"] = jnp.where(matching, logits, 0.0).sum()
+      added["negatives"] = jnp.where(matching, 0.0, logits).sum()
+      of_rows["hardest"] = jnp.where(matching, -jnp.inf, logits).max(axis=1)
+    if gradients:
+      d_logits = -signs * jax.nn.sigmoid(-signs * logits)
+      added["d_scale"] = (d_logits * scaled_dots).sum()
+      added["d_bias"] = d_logits.sum()
+      d_logits *= scale
+      d_text += product("ij,iD->jD", d_logits, rows, dtype)
+      of_rows["d_image"] = product("ij,jD->iD", d_logits, text, dtype)
+    totals = {k: totals[k] + value for k, value in added.items()}
+    return (totals, d_text), of_rows
 
   d_text = full_like(text) if gradients else None
-  carry = (nll, d_scale, d_bias, d_text)
+  totals = {k: v for k, v in sums.items() if k not in ("hardest", "d_image")}
   starts = jnp.arange(0, b, chunk_size)
-  (nll, d_scale, d_bias, d_text), d_rows = jax.lax.scan(tile, carry, starts)
+  (totals, d_text), of_rows = jax.lax.scan(tile, (totals, d_text), starts)
+  of_rows = {k: x.reshape(sums[k].shape) for k, x in of_rows.items()}
+  if "hardest" in of_rows:
+    totals["hardest"] = jnp.maximum(sums["hardest"], of_rows["hardest"])
   if gradients:
-    d_image += d_rows.reshape(b, width)
-  return (nll, d_scale, d_bias, d_image), d_text
+    totals["d_image"] = sums["d_image"] + of_rows["d_image"]
+  return totals, d_text

@@ -6,7 +6,8 @@ Shape letters: n examples, D embedding width.
 import jax
 import jax.numpy as jnp
 
-from big_siglip.losses.sigmoid import dot_products
+from big_siglip.losses.statistics import from_logits, LogitStatistics
+from big_siglip.losses.travel import product
 
 
 def softmax_loss(
@@ -14,21 +15,25 @@ def softmax_loss(
   text: jax.Array,
   logit_scale: jax.Array,
   logit_bias: jax.Array,
-) -> jax.Array:
+  *,
+  statistics: bool = False,
+) -> jax.Array | tuple[jax.Array, LogitStatistics]:
   """Returns the InfoNCE loss of CLIP, arXiv:2103.00020, figure 3.
 
   Args:
     image: [n, D] float32, normalised.
     text: [n, D] float32, normalised; row i belongs to image i.
     logit_scale: () the log of the inverse temperature.
-    logit_bias: () without effect: a softmax does not see a common shift.
+    logit_bias: () a softmax does not see a common shift: without effect but on
+      the statistics.
+    statistics: return (loss, `LogitStatistics`).
 
   Returns:
     () float32, the mean of both directions' cross entropies.
   """
-  del logit_bias
-  logits = jnp.exp(logit_scale) * dot_products(image, text)
+  logits = jnp.exp(logit_scale) * product("iD,jD->ij", image, text)
   matching = jnp.diagonal(logits)
   image_to_text = jax.nn.logsumexp(logits, axis=1) - matching
   text_to_image = jax.nn.logsumexp(logits, axis=0) - matching
-  return (image_to_text.mean() + text_to_image.mean()) / 2
+  loss = (image_to_text.mean() + text_to_image.mean()) / 2
+  return (loss, from_logits(logits + logit_bias)) if statistics else loss

@@ -11,17 +11,35 @@ from jax.sharding import Mesh
 
 from big_siglip.errors import UserError
 
+DTYPES = ("float32", "bfloat16")
 
-def rows_per_device(n: int, mesh: Mesh, axes: Sequence[str]) -> int:
-  """Returns how many of `n` examples each device along `axes` has.
+
+def tile_rows(
+  n: int, mesh: Mesh, axes: Sequence[str], chunk_size: int | None
+) -> int:
+  """Returns how many images of a device meet the texts at once.
+
+  Args:
+    n: examples of the whole batch.
+    mesh: the devices.
+    axes: mesh axes that share the batch.
+    chunk_size: the number asked for; None: all that a device has.
 
   Raises:
-    UserError: the devices do not divide n.
+    UserError: the devices do not divide n, or chunk_size does not divide the
+      examples of a device.
   """
   devices = math.prod(mesh.shape[axis] for axis in axes)
   if n % devices:
     raise UserError(f"batch of {n}: must be divisible by {devices} devices")
-  return n // devices
+  rows = n // devices
+  if chunk_size is None:
+    return rows
+  if chunk_size < 1 or rows % chunk_size:
+    raise UserError(
+      f"chunk_size={chunk_size}: must divide the {rows} examples of a device"
+    )
+  return chunk_size
 
 
 def travel_ring(
@@ -30,45 +48,112 @@ def travel_ring(
   ahead: Any,
   behind: Any,
   staying: Any,
+  mesh: Mesh,
   axes: Sequence[str],
 ) -> tuple[Any, Any]:
   """Takes arrays once around the ring of devices; call it in a shard_map.
 
-  Neither transfer waits for the visit of its hop, so both overlap with it:
-  what the visits only read goes ahead, and what they change follows its texts
-  one hop behind.
+  Half of the rows travel one way and half the other, so that both directions
+  of every link are busy and a hop takes half the time. (Whole blocks in both
+  directions would meet all devices after half the hops, but what they collect
+  would then have to travel home, as many hops again, over twice the buffers.)
+
+  What the rows collect is sent off before the visit and needed only at its end,
+  so that transfer hides behind the visit's products. The rows themselves are
+  sent after it: in flight at once, both would need a buffer more.
 
   Args:
-    visit: (ahead, behind, staying, own) -> (behind, staying); `own` says
-      whether the device's own texts are there.
-    ahead: arrays that travel and do not change.
-    behind: arrays that travel and collect.
+    visit: (ahead, behind, staying, own, start) -> (behind, staying), with some
+      rows of one device, those from `start` on; `own` says whether it is the
+      device itself.
+    ahead: arrays [b, ...] that travel and do not change.
+    behind: arrays [b, ...] that travel and collect.
     staying: arrays that stay and collect.
+    mesh: the devices.
     axes: mesh axes that form the ring.
 
   Returns:
     `behind`, back home, and `staying`.
   """
-  devices = jax.lax.axis_size(axes)
-  send = functools.partial(
-    jax.lax.ppermute,
-    axis_name=axes,
-    perm=[(i, (i + 1) % devices) for i in range(devices)],
-  )
+  order = ring_order(mesh, axes)
+  onward = list(zip(order, order[1:] + order[:1], strict=True))
+  backward = [(j, i) for i, j in onward]
+  rows = len(jax.tree.leaves(ahead)[0])
+  # Two devices have one link.
+  ways = [onward, backward] if len(order) > 2 and rows % 2 == 0 else [onward]
+  share = rows // len(ways)
+  starts = range(0, rows, share)
 
-  def hop(carry, index):
-    ahead, behind, staying = carry
-    next_ahead, behind = send((ahead, behind))
-    behind, staying = visit(ahead, behind, staying, index == 0)
-    return (next_ahead, behind, staying), None
+  def split(arrays):
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=share)
+    return [
+      jax.tree.map(functools.partial(cut, start_index=start), arrays)
+      for start in starts
+    ]
 
-  carry, _ = jax.lax.scan(
-    hop, (ahead, behind, staying), jnp.arange(devices - 1)
-  )
-  # The last visit sends nothing ahead, only what was collected home.
-  ahead, behind, staying = carry
-  behind, staying = visit(ahead, send(behind), staying, devices == 1)
-  return send(behind), staying
+  def send(parts):
+    return [
+      jax.lax.ppermute(part, axes, way)
+      for part, way in zip(parts, ways, strict=True)
+    ]
+
+  def hop(_, carry):
+    ahead, behind, staying, own = carry
+    collected = []
+    for start, part, arriving in zip(starts, ahead, send(behind), strict=True):
+      arriving, staying = visit(part, arriving, staying, own, start)
+      collected.append(arriving)
+    held = jax.lax.optimization_barrier((ahead, collected, staying))
+    ahead, collected, staying = held
+    return send(ahead), collected, staying, False
+
+  # Else XLA fills in the zeros anew in every turn of the loop.
+  behind, staying = jax.lax.optimization_barrier((behind, staying))
+  carry = split(ahead), split(behind), staying, True
+  _, behind, staying, _ = jax.lax.fori_loop(0, len(order), hop, carry)
+  home = jax.tree.map(lambda *parts: jnp.concatenate(parts), *send(behind))
+  return home, staying
+
+
+def ring_order(mesh: Mesh, axes: Sequence[str]) -> list[int]:
+  """Returns the devices along `axes` in an order of short hops.
+
+  On a grid of TPU chips every hop is to a neighbour: out in serpentines over
+  all columns but the first, home through the first. Between chips that are no
+  neighbours XLA does not transfer in the background.
+
+  Args:
+    mesh: the devices.
+    axes: mesh axes that form the ring.
+
+  Returns:
+    Positions in the flattened axes, each once.
+  """
+  others = [name for name in mesh.axis_names if name not in axes]
+  by_axes = [mesh.axis_names.index(name) for name in (*axes, *others)]
+  devices = mesh.devices.transpose(by_axes)
+  devices = devices.reshape(math.prod(mesh.shape[a] for a in axes), -1)[:, 0]
+  places = [tuple(getattr(device, "coords", ())) for device in devices]
+  positions = {place: index for index, place in enumerate(places)}
+  if len(positions) < len(places) or not places[0]:
+    return list(range(len(places)))  # Not chips on a grid.
+  return [positions[place] for place in _serpentine_circle(places)]
+
+
+def _serpentine_circle(places: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+  """Orders the corners of a grid into a circle; [(x, y, z)] -> [(x, y, z)]."""
+  columns = sorted({place[0] for place in places})
+  rows = []  # A serpentine over the other dimensions, from last to second.
+  lines = sorted({place[1:] for place in places})
+  for layer in sorted({line[1:] for line in lines}):
+    along = [line for line in lines if line[1:] == layer]
+    rows += along[::-1] if rows and along[-1][0] == rows[-1][0] else along
+  home, rest = columns[0], columns[1:]
+  out = []
+  for index, row in enumerate(rows):
+    out += [(x, *row) for x in (rest[::-1] if index % 2 else rest)]
+  circle = [(home, *rows[0]), *out, *((home, *row) for row in rows[:0:-1])]
+  return circle if set(circle) == set(places) else list(places)
 
 
 def full_like(x: jax.Array, value: float = 0.0) -> jax.Array:
@@ -79,8 +164,31 @@ def full_like(x: jax.Array, value: float = 0.0) -> jax.Array:
   return jnp.full_like(x, value, dtype=jnp.float32)
 
 
-def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """Returns an einsum in float32; see `sigmoid.dot_products` for why."""
+def product(
+  subscripts: str, a: jax.Array, b: jax.Array, dtype: str = "float32"
+) -> jax.Array:
+  """Returns an einsum of `dtype` factors, summed in float32.
+
+  The default precision of accelerators rounds float32 factors to bfloat16,
+  which the sigmoid's logits, scaled by up to 100, feel. The products are a
+  small part of a step, so the highest precision costs little; bfloat16 factors
+  cost a sixth of it, and are rounded on request alone.
+  """
   return jnp.einsum(
-    subscripts, a, b, precision="highest", preferred_element_type=jnp.float32
+    subscripts,
+    as_factor(a, dtype),
+    as_factor(b, dtype),
+    precision="highest",
+    preferred_element_type=jnp.float32,
   )
+
+
+def as_factor(x: jax.Array, dtype: str) -> jax.Array:
+  """Returns `x` as it enters products: never in more digits than it has."""
+  return x.astype(dtype) if dtype == "bfloat16" else x
+
+
+def check_dtype(dtype: str) -> None:
+  """Raises a `UserError` for what is not in `DTYPES`."""
+  if dtype not in DTYPES:
+    raise UserError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")

@@ -9,10 +9,12 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from big_siglip.models import sizes
 from big_siglip.models.text import TextTower
+from big_siglip.models.transformer import constrain
 from big_siglip.models.vision import ImageTower
 
 
@@ -21,9 +23,12 @@ class SigLIP(nn.Module):
 
   Attributes:
     config: `config.model`, a ConfigDict or FrozenConfigDict.
+    sharding: of the encoders' activations and of the embeddings, whose first
+      dimension is the batch; None: as the compiler likes.
   """
 
   config: Any
+  sharding: NamedSharding | None = None
 
   def __post_init__(self):
     # Frozen, the module can be hashed. A copy, because FrozenConfigDict
@@ -36,7 +41,14 @@ class SigLIP(nn.Module):
     """Names the parts."""
     config = self.config
     embed_dim = config.embed_dim or sizes.resolve_image(config.image).width
-    shared = (embed_dim, config.dtype, config.remat, config.scan)
+    shared = (
+      embed_dim,
+      config.dtype,
+      config.attention,
+      config.remat,
+      config.scan,
+      self.sharding,
+    )
     self.image = ImageTower(config.image, *shared)
     self.text = TextTower(config.text, *shared)
     log_scale = nn.initializers.constant(math.log(config.logit_scale_init))
@@ -58,13 +70,15 @@ class SigLIP(nn.Module):
       given), the log of the logits' multiplier, and their bias.
     """
     return (
-      None if image is None else _normalise(self.image(image)),
-      None if text is None else _normalise(self.text(text)),
+      None if image is None else self._finish(self.image(image)),
+      None if text is None else self._finish(self.text(text)),
       self.logit_scale,
       self.logit_bias,
     )
 
-
-def _normalise(x: jax.Array) -> jax.Array:
-  x = x.astype(jnp.float32)
-  return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)
+  def _finish(self, x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    x = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)
+    # Left to itself with embeddings split over `tensor`, XLA's partitioner
+    # multiplies the wrong rows in a dense loss (seen on a 2 x 2 x 2 mesh).
+    return constrain(x, self.sharding)

@@ -6,7 +6,17 @@ from typing import Any
 from big_siglip.errors import UserError
 
 # Names of the recomputation policies; `transformer.REMAT_POLICIES` has them.
-REMAT_NAMES = ("none", "full", "dots", "projections")
+REMAT_NAMES = (
+  "none",
+  "full",
+  "dots",
+  "projections",
+  "attention",
+  "mlp",
+  "offload",
+)
+# Names of the implementations of `attention.attention`.
+ATTENTION_NAMES = ("auto", "xla", "heads_first", "jax", "cudnn", "splash")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.sharding import NamedSharding
 
 from big_siglip.models import sizes
 from big_siglip.models.transformer import (
@@ -28,15 +29,19 @@ class TextTower(nn.Module):
       token before the first) and head (a projection with bias).
     embed_dim: E, of the head.
     dtype: of the computation; parameters are float32.
+    backend: of the attention; name in `sizes.ATTENTION_NAMES`.
     remat: name of `transformer.REMAT_POLICIES`.
     scan: stack the blocks' parameters and loop over them.
+    sharding: of the encoder's activations; None: as the compiler likes.
   """
 
   config: Any
   embed_dim: int
   dtype: str
+  backend: str
   remat: str
   scan: bool
+  sharding: NamedSharding | None = None
 
   @nn.compact
   def __call__(self, text: jax.Array) -> jax.Array:
@@ -60,15 +65,21 @@ class TextTower(nn.Module):
       size.num_heads,
       size.mlp_dim,
       self.dtype,
+      self.backend,
       self.remat,
       self.scan,
+      self.sharding,
       name="encoder",
     )(x)
     if pooling == "map":
-      pool = AttentionPool(
-        size.num_heads, size.mlp_dim, self.dtype, name="pool"
-      )
-      x = pool(x)
+      x = AttentionPool(
+        size.num_heads,
+        size.mlp_dim,
+        self.dtype,
+        self.backend,
+        self.sharding,
+        name="pool",
+      )(x)
     elif pooling == "mean":
       x = x.mean(axis=1)
     else:

@@ -1,6 +1,6 @@
 """The transformer that both towers share.
 
-Shape letters: B batch, L tokens, D width, F hidden units, H heads, h head size.
+Shape letters: B batch, L tokens, D width, F hidden units, H heads.
 """
 
 import functools
@@ -9,6 +9,9 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from big_siglip.models.attention import attention
 
 # What the forward pass keeps for the backward pass; the rest is computed again.
 REMAT_POLICIES = {
@@ -18,23 +21,24 @@ REMAT_POLICIES = {
   "projections": jax.checkpoint_policies.save_only_these_names(
     "query", "key", "value", "attention", "mlp_up"
   ),
+  "attention": jax.checkpoint_policies.save_only_these_names(
+    "query", "key", "value", "attention"
+  ),
+  "mlp": jax.checkpoint_policies.save_only_these_names("mlp_up"),
+  # As "projections", in the host's memory: free, where the link to it is fast.
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[
+      "query",
+      "key",
+      "value",
+      "attention",
+      "mlp_up",
+    ],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
-
-
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Returns softmax(query key^T / sqrt(h)) value; (BQHh, BKHh, BKHh) -> BQHh.
-
-  Bidirectional and without padding mask, as SigLIP's towers are. The softmax is
-  computed in float32.
-  """
-  scale = query.shape[-1] ** -0.5
-  # Heads first: a CPU multiplies contiguous matrices up to twice as fast.
-  query, key, value = (x.swapaxes(1, 2) for x in (query * scale, key, value))
-  logits = jnp.einsum(
-    "BHQh,BHKh->BHQK", query, key, preferred_element_type=jnp.float32
-  )
-  weights = jax.nn.softmax(logits).astype(value.dtype)
-  return jnp.einsum("BHQK,BHKh->BHQh", weights, value).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
@@ -43,10 +47,14 @@ class Attention(nn.Module):
   Attributes:
     num_heads: H.
     dtype: of the computation.
+    backend: name in `sizes.ATTENTION_NAMES`.
+    sharding: of the batch; None: not told.
   """
 
   num_heads: int
   dtype: str
+  backend: str
+  sharding: NamedSharding | None
 
   @nn.compact
   def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
@@ -63,7 +71,11 @@ class Attention(nn.Module):
       checkpoint_name(project(heads, name=name)(tokens), name)
       for name, tokens in (("query", x), ("key", context), ("value", context))
     )
-    attended = checkpoint_name(attention(query, key, value), "attention")
+    # Parameters are initialised on a batch of one, which cannot be split.
+    sharding = self.sharding if len(x) > 1 else None
+    attended = attention(
+      query, key, value, backend=self.backend, sharding=sharding
+    )
     return project(width, axis=(-2, -1), name="out")(attended)
 
 
@@ -88,7 +100,9 @@ class Mlp(nn.Module):
       bias_init=nn.initializers.normal(stddev=1e-6),
     )
     hidden = checkpoint_name(dense(self.mlp_dim, name="up")(x), "mlp_up")
-    return dense(x.shape[-1], name="down")(nn.gelu(hidden, approximate=True))
+    # Else XLA computes GELU again for every tile of the next product.
+    hidden = jax.lax.optimization_barrier(nn.gelu(hidden, approximate=True))
+    return dense(x.shape[-1], name="down")(hidden)
 
 
 class Block(nn.Module):
@@ -98,17 +112,24 @@ class Block(nn.Module):
     num_heads: H.
     mlp_dim: F.
     dtype: of the computation.
+    backend: of the attention.
+    sharding: of the batch; None: not told.
   """
 
   num_heads: int
   mlp_dim: int
   dtype: str
+  backend: str
+  sharding: NamedSharding | None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Applies the block."""
     y = layer_norm(self.dtype, name="attention_norm")(x)
-    x = x + Attention(self.num_heads, self.dtype, name="attention")(y, y)
+    attend = Attention(
+      self.num_heads, self.dtype, self.backend, self.sharding, name="attention"
+    )
+    x = x + attend(y, y)
     y = layer_norm(self.dtype, name="mlp_norm")(x)
     return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
@@ -121,17 +142,22 @@ class Encoder(nn.Module):
     num_heads: H.
     mlp_dim: F.
     dtype: of the computation.
+    backend: of the attention.
     remat: name in `REMAT_POLICIES`.
     scan: compile one block and loop over it, with parameters stacked along a
       leading axis: compile time does not grow with depth.
+    sharding: of the activations between blocks, whose first dimension is the
+      batch; None: as the compiler likes.
   """
 
   depth: int
   num_heads: int
   mlp_dim: int
   dtype: str
+  backend: str
   remat: str
   scan: bool
+  sharding: NamedSharding | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -143,19 +169,31 @@ class Encoder(nn.Module):
         Block, prevent_cse=not self.scan, policy=REMAT_POLICIES[self.remat]
       )
     make = functools.partial(
-      block_class, self.num_heads, self.mlp_dim, self.dtype
+      block_class,
+      self.num_heads,
+      self.mlp_dim,
+      self.dtype,
+      self.backend,
+      self.sharding,
     )
     if self.scan:
       x, _ = nn.scan(
-        lambda block, x: (block(x), None),
+        lambda block, x: (constrain(block(x), self.sharding), None),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=self.depth,
-      )(make(name="blocks"), x)
+      )(make(name="blocks"), constrain(x, self.sharding))
     else:
       for index in range(self.depth):
-        x = make(name=f"block_{index}")(x)
+        x = make(name=f"block_{index}")(constrain(x, self.sharding))
     return layer_norm(self.dtype, name="norm")(x)
+
+
+def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+  """Says where activations lie, [B, ...]; None: as the compiler likes."""
+  if sharding is None or len(x) == 1:
+    return x  # Parameters are initialised on a batch of one.
+  return jax.lax.with_sharding_constraint(x, sharding)
 
 
 class AttentionPool(nn.Module):
@@ -168,11 +206,15 @@ class AttentionPool(nn.Module):
     num_heads: H.
     mlp_dim: F.
     dtype: of the computation.
+    backend: of the attention.
+    sharding: of the batch; None: not told.
   """
 
   num_heads: int
   mlp_dim: int
   dtype: str
+  backend: str
+  sharding: NamedSharding | None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -180,7 +222,10 @@ class AttentionPool(nn.Module):
     batch, _, width = x.shape
     probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
     probe = jnp.broadcast_to(probe.astype(x.dtype), (batch, 1, width))
-    x = Attention(self.num_heads, self.dtype, name="attention")(probe, x)
+    attend = Attention(
+      self.num_heads, self.dtype, self.backend, self.sharding, name="attention"
+    )
+    x = attend(probe, x)
     y = layer_norm(self.dtype, name="norm")(x)
     return (x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y))[:, 0]
 

@@ -8,6 +8,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from big_siglip.models import sizes
 from big_siglip.models.transformer import (
@@ -27,15 +28,19 @@ class ImageTower(nn.Module):
       head (a projection without bias).
     embed_dim: E, of the head.
     dtype: of the computation; parameters are float32.
+    backend: of the attention; name in `sizes.ATTENTION_NAMES`.
     remat: name of `transformer.REMAT_POLICIES`.
     scan: stack the blocks' parameters and loop over them.
+    sharding: of the encoder's activations; None: as the compiler likes.
   """
 
   config: Any
   embed_dim: int
   dtype: str
+  backend: str
   remat: str
   scan: bool
+  sharding: NamedSharding | None = None
 
   @nn.compact
   def __call__(self, image: jax.Array) -> jax.Array:
@@ -62,15 +67,21 @@ class ImageTower(nn.Module):
       size.num_heads,
       size.mlp_dim,
       self.dtype,
+      self.backend,
       self.remat,
       self.scan,
+      self.sharding,
       name="encoder",
     )(x)
     if pooling == "map":
-      pool = AttentionPool(
-        size.num_heads, size.mlp_dim, self.dtype, name="pool"
-      )
-      x = pool(x)
+      x = AttentionPool(
+        size.num_heads,
+        size.mlp_dim,
+        self.dtype,
+        self.backend,
+        self.sharding,
+        name="pool",
+      )(x)
     else:
       x = x[:, 0] if pooling == "cls" else x.mean(axis=1)
     if self.config.head:

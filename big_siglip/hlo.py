@@ -1,0 +1,126 @@
+"""Reads a compiled program's text: what its loops multiply.
+
+The TPU compiler writes `estimated_cycles` beside every operation that it timed;
+an operation in a loop's body is written once and runs as often as the loop
+turns.
+"""
+
+from collections import Counter
+import dataclasses
+import math
+import re
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+_CALLED = re.compile(
+  r"\b(?:to_apply|calls|body|condition|true_computation|false_computation)"
+  r"=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_LOOP = re.compile(r"\bwhile\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+_COMPARE = re.compile(r"ROOT .* compare\((.*?)\), direction=(LT|LE|GT|GE|NE)\b")
+_COLLECTIVE = re.compile(
+  r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|"
+  r"collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass
+class Costs:
+  """What a program does in one run on one device.
+
+  Attributes:
+    cycles: the sum of `estimated_cycles`; 0 where the compiler wrote none.
+    kernel_flops: operations of hand-written kernels, as they declare them: the
+      compiler does not time them.
+    collectives: {kind: (how often, bytes of the results)}.
+  """
+
+  cycles: int = 0
+  kernel_flops: int = 0
+  collectives: dict[str, tuple[int, int]] = dataclasses.field(
+    default_factory=dict
+  )
+
+
+def costs(text: str) -> Costs:
+  """Sums a compiled program's costs, loops multiplied by their turns.
+
+  Args:
+    text: `compiled.as_text()`.
+
+  Raises:
+    ValueError: a loop's number of turns cannot be read.
+  """
+  computations, entry = _split(text)
+  result = Costs()
+  times, amounts = Counter(), Counter()
+
+  def visit(name: str, turns: int, inside_fusion: bool) -> None:
+    for line in computations[name]:
+      if not inside_fusion and (cycles := _CYCLES.search(line)):
+        result.cycles += turns * int(cycles[1])
+      if kernel := _KERNEL.search(line):
+        result.kernel_flops += turns * int(kernel[1])
+      if collective := _COLLECTIVE.search(line):
+        times[collective[2]] += turns
+        amounts[collective[2]] += turns * _largest_array(collective[1])
+      if loop := _LOOP.search(line):
+        visit(loop[2], turns * _trips(line, computations[loop[1]]), False)
+        continue
+      called = _CALLED.findall(line)
+      for branches in _BRANCHES.findall(line):
+        called += re.findall(r"%?([\w.\-]+)", branches)
+      fused = inside_fusion or " fusion(" in line
+      for callee in called:
+        if callee in computations:
+          visit(callee, turns, fused)
+
+  visit(entry, 1, False)
+  result.collectives = {k: (times[k], amounts[k]) for k in sorted(times)}
+  return result
+
+
+def _split(text: str) -> tuple[dict[str, list[str]], str]:
+  """Returns the lines of each computation, and the name of the first to run."""
+  computations: dict[str, list[str]] = {}
+  entry, current = "", None
+  for line in text.splitlines():
+    if line.rstrip() == "}":  # Strings of several lines may begin with one.
+      current = None
+    elif current is None and (start := _COMPUTATION.match(line)):
+      current = computations.setdefault(start[2], [])
+      entry = start[2] if start[1] else entry
+    elif current is not None:
+      current.append(line)
+  return computations, entry
+
+
+def _trips(line: str, condition: list[str]) -> int:
+  if known := _TRIPS.search(line):
+    return int(known[1])
+  constants = dict(
+    found.groups() for x in condition if (found := _CONSTANT.search(x))
+  )
+  for x in condition:
+    compared = _COMPARE.search(x)
+    if compared:
+      names = re.findall(r"%?([\w.\-]+)", compared[1])
+      limits = [int(constants[name]) for name in names if name in constants]
+      if len(limits) == 1:
+        return limits[0] + (compared[2] in ("LE", "GE"))
+  raise ValueError(f"cannot read how often a loop turns: {condition[-1]}")
+
+
+def _largest_array(shape: str) -> int:
+  """Returns bytes; an asynchronous start's tuple holds operand and result."""
+  sizes = [0]
+  for dtype, dimensions in _ARRAY.findall(shape):
+    bits = int("".join(re.findall(r"\d+", dtype)[:1]) or 8)
+    count = math.prod(int(d) for d in dimensions.split(",") if d)
+    sizes.append(count * bits // 8)
+  return max(sizes)

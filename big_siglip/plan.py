@@ -1,0 +1,164 @@
+"""What a run will need, from the compiler, before anyone rents the chips."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from big_siglip import build, hlo, topologies
+from big_siglip.errors import UserError
+from big_siglip.models import flops
+
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Needs of one run; None where the compiler or the chip's sheet is silent.
+
+  Attributes:
+    chips: number of chips.
+    batch_size: examples a step.
+    parameters: of the model.
+    state_bytes_per_chip: parameters and optimizer state.
+    peak_hbm_bytes_per_chip: the most that is allocated at once, in one step.
+    hbm_bytes_per_chip: what the chip has.
+    flops_per_step: of the model, without recomputation, over all chips.
+    estimated_cycles_per_step: what the compiler expects its own operations to
+      take on a chip.
+    kernel_cycles_per_step: what hand-written kernels, which it does not time,
+      take at the least: their operations at the chip's peak.
+    estimated_seconds_per_step: of both together. Transfers between chips are
+      taken to hide behind computation.
+    mfu: model FLOPs utilization, of that time.
+    collectives: {kind: {"count", "bytes"}} a step and chip.
+    steps: of the whole schedule.
+    hours: of the whole schedule.
+    chip_hours: of the whole schedule.
+    fits: whether the chip has the memory.
+  """
+
+  chips: int
+  batch_size: int
+  parameters: int
+  state_bytes_per_chip: int
+  peak_hbm_bytes_per_chip: int
+  hbm_bytes_per_chip: int | None
+  flops_per_step: float
+  estimated_cycles_per_step: int | None
+  kernel_cycles_per_step: int | None
+  estimated_seconds_per_step: float | None
+  mfu: float | None
+  collectives: dict[str, dict[str, int]]
+  steps: int
+  hours: float | None
+  chip_hours: float | None
+  fits: bool
+
+  def excess(self) -> str:
+    """Returns in one line by how much the run does not fit."""
+    peak, hbm = self.peak_hbm_bytes_per_chip, self.hbm_bytes_per_chip
+    return (
+      f"does not fit: needs {peak / 2**30:.2f} GiB a chip, which is "
+      f"{(peak - hbm) / 2**30:.2f} GiB more than the {hbm / 2**30:.2f} GiB "
+      "that it has"
+    )
+
+
+def make_plan(config: ConfigDict, topology: str) -> Plan:
+  """Compiles the train step of `config` for chips that need not be there.
+
+  Args:
+    config: without mistakes (`config.find_problems`).
+    topology: see `topologies.describe`.
+
+  Raises:
+    UserError: no such topology, or mesh or batch do not fit it.
+  """
+  devices, chip = topologies.describe(topology, config.mesh.slices)
+  mesh = build.mesh(config, devices)
+  program = build.program(config, mesh)
+  state = program.abstract_state
+  peak, text = _compile(program, build.abstract_batch(config, mesh))
+  costs = hlo.costs(text) if chip.cycles_per_second and text else None
+  step_flops = 3 * config.batch_size * flops.flops_per_example(config.model)
+  cycles = kernel_cycles = seconds = utilization = hours = None
+  if costs:
+    cycles = costs.cycles
+    kernel_cycles = round(
+      costs.kernel_flops * chip.cycles_per_second / chip.peak_flops
+    )
+    seconds = (cycles + kernel_cycles) / chip.cycles_per_second
+    utilization = step_flops / (seconds * len(devices) * chip.peak_flops)
+    hours = seconds * config.total_steps / 3600
+  collectives = (costs or hlo.Costs()).collectives
+  if costs is None and text:
+    collectives = hlo.costs(text).collectives
+  return Plan(
+    chips=len(devices),
+    batch_size=config.batch_size,
+    parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+    state_bytes_per_chip=sum(map(_bytes_per_chip, jax.tree.leaves(state))),
+    peak_hbm_bytes_per_chip=peak,
+    hbm_bytes_per_chip=chip.hbm_bytes,
+    flops_per_step=step_flops,
+    estimated_cycles_per_step=cycles,
+    kernel_cycles_per_step=kernel_cycles,
+    estimated_seconds_per_step=seconds,
+    mfu=utilization,
+    collectives={
+      kind: {"count": count, "bytes": amount}
+      for kind, (count, amount) in collectives.items()
+    },
+    steps=config.total_steps,
+    hours=hours,
+    chip_hours=hours and hours * len(devices),
+    fits=bool(text) and (chip.hbm_bytes is None or peak <= chip.hbm_bytes),
+  )
+
+
+def sweep(
+  config: ConfigDict,
+  topology: str,
+  *,
+  batch_sizes: Sequence[int],
+  fsdps: Sequence[int],
+  remats: Sequence[str],
+) -> Iterator[tuple[dict[str, Any], Plan | str]]:
+  """Plans every mixture; yields ({field: value}, plan or why there is none)."""
+  for batch_size in batch_sizes:
+    for fsdp in fsdps:
+      for remat in remats:
+        changes = {"batch_size": batch_size, "fsdp": fsdp, "remat": remat}
+        candidate = config.copy_and_resolve_references()
+        candidate.batch_size = batch_size
+        candidate.mesh.update({"data": -1, "fsdp": fsdp})
+        candidate.model.remat = remat
+        try:
+          yield changes, make_plan(candidate, topology)
+        except UserError as error:
+          yield changes, str(error)
+
+
+def _compile(program: build.Program, batch: Any) -> tuple[int, str]:
+  """Returns peak bytes and the program's text; no text if it does not fit."""
+  lowered = program.step.lower(program.abstract_state, batch)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    used = _OUT_OF_MEMORY.search(str(error))
+    if not used:
+      raise
+    return round(float(used[1]) * _UNITS[used[2]]), ""
+  return compiled.memory_analysis().peak_memory_in_bytes, compiled.as_text()
+
+
+def _bytes_per_chip(leaf: jax.ShapeDtypeStruct) -> int:
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  return math.prod(shape) * np.dtype(leaf.dtype).itemsize

@@ -1,0 +1,118 @@
+"""Chips that a run may be planned for, whether they are attached or not."""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import os
+
+import jax
+
+from big_siglip.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a run may use of one chip; None where it is not known.
+
+  Attributes:
+    kind: name of the family, such as "v5e".
+    hbm_bytes: memory.
+    peak_flops: bfloat16 operations a second.
+    cycles_per_second: clock of its matrix units.
+  """
+
+  kind: str
+  hbm_bytes: int | None = None
+  peak_flops: float | None = None
+  cycles_per_second: float | None = None
+
+
+# Google Cloud's system architecture pages. The clocks follow from the peak and
+# the matrix units: 8 of 128 x 128 on v4 and v5p, 4 on v5e, 4 of 256 x 256 on
+# v6e, at two operations a cell and cycle.
+_TPUS = {
+  "v4": Chip("v4", 32 * 2**30, 275e12, 1.05e9),
+  "v5e": Chip("v5e", 16 * 2**30, 197e12, 1.5e9),
+  "v5p": Chip("v5p", 95 * 2**30, 459e12, 1.75e9),
+  "v6e": Chip("v6e", 32 * 2**30, 918e12, 1.75e9),
+}
+_EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, cpu:8, gpu:1"
+
+
+def describe(
+  topology: str, slices: int = 1
+) -> tuple[Sequence[jax.Device], Chip]:
+  """Returns the devices of a topology and what is known of their chip.
+
+  Args:
+    topology: "v5e:16x16" and the like, compiled for by the libtpu wheel without
+      a TPU; "cpu:N" for N simulated devices; "gpu:N" for N attached GPUs.
+    slices: so many TPU topologies of that shape, joined by a slower network.
+
+  Raises:
+    UserError: there is no such topology, or libtpu is not installed.
+  """
+  kind, _, shape = topology.partition(":")
+  if kind == "cpu" and shape.isdecimal() and int(shape):
+    return _cpus(int(shape))
+  if kind == "gpu" and shape.isdecimal() and int(shape):
+    return _gpus(int(shape))
+  sides = shape.split("x")
+  if kind not in _TPUS or not all(s.isdecimal() and int(s) for s in sides):
+    raise UserError(
+      f"--topology={topology}: unknown; must be KIND:SHAPE with KIND one of "
+      f"{', '.join(_TPUS)}, cpu, gpu, such as {_EXAMPLES}"
+    )
+  return _tpus(topology, slices), _TPUS[kind]
+
+
+def _tpus(topology: str, slices: int) -> Sequence[jax.Device]:
+  try:
+    import libtpu  # noqa: F401
+  except ImportError as error:
+    raise UserError(
+      f"--topology={topology}: needs the TPU compiler; install it with "
+      "pip install 'big_siglip[tpu]'"
+    ) from error
+  # Both ask the cloud what TPU this machine has, and it has none.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
+  from jax.experimental import topologies
+
+  try:
+    several = {"num_slices": slices} if slices > 1 else {}
+    described = topologies.get_topology_desc(topology, "tpu", **several)
+  except Exception as error:
+    reason = str(error).strip().splitlines()[0]
+    raise UserError(
+      f"--topology={topology}: the compiler knows no such topology "
+      f"({reason}); examples: {_EXAMPLES}"
+    ) from error
+  return described.devices
+
+
+def _cpus(count: int) -> tuple[list[jax.Device], Chip]:
+  with contextlib.suppress(RuntimeError):  # The devices may exist already.
+    jax.config.update("jax_num_cpu_devices", count)
+  devices = jax.devices("cpu")
+  if len(devices) < count:
+    raise UserError(
+      f"--topology=cpu:{count}: this process has {len(devices)} CPU devices"
+    )
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return devices[:count], Chip("cpu", memory // count)
+
+
+def _gpus(count: int) -> tuple[list[jax.Device], Chip]:
+  try:
+    devices = jax.devices("gpu")
+  except RuntimeError:
+    devices = []
+  if len(devices) < count:
+    raise UserError(f"--topology=gpu:{count}: {len(devices)} GPUs are attached")
+  from big_siglip.models import flops
+
+  memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+  peak = flops.peak_flops(devices[0])
+  return devices[:count], Chip(devices[0].device_kind, memory, peak)
