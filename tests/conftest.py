@@ -4,6 +4,8 @@ import os
 
 # Programs that tests start as subprocesses choose their own device count.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# This suite is mostly compilation, and its arrays are small.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
