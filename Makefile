@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow bench bench-tpu bench-ring lint format clean
 
 demo: .venv/base
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -16,16 +16,24 @@ demo: .venv/base
 test: .venv/dev lint
 	$(RUN) -m pytest -q -n 2 --dist worksteal
 
-test-slow: .venv/dev
+test-slow: .venv/dev .venv/tpu
 	$(RUN) -m pytest -q -m slow
 
 # Huge pages, for both sides: fresh small ones cost a tenth of a step.
 bench: .venv/base
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(RUN) -m benchmarks.train_step
 
+# What the TPU compiler says of the loss and of whole steps; needs no TPU.
+bench-tpu: .venv/tpu
+	$(RUN) -m benchmarks.tpu
+
+bench-ring: .venv/base
+	$(RUN) -m benchmarks.ring
+
 lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/shellcheck tools/launch/*.sh
 
 format: .venv/dev
 	.venv/bin/ruff check --fix .
@@ -41,4 +49,8 @@ clean:
 
 .venv/dev: .venv/base
 	$(PIP) $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+.venv/tpu: .venv/base
+	$(PIP) $(CONSTRAINTS) -e '.[tpu]'
 	@touch $@

@@ -12,7 +12,7 @@ import re
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_KERNEL = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _CALLED = re.compile(
   r"\b(?:to_apply|calls|body|condition|true_computation|false_computation)"
   r"=%?([\w.\-]+)"
@@ -35,13 +35,13 @@ class Costs:
 
   Attributes:
     cycles: the sum of `estimated_cycles`; 0 where the compiler wrote none.
-    kernel_flops: operations of hand-written kernels, as they declare them: the
-      compiler does not time them.
+    kernel_calls: how often hand-written (Pallas) kernels run: the compiler
+      does not time them.
     collectives: {kind: (how often, bytes of the results)}.
   """
 
   cycles: int = 0
-  kernel_flops: int = 0
+  kernel_calls: int = 0
   collectives: dict[str, tuple[int, int]] = dataclasses.field(
     default_factory=dict
   )
@@ -64,8 +64,8 @@ def costs(text: str) -> Costs:
     for line in computations[name]:
       if not inside_fusion and (cycles := _CYCLES.search(line)):
         result.cycles += turns * int(cycles[1])
-      if kernel := _KERNEL.search(line):
-        result.kernel_flops += turns * int(kernel[1])
+      if _KERNEL in line:
+        result.kernel_calls += turns
       if collective := _COLLECTIVE.search(line):
         times[collective[2]] += turns
         amounts[collective[2]] += turns * _largest_array(collective[1])

@@ -30,18 +30,20 @@ class Plan:
     peak_hbm_bytes_per_chip: the most that is allocated at once, in one step.
     hbm_bytes_per_chip: what the chip has.
     flops_per_step: of the model, without recomputation, over all chips.
+    collectives: {kind: {"count", "bytes"}} a step and chip.
+    steps: of the whole schedule.
+    fits: whether the chip has the memory.
     estimated_cycles_per_step: what the compiler expects its own operations to
       take on a chip.
-    kernel_cycles_per_step: what hand-written kernels, which it does not time,
-      take at the least: their operations at the chip's peak.
+    kernel_calls_per_step: how often hand-written kernels run, which it does
+      not time.
+    kernel_cycles_per_step: what these take at the least: the operations of the
+      towers' attention at the chip's peak.
     estimated_seconds_per_step: of both together. Transfers between chips are
       taken to hide behind computation.
     mfu: model FLOPs utilization, of that time.
-    collectives: {kind: {"count", "bytes"}} a step and chip.
-    steps: of the whole schedule.
     hours: of the whole schedule.
     chip_hours: of the whole schedule.
-    fits: whether the chip has the memory.
   """
 
   chips: int
@@ -51,15 +53,16 @@ class Plan:
   peak_hbm_bytes_per_chip: int
   hbm_bytes_per_chip: int | None
   flops_per_step: float
-  estimated_cycles_per_step: int | None
-  kernel_cycles_per_step: int | None
-  estimated_seconds_per_step: float | None
-  mfu: float | None
   collectives: dict[str, dict[str, int]]
   steps: int
-  hours: float | None
-  chip_hours: float | None
   fits: bool
+  estimated_cycles_per_step: int | None = None
+  kernel_calls_per_step: int | None = None
+  kernel_cycles_per_step: int | None = None
+  estimated_seconds_per_step: float | None = None
+  mfu: float | None = None
+  hours: float | None = None
+  chip_hours: float | None = None
 
   def excess(self) -> str:
     """Returns in one line by how much the run does not fit."""
@@ -86,20 +89,11 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
   program = build.program(config, mesh)
   state = program.abstract_state
   peak, text = _compile(program, build.abstract_batch(config, mesh))
-  costs = hlo.costs(text) if chip.cycles_per_second and text else None
+  costs = hlo.costs(text) if text else hlo.Costs()
   step_flops = 3 * config.batch_size * flops.flops_per_example(config.model)
-  cycles = kernel_cycles = seconds = utilization = hours = None
-  if costs:
-    cycles = costs.cycles
-    kernel_cycles = round(
-      costs.kernel_flops * chip.cycles_per_second / chip.peak_flops
-    )
-    seconds = (cycles + kernel_cycles) / chip.cycles_per_second
-    utilization = step_flops / (seconds * len(devices) * chip.peak_flops)
-    hours = seconds * config.total_steps / 3600
-  collectives = (costs or hlo.Costs()).collectives
-  if costs is None and text:
-    collectives = hlo.costs(text).collectives
+  timing = {}
+  if costs.cycles and chip.cycles_per_second:
+    timing = _timing(config, chip, costs, step_flops, len(devices))
   return Plan(
     chips=len(devices),
     batch_size=config.batch_size,
@@ -108,18 +102,13 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     peak_hbm_bytes_per_chip=peak,
     hbm_bytes_per_chip=chip.hbm_bytes,
     flops_per_step=step_flops,
-    estimated_cycles_per_step=cycles,
-    kernel_cycles_per_step=kernel_cycles,
-    estimated_seconds_per_step=seconds,
-    mfu=utilization,
     collectives={
       kind: {"count": count, "bytes": amount}
-      for kind, (count, amount) in collectives.items()
+      for kind, (count, amount) in costs.collectives.items()
     },
     steps=config.total_steps,
-    hours=hours,
-    chip_hours=hours and hours * len(devices),
     fits=bool(text) and (chip.hbm_bytes is None or peak <= chip.hbm_bytes),
+    **timing,
   )
 
 
@@ -144,6 +133,25 @@ def sweep(
           yield changes, make_plan(candidate, topology)
         except UserError as error:
           yield changes, str(error)
+
+
+def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
+  kernel_flops = 0.0
+  if costs.kernel_calls:
+    attention = flops.attention_flops_per_example(config.model)
+    kernel_flops = 3 * config.batch_size * attention / chips
+  kernel_seconds = kernel_flops / chip.peak_flops
+  seconds = costs.cycles / chip.cycles_per_second + kernel_seconds
+  hours = seconds * config.total_steps / 3600
+  return {
+    "estimated_cycles_per_step": costs.cycles,
+    "kernel_calls_per_step": costs.kernel_calls,
+    "kernel_cycles_per_step": round(kernel_seconds * chip.cycles_per_second),
+    "estimated_seconds_per_step": seconds,
+    "mfu": step_flops / (seconds * chips * chip.peak_flops),
+    "hours": hours,
+    "chip_hours": hours * chips,
+  }
 
 
 def _compile(program: build.Program, batch: Any) -> tuple[int, str]:

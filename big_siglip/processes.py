@@ -1,11 +1,20 @@
 """Several processes, one program: how they find and wait for each other."""
 
+from collections.abc import Iterator
+import contextlib
 import os
+import sys
 
 import jax
 from jax.experimental import multihost_utils
 
 from big_siglip.errors import UserError
+
+# A process that is silent for so long is taken for lost, and the others stop.
+HEARTBEAT_SECONDS = 60
+# Status of a process that stopped because another was lost (EX_TEMPFAIL): to
+# start all of them again helps, as after a mistake (2) it would not.
+LOST_STATUS = 75
 
 
 def join() -> None:
@@ -22,6 +31,7 @@ def join() -> None:
     jax.distributed.initialize(
       num_processes=_integer("JAX_NUM_PROCESSES"),
       process_id=_integer("JAX_PROCESS_ID"),
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except ValueError as error:
     raise UserError(
@@ -41,3 +51,27 @@ def wait_for_all(name: str) -> None:
   """Returns once every process has come here; `name` is the same in all."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def stopping_together() -> Iterator[None]:
+  """Ends this process at once when another is lost.
+
+  Without the other nothing can be computed, and an orderly end would wait for
+  it. What was saved stays saved.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    text = str(error)
+    if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in text:
+      raise
+    print(
+      f"error: process {jax.process_index()} of {jax.process_count()}: another "
+      f"process was lost ({text.splitlines()[0]}); the same command again goes "
+      "on from the last checkpoint",
+      file=sys.stderr,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(LOST_STATUS)

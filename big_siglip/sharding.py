@@ -71,7 +71,7 @@ def make_mesh(
     raise UserError(
       f"config.mesh.slices={slices}: must divide config.mesh.data={shape[0]}"
     )
-  by_process = getattr(devices[0], "slice_index", None) is None
+  by_process = devices[0].platform != "tpu"
   try:
     grid = mesh_utils.create_hybrid_device_mesh(
       (shape[0] // slices, *shape[1:]),
@@ -105,7 +105,7 @@ def mesh_shape(
   if min(sizes) < 1 or sizes[0] * sizes[1] * sizes[2] != num_devices:
     raise UserError(
       f"config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} must cover "
-      f"exactly the {num_devices} devices attached (-1, once, takes the rest)"
+      f"exactly the {num_devices} devices (-1, once, takes the rest)"
     )
   return tuple(sizes)
 

@@ -36,7 +36,10 @@ _TPUS = {
   "v5p": Chip("v5p", 95 * 2**30, 459e12, 1.75e9),
   "v6e": Chip("v6e", 32 * 2**30, 918e12, 1.75e9),
 }
-_EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, cpu:8, gpu:1"
+# The shapes that can be rented; other multiples of a host's chips compile too.
+_FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+_CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
+_SHAPES = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 
 
 def describe(
@@ -59,14 +62,19 @@ def describe(
     return _gpus(int(shape))
   sides = shape.split("x")
   if kind not in _TPUS or not all(s.isdecimal() and int(s) for s in sides):
-    raise UserError(
-      f"--topology={topology}: unknown; must be KIND:SHAPE with KIND one of "
-      f"{', '.join(_TPUS)}, cpu, gpu, such as {_EXAMPLES}"
-    )
-  return _tpus(topology, slices), _TPUS[kind]
+    raise UserError(f"--topology={topology}: unknown; known: {_known()}")
+  return _tpus(kind, shape, slices), _TPUS[kind]
 
 
-def _tpus(topology: str, slices: int) -> Sequence[jax.Device]:
+def _known(*kinds: str) -> str:
+  tpus = [
+    f"{kind}:({_SHAPES[kind].replace(' ', '|')})" for kind in kinds or _TPUS
+  ]
+  return ", ".join([*tpus, *(() if kinds else ("cpu:N", "gpu:N"))])
+
+
+def _tpus(kind: str, shape: str, slices: int) -> Sequence[jax.Device]:
+  topology = f"{kind}:{shape}"
   try:
     import libtpu  # noqa: F401
   except ImportError as error:
@@ -74,20 +82,23 @@ def _tpus(topology: str, slices: int) -> Sequence[jax.Device]:
       f"--topology={topology}: needs the TPU compiler; install it with "
       "pip install 'big_siglip[tpu]'"
     ) from error
-  # Both ask the cloud what TPU this machine has, and it has none.
+  # It would ask the cloud what TPU this machine has, and it has none.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+  # It compiles alone and holds no chip, so that others may load libtpu too.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jax.experimental import topologies
 
   try:
-    several = {"num_slices": slices} if slices > 1 else {}
-    described = topologies.get_topology_desc(topology, "tpu", **several)
+    options = {"num_slices": slices} if slices > 1 else {}
+    if kind == "v4":  # One device a chip, as on v5p, not one a core.
+      options["chip_config_name"] = "megacore"
+    described = topologies.get_topology_desc(topology, "tpu", **options)
   except Exception as error:
-    reason = str(error).strip().splitlines()[0]
     raise UserError(
-      f"--topology={topology}: the compiler knows no such topology "
-      f"({reason}); examples: {_EXAMPLES}"
+      f"--topology={topology}: the TPU compiler has no such topology; known: "
+      f"{_known(kind)}"
     ) from error
   return described.devices
 

@@ -40,7 +40,7 @@ def train(config: ConfigDict, folder: str | None) -> None:
   stop = StopSignal()
   if config.distributed:
     processes.join()
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, processes.stopping_together():
     Loop(config, folder, stop, stack).run()
 
 

@@ -409,3 +409,18 @@ def test_one_device_holds_a_large_batch_in_chunks():
   embeddings = n * 64 * 4
   limit = 6 * tile + 8 * embeddings  # 42 MB; the matrix alone is 268.
   assert compiled.memory_analysis().temp_size_in_bytes < limit
+
+
+@pytest.mark.parametrize(
+  "name", ["sigmoid", "softmax", "ring_sigmoid", "ring_softmax"]
+)
+def test_a_batch_may_have_more_pairs_than_an_int32_counts(name):
+  mesh = make_mesh((8, 1, 1))
+  loss = all_losses(mesh, ("data",))[name]
+  embeddings = jax.ShapeDtypeStruct((2**17, 8), jnp.float32)
+  scalar = jax.ShapeDtypeStruct((), jnp.float32)
+  value, statistics = jax.eval_shape(
+    functools.partial(loss, statistics=True),
+    *(embeddings, embeddings, scalar, scalar),
+  )
+  assert value.shape == statistics.negative.shape == ()

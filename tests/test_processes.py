@@ -24,15 +24,29 @@ def _accuracies(workdir):
   return {line["step"]: line[key] for line in lines if key in line}
 
 
-def test_two_processes_stop_together_and_one_goes_on(tmp_path):
-  alone, shared = tmp_path / "alone", tmp_path / "shared"
-  status, output = runs.run(alone, **CHANGES)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """A whole run of one process."""
+  folder = tmp_path_factory.mktemp("processes") / "alone"
+  status, output = runs.run(folder, **CHANGES)
   assert status == 0, output
+  return folder
 
-  pair = runs.start_several(shared, count=2, devices=2, **CHANGES)
-  for line in pair[0].stdout:
-    if line.startswith("step 15/"):
+
+def _wait_for(process, start):
+  """Reads on until a line starts so; returns what was read."""
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if line.startswith(start):
       break
+  return "".join(lines)
+
+
+def test_two_processes_stop_together_and_one_goes_on(alone, tmp_path):
+  shared = tmp_path / "shared"
+  pair = runs.start_several(shared, count=2, devices=2, **CHANGES)
+  _wait_for(pair[0], "step 15/")
   # The process that does not write: the other one has to be told.
   pair[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=300)[0] for process in pair]
@@ -58,6 +72,43 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
     list(_accuracies(shared).values()),
     list(_accuracies(alone).values()),
     atol=1.5 / 360,
+  )
+
+
+@pytest.mark.parametrize("lost", [3, pytest.param(0, marks=pytest.mark.slow)])
+def test_four_processes_of_which_one_is_lost_and_two_go_on(
+  lost, alone, tmp_path
+):
+  four = runs.start_several(
+    tmp_path, count=4, devices=1, mesh__slices=4, **CHANGES
+  )
+  head = _wait_for(four[0], "step 18/")
+  assert "step 18/" in head
+  four[lost].kill()
+  # They must not wait for it for longer than its silence may last.
+  outputs = [
+    process.communicate(timeout=2 * processes.HEARTBEAT_SECONDS)[0]
+    for process in four
+  ]
+  for index in set(range(4)) - {lost}:
+    assert four[index].returncode not in (0, None)
+    # JAX itself ends a process whose coordinator, process 0, is lost.
+    said = ("another process was lost", "another task died")
+    assert any(text in outputs[index] for text in said), outputs[index]
+    if lost and "another process was lost" in outputs[index]:
+      assert four[index].returncode == processes.LOST_STATUS
+
+  # Nothing saved is lost, and each batch is the same on two processes.
+  pair = runs.start_several(
+    tmp_path, count=2, devices=2, mesh__slices=2, **CHANGES
+  )
+  outputs = [process.communicate(timeout=300)[0] for process in pair]
+  assert [process.returncode for process in pair] == [0, 0], outputs
+  assert "resuming from step " in outputs[0]
+  shared, one = _losses(tmp_path), _losses(alone)
+  assert list(shared) == list(one)
+  np.testing.assert_allclose(
+    list(shared.values()), list(one.values()), rtol=1e-5
   )
 
 

@@ -139,7 +139,8 @@ def _print_table(made) -> None:
     ("memory of a chip", gib(made.hbm_bytes_per_chip)),
     ("FLOPs a step", f"{made.flops_per_step:.3g}"),
     ("cycles a step", number(made.estimated_cycles_per_step, ",")),
-    ("cycles of kernels, at least", number(made.kernel_cycles_per_step, ",")),
+    ("kernels, not timed", number(made.kernel_calls_per_step, ",", " calls")),
+    ("their cycles, at least", number(made.kernel_cycles_per_step, ",")),
     (
       "time a step, estimated",
       number(made.estimated_seconds_per_step, ".3f", " s"),

@@ -38,7 +38,8 @@ def from_sums(
   n: int, positives: jax.Array, negatives: jax.Array, hardest: jax.Array
 ) -> LogitStatistics:
   """Returns the statistics from sums over all pairs and maxima over texts."""
-  pairs = max(n * (n - 1), 1)
+  # A float: from 2^16 examples on no int32 holds it.
+  pairs = max(float(n) * (n - 1), 1.0)
   # A batch of one has no negatives, and metrics hold no infinities.
   hardest = hardest if n > 1 else jnp.zeros_like(hardest)
   return LogitStatistics(positives / n, negatives / pairs, hardest)

@@ -63,7 +63,7 @@ def _suitable(query: jax.Array, sharding: NamedSharding | None) -> str:
     platform = sharding.mesh.devices.flat[0].platform
   if platform == "cpu":
     return "heads_first"
-  if platform == "tpu" and query.shape[1] % _SPLASH_BLOCK == 0:
+  if platform == "tpu" and query.shape[1] > _SPLASH_BLOCK:
     return "splash"
   if platform == "gpu" and query.dtype == jnp.bfloat16:
     return "cudnn"

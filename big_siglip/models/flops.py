@@ -35,12 +35,9 @@ def flops_per_example(model_config: Any) -> float:
   multiply-add), as model FLOPs utilisation (arXiv:2204.02311, appendix B) wants
   it: no recomputation. A training step is three times that.
   """
-  image = sizes.resolve_image(model_config.image)
-  text = sizes.resolve_text(model_config.text)
+  image, tokens, text, length = _towers(model_config)
   embed_dim = model_config.embed_dim or image.width
   patches = (model_config.image.image_size // image.patch_size) ** 2
-  tokens = patches + (model_config.image.pooling == "cls")
-  length = model_config.text.length + (model_config.text.pooling == "cls")
   total = 2 * patches * 3 * image.patch_size**2 * image.width
   total += _encoder_flops(image, tokens) + _encoder_flops(text, length)
   total += _pool_flops(image, tokens, model_config.image)
@@ -50,10 +47,34 @@ def flops_per_example(model_config: Any) -> float:
   return float(total)
 
 
+def attention_flops_per_example(model_config: Any) -> float:
+  """Returns those of `flops_per_example` between queries, keys and values."""
+  image, tokens, text, length = _towers(model_config)
+  return float(
+    image.depth * _attention_flops(image, tokens)
+    + text.depth * _attention_flops(text, length)
+  )
+
+
+def _towers(model_config: Any):
+  """Returns the image tower's size and tokens, and the text tower's."""
+  image = sizes.resolve_image(model_config.image)
+  text = sizes.resolve_text(model_config.text)
+  patches = (model_config.image.image_size // image.patch_size) ** 2
+  tokens = patches + (model_config.image.pooling == "cls")
+  length = model_config.text.length + (model_config.text.pooling == "cls")
+  return image, tokens, text, length
+
+
+def _attention_flops(size: sizes.TowerSize, tokens: int) -> int:
+  """Of one block: queries with keys, then weights with values."""
+  return 2 * 2 * tokens**2 * size.width
+
+
 def _encoder_flops(size: sizes.TowerSize, tokens: int) -> int:
   projections = 4 * size.width**2 + 2 * size.width * size.mlp_dim
-  attention = 2 * tokens * size.width
-  return 2 * size.depth * tokens * (projections + attention)
+  attention = _attention_flops(size, tokens)
+  return size.depth * (2 * tokens * projections + attention)
 
 
 def _pool_flops(size: sizes.TowerSize, tokens: int, config: Any) -> int:
