@@ -31,9 +31,10 @@ def main(config: ConfigDict) -> None:
   """Trains, or prints what would be trained."""
   logging.set_verbosity(logging.WARNING)
   # Imported late: a mistake in the flags is told before JAX is loaded.
-  from big_siglip import dry_run, train
+  from big_siglip import dry_run, platforms, train
 
   with exit_on_error():
+    platforms.prepare()
     if _DRY_RUN.value:
       dry_run.print_plan(config)
     else:

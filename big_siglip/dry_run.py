@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build, workdir
+from big_siglip import build, platforms, workdir
 from big_siglip.models import flops
 from big_siglip.sharding import path_string
 
@@ -15,10 +15,18 @@ from big_siglip.sharding import path_string
 def print_plan(config: ConfigDict) -> None:
   """Prints config, parameter table with shardings, and step count.
 
+  A mesh of more devices than are attached is simulated.
+
   Raises:
     UserError: mesh, batch or rules do not fit.
   """
-  mesh = build.mesh(config)
+  sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  count = math.prod(size for size in sizes if size > 0)
+  platforms.prepare(count)
+  devices = None  # All that are attached.
+  if len(jax.devices()) < count or len(jax.devices()) % count:
+    devices = jax.devices("cpu")[:count]
+  mesh = build.mesh(config, devices)
   state = build.program(config, mesh).abstract_state
   print(json.dumps(workdir.as_json(config), indent=2))
   print()

@@ -8,6 +8,7 @@ import os
 import jax
 
 from big_siglip.errors import UserError
+from big_siglip.models import flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +123,6 @@ def _gpus(count: int) -> tuple[list[jax.Device], Chip]:
     devices = []
   if len(devices) < count:
     raise UserError(f"--topology=gpu:{count}: {len(devices)} GPUs are attached")
-  from big_siglip.models import flops
-
   memory = (devices[0].memory_stats() or {}).get("bytes_limit")
   peak = flops.peak_flops(devices[0])
   return devices[:count], Chip(devices[0].device_kind, memory, peak)

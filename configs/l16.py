@@ -28,9 +28,10 @@ def get_config() -> ConfigDict:
       "dtype": "float32",  # Of a ring's products; bfloat16 halves its traffic.
     }
   )
-  # Devices along each axis; -1, once, takes the rest. Those of fsdp split the
-  # batch, the parameters and the optimizer's state.
-  c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "slices": 1})
+  # Devices along each axis; -1, once, takes the rest. Groups of fsdp share the
+  # parameters and the optimizer's state; all of data and fsdp split the batch.
+  # Fewer than 8 devices: mesh.fsdp=1.
+  c.mesh = ConfigDict({"data": -1, "fsdp": 8, "tensor": 1, "slices": 1})
   c.distributed = False  # Join other processes (jax.distributed.initialize).
 
   c.model = ConfigDict()

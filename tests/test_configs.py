@@ -1,6 +1,9 @@
 """Every config is whole, checks out, and follows overrides."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import runs
@@ -123,7 +126,7 @@ def test_a_missing_and_a_surplus_field_of_a_file_are_named(tmp_path):
 
 def test_dry_run_prints_parameters_sharding_and_steps(capsys):
   path = str(runs.ROOT / "configs" / "so400m.py")
-  dry_run.print_plan(load_config(path, ["--config.mesh.tensor=2"]))
+  dry_run.print_plan(load_config(path, ["--config.mesh.fsdp=4"]))
   lines = dict(
     line.rsplit(maxsplit=1)
     for line in capsys.readouterr().out.splitlines()
@@ -132,3 +135,18 @@ def test_dry_run_prints_parameters_sharding_and_steps(capsys):
   # FACTS: So400m/14 224 with text 64 has 48 more positions than the released.
   assert lines["parameters"] == f"{877_360_306 + 48 * 1152:,}"
   assert lines["steps"] == f"{40_000_000_000 // 32_768:,}"
+
+
+def test_dry_run_simulates_a_mesh_larger_than_the_machine():
+  done = subprocess.run(
+    [
+      *(sys.executable, "main.py", f"--config={runs.CONFIG}", "--dry_run"),
+      *("--config.mesh.fsdp=8", "--config.mesh.tensor=2"),
+    ],
+    cwd=runs.ROOT,
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "16 x cpu (data=1, fsdp=8, tensor=2)" in done.stdout

@@ -56,12 +56,13 @@ def _modules(*names):
 # A layer never imports what stands above it.
 LAYERS = (
   ("errors",),
-  ("sharding", "config_fields"),
+  ("sharding", "config_fields", "platforms", "hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules"),
-  ("data", "optimizer", "train_step", "config", "processes"),
+  ("data", "optimizer", "microbatch", "train_step", "config", "processes"),
+  ("topologies",),
   ("evaluators", "checkpoint", "workdir", "metrics"),
   ("build",),
-  ("train", "dry_run"),
+  ("train", "dry_run", "plan"),
 )
 
 

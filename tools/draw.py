@@ -17,9 +17,10 @@ def main(argv: list[str]) -> None:
   """Draws the picture and prints the table."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import picture, saved  # Loads JAX.
+  from big_siglip import picture, platforms, saved  # Loads JAX.
 
   with exit_on_error():
+    platforms.prepare()
     if not _WORKDIR.value:
       raise UserError("--workdir=RUN must be given")
     run, checkpoint = saved.find(_WORKDIR.value)

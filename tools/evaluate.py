@@ -28,10 +28,11 @@ def parse(argv: list[str]) -> ConfigDict | None:
 def main(config: ConfigDict | None) -> None:
   """Prints the metrics of every evaluator."""
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import build, saved, sharding  # Loads JAX.
+  from big_siglip import build, platforms, saved, sharding  # Loads JAX.
   from big_siglip.errors import UserError
 
   with exit_on_error():
+    platforms.prepare()
     if not _CHECKPOINT.value:
       raise UserError("--checkpoint=RUN must be given")
     run, checkpoint = saved.find(_CHECKPOINT.value)
