@@ -32,7 +32,8 @@ TOPOLOGY = "v5e:16x16"
 REFERENCE = {"so400m": (2_932, 16.1), "b16": (477, 1.5)}
 STEPS = (
   ("so400m", {}),
-  ("so400m", {"model.remat": "mlp"}),
+  ("so400m", {"mesh.fsdp": 128}),
+  ("so400m", {"mesh.fsdp": 128, "model.remat": "mlp"}),
   ("so400m", {"model.attention": "xla"}),
   ("b16", {}),
   ("b16", {"model.scan": True, "model.remat": "full"}),

@@ -176,3 +176,14 @@ def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
     )
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(folder, abstract)
+
+
+def save_params(folder: epath.PathLike, params: Any) -> None:
+  """Writes parameters alone, as `restore_params` reads them.
+
+  Args:
+    folder: `DIR/checkpoints/STEP`, without parameters.
+    params: the parameters.
+  """
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(epath.Path(folder) / "params", params)

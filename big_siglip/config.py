@@ -35,7 +35,7 @@ _CHOICES = {
   "optimizer.name": ("adamw", "adafactor", "lion"),
   "optimizer.schedule": ("cosine", "rsqrt", "linear", "constant"),
   "optimizer.mu_dtype": ("float32", "bfloat16"),
-  "data.resize": ("bilinear", "bicubic"),
+  "data.resize": ("bilinear", "bicubic", "big_vision"),
 }
 
 

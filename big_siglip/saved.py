@@ -1,5 +1,7 @@
 """A trained model, found again: a run's folder -> config and parameters."""
 
+from collections.abc import Mapping
+import json
 from typing import Any
 
 from etils import epath
@@ -8,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import build, sharding, workdir
-from big_siglip.checkpoint import restore_params
+from big_siglip.checkpoint import restore_params, save_params
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 
@@ -41,9 +43,54 @@ def find(path: str) -> tuple[epath.Path, epath.Path]:
   return folder, checkpoints / str(steps[-1])
 
 
+def is_run(path: str) -> bool:
+  """Returns whether `find` would look for a run here, not for other weights."""
+  folder = epath.Path(path)
+  folder = folder.parent.parent if folder.name.isdecimal() else folder
+  return (folder / "checkpoints").is_dir()
+
+
 def load_config(run: epath.Path) -> ConfigDict:
-  """Returns the config of a run, unlocked."""
-  return ConfigDict(workdir.read_config(run))
+  """Returns a run's config, unlocked, with the tokenizer that lies beside."""
+  config = ConfigDict(workdir.read_config(run))
+  kept = run / workdir.TOKENIZER
+  if kept.exists():
+    config.data.tokenizer = str(kept)
+  return config
+
+
+def save_model(
+  folder: epath.Path, params: Any, model: Any, data: Mapping[str, Any]
+) -> None:
+  """Writes parameters and preprocessing as a run's folder, at step 0.
+
+  Args:
+    folder: must not hold a run yet.
+    params: the parameters.
+    model: `config.model`.
+    data: the preprocessing: tokenizer, lowercase, pad_id, resize.
+
+  Raises:
+    UserError: the folder holds a run, or cannot be written.
+  """
+  if (folder / "config.json").exists():
+    raise UserError(f"{folder}: holds a run already; take another folder")
+  checkpoint = folder / "checkpoints" / "0"
+  config = ConfigDict(
+    {
+      "model": model,
+      "data": {**data, "crop_min_area": 1.0, "flip": False},
+      "evals": {},
+    }
+  )
+  try:
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    workdir.keep_tokenizer(folder, data["tokenizer"])
+  except OSError as error:
+    raise UserError(f"{folder}: not writable ({error.strerror})") from error
+  save_params(checkpoint, params)
+  text = json.dumps(workdir.as_json(config), indent=2) + "\n"
+  workdir.write_whole(folder / "config.json", text)
 
 
 def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:

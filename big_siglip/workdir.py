@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 from big_siglip.config import changed_fields
 from big_siglip.errors import UserError
 
+# The SentencePiece model of a run, kept beside its checkpoints.
+TOKENIZER = "tokenizer.model"
+
 
 def claim(workdir: str, config: ConfigDict) -> epath.Path:
   """Returns the folder after making sure it is this run's.
@@ -37,12 +40,23 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
   if jax.process_index() == 0:
     try:
       folder.mkdir(parents=True, exist_ok=True)
+      keep_tokenizer(folder, config.data.tokenizer)
       write_whole(folder / "config.json", json.dumps(new, indent=2) + "\n")
     except OSError as error:
       raise UserError(
         f"--workdir={workdir}: not writable ({error.strerror or error})"
       ) from error
   return folder
+
+
+def keep_tokenizer(folder: epath.Path, tokenizer: str) -> None:
+  """Copies the tokenizer's file into a run's folder, where it has one."""
+  source = epath.Path(tokenizer).expanduser()
+  target = folder / TOKENIZER
+  if tokenizer != "bytes" and not target.exists():
+    partial = target.with_name(f".{TOKENIZER}.partial")
+    partial.write_bytes(source.read_bytes())
+    partial.replace(target)
 
 
 def write_whole(path: epath.Path, text: str) -> None:

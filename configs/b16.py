@@ -66,8 +66,10 @@ def get_config() -> ConfigDict:
   c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
   c.model.dtype = "bfloat16"  # Of the computation; parameters are float32.
   c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
-  c.model.remat = "full"  # Keep block inputs alone: a third more FLOPs.
-  c.model.scan = True  # Compile one block a tower, not all.
+  # For speed, at 128 examples a chip of 16 GB (docs/performance.md). "full" and
+  # True need a third of the memory and compile in a third of the time.
+  c.model.remat = "none"  # Keep all activations.
+  c.model.scan = False  # Compile every block.
   c.model.logit_scale_init = 10.0
   c.model.logit_bias_init = -10.0  # One pair in 22,026, by the prior.
 

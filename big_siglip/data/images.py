@@ -15,10 +15,12 @@ from big_siglip.errors import UserError
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
 
+# How transformers resizes for SigLIP 2 and for SigLIP.
 RESIZE_METHODS = {
   "bilinear": Image.Resampling.BILINEAR,
   "bicubic": Image.Resampling.BICUBIC,
 }
+BIG_VISION = "big_vision"  # How Google trained both; see `_resize_big_vision`.
 
 
 class BadImage(ValueError):
@@ -51,6 +53,19 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   # Pillow's decoders meet damaged bytes with nearly every exception there is:
   # OSError, SyntaxError, struct.error, IndexError, DecompressionBombError ...
   except Exception as e:
+    raise BadImage(f"{type(e).__name__}: {e}") from e
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+  """Returns an opened image as `decode` would its file: uint8 [H, W, 3].
+
+  Raises:
+    BadImage: its pixels cannot be read or have no known range.
+  """
+  _check_size(image.size, MAX_PIXELS)
+  try:
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+  except OSError as e:
     raise BadImage(f"{type(e).__name__}: {e}") from e
 
 
@@ -151,11 +166,48 @@ def _resample(
   method: str,
   box: tuple[float, float, float, float] | None,
 ) -> np.ndarray:
+  if method == BIG_VISION:
+    return _resize_big_vision(image, size, box)
   if method not in RESIZE_METHODS:
-    allowed = ", ".join(RESIZE_METHODS)
+    allowed = ", ".join([*RESIZE_METHODS, BIG_VISION])
     raise UserError(f"config.data.resize={method!r}: must be one of {allowed}")
   height, width = size
   resized = Image.fromarray(image).resize(
     (width, height), RESIZE_METHODS[method], box=box
   )
   return np.asarray(resized)
+
+
+def _resize_big_vision(
+  image: np.ndarray,
+  size: tuple[int, int],
+  box: tuple[float, float, float, float] | None,
+) -> np.ndarray:
+  """Resizes as `resize` of big_vision's pp/ops_image.py.
+
+  tf.image.resize, bilinear between the two nearest pixels however much it
+  shrinks (no antialiasing), and fractions cut off in the cast back to uint8.
+  """
+  left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
+  rows = _between(top, bottom, size[0], image.shape[0])
+  columns = _between(left, right, size[1], image.shape[1])
+  lower, upper, share = rows
+  image = image.astype(np.float32)
+  share = share[:, None, None]
+  image = image[lower] + (image[upper] - image[lower]) * share
+  lower, upper, share = columns
+  share = share[None, :, None]
+  image = image[:, lower] + (image[:, upper] - image[:, lower]) * share
+  return image.astype(np.uint8)
+
+
+def _between(start: float, stop: float, count: int, length: int):
+  """Returns each new pixel's two neighbours and the second one's share."""
+  step = np.float32((stop - start) / count)
+  position = np.float32(start) + (np.arange(count) + np.float32(0.5)) * step
+  position = position.astype(np.float32) - np.float32(0.5)
+  lower = np.floor(position)
+  share = (position - lower).astype(np.float32)
+  last = length - 1
+  lower = lower.astype(np.int64)
+  return np.clip(lower, 0, last), np.clip(lower + 1, 0, last), share

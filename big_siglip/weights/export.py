@@ -1,0 +1,147 @@
+"""Writes a model as transformers, big_vision and open_clip read it."""
+
+import itertools
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from big_siglip.errors import UserError
+from big_siglip.weights import big_vision, huggingface, open_clip
+from big_siglip.weights.rules import write_params
+from big_siglip.weights.tensors import save_npz, save_safetensors
+
+_RESAMPLE = {"bilinear": 2, "bicubic": 3, "big_vision": 2}
+
+
+def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
+  """Writes a folder for `AutoModel` and `AutoProcessor`.
+
+  Args:
+    folder: to be made.
+    params: the parameters.
+    config: `model` and `data`.
+
+  Raises:
+    UserError: transformers has no such model.
+  """
+  model, data = config.model, config.data
+  made = huggingface.to_config(model)
+  tensors = itertools.chain(
+    write_params(params, huggingface.rules(model)),
+    huggingface.identity_head(model),
+  )
+  _make(folder)
+  save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+  _write_json(folder / "config.json", made)
+  _write_json(folder / "preprocessor_config.json", _image_processor(config))
+  if data.tokenizer == "bytes":
+    _write_json(folder / "tokenizer_config.json", _byte_tokenizer(model))
+    return
+  shutil.copyfile(data.tokenizer, folder / _spiece_name(data))
+  _write_json(folder / "tokenizer_config.json", _tokenizer(model, data))
+
+
+def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
+  """Writes a .npz with a `params/` before each name, layer by layer."""
+  _check_pooling(config.model)
+  rules = big_vision.rules(config.model)
+  _make(file.parent)
+  save_npz(
+    file,
+    (
+      (f"params/{key}", shape, array)
+      for key, shape, array in write_params(params, rules)
+    ),
+  )
+
+
+def to_open_clip(file: pathlib.Path, params: Any, config: Any) -> None:
+  """Writes a .safetensors file of `CustomTextCLIP`."""
+  _check_pooling(config.model)
+  rules = open_clip.rules(config.model)
+  _make(file.parent)
+  save_safetensors(file, write_params(params, rules), {"format": "pt"})
+
+
+FORMATS = {
+  "huggingface": to_huggingface,
+  "big_vision": to_big_vision,
+  "open_clip": to_open_clip,
+}
+
+
+def _check_pooling(model: Any) -> None:
+  huggingface.to_config(model)  # All three know SigLIP's towers alone.
+
+
+def _image_processor(config: Any) -> dict[str, Any]:
+  size = config.model.image.image_size
+  return {
+    "image_processor_type": "SiglipImageProcessor",
+    "processor_class": "SiglipProcessor",
+    "do_resize": True,
+    "size": {"height": size, "width": size},
+    "resample": _RESAMPLE[config.data.resize],
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "do_convert_rgb": True,
+  }
+
+
+def _spiece_name(data: Any) -> str:
+  return "spiece.model" if data.pad_id == 1 else "tokenizer.model"
+
+
+def _tokenizer(model: Any, data: Any) -> dict[str, Any]:
+  common = {
+    "processor_class": "SiglipProcessor",
+    "model_max_length": model.text.length,
+    "padding_side": "right",
+    "do_lower_case": data.lowercase,
+    "model_input_names": ["input_ids"],
+    "unk_token": "<unk>",
+  }
+  if data.pad_id == 1:
+    return {
+      **common,
+      "tokenizer_class": "SiglipTokenizer",
+      "eos_token": "</s>",
+      "pad_token": "</s>",
+    }
+  return {
+    **common,
+    "tokenizer_class": "Siglip2Tokenizer",
+    "eos_token": "<eos>",
+    "bos_token": "<bos>",
+    "pad_token": "<pad>",
+    "add_bos_token": False,
+    "add_eos_token": True,
+  }
+
+
+def _byte_tokenizer(model: Any) -> dict[str, Any]:
+  """Our bytes are ByT5's; it does not lowercase."""
+  return {
+    "tokenizer_class": "ByT5Tokenizer",
+    "model_max_length": model.text.length,
+    "extra_ids": 0,
+    "pad_token": "</s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "model_input_names": ["input_ids"],
+  }
+
+
+def _make(folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{folder}: not writable ({error.strerror})") from error
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")

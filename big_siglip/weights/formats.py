@@ -1,0 +1,117 @@
+"""Says whose weights a file or folder holds."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+from big_siglip.errors import UserError
+from big_siglip.weights import big_vision, huggingface, open_clip, tensors
+from big_siglip.weights.rules import Reader, Rule
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Weights on disk, none of them read yet.
+
+  Attributes:
+    format: "huggingface", "big_vision" or "open_clip".
+    reader: the arrays.
+    model: our `config.model` of them.
+    rules: the table from their names to ours.
+    folder: what lies beside them (tokenizer, preprocessing), or None.
+  """
+
+  format: str
+  reader: Reader
+  model: Any
+  rules: Sequence[Rule]
+  folder: pathlib.Path | None
+
+
+def open_weights(path: str) -> Weights:
+  """Returns the weights of a SigLIP or SigLIP 2 model of one resolution.
+
+  Args:
+    path: a .safetensors or .npz file, a folder of transformers or open_clip, or
+      the id of a repository on the Hugging Face hub.
+
+  Raises:
+    UserError: nothing lies there, or no such model, or a format that could
+      run code when loaded (pickle), which is refused.
+  """
+  place = pathlib.Path(path).expanduser()
+  if not place.exists():
+    if not _REPOSITORY.fullmatch(path):
+      raise UserError(f"{path}: no such file or folder")
+    place = _download(path)
+  if place.is_file() and place.suffix != ".safetensors":
+    return _open_npz(place)
+  reader = tensors.Safetensors(place)
+  shapes = reader.shapes()
+  folder = place if place.is_dir() else place.parent
+  if any(key.startswith("visual.trunk.") for key in shapes):
+    model = open_clip.infer_config(shapes, reader.path)
+    return Weights("open_clip", reader, model, open_clip.rules(model), folder)
+  config = folder / "config.json"
+  if config.is_file():
+    model = huggingface.model_config(_read_json(config), str(config))
+  else:
+    model = huggingface.infer_config(shapes, reader.path)
+  return Weights("huggingface", reader, model, huggingface.rules(model), folder)
+
+
+def _open_npz(place: pathlib.Path) -> Weights:
+  with place.open("rb") as stream:
+    start = stream.read(4)
+  if place.suffix in (".bin", ".pt", ".pth", ".pkl") or start[:1] == b"\x80":
+    raise UserError(
+      f"{place}: may hold pickled code, which is never loaded; convert it to "
+      "safetensors where it comes from"
+    )
+  if place.suffix != ".npz":
+    raise UserError(f"{place}: must be .safetensors, .npz or a folder")
+  reader: Reader = tensors.Npz(place)
+  if big_vision.SummedPositions.EXTRA in reader.shapes():
+    reader = big_vision.SummedPositions(reader)
+  shapes = reader.shapes()
+  model = big_vision.infer_config(shapes, reader.path)
+  stacked = big_vision.stacked_towers(shapes)
+  rules = big_vision.rules(model, stacked)
+  return Weights("big_vision", reader, model, rules, None)
+
+
+def _download(repository: str) -> pathlib.Path:
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise UserError(
+      f"{repository}: no such file or folder; to fetch a repository of that "
+      "name: pip install huggingface_hub"
+    ) from error
+  try:
+    patterns = ["*.json", "*.safetensors", "*.model"]
+    folder = huggingface_hub.snapshot_download(
+      repository, allow_patterns=patterns
+    )
+  except Exception as error:  # The network, the hub and the disk all have many.
+    reason = str(error).strip().splitlines()[0]
+    raise UserError(
+      f"{repository}: neither a path nor a repository that can be fetched "
+      f"({type(error).__name__}: {reason})"
+    ) from error
+  return pathlib.Path(folder)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except (ValueError, OSError) as error:
+    raise UserError(f"{path}: is not JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: must be a JSON object")
+  return value

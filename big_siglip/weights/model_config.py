@@ -1,0 +1,69 @@
+"""From the dimensions of a published model to our `config.model`."""
+
+import dataclasses
+
+from ml_collections import config_dict, ConfigDict
+
+from big_siglip.models import sizes
+
+
+def make_model_config(
+  *,
+  image: sizes.TowerSize,
+  image_size: int,
+  text: sizes.TowerSize,
+  vocab_size: int,
+  length: int,
+  embed_dim: int,
+  text_head: bool = True,
+) -> ConfigDict:
+  """Returns a `config.model` in float32; all towers of SigLIP pool alike."""
+  tower, patch = _name(image), image.patch_size
+  return ConfigDict(
+    {
+      "image": {
+        "size": f"{tower}/{patch}",
+        "image_size": image_size,
+        "pooling": "map",
+        "head": False,
+        # So400m/14 sees 378 of 384 pixels.
+        "drop_border": image_size % patch != 0,
+        "patch_size": config_dict.placeholder(int),
+        **_overrides(image, tower),
+      },
+      "text": {
+        "size": _name(text),
+        "vocab_size": vocab_size,
+        "length": length,
+        "pooling": "last",
+        "head": text_head,
+        **_overrides(text, _name(text)),
+      },
+      "embed_dim": embed_dim,
+      "dtype": "float32",
+      "attention": "auto",
+      "remat": "none",
+      "scan": True,
+      "logit_scale_init": 10.0,
+      "logit_bias_init": -10.0,
+    }
+  )
+
+
+def _name(size: sizes.TowerSize) -> str:
+  """Returns the tower with these dimensions; "mu" to be overridden."""
+  for name, known in sizes.TOWERS.items():
+    if dataclasses.replace(size, patch_size=None) == known:
+      return name
+  return "mu"
+
+
+def _overrides(size: sizes.TowerSize, name: str) -> dict[str, int | None]:
+  known = sizes.TOWERS[name]
+  fields = ("width", "depth", "mlp_dim", "num_heads")
+  return {
+    field: config_dict.placeholder(int)
+    if getattr(size, field) == getattr(known, field)
+    else getattr(size, field)
+    for field in fields
+  }

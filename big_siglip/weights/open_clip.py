@@ -1,0 +1,133 @@
+"""Names of SigLIP in mlfoundations/open_clip (safetensors).
+
+`CustomTextCLIP` with timm's VisionTransformer as image tower and open_clip's
+own TextTransformer (open_clip/convert.py, model_configs/ViT-*-SigLIP*.json).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from big_siglip.errors import UserError
+from big_siglip.models import sizes
+from big_siglip.weights import rules as r
+from big_siglip.weights.huggingface import known_heads
+from big_siglip.weights.model_config import make_model_config
+
+_TRUNK = "visual.trunk"
+
+
+def rules(model: Any) -> list[r.Rule]:
+  """Returns the table of a `config.model`."""
+  return list(_rules(model))
+
+
+def _rules(model: Any) -> Iterator[r.Rule]:
+  image, text = sizes.resolve_image(model.image), sizes.resolve_text(model.text)
+  yield r.rule("logit_scale", "logit_scale")
+  yield r.rule("logit_bias", "logit_bias")
+  yield r.rule(
+    f"{_TRUNK}.patch_embed.proj.weight", "image/patch_embedding/kernel", r.CONV
+  )
+  yield r.rule(f"{_TRUNK}.patch_embed.proj.bias", "image/patch_embedding/bias")
+  yield r.rule(f"{_TRUNK}.pos_embed", "image/position_embedding", r.LEADING)
+  for index in range(image.depth):
+    yield from _block(
+      f"{_TRUNK}.blocks.{index}",
+      f"image/encoder/block_{index}",
+      norms=("norm1", "norm2"),
+      qkv=("attn.qkv.weight", "attn.qkv.bias"),
+      out="attn.proj",
+      mlp=("mlp.fc1", "mlp.fc2"),
+    )
+  yield from _norm(f"{_TRUNK}.norm", "image/encoder/norm")
+  pool = f"{_TRUNK}.attn_pool"
+  yield r.rule(f"{pool}.latent", "image/pool/probe")
+  yield from _linear(f"{pool}.q", "image/pool/attention/query")
+  pair = [f"image/pool/attention/{name}" for name in ("key", "value")]
+  yield r.Rule(
+    f"{pool}.kv.weight", tuple(f"{p}/kernel" for p in pair), r.linear(1)
+  )
+  yield r.Rule(f"{pool}.kv.bias", tuple(f"{p}/bias" for p in pair), r.FLAT)
+  yield from _linear(f"{pool}.proj", "image/pool/attention/out", inputs=2)
+  yield from _norm(f"{pool}.norm", "image/pool/norm")
+  yield from _linear(f"{pool}.mlp.fc1", "image/pool/mlp/up")
+  yield from _linear(f"{pool}.mlp.fc2", "image/pool/mlp/down")
+  yield r.rule("text.token_embedding.weight", "text/token_embedding/embedding")
+  yield r.rule("text.positional_embedding", "text/position_embedding")
+  for index in range(text.depth):
+    yield from _block(
+      f"text.transformer.resblocks.{index}",
+      f"text/encoder/block_{index}",
+      norms=("ln_1", "ln_2"),
+      qkv=("attn.in_proj_weight", "attn.in_proj_bias"),
+      out="attn.out_proj",
+      mlp=("mlp.c_fc", "mlp.c_proj"),
+    )
+  yield from _norm("text.ln_final", "text/encoder/norm")
+  yield from _linear("text.text_projection", "text/head")
+
+
+def _block(theirs, ours, *, norms, qkv, out, mlp) -> Iterator[r.Rule]:
+  yield from _norm(f"{theirs}.{norms[0]}", f"{ours}/attention_norm")
+  fused = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
+  yield r.Rule(
+    f"{theirs}.{qkv[0]}", tuple(f"{p}/kernel" for p in fused), r.linear(1)
+  )
+  yield r.Rule(f"{theirs}.{qkv[1]}", tuple(f"{p}/bias" for p in fused), r.FLAT)
+  yield from _linear(f"{theirs}.{out}", f"{ours}/attention/out", inputs=2)
+  yield from _norm(f"{theirs}.{norms[1]}", f"{ours}/mlp_norm")
+  yield from _linear(f"{theirs}.{mlp[0]}", f"{ours}/mlp/up")
+  yield from _linear(f"{theirs}.{mlp[1]}", f"{ours}/mlp/down")
+
+
+def _linear(theirs, ours, inputs=1) -> Iterator[r.Rule]:
+  yield r.rule(f"{theirs}.weight", f"{ours}/kernel", r.linear(inputs))
+  yield r.rule(f"{theirs}.bias", f"{ours}/bias", r.FLAT)
+
+
+def _norm(theirs, ours) -> Iterator[r.Rule]:
+  yield r.rule(f"{theirs}.weight", f"{ours}/scale")
+  yield r.rule(f"{theirs}.bias", f"{ours}/bias")
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
+  """Returns our `config.model` of the arrays' shapes.
+
+  Raises:
+    UserError: no SigLIP model, or of a width that no published tower has.
+  """
+  try:
+    width, _, patch, _ = shapes[f"{_TRUNK}.patch_embed.proj.weight"]
+    tokens = shapes[f"{_TRUNK}.pos_embed"][1]
+    vocab, text_width = shapes["text.token_embedding.weight"]
+    return make_model_config(
+      image=sizes.TowerSize(
+        width,
+        _depth(shapes, f"{_TRUNK}.blocks."),
+        shapes[f"{_TRUNK}.blocks.0.mlp.fc1.weight"][0],
+        known_heads(width, path),
+        patch,
+      ),
+      image_size=patch * round(tokens**0.5),
+      text=sizes.TowerSize(
+        text_width,
+        _depth(shapes, "text.transformer.resblocks."),
+        shapes["text.transformer.resblocks.0.mlp.c_fc.weight"][0],
+        known_heads(text_width, path),
+      ),
+      vocab_size=vocab,
+      length=shapes["text.positional_embedding"][0],
+      embed_dim=shapes["text.text_projection.weight"][0],
+    )
+  except (KeyError, ValueError, IndexError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(
+      f"{path}: holds no SigLIP model of open_clip ({error})"
+    ) from error
+
+
+def _depth(shapes, prefix: str) -> int:
+  return len(
+    {k[len(prefix) :].split(".")[0] for k in shapes if k.startswith(prefix)}
+  )

@@ -1,0 +1,226 @@
+"""Files of arrays: safetensors and npz, read one array at a time.
+
+safetensors files are read with plain file reads, not mapped into memory: pages
+of a mapped file would count as the process's own, and a model of 3.5 GB would
+take 7.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from big_siglip.errors import UserError
+
+_DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_MOST_HEADER_BYTES = 100_000_000  # As the format's own library.
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  file: pathlib.Path
+  dtype: np.dtype
+  shape: Shape
+  start: int
+
+
+class Safetensors:
+  """A safetensors file, or a folder of several with an index."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads the headers.
+
+    Raises:
+      UserError: not safetensors, truncated, or a part is missing.
+    """
+    self.path = str(path)
+    self._entries: dict[str, _Entry] = {}
+    for file in _parts(path):
+      self._entries.update(_header(file))
+
+  def shapes(self) -> dict[str, Shape]:
+    """Returns {key: shape}."""
+    return {key: entry.shape for key, entry in self._entries.items()}
+
+  def read(self, key: str) -> np.ndarray:
+    """Returns one array."""
+    entry = self._entries[key]
+    count = math.prod(entry.shape)
+    flat = np.fromfile(entry.file, entry.dtype, count, offset=entry.start)
+    return flat.reshape(entry.shape)
+
+
+class Npz:
+  """A .npz file, as big_vision writes; keys without a leading "params/"."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads the list of arrays and their headers.
+
+    Raises:
+      UserError: not a .npz, truncated, or it holds Python objects.
+    """
+    self.path = str(path)
+    self._names: dict[str, str] = {}
+    self._shapes: dict[str, Shape] = {}
+    try:
+      self._file = zipfile.ZipFile(path)
+      for name in self._file.namelist():
+        if not name.endswith(".npy"):
+          raise UserError(f"{path}: holds {name}, which is no array")
+        key = name.removesuffix(".npy").removeprefix("params/")
+        self._names[key] = name
+        self._shapes[key] = self._read_shape(name)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+      if isinstance(error, UserError):
+        raise
+      raise UserError(f"{path}: is no whole .npz file ({error})") from error
+
+  def _read_shape(self, name: str) -> Shape:
+    with self._file.open(name) as stream:
+      version = np.lib.format.read_magic(stream)
+      header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+      )
+      shape, _, dtype = header(stream)
+    if dtype.hasobject:
+      raise UserError(
+        f"{self.path}: {name} holds Python objects, which are never loaded"
+      )
+    return shape
+
+  def shapes(self) -> dict[str, Shape]:
+    """Returns {key: shape}."""
+    return dict(self._shapes)
+
+  def read(self, key: str) -> np.ndarray:
+    """Returns one array; two bytes of unknown type are bfloat16."""
+    try:
+      with self._file.open(self._names[key]) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+      raise UserError(f"{self.path}: {key} is damaged ({error})") from error
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+      array = array.view(ml_dtypes.bfloat16)
+    return array
+
+
+def save_safetensors(
+  path: pathlib.Path,
+  tensors: Iterable[tuple[str, Shape, Callable[[], np.ndarray]]],
+  metadata: Mapping[str, str],
+) -> None:
+  """Writes float32 arrays, one at a time, and gives the file its name last."""
+  tensors = list(tensors)
+  header, position = {"__metadata__": dict(metadata)}, 0
+  for key, shape, _ in tensors:
+    end = position + 4 * math.prod(shape)
+    header[key] = {
+      "dtype": "F32",
+      "shape": list(shape),
+      "data_offsets": [position, end],
+    }
+    position = end
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  partial = path.with_name(f".{path.name}.partial")
+  with partial.open("wb") as stream:
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for _, shape, array in tensors:
+      value = np.asarray(array(), np.float32, order="C")
+      assert value.shape == tuple(shape)
+      value.tofile(stream)
+  partial.replace(path)
+
+
+def save_npz(
+  path: pathlib.Path,
+  tensors: Iterable[tuple[str, Shape, Callable[[], np.ndarray]]],
+) -> None:
+  """Writes float32 arrays, one at a time, and gives the file its name last."""
+  partial = path.with_name(f".{path.name}.partial")
+  with zipfile.ZipFile(partial, "w", allowZip64=True) as file:
+    for key, _, array in tensors:
+      with file.open(f"{key}.npy", "w", force_zip64=True) as stream:
+        value = np.asarray(array(), np.float32, order="C")
+        np.lib.format.write_array(stream, value, allow_pickle=False)
+  partial.replace(path)
+
+
+def _parts(path: pathlib.Path) -> list[pathlib.Path]:
+  if path.is_file():
+    return [path]
+  index = path / "model.safetensors.index.json"
+  if index.is_file():
+    try:
+      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+      raise UserError(f"{index}: is no index of safetensors files") from error
+    files = [path / name for name in names]
+    for file in files:
+      if file.parent != path or not file.is_file():
+        raise UserError(f"{index}: names {file.name}, which is missing")
+    return files
+  files = sorted(path.glob("*.safetensors"))
+  if len(files) != 1:
+    raise UserError(
+      f"{path}: holds {len(files)} safetensors files and no "
+      "model.safetensors.index.json"
+    )
+  return files
+
+
+def _header(file: pathlib.Path) -> dict[str, _Entry]:
+  size = os.path.getsize(file)
+  with file.open("rb") as stream:
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
+      raise UserError(f"{file}: is no safetensors file, or is truncated")
+    try:
+      header = json.loads(stream.read(length))
+      header.pop("__metadata__", None)
+      entries = {
+        key: _entry(file, key, value, 8 + length)
+        for key, value in header.items()
+      }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      if isinstance(error, UserError):
+        raise
+      raise UserError(f"{file}: is no safetensors file") from error
+  for key, entry in entries.items():
+    if entry.start + math.prod(entry.shape) * entry.dtype.itemsize > size:
+      raise UserError(f"{file}: is truncated: {key} ends beyond the file")
+  return entries
+
+
+def _entry(file, key, value, offset) -> _Entry:
+  start, end = value["data_offsets"]
+  name, shape = value["dtype"], tuple(map(int, value["shape"]))
+  if name not in _DTYPES:
+    raise UserError(
+      f"{file}: {key} has dtype {name}; known: {', '.join(_DTYPES)}"
+    )
+  dtype = _DTYPES[name]
+  if (
+    min((start, *shape)) < 0 or end - start != math.prod(shape) * dtype.itemsize
+  ):
+    raise UserError(
+      f"{file}: {key} has {end - start} bytes for shape {list(shape)}"
+    )
+  return _Entry(file, dtype, shape, offset + start)

@@ -1,0 +1,258 @@
+"""Weights go in and out without losing a bit; transformers is the judge."""
+
+import json
+import pickle
+
+import jax
+import model_cases
+import numpy as np
+import pytest
+import runs
+
+import big_siglip
+from big_siglip import sharding
+from big_siglip.errors import UserError
+from big_siglip.inference import load_weights
+from big_siglip.models import SigLIP
+from big_siglip.weights import big_vision, export, huggingface, open_weights
+from big_siglip.weights.rules import write_params
+from big_siglip.weights.tensors import save_npz, save_safetensors
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from test_models_reference import CASES, make_config, make_reference  # noqa: E402
+
+CAPTIONS = ["a dog", "two red circles left of a blue square", "Ünïcode!"]
+
+
+def _config(model, tokenizer="bytes", pad_id=1, resize="bicubic"):
+  from ml_collections import ConfigDict
+
+  data = dict(tokenizer=tokenizer, lowercase=True, pad_id=pad_id, resize=resize)
+  return ConfigDict(
+    dict(model=model, data=data | dict(crop_min_area=1.0, flip=False))
+  )
+
+
+def _random(scan=True, text=None):
+  model = model_cases.model_config(
+    dict(depth=3), dict(depth=2, **(text or {})), scan=scan, embed_dim=32
+  )
+  params = jax.device_put(model_cases.random_params(SigLIP(model)))
+  return params, _config(model)
+
+
+def _read(path, scan=True):
+  weights = open_weights(str(path))
+  weights.model.scan = scan
+  config = _config(weights.model)
+  return load_weights(weights, config, sharding.make_mesh()), weights
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("name", sorted(export.FORMATS))
+def test_out_and_in_again_gives_the_same_bits(tmp_path, name, scan):
+  params, config = _random(scan)
+  suffix = {"big_vision": "m.npz", "open_clip": "m.safetensors"}.get(name, "m")
+  export.FORMATS[name](tmp_path / suffix, params, config)
+  again, weights = _read(tmp_path / suffix, scan)
+  assert weights.format == name
+  runs.assert_same(runs.flatten(again), runs.flatten(params))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_weights_of_transformers_give_its_embeddings(tmp_path, name):
+  theirs = make_reference(make_config(name))
+  theirs.save_pretrained(tmp_path / "hf")
+  params, weights = _read(tmp_path / "hf")
+  rng = np.random.default_rng(0)
+  model = weights.model
+  size = model.image.image_size
+  image = rng.uniform(-1, 1, (3, size, size, 3)).astype(np.float32)
+  text = rng.integers(0, model.text.vocab_size, (3, model.text.length))
+  ours = SigLIP(model).apply({"params": params}, image, np.int32(text))
+  with torch.no_grad():
+    expected = theirs(
+      input_ids=torch.tensor(text),
+      pixel_values=torch.tensor(image.transpose(0, 3, 1, 2)),
+    )
+  np.testing.assert_allclose(ours[0], expected.image_embeds, atol=1e-5)
+  np.testing.assert_allclose(ours[1], expected.text_embeds, atol=1e-5)
+  logits = np.exp(ours[2]) * ours[0] @ ours[1].T + ours[3]
+  np.testing.assert_allclose(logits, expected.logits_per_image, atol=1e-4)
+
+
+def _tensors(tmp_path):
+  params, config = _random()
+  rules = big_vision.rules(config.model)
+  return params, config, list(write_params(params, rules))
+
+
+def test_big_vision_may_stack_its_layers_and_name_them_plainly(tmp_path):
+  params, config, _ = _tensors(tmp_path)
+  for stacked in (("image",), ("text",), ("image", "text")):
+    rules = big_vision.rules(config.model, stacked)
+    save_npz(tmp_path / "m.npz", write_params(params, rules))
+    again, weights = _read(tmp_path / "m.npz")
+    assert big_vision.stacked_towers(weights.reader.shapes()) == stacked
+    runs.assert_same(runs.flatten(again), runs.flatten(params))
+
+
+def test_big_vision_bfloat16_and_doubled_positions(tmp_path):
+  import ml_dtypes
+
+  params, config, tensors = _tensors(tmp_path)
+  arrays = {
+    f"params/{key}": array().astype(ml_dtypes.bfloat16)
+    for key, _, array in tensors
+  }
+  extra = np.full_like(arrays["params/txt/pos_embedding"], 0.5)
+  arrays["params/txt/Encoder_0/pos_embedding"] = extra
+  # numpy writes a type that it does not know as two bytes, as big_vision's are.
+  np.savez(
+    tmp_path / "m.npz",
+    **{key: value.view("V2") for key, value in arrays.items()},
+  )
+  again, _ = _read(tmp_path / "m.npz")
+  got, wanted = runs.flatten(again), runs.flatten(params)
+  for path, array in wanted.items():
+    rounded = array.astype(ml_dtypes.bfloat16)
+    if path == "text/position_embedding":
+      rounded = rounded + ml_dtypes.bfloat16(0.5)
+    np.testing.assert_array_equal(got[path], rounded.astype(np.float32))
+
+
+def test_a_text_tower_without_a_head_is_exported_with_an_identity(tmp_path):
+  params, config = _random(text=dict(head=False))
+  export.to_huggingface(tmp_path / "hf", params, config)
+  theirs = transformers.AutoModel.from_pretrained(tmp_path / "hf")
+  image, text = model_cases.example_inputs(config.model)
+  ours = SigLIP(config.model).apply({"params": params}, image, text)
+  with torch.no_grad():
+    got = theirs.get_text_features(input_ids=torch.tensor(text).long())
+  got = getattr(got, "pooler_output", got)
+  got = got / got.norm(dim=-1, keepdim=True)
+  np.testing.assert_allclose(got, ours[1], atol=1e-5)
+
+
+def test_weights_land_on_the_mesh_in_their_shards(tmp_path):
+  params, config = _random()
+  export.to_big_vision(tmp_path / "m.npz", params, config)
+  weights = open_weights(str(tmp_path / "m.npz"))
+  mesh = sharding.make_mesh(fsdp=4, tensor=2, data=1)
+  placed = load_weights(weights, _config(weights.model), mesh)
+  specs = {x.sharding.is_fully_replicated for x in jax.tree.leaves(placed)}
+  assert False in specs
+  runs.assert_same(runs.flatten(placed), runs.flatten(params))
+
+
+def _write_another_kind(kind, tmp_path):
+  """Writes no weights at all; returns (path, what the error says)."""
+  if kind == "pickle":
+    (tmp_path / "model.bin").write_bytes(pickle.dumps({"a": 1}))
+    return tmp_path / "model.bin", "pickled code, which is never loaded"
+  if kind == "pickle as npz":
+    np.savez(tmp_path / "m.npz", **{"t": np.array([{}], object)})
+    return tmp_path / "m.npz", "holds Python objects, which are never loaded"
+  if kind == "text as npz":
+    (tmp_path / "m.npz").write_text("hello")
+    return tmp_path / "m.npz", "is no whole .npz file"
+  if kind == "text as safetensors":
+    (tmp_path / "m.safetensors").write_text("hello, this is no model")
+    return tmp_path / "m.safetensors", "is no safetensors file"
+  return tmp_path / "nowhere", "no such file or folder"
+
+
+def _spoil(kind, folder):
+  """Spoils a folder of transformers; returns what the error says."""
+  params, config = _random()
+  export.to_huggingface(folder, params, config)
+  file = folder / "model.safetensors"
+  rules = huggingface.rules(config.model)
+  arrays = [[key, s, array()] for key, s, array in write_params(params, rules)]
+  if kind == "truncated":
+    file.write_bytes(file.read_bytes()[:-100])
+    return "is truncated: "
+  if kind == "architecture":
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model_type"] = "clip"
+    (folder / "config.json").write_text(json.dumps(settings))
+    return "model_type='clip': must be 'siglip'"
+  if kind == "missing":
+    said = f"{arrays.pop(7)[0]}: missing"
+  elif kind == "surplus":
+    arrays.append(["more", (1,), np.zeros(1)])
+    said = "more: surplus"
+  elif kind == "shape":
+    arrays[-1][1:] = (2,), np.zeros(2)
+    said = "logit_bias: has shape [2], must have [1]"
+  else:
+    arrays[4][2] = np.full(arrays[4][1], np.nan)
+    said = f"{arrays[4][0]} holds numbers that are not finite"
+  save_safetensors(file, [(key, s, lambda a=a: a) for key, s, a in arrays], {})
+  return said
+
+
+OTHER_KINDS = ["pickle", "pickle as npz", "text as npz", "text as safetensors"]
+
+
+@pytest.mark.parametrize("kind", [*OTHER_KINDS, "nothing"])
+def test_what_is_no_weights_is_said_so(kind, tmp_path):
+  path, said = _write_another_kind(kind, tmp_path)
+  with pytest.raises(UserError) as error:
+    _read(path)
+  assert said in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  "kind",
+  ["truncated", "architecture", "missing", "surplus", "shape", "NaN"],
+)
+def test_bad_weights_are_named_with_what_is_wrong(kind, tmp_path):
+  said = _spoil(kind, tmp_path / "hf")
+  with pytest.raises(UserError) as error:
+    _read(tmp_path / "hf")
+  assert said in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_sharded_folder_of_safetensors_is_one_model(tmp_path):
+  theirs = make_reference(make_config("B"))
+  theirs.save_pretrained(tmp_path / "one")
+  theirs.save_pretrained(tmp_path / "many", max_shard_size="1MB")
+  assert (tmp_path / "many" / "model.safetensors.index.json").exists()
+  one, many = (_read(tmp_path / name)[0] for name in ("one", "many"))
+  runs.assert_same(runs.flatten(many), runs.flatten(one))
+
+
+def test_a_model_in_use_equals_transformers_with_its_own_processor(
+  tmp_path, shared_data
+):
+  (spiece,) = sorted((shared_data / "tokenizers").rglob("*c4*.model")) or [None]
+  if spiece is None:
+    pytest.skip("no SentencePiece model of SigLIP")
+  model = model_cases.model_config(
+    dict(size="mu/16", image_size=96),
+    dict(vocab_size=32_000, length=16),
+    embed_dim=32,
+  )
+  params = model_cases.random_params(SigLIP(model))
+  folder = tmp_path / "hf"
+  export.to_huggingface(folder, params, _config(model, str(spiece)))
+  ours = big_siglip.load(str(folder))
+  theirs = transformers.AutoModel.from_pretrained(folder)
+  processor = transformers.AutoProcessor.from_pretrained(folder)
+  files = sorted((shared_data / "photos").glob("*.jpg"))[:3]
+  from PIL import Image
+
+  inputs = processor(
+    text=["a dog", "two people"],
+    images=[Image.open(file) for file in files],
+    padding="max_length",
+    return_tensors="pt",
+  )
+  with torch.no_grad():
+    logits = theirs(**inputs).logits_per_image.numpy()
+  got = ours.logits(files, ["a dog", "two people"])
+  np.testing.assert_allclose(got, logits, atol=0.05)

@@ -1,0 +1,49 @@
+"""Writes a trained model in another project's format.
+
+python tools/export_weights.py --checkpoint=runs/photos --format=huggingface \
+  --output=exported
+
+`huggingface` makes a folder that transformers' AutoModel and AutoProcessor
+load, `big_vision` a .npz and `open_clip` a .safetensors file. Importing it
+again gives the same bits.
+"""
+
+import pathlib
+
+from absl import app, flags, logging
+
+from big_siglip.errors import exit_on_error, UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "A run's or model's folder, or RUN/checkpoints/STEP."
+)
+_FORMAT = flags.DEFINE_enum(
+  "format", "huggingface", ["huggingface", "big_vision", "open_clip"], "Whose."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
+
+
+def main(argv: list[str]) -> None:
+  """Exports, and prints where to."""
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  from big_siglip import platforms, saved, sharding
+  from big_siglip.weights import export
+
+  with exit_on_error():
+    platforms.prepare()
+    for name in ("checkpoint", "output"):
+      if not flags.FLAGS[name].value:
+        raise UserError(f"--{name} must be given")
+    run, checkpoint = saved.find(_CHECKPOINT.value)
+    config = saved.load_config(run)
+    output = pathlib.Path(_OUTPUT.value).expanduser()
+    if output.exists():
+      raise UserError(f"--output={output}: exists already")
+    params = saved.load_params(checkpoint, config, sharding.make_mesh())
+    export.FORMATS[_FORMAT.value](output, params, config)
+  print(output)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,81 @@
+"""Makes a model folder of published SigLIP or SigLIP 2 weights.
+
+python tools/import_weights.py --weights=google/siglip-so400m-patch14-384 \
+  --output=models/so400m
+python tools/import_weights.py --weights=webli_en_b16_224.npz \
+  --tokenizer=c4_en/sentencepiece.model --output=models/b16
+
+Reads safetensors of transformers and open_clip (a file, a folder, or the id of
+a repository on the Hugging Face hub) and .npz of big_vision. The folder serves
+wherever a run's folder does: tools/evaluate.py, tools/classify.py, config.init,
+big_siglip.load.
+"""
+
+import json
+
+from absl import app, flags, logging
+
+from big_siglip.errors import exit_on_error, UserError
+
+_WEIGHTS = flags.DEFINE_string(
+  "weights", None, "A file, a folder, or the id of a repository."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to make.")
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", None, "SentencePiece file; default: the one beside the weights."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+
+
+def main(argv: list[str]) -> None:
+  """Imports, and prints what was found."""
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  from etils import epath
+  import jax
+  from ml_collections import ConfigDict
+
+  from big_siglip import inference, platforms, saved, sharding
+  from big_siglip.data.text import make_tokenizer
+  from big_siglip.weights import open_weights
+  from big_siglip.weights.preprocessing import find_preprocessing
+
+  with exit_on_error():
+    platforms.prepare()
+    for name in ("weights", "output"):
+      if not flags.FLAGS[name].value:
+        raise UserError(f"--{name} must be given")
+    weights = open_weights(_WEIGHTS.value)
+    data = find_preprocessing(weights, _TOKENIZER.value)
+    vocab_size = make_tokenizer(data["tokenizer"]).vocab_size
+    if vocab_size > weights.model.text.vocab_size:
+      raise UserError(
+        f"--tokenizer={data['tokenizer']}: has {vocab_size:,} pieces, and the "
+        f"model embeds {weights.model.text.vocab_size:,}"
+      )
+    config = ConfigDict({"model": weights.model, "data": data})
+    params = inference.load_weights(weights, config, sharding.make_mesh())
+    output = epath.Path(_OUTPUT.value)
+    if "://" not in _OUTPUT.value:
+      output = output.expanduser().resolve()
+    saved.save_model(output, params, weights.model, data)
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  answer = {
+    "format": weights.format,
+    "parameters": count,
+    "image": f"{weights.model.image.size} at {weights.model.image.image_size}",
+    "text": f"{weights.model.text.size}, {weights.model.text.length} tokens",
+    **data,
+    "output": str(output),
+  }
+  if _JSON.value:
+    print(json.dumps(answer))
+    return
+  for name, value in answer.items():
+    print(
+      f"{name:12} {value:,}" if name == "parameters" else f"{name:12} {value}"
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
