@@ -6,11 +6,13 @@ import pickle
 import jax
 import model_cases
 import numpy as np
+from PIL import Image
 import pytest
 import runs
 
 import big_siglip
 from big_siglip import sharding
+from big_siglip.data.text import SentencePieceTokenizer
 from big_siglip.errors import UserError
 from big_siglip.inference import load_weights
 from big_siglip.models import SigLIP
@@ -229,30 +231,38 @@ def test_a_sharded_folder_of_safetensors_is_one_model(tmp_path):
 def test_a_model_in_use_equals_transformers_with_its_own_processor(
   tmp_path, shared_data
 ):
-  (spiece,) = sorted((shared_data / "tokenizers").rglob("*c4*.model")) or [None]
-  if spiece is None:
-    pytest.skip("no SentencePiece model of SigLIP")
+  spiece = shared_data / "tokenizers" / "sentencepiece_test_1k.model"
+  tokenizer = SentencePieceTokenizer(str(spiece))
   model = model_cases.model_config(
     dict(size="mu/16", image_size=96),
-    dict(vocab_size=32_000, length=16),
+    dict(vocab_size=1_000, length=16),
     embed_dim=32,
   )
   params = model_cases.random_params(SigLIP(model))
   folder = tmp_path / "hf"
-  export.to_huggingface(folder, params, _config(model, str(spiece)))
-  ours = big_siglip.load(str(folder))
+  config = _config(model, str(spiece), pad_id=tokenizer.eos_id)
+  export.to_huggingface(folder, params, config)
   theirs = transformers.AutoModel.from_pretrained(folder)
   processor = transformers.AutoProcessor.from_pretrained(folder)
   files = sorted((shared_data / "photos").glob("*.jpg"))[:3]
-  from PIL import Image
-
+  texts = ["a dog", "two people on a beach"]
   inputs = processor(
-    text=["a dog", "two people"],
+    text=texts,
     images=[Image.open(file) for file in files],
     padding="max_length",
     return_tensors="pt",
   )
+  ours = big_siglip.load(str(folder))
+  ours.preprocess.tokenizer.pad_id = tokenizer.eos_id
+  ids = ours.preprocess.tokenizer(texts, 16)
+  np.testing.assert_array_equal(ids, inputs["input_ids"])
+  pixels = np.stack([ours.prepare_image(file) for file in files])
+  seen = (inputs["pixel_values"].numpy().transpose(0, 2, 3, 1) + 1) * 127.5
+  assert np.abs(pixels - seen).max() <= 1.001
   with torch.no_grad():
     logits = theirs(**inputs).logits_per_image.numpy()
-  got = ours.logits(files, ["a dog", "two people"])
-  np.testing.assert_allclose(got, logits, atol=0.05)
+  got = ours.logits(files, texts)
+  np.testing.assert_allclose(got, logits, atol=0.1)
+  np.testing.assert_allclose(
+    ours.probabilities(files, texts), 1 / (1 + np.exp(-got)), rtol=1e-5
+  )

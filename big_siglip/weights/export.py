@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.weights import big_vision, huggingface, open_clip
 from big_siglip.weights.rules import write_params
@@ -38,8 +39,12 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
   if data.tokenizer == "bytes":
     _write_json(folder / "tokenizer_config.json", _byte_tokenizer(model))
     return
-  shutil.copyfile(data.tokenizer, folder / _spiece_name(data))
-  _write_json(folder / "tokenizer_config.json", _tokenizer(model, data))
+  # SigLIP pads with the end of a sentence, SigLIP 2 with a piece of its own.
+  eos_id = make_tokenizer(data.tokenizer, pad_id=data.pad_id).eos_id
+  first = data.pad_id == eos_id
+  name = "spiece.model" if first else "tokenizer.model"
+  shutil.copyfile(data.tokenizer, folder / name)
+  _write_json(folder / "tokenizer_config.json", _tokenizer(model, data, first))
 
 
 def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
@@ -92,11 +97,7 @@ def _image_processor(config: Any) -> dict[str, Any]:
   }
 
 
-def _spiece_name(data: Any) -> str:
-  return "spiece.model" if data.pad_id == 1 else "tokenizer.model"
-
-
-def _tokenizer(model: Any, data: Any) -> dict[str, Any]:
+def _tokenizer(model: Any, data: Any, first: bool) -> dict[str, Any]:
   common = {
     "processor_class": "SiglipProcessor",
     "model_max_length": model.text.length,
@@ -105,7 +106,7 @@ def _tokenizer(model: Any, data: Any) -> dict[str, Any]:
     "model_input_names": ["input_ids"],
     "unk_token": "<unk>",
   }
-  if data.pad_id == 1:
+  if first:
     return {
       **common,
       "tokenizer_class": "SiglipTokenizer",
