@@ -14,6 +14,7 @@ RUNTIME_FIELDS = (
   "microbatch",
   "mesh",
   "distributed",
+  "init",  # It decides about the first step alone.
   "evals",
   "log_every",
   "checkpoint",
@@ -26,6 +27,8 @@ RUNTIME_FIELDS = (
 _CHOICES = {
   "loss.name": ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax"),
   "loss.dtype": ("float32", "bfloat16"),
+  "init.towers": ("both", "image", "text"),
+  "init.positions": ("big_vision", "huggingface"),
   "nonfinite": ("stop", "skip"),
   "model.dtype": ("float32", "bfloat16"),
   "model.remat": sizes.REMAT_NAMES,

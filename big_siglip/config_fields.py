@@ -14,6 +14,7 @@ FIELDS = {
   "loss": {"name": str, "chunk_size": _OPTIONAL_INT, "dtype": str},
   "mesh": {"data": int, "fsdp": int, "tensor": int, "slices": int},
   "distributed": bool,
+  "init": {"path": _OPTIONAL_STR, "towers": str, "positions": str},
   "model": {
     "image": {
       "size": str,

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import build, processes, sharding, workdir
+from big_siglip import build, initial, processes, sharding, workdir
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data.pipeline import train_batches, why_skipped
 from big_siglip.data.sources import open_source
@@ -18,6 +18,7 @@ from big_siglip.errors import RunStopped, UserError
 from big_siglip.metrics import MetricsWriter
 from big_siglip.models import flops
 from big_siglip.preemption import StopSignal
+from big_siglip.train_step import TrainState
 
 
 def train(config: ConfigDict, folder: str | None) -> None:
@@ -85,13 +86,20 @@ class Loop:
   def _restore(self) -> None:
     restored = self._checkpoints.restore(self._program.abstract_state)
     if restored is None:
-      self._state, data = self._program.init(), {}
+      self._state, data = self._first_state(), {}
     else:
       self._state, data = restored
     self._step = int(data.get("next_batch", 0))
     self._skipped_examples = int(data.get("skipped_examples", 0))
     self._skipped_steps = int(data.get("skipped_steps", 0))
-    self._evaluated = int(data.get("evaluated_step", 0))
+    self._evaluated = int(data.get("evaluated_step", -1))
+
+  def _first_state(self) -> TrainState:
+    state = self._program.init()
+    if self._config.init.path:
+      params = initial.initial_params(self._config, state.params, self._mesh)
+      state = state.replace(params=params)
+    return state
 
   def _open_writer(self, stack) -> MetricsWriter | None:
     if jax.process_index() != 0:
@@ -180,7 +188,10 @@ class Loop:
 
   def _evaluate_if_due(self) -> None:
     step = self._step
-    if step in (0, self._evaluated):
+    # A random start has nothing to show; trained weights are a guard.
+    if step == 0 and not self._config.init.path:
+      return
+    if step == self._evaluated:
       return
     results = {}
     for name, evaluator in self._evaluators.items():

@@ -29,6 +29,15 @@ def get_config() -> ConfigDict:
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})
   c.distributed = False  # Join other processes (jax.distributed.initialize).
 
+  # Start from trained weights: a run, a model folder, or published ones.
+  c.init = ConfigDict(
+    {
+      "path": config_dict.placeholder(str),
+      "towers": "both",  # both, image or text; the rest starts at random.
+      "positions": "big_vision",  # Or huggingface: at another resolution.
+    }
+  )
+
   c.model = ConfigDict()
   c.model.image = ConfigDict(
     {
@@ -89,7 +98,7 @@ def get_config() -> ConfigDict:
       "name": "folder",  # digits, scenes[/COUNT] or folder.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
-      "resize": "bilinear",
+      "resize": "bilinear",  # bilinear, bicubic or big_vision.
       "crop_min_area": 0.5,  # 1: squash the whole image, as SigLIP does.
       "flip": False,
       "tokenizer": "bytes",  # Or a SentencePiece model's path.

@@ -1,0 +1,158 @@
+"""A run that starts from trained weights instead of random ones.
+
+Towers may differ from those of the weights in resolution, patch size, text
+length and vocabulary; everything else must be alike.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from big_siglip import inference, saved
+from big_siglip.errors import raise_problems, UserError
+from big_siglip.models import sizes
+from big_siglip.resampling import (
+  resample_patches,
+  resample_positions,
+  stretch_positions,
+)
+from big_siglip.sharding import path_string
+from big_siglip.weights import open_weights
+
+
+def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
+  """Returns the parameters that a run starts from.
+
+  Args:
+    config: `config.init` names the weights and which towers to take: both
+      (with scale and bias), or one; the other stays random.
+    random: the parameters of a random start, on their devices.
+    mesh: where they lie.
+
+  Raises:
+    UserError: no weights lie there, or they do not fit; or the preprocessing is
+      not that of the weights.
+  """
+  path, towers = config.init.path, config.init.towers
+  source, data = _load(path, config.model.scan, mesh)
+  _warn_of_differences(data, config.data, path)
+  taken = ("image", "text") if towers == "both" else (towers,)
+  leaves = {path_string(p): x for p, x in _leaves(source)}
+  problems, renewed = [], []
+
+  def choose(key, fresh):
+    name = path_string(key)
+    top = name.split("/")[0]
+    if top not in taken and not (towers == "both" and "/" not in name):
+      return fresh
+    if name not in leaves:
+      problems.append(f"config.init.path={path}: has no {name}")
+      return fresh
+    old = leaves.pop(name)
+    if old.shape == fresh.shape:
+      return old
+    new = _adapt(name, old, fresh, config)
+    if new is None:
+      problems.append(
+        f"config.init.path={path}: {name} has shape {list(old.shape)}, and "
+        f"config.model wants {list(fresh.shape)}"
+      )
+      return fresh
+    renewed.append(name)
+    return new
+
+  params = jax.tree_util.tree_map_with_path(choose, random)
+  problems += [
+    f"config.init.path={path}: {name} has no place in config.model"
+    for name in leaves
+    if name.split("/")[0] in taken
+  ]
+  raise_problems(problems[:20])
+  for name in renewed:
+    logging.warning("init: %s is resampled to another shape, or new", name)
+  return params
+
+
+def _load(path: str, scan: bool, mesh: Mesh) -> tuple[Any, Mapping[str, Any]]:
+  """Returns parameters, stacked as `scan` says, and the preprocessing."""
+  if saved.is_run(path):
+    run, checkpoint = saved.find(path)
+    config = saved.load_config(run)
+    params = saved.load_params(checkpoint, config, mesh)
+    if config.model.scan != scan:
+      params = (_stack if scan else _unstack)(params)
+    return params, config.data
+  weights = open_weights(path)
+  weights.model.scan = scan
+  config = ConfigDict({"model": weights.model, "data": {}})
+  try:
+    data = inference.published_config(weights).data
+  except UserError:  # No tokenizer beside them: config.data names one.
+    data = {}
+  return inference.load_weights(weights, config, mesh), data
+
+
+def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):
+  """Returns `old` in the shape of `fresh`, or None if nothing is known."""
+  old_host = np.asarray(old)
+  if name == "image/position_embedding":
+    side = config.model.image.image_size
+    side //= sizes.resolve_image(config.model.image).patch_size
+    new = resample_positions(old_host, side, config.init.positions)
+  elif name == "image/patch_embedding/kernel":
+    new = resample_patches(old_host, fresh.shape[0])
+  elif name == "text/position_embedding":
+    new = stretch_positions(old_host, fresh.shape[0])
+  elif name == "text/token_embedding/embedding":
+    return fresh if old.shape[1] == fresh.shape[1] else None
+  else:
+    return None
+  if new.shape != fresh.shape:
+    return None
+  return jax.device_put(np.asarray(new, fresh.dtype), fresh.sharding)
+
+
+def _warn_of_differences(trained, given, path: str) -> None:
+  """Says in which fields the preprocessing is not that of the weights."""
+  for field in ("lowercase", "pad_id", "resize"):
+    if field in trained and trained[field] != given[field]:
+      logging.warning(
+        "config.data.%s=%r: the weights of %s were trained with %r",
+        field,
+        given[field],
+        path,
+        trained[field],
+      )
+
+
+def _leaves(params: Any):
+  return jax.tree_util.tree_leaves_with_path(params)
+
+
+def _stack(params: Any) -> Any:
+  """Returns block_0, block_1, ... of each tower as blocks."""
+  params = dict(params)
+  for tower in ("image", "text"):
+    encoder = dict(params[tower]["encoder"])
+    count = sum(name.startswith("block_") for name in encoder)
+    blocks = [encoder.pop(f"block_{index}") for index in range(count)]
+    encoder["blocks"] = jax.tree.map(lambda *x: np.stack(x), *blocks)
+    params[tower] = {**params[tower], "encoder": encoder}
+  return params
+
+
+def _unstack(params: Any) -> Any:
+  """Returns blocks of each tower as block_0, block_1, ..."""
+  params = dict(params)
+  for tower in ("image", "text"):
+    encoder = dict(params[tower]["encoder"])
+    blocks = encoder.pop("blocks")
+    for index in range(len(jax.tree.leaves(blocks)[0])):
+      encoder[f"block_{index}"] = jax.tree.map(lambda x, i=index: x[i], blocks)
+    params[tower] = {**params[tower], "encoder": encoder}
+  return params
