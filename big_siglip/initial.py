@@ -78,6 +78,26 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
   return params
 
 
+def change(params: Any, before: Any) -> dict[str, float]:
+  """Returns how far each part has moved: |new - old| / |old|.
+
+  Args:
+    params: the parameters now.
+    before: those at the start, from `initial_params`.
+  """
+  moved: dict[str, list[float]] = {}
+  pairs = zip(_leaves(params), _leaves(before), strict=True)
+  for (key, new), (_, old) in pairs:
+    part = "/".join(path_string(key).split("/")[:2])
+    sums = moved.setdefault(part, [0.0, 0.0])
+    sums[0] += float(((new - old) ** 2).sum())
+    sums[1] += float((old**2).sum())
+  return {
+    part: (difference / max(norm, 1e-30)) ** 0.5
+    for part, (difference, norm) in moved.items()
+  }
+
+
 def _load(path: str, scan: bool, mesh: Mesh) -> tuple[Any, Mapping[str, Any]]:
   """Returns parameters, stacked as `scan` says, and the preprocessing."""
   if saved.is_run(path):

@@ -1,8 +1,8 @@
 """The loop: wiring, logging, saving, evaluating; no maths."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
-import time
+import json
 from typing import Any
 
 from absl import logging
@@ -15,8 +15,8 @@ from big_siglip.checkpoint import Checkpoints
 from big_siglip.data.pipeline import train_batches, why_skipped
 from big_siglip.data.sources import open_source
 from big_siglip.errors import RunStopped, UserError
-from big_siglip.metrics import MetricsWriter
-from big_siglip.models import flops
+from big_siglip.meter import Meter
+from big_siglip.metrics import MetricsWriter, read_metrics
 from big_siglip.preemption import StopSignal
 from big_siglip.train_step import TrainState
 
@@ -134,7 +134,36 @@ class Loop:
         self._say(f"stopped after step {self._step}; run again to go on")
         return
     self._checkpoints.wait()
+    if self._config.init.path:
+      self._report_change()
     self._say(f"done: {self._step} steps; results lie in {self._folder}")
+
+  def _report_change(self) -> None:
+    """Writes finetuning.json: what moved, and the evaluations around it."""
+    changed = initial.change(self._state.params, self._first_state().params)
+    if self._writer is None:
+      return
+    evaluations = {}
+    for line in read_metrics(self._folder):
+      for name in line.keys() - {"step"}:
+        if name.startswith("evals/"):
+          evaluations.setdefault(name, []).append(line[name])
+    report = {
+      "init": self._config.init.path,
+      "steps": self._step,
+      "relative_change": changed,
+      "evaluations": {
+        name: {"before": values[0], "after": values[-1]}
+        for name, values in sorted(evaluations.items())
+      },
+    }
+    text = json.dumps(report, indent=2)
+    workdir.write_whole(self._folder / "finetuning.json", text + "\n")
+    self._say(f"{'evaluation':46} {'before':>8} {'after':>8}")
+    for name, value in report["evaluations"].items():
+      self._say(f"{name:46} {value['before']:8.4f} {value['after']:8.4f}")
+    for part, value in changed.items():
+      self._say(f"{part:46} moved by {value:.2%}")
 
   def _take_step(self) -> None:
     """Dispatches one step, then reads the metrics of the one before it."""
@@ -230,47 +259,3 @@ class Loop:
   def _say(self, text: str) -> None:
     if jax.process_index() == 0:
       print(text, flush=True)
-
-
-class Meter:
-  """Examples a second, model FLOPs utilization and the share of data waits."""
-
-  def __init__(self, config, num_devices: int):
-    """Starts the clock; the first step, which compiles, is left out."""
-    self._batch_size = config.batch_size
-    self._flops = 3 * config.batch_size * flops.flops_per_example(config.model)
-    peak = flops.peak_flops(jax.devices()[0])
-    self._peak = peak and peak * num_devices
-    self._first = True
-    self.restart()
-
-  def restart(self) -> None:
-    """Starts a new window."""
-    self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
-
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts the time inside the block as waiting for data."""
-    start = time.perf_counter()
-    yield
-    self._waited += time.perf_counter() - start
-
-  def step_done(self) -> None:
-    """Counts a step."""
-    self._steps += 1
-    if self._first:
-      self._first = False
-      self.restart()
-
-  def read(self) -> dict[str, float]:
-    """Returns the rates of the window, and starts a new one."""
-    elapsed = time.perf_counter() - self._start
-    rates = {}
-    if self._steps:
-      steps_per_second = self._steps / elapsed
-      rates["examples_per_second"] = self._batch_size * steps_per_second
-      rates["data_wait"] = self._waited / elapsed
-      if self._peak:
-        rates["mfu"] = self._flops * steps_per_second / self._peak
-    self.restart()
-    return rates

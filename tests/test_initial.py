@@ -1,0 +1,156 @@
+"""Starting from trained weights, in the program and piece by piece."""
+
+import json
+
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+import runs
+
+from big_siglip import build, initial, saved
+from big_siglip.errors import UserError
+from big_siglip.metrics import read_metrics
+from big_siglip.models import SigLIP
+
+TRAINED = {"model__image__pooling": "map", "total_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A model folder of parameters that no seed draws."""
+  folder = tmp_path_factory.mktemp("initial") / "trained"
+  config = runs.config(**TRAINED, seed=7)
+  params = build.program(config, build.mesh(config)).init().params
+  data = {"tokenizer": "bytes", "lowercase": True, "pad_id": 1}
+  from etils import epath
+
+  saved.save_model(
+    epath.Path(folder), params, config.model, {**data, "resize": "bilinear"}
+  )
+  return folder, runs.flatten(params)
+
+
+def _start(**changes):
+  config = runs.config(**TRAINED)
+  for field, value in changes.items():
+    config.update_from_flattened_dict({field.replace("__", "."): value})
+  mesh = build.mesh(config)
+  random = build.program(config, mesh).init().params
+  started = initial.initial_params(config, random, mesh)
+  return config, runs.flatten(started), runs.flatten(random)
+
+
+def test_both_towers_are_taken_with_scale_and_bias(trained):
+  folder, params = trained
+  _, started, _ = _start(init__path=str(folder))
+  runs.assert_same(started, params)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_one_tower_leaves_the_other_random(trained, tower):
+  folder, params = trained
+  _, started, random = _start(init__path=str(folder), init__towers=tower)
+  for path, array in started.items():
+    source = params if path.startswith(f"{tower}/") else random
+    np.testing.assert_array_equal(array, source[path], err_msg=path)
+
+
+def test_blocks_may_be_stacked_or_not(trained):
+  folder, params = trained
+  config = runs.config(**TRAINED)
+  scan = not config.model.scan
+  config, started, _ = _start(init__path=str(folder), model__scan=scan)
+  image = np.zeros((1, 16, 16, 3), np.float32)
+  text = np.ones((1, 16), np.int32)
+
+  def apply(model, flat):
+    tree = {}
+    for path, array in flat.items():
+      *folders, name = path.split("/")
+      place = tree
+      for part in folders:
+        place = place.setdefault(part, {})
+      place[name] = array
+    return SigLIP(model).apply({"params": tree}, image, text)
+
+  other = ConfigDict(config.model.to_dict())
+  other.scan = not scan
+  for got, wanted in zip(
+    apply(config.model, started), apply(other, params), strict=True
+  ):
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_resolution_length_and_vocabulary_may_change(trained, caplog):
+  folder, params = trained
+  changes = {
+    "model__image__image_size": 32,
+    "model__text__length": 20,
+    "model__text__vocab_size": 300,
+  }
+  _, started, random = _start(init__path=str(folder), **changes)
+  adapted = {
+    "image/position_embedding",
+    "text/position_embedding",
+    "text/token_embedding/embedding",
+  }
+  for path, array in started.items():
+    assert array.shape == random[path].shape
+    if path not in adapted:
+      np.testing.assert_array_equal(array, params[path], err_msg=path)
+  old, new = (x["text/position_embedding"] for x in (params, started))
+  np.testing.assert_array_equal(new[[0, -1]], old[[0, -1]])
+  for path in adapted:
+    assert path in caplog.text
+
+
+def test_other_preprocessing_is_said(trained, caplog):
+  folder, _ = trained
+  _start(init__path=str(folder), data__resize="bicubic", data__pad_id=0)
+  assert "config.data.resize='bicubic'" in caplog.text
+  assert "config.data.pad_id=0: the weights of" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"init__path": "nowhere"}, "nowhere: no such file or folder"),
+    ({"model__image__mlp_dim": 96}, "mlp/up/kernel has shape"),
+    ({"model__text__depth": 2}, "and config.model wants"),
+    ({"model__image__head": True}, "has no image/head/kernel"),
+    ({"model__image__pooling": "gap"}, "has no place in config.model"),
+  ],
+)
+def test_weights_that_do_not_fit_are_named(trained, changes, said):
+  folder, _ = trained
+  with pytest.raises(UserError) as error:
+    _start(**{"init__path": str(folder), "model__scan": True, **changes})
+  assert said in str(error.value)
+
+
+def test_a_run_starts_there_evaluates_first_and_reports(trained, tmp_path):
+  folder, params = trained
+  changes = {**TRAINED, "init.path": str(folder), "total_steps": 6}
+  changes["optimizer.rules"] = '(("image/.*", {"freeze": True}),)'
+  changes = {key.replace(".", "__"): value for key, value in changes.items()}
+  status, output = runs.run(tmp_path / "run", devices=1, **changes)
+  assert status == 0, output
+  accuracy = [
+    line["evals/test/accuracy"]
+    for line in read_metrics(tmp_path / "run")
+    if "evals/test/accuracy" in line
+  ]
+  assert len(accuracy) == 2, "before the first step and after the last"
+  report = json.loads((tmp_path / "run" / "finetuning.json").read_text())
+  assert report["evaluations"]["evals/test/accuracy"] == {
+    "before": accuracy[0],
+    "after": accuracy[1],
+  }
+  moved = report["relative_change"]
+  assert moved["image/encoder"] == 0, "frozen"
+  assert 0 < moved["text/encoder"] < 1
+  assert "moved by" in output
+  state, _ = runs.final_state(tmp_path / "run", **changes)
+  for path, array in params.items():
+    if path.startswith("image/"):
+      np.testing.assert_array_equal(state[f"params/{path}"], array)
