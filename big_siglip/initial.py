@@ -108,13 +108,13 @@ def _load(path: str, scan: bool, mesh: Mesh) -> tuple[Any, Mapping[str, Any]]:
       params = (_stack if scan else _unstack)(params)
     return params, config.data
   weights = open_weights(path)
-  weights.model.scan = scan
   config = ConfigDict({"model": weights.model, "data": {}})
   try:
     data = inference.published_config(weights).data
   except UserError:  # No tokenizer beside them: config.data names one.
     data = {}
-  return inference.load_weights(weights, config, mesh), data
+  params = inference.load_weights(weights, config, mesh)
+  return params if scan else _unstack(params), data
 
 
 def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):

@@ -4,7 +4,7 @@ import json
 import math
 import struct
 
-from big_siglip import metrics, train
+from big_siglip import meter, metrics
 
 
 def _writer(workdir, start_step=0, evaluated_step=None):
@@ -104,18 +104,18 @@ class _Clock:
 
 def test_rates_are_of_the_steps_since_they_were_last_read(monkeypatch):
   clock = _Clock()
-  monkeypatch.setattr(train.time, "perf_counter", clock)
+  monkeypatch.setattr(meter.time, "perf_counter", clock)
   import runs
 
-  meter = train.Meter(runs.config(), num_devices=1)
+  made = meter.Meter(runs.config(), num_devices=1)
   clock.now = 100.0
-  meter.step_done()  # Compiling, which does not count.
+  made.step_done()  # Compiling, which does not count.
   for _ in range(4):
-    with meter.waiting():
+    with made.waiting():
       clock.now += 0.5
     clock.now += 1.5
-    meter.step_done()
-  rates = meter.read()
+    made.step_done()
+  rates = made.read()
   assert rates["examples_per_second"] == 16 / 2.0
   assert rates["data_wait"] == 0.25
-  assert meter.read() == {}
+  assert made.read() == {}

@@ -5,8 +5,10 @@ scanned one all blocks of a parameter lie stacked in "image/encoder/blocks/...".
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import math
+import os
 import re
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.sharding import path_string
+from big_siglip.weights.tensors import new_array
 
 _MOST_PROBLEMS = 20  # More lines than that help nobody.
 
@@ -32,7 +35,7 @@ class Reader(Protocol):
     """Returns {key: shape} of all arrays; reads none."""
 
   def read(self, key: str) -> np.ndarray:
-    """Returns one array."""
+    """Returns one array, valid until the thread's next call."""
 
 
 class Layout(NamedTuple):
@@ -116,56 +119,77 @@ def read_params(reader: Reader, rules: Sequence[Rule], abstract: Any) -> Any:
     UserError: naming every array that is missing, surplus or of another shape,
       or the first with a number that is not finite.
   """
-  shapes = _unstacked_shapes(abstract)
-  _check(reader, rules, shapes)
-  where = {
-    path: (one, position)
-    for one in rules
-    for position, path in enumerate(one.paths)
-  }
+  arrays = _Arrays(reader, rules, _unstacked_shapes(abstract))
 
-  def piece(path: str) -> np.ndarray:
-    one, position = where[path]
-    array = reader.read(one.key)
-    if one.stacked:
-      array = array[position]
-    elif len(one.paths) > 1:
-      rows = [one.layout.shape(shapes[path])[0] for path in one.paths]
-      start = sum(rows[:position])
-      array = array[start : start + rows[position]]
-    if not np.isfinite(array).all():
-      raise UserError(
-        f"{reader.path}: {one.key} holds numbers that are not finite"
-      )
-    return one.layout.read(array, shapes[path])
+  def load(key, leaf):
+    path = path_string(key)
+    count = leaf.shape[0] if leaf.shape else 1
+    made: dict[str, np.ndarray] = {}  # Replicas are read once.
 
-  def load(path, leaf):
-    return _load_leaf(path_string(path), leaf, piece)
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      if str(index) not in made:
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        made[str(index)] = new_array(shape, leaf.dtype)
+        arrays.copy_to(made[str(index)], path, count, index)
+      return made[str(index)]
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
   return jax.tree_util.tree_map_with_path(load, abstract)
 
 
-def _load_leaf(path: str, leaf: Any, piece) -> jax.Array:
-  blocks = list(_blocks(path, leaf.shape))
+class _Arrays:
+  """The arrays of a file, by our names."""
 
-  def part(index: tuple[slice, ...]) -> np.ndarray:
+  def __init__(self, reader: Reader, rules: Sequence[Rule], shapes):
+    """Checks that the file holds what the rules name, and nothing else."""
+    _check(reader, rules, shapes)
+    self._reader = reader
+    self._shapes = shapes
+    self._where = {
+      path: (one, position)
+      for one in rules
+      for position, path in enumerate(one.paths)
+    }
+
+  def copy_to(self, result: np.ndarray, path: str, count: int, index) -> None:
+    """Writes what `index` cuts out of a parameter; `count` blocks, if any."""
+    blocks = list(_blocks(path, (count,)))
     if blocks == [path]:
-      return np.asarray(piece(path)[index], leaf.dtype, order="C")
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    result = np.empty(shape, leaf.dtype)
-    for row, block in enumerate(blocks[index[0]]):
-      result[row] = piece(block)[index[1:]]
-    return result
+      result[...] = self._parameter(path)[index]
+      return
+    first, _ = self._where[blocks[0]]
+    if first.stacked:  # As ours: no layout changes within it.
+      result[...] = self._read(first.key)[index]
+      return
 
-  made: dict[str, np.ndarray] = {}  # Replicas are read once.
+    def copy_row(row: int, block: str) -> None:
+      result[row] = self._parameter(block)[index[1:]]
 
-  def cached(index):
-    key = str(index)
-    if key not in made:
-      made[key] = part(index)
-    return made[key]
+    mine = blocks[index[0]]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      list(pool.map(copy_row, range(len(mine)), mine))
 
-  return jax.make_array_from_callback(leaf.shape, leaf.sharding, cached)
+  def _parameter(self, path: str) -> np.ndarray:
+    """Returns an unstacked parameter of ours, whole."""
+    one, position = self._where[path]
+    array = self._read(one.key)
+    if one.stacked:
+      array = array[position]
+    elif len(one.paths) > 1:
+      rows = [one.layout.shape(self._shapes[path])[0] for path in one.paths]
+      start = sum(rows[:position])
+      array = array[start : start + rows[position]]
+    return one.layout.read(array, self._shapes[path])
+
+  def _read(self, key: str) -> np.ndarray:
+    array = self._reader.read(key)
+    # NaN is both smallest and largest; faster than asking every number.
+    if array.size and not np.isfinite([array.min(), array.max()]).all():
+      raise UserError(
+        f"{self._reader.path}: {key} holds numbers that are not finite"
+      )
+    return array
 
 
 def write_params(params: Any, rules: Sequence[Rule]) -> Tensors:

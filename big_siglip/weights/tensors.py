@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import json
 import math
+import mmap
 import os
 import pathlib
+import threading
+from typing import Any
 import zipfile
 
 import ml_dtypes
@@ -49,6 +52,7 @@ class Safetensors:
       UserError: not safetensors, truncated, or a part is missing.
     """
     self.path = str(path)
+    self._scratch = threading.local()  # New memory costs more than reading.
     self._entries: dict[str, _Entry] = {}
     for file in _parts(path):
       self._entries.update(_header(file))
@@ -58,11 +62,21 @@ class Safetensors:
     return {key: entry.shape for key, entry in self._entries.items()}
 
   def read(self, key: str) -> np.ndarray:
-    """Returns one array."""
+    """Returns one array, valid until the thread's next call."""
     entry = self._entries[key]
-    count = math.prod(entry.shape)
-    flat = np.fromfile(entry.file, entry.dtype, count, offset=entry.start)
-    return flat.reshape(entry.shape)
+    size = math.prod(entry.shape) * entry.dtype.itemsize
+    buffer = getattr(self._scratch, "buffer", None)
+    if buffer is None or len(buffer) < size:
+      buffer = self._scratch.buffer = new_array((size,), np.uint8)
+    with entry.file.open("rb", buffering=0) as stream:
+      stream.seek(entry.start)
+      view, done = memoryview(buffer)[:size], 0
+      while done < size:  # One call reads at most 2 GiB.
+        count = stream.readinto(view[done:])
+        if not count:
+          raise UserError(f"{entry.file}: is truncated: {key} ends early")
+        done += count
+    return buffer[:size].view(entry.dtype).reshape(entry.shape)
 
 
 class Npz:
@@ -119,6 +133,19 @@ class Npz:
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
       array = array.view(ml_dtypes.bfloat16)
     return array
+
+
+def new_array(shape: Shape, dtype: Any) -> np.ndarray:
+  """Returns zeros in fresh memory that need no further page faults.
+
+  Taken page by page, as `numpy.empty` does, new memory costs more than what is
+  written into it. JAX on a CPU takes it over without a copy.
+  """
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+  flags |= getattr(mmap, "MAP_POPULATE", 0)  # Linux alone has it.
+  memory = mmap.mmap(-1, max(size, 1), flags=flags)
+  return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
 
 def save_safetensors(
