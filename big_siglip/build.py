@@ -19,7 +19,7 @@ from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
 from big_siglip.microbatch import Slices
-from big_siglip.models import SigLIP
+from big_siglip.models import make_model
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
 from big_siglip.train_step import init_state, train_step, TrainState
@@ -91,7 +91,7 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
   Raises:
     UserError: a rule of `config.optimizer.rules` is wrong.
   """
-  model = SigLIP(config.model, sharding.batch_sharding(device_mesh))
+  model = make_model(config.model, sharding.batch_sharding(device_mesh))
   params = abstract_params(model, config)
   optimizer, schedule = make_optimizer(
     config.optimizer, params, total_steps=config.total_steps
@@ -186,7 +186,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   if not config.evals:
     return {}
   float32_model = ConfigDict({**config.model, "dtype": "float32"})
-  embedders = make_embedders(SigLIP(float32_model), device_mesh)
+  embedders = make_embedders(make_model(float32_model), device_mesh)
   plain = dataclasses.replace(preprocess(config), crop_min_area=1.0, flip=False)
   return {
     name: make_evaluator(

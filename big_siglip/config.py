@@ -158,6 +158,7 @@ def _check_ranges(check: _Checker) -> None:
   check.at_least(
     0,
     "seed",
+    "model.lora.rank",
     "data.num_workers",
     "data.pad_id",
     "optimizer.warmup_steps",

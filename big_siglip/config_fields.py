@@ -44,6 +44,7 @@ FIELDS = {
     "attention": str,
     "remat": str,
     "scan": bool,
+    "lora": {"rank": int, "alpha": _NUMBER, "targets": str},
     "logit_scale_init": _NUMBER,
     "logit_bias_init": _NUMBER,
   },

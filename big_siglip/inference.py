@@ -20,7 +20,7 @@ from big_siglip.data import images as image_data
 from big_siglip.data.pipeline import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_embedders
-from big_siglip.models import SigLIP
+from big_siglip.models import make_model
 from big_siglip.weights import open_weights, read_params, Weights
 from big_siglip.weights.preprocessing import find_preprocessing
 
@@ -153,7 +153,7 @@ def published_config(weights: Weights) -> ConfigDict:
 
 def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:
   """Returns our parameters of published weights, laid out on the mesh."""
-  abstract = build.abstract_params(SigLIP(config.model), config)
+  abstract = build.abstract_params(make_model(config.model), config)
   shardings = sharding.state_sharding(abstract, mesh)
   placed = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -169,7 +169,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _model(config: ConfigDict, params: Any, mesh: Mesh) -> Model:
-  embedders = make_embedders(SigLIP(config.model), mesh)
+  embedders = make_embedders(make_model(config.model), mesh)
   plain = dataclasses.replace(
     build.preprocess(config), crop_min_area=1.0, flip=False
   )

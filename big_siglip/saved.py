@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from big_siglip import build, sharding, workdir
 from big_siglip.checkpoint import restore_params, save_params
 from big_siglip.errors import UserError
-from big_siglip.models import SigLIP
+from big_siglip.models import make_model
 
 
 def find(path: str) -> tuple[epath.Path, epath.Path]:
@@ -99,7 +99,7 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   Raises:
     UserError: the checkpoint is not one of this config's model.
   """
-  abstract = build.abstract_params(SigLIP(config.model), config)
+  abstract = build.abstract_params(make_model(config.model), config)
   shardings = sharding.state_sharding(abstract, mesh)
   return restore_params(
     checkpoint,

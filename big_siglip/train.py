@@ -17,6 +17,7 @@ from big_siglip.data.sources import open_source
 from big_siglip.errors import RunStopped, UserError
 from big_siglip.meter import Meter
 from big_siglip.metrics import MetricsWriter, read_metrics
+from big_siglip.models import merged
 from big_siglip.preemption import StopSignal
 from big_siglip.train_step import TrainState
 
@@ -140,7 +141,11 @@ class Loop:
 
   def _report_change(self) -> None:
     """Writes finetuning.json: what moved, and the evaluations around it."""
-    changed = initial.change(self._state.params, self._first_state().params)
+    now, first = (
+      merged(state.params, self._config.model)
+      for state in (self._state, self._first_state())
+    )
+    changed = initial.change(now, first)
     if self._writer is None:
       return
     evaluations = {}

@@ -79,6 +79,9 @@ def get_config() -> ConfigDict:
   # True need a third of the memory and compile in a third of the time.
   c.model.remat = "none"  # Keep all activations.
   c.model.scan = False  # Compile every block.
+  c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
+    {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
+  )
   c.model.logit_scale_init = 10.0
   c.model.logit_bias_init = -10.0  # One pair in 22,026, by the prior.
 

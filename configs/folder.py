@@ -72,6 +72,9 @@ def get_config() -> ConfigDict:
   c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
   c.model.remat = "none"
   c.model.scan = False  # A loop over layers compiles faster, runs slower.
+  c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
+    {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
+  )
   c.model.logit_scale_init = 10.0
   c.model.logit_bias_init = -4.0  # log(1 / 63): one pair in 64 matches.
 

@@ -77,6 +77,9 @@ def get_config() -> ConfigDict:
   c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
   c.model.remat = "full"  # Keep block inputs alone: a third more FLOPs.
   c.model.scan = True  # Compile one block a tower, not all.
+  c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
+    {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
+  )
   c.model.logit_scale_init = 10.0
   c.model.logit_bias_init = -10.0  # One pair in 22,026, by the prior.
 

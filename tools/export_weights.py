@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   from big_siglip import platforms, saved, sharding
+  from big_siglip.models import merged
   from big_siglip.weights import export
 
   with exit_on_error():
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
     if output.exists():
       raise UserError(f"--output={output}: exists already")
     params = saved.load_params(checkpoint, config, sharding.make_mesh())
+    params = merged(params, config.model)
     export.FORMATS[_FORMAT.value](output, params, config)
   print(output)
 

@@ -1,6 +1,7 @@
 """Two-tower models; they know neither losses nor data."""
 
+from big_siglip.models.lora import make_model, merged
 from big_siglip.models.siglip import SigLIP
 from big_siglip.models.transformer import REMAT_POLICIES
 
-__all__ = ["REMAT_POLICIES", "SigLIP"]
+__all__ = ["make_model", "merged", "REMAT_POLICIES", "SigLIP"]
