@@ -5,7 +5,8 @@ python tools/export_weights.py --checkpoint=runs/photos --format=huggingface \
 
 `huggingface` makes a folder that transformers' AutoModel and AutoProcessor
 load, `big_vision` a .npz and `open_clip` a .safetensors file. Importing it
-again gives the same bits.
+again gives the same bits. `stablehlo` makes a folder with each tower as a
+program of its own, for serving (big_siglip.serving.load).
 """
 
 import pathlib
@@ -17,9 +18,8 @@ from big_siglip.errors import exit_on_error, UserError
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or RUN/checkpoints/STEP."
 )
-_FORMAT = flags.DEFINE_enum(
-  "format", "huggingface", ["huggingface", "big_vision", "open_clip"], "Whose."
-)
+_FORMATS = ["huggingface", "big_vision", "open_clip", "stablehlo"]
+_FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   """Exports, and prints where to."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import platforms, saved, sharding
+  from big_siglip import platforms, saved, serving, sharding
   from big_siglip.models import merged
   from big_siglip.weights import export
 
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> None:
       raise UserError(f"--output={output}: exists already")
     params = saved.load_params(checkpoint, config, sharding.make_mesh())
     params = merged(params, config.model)
-    export.FORMATS[_FORMAT.value](output, params, config)
+    formats = {**export.FORMATS, "stablehlo": serving.save}
+    formats[_FORMAT.value](output, params, config)
   print(output)
 
 

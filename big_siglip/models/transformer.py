@@ -72,7 +72,7 @@ class Attention(nn.Module):
       for name, tokens in (("query", x), ("key", context), ("value", context))
     )
     # Parameters are initialised on a batch of one, which cannot be split.
-    sharding = self.sharding if len(x) > 1 else None
+    sharding = None if x.shape[0] == 1 else self.sharding
     attended = attention(
       query, key, value, backend=self.backend, sharding=sharding
     )
@@ -191,7 +191,7 @@ class Encoder(nn.Module):
 
 def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
   """Says where activations lie, [B, ...]; None: as the compiler likes."""
-  if sharding is None or len(x) == 1:
+  if sharding is None or x.shape[0] == 1:
     return x  # Parameters are initialised on a batch of one.
   return jax.lax.with_sharding_constraint(x, sharding)
 
