@@ -266,3 +266,60 @@ def test_a_model_in_use_equals_transformers_with_its_own_processor(
   np.testing.assert_allclose(
     ours.probabilities(files, texts), 1 / (1 + np.exp(-got)), rtol=1e-5
   )
+
+
+def _import(tmp_path, shared_data, *flags, vocab_size=1_000):
+  from test_tools import tool
+
+  model = model_cases.model_config(
+    {}, dict(vocab_size=vocab_size), embed_dim=32
+  )
+  params = model_cases.random_params(SigLIP(model))
+  export.to_huggingface(tmp_path / "hf", params, _config(model))
+  spiece = shared_data / "tokenizers" / "sentencepiece_test_1k.model"
+  return params, tool(
+    "import_weights",
+    f"--weights={tmp_path}/hf",
+    f"--output={tmp_path}/model",
+    *(flags or (f"--tokenizer={spiece}",)),
+  )
+
+
+def test_an_imported_folder_is_a_model_that_evaluates(tmp_path, shared_data):
+  from test_tools import tool
+
+  params, (status, output, message) = _import(tmp_path, shared_data)
+  assert status == 0, message
+  assert "huggingface" in output
+  ours = big_siglip.load(str(tmp_path / "model"))
+  runs.assert_same(runs.flatten(ours.params), runs.flatten(params))
+  assert ours.preprocess.resize == "bicubic"
+  assert (tmp_path / "model" / "tokenizer.model").exists()
+  runs.scratch()
+  status, output, message = tool(
+    "evaluate", f"--checkpoint={tmp_path}/model", f"--config={runs.CONFIG}"
+  )
+  assert status == 0, message
+  assert "evals/test/accuracy" in output
+  status, _, message = _import(tmp_path, shared_data)[1]
+  assert (status, message.count("\n")) == (2, 1), "never written over"
+  assert "holds a run already" in message
+
+
+@pytest.mark.parametrize(
+  ("flags", "vocab_size", "said"),
+  [
+    ((), 500, "has 1,000 pieces, and the model embeds 500"),
+    (("--json",), 1_000, "no tokenizer lies beside it"),
+    (("--tokenizer=nowhere.model",), 1_000, "no such file"),
+  ],
+)
+def test_a_tokenizer_that_does_not_fit_is_named(
+  tmp_path, shared_data, flags, vocab_size, said
+):
+  _, (status, _, message) = _import(
+    tmp_path, shared_data, *flags, vocab_size=vocab_size
+  )
+  assert status == 2
+  assert said in message
+  assert len(message.strip().splitlines()) == 1
