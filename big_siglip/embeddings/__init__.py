@@ -1,0 +1,19 @@
+"""Embeddings of millions of images or texts: made, kept in a folder, searched.
+
+`inputs` lists what is embedded, `pipeline` embeds it, `folder` writes and reads
+the result, `search` and `index` find the nearest rows, exactly and nearly so.
+"""
+
+from big_siglip.embeddings.description import describe_model, Description
+from big_siglip.embeddings.folder import Reader, Writer
+from big_siglip.embeddings.inputs import Inputs, read_images, read_texts
+
+__all__ = [
+  "describe_model",
+  "Description",
+  "Inputs",
+  "read_images",
+  "read_texts",
+  "Reader",
+  "Writer",
+]

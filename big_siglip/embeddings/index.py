@@ -1,0 +1,106 @@
+"""The nearest rows of a folder of embeddings, nearly all of them, at once.
+
+An HNSW graph (arXiv:1603.09320) by faiss: of the libraries that have one,
+faiss-cpu, usearch and hnswlib, it is the most widely used, is maintained by the
+group that makes it, and one wheel serves all Pythons from 3.10 on (hnswlib has
+none and must be compiled). The graph and all rows lie in memory.
+
+Shape letters: Q queries, E width of an embedding, K results.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from big_siglip.embeddings.description import NAME
+from big_siglip.embeddings.folder import Reader
+from big_siglip.errors import UserError
+
+_INDEX, _STAMP = "hnsw.faiss", "hnsw.json"
+_NEIGHBOURS = 32  # Of each row in the graph, on its lowest level twice as many.
+_BUILD_WIDTH = 200  # Candidates kept while a row is added ...
+_SEARCH_WIDTH = 256  # ... and while a query is answered.
+_BLOCK = 16_384  # Rows added at once.
+
+
+def search_index(
+  reader: Reader, queries: np.ndarray, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Asks the index beside the embeddings; makes it first where need be.
+
+  Args:
+    reader: of the folder.
+    queries: QE float32 of length 1.
+    top: results of each query; at most so many.
+
+  Returns:
+    Cosines QK float32, the highest first, and the rows' numbers QK.
+
+  Raises:
+    UserError: faiss is not installed, or the folder cannot be written.
+  """
+  index = open_index(reader)
+  top = min(top, reader.num_rows)
+  index.hnsw.efSearch = max(_SEARCH_WIDTH, 2 * top)
+  return index.search(np.ascontiguousarray(queries, np.float32), top)
+
+
+def open_index(reader: Reader) -> Any:
+  """Returns faiss's index of all rows, read or made and kept.
+
+  It is made anew when a shard or the description has changed.
+
+  Raises:
+    UserError: faiss is not installed, or the folder cannot be written.
+  """
+  faiss = _import_faiss()
+  file, stamp = reader.folder / _INDEX, _stamp(reader)
+  try:
+    if json.loads((reader.folder / _STAMP).read_text()) == stamp:
+      return faiss.read_index(str(file))
+  except (OSError, ValueError, RuntimeError):
+    pass  # There is none, or it is damaged: it follows from the shards.
+  index = _build(reader)
+  partial = file.with_name(f".{_INDEX}.partial")
+  try:
+    # Without its stamp until it is whole.
+    (reader.folder / _STAMP).unlink(missing_ok=True)
+    faiss.write_index(index, str(partial))
+    partial.replace(file)
+    (reader.folder / _STAMP).write_text(json.dumps(stamp))
+  except (OSError, RuntimeError) as error:  # faiss's own are RuntimeErrors.
+    raise UserError(f"{file}: not writable") from error
+  return index
+
+
+def _import_faiss() -> Any:
+  try:
+    import faiss
+  except ImportError as error:
+    raise UserError(
+      "--index=hnsw needs faiss: pip install -e '.[search]'"
+    ) from error
+  return faiss
+
+
+def _build(reader: Reader) -> Any:
+  faiss = _import_faiss()
+  index = faiss.IndexHNSWFlat(
+    reader.description.width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT
+  )
+  index.hnsw.efConstruction = _BUILD_WIDTH
+  for rows in reader.blocks(_BLOCK):
+    index.add(np.ascontiguousarray(rows))
+  return index
+
+
+def _stamp(reader: Reader) -> dict[str, Any]:
+  """Returns what changes when the embeddings do."""
+  text = (reader.folder / NAME).read_bytes()
+  sizes = [(file.name, file.stat()) for file in reader.shards]
+  return {
+    "description": hashlib.sha256(text).hexdigest(),
+    "shards": [[name, s.st_size, s.st_mtime_ns] for name, s in sizes],
+  }

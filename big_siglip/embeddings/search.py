@@ -1,0 +1,57 @@
+"""The nearest rows of a folder of embeddings, exactly, on the devices.
+
+Shape letters: Q queries, B rows of a block, E width of an embedding, K results.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_siglip.embeddings.folder import Reader
+
+BLOCK = 16_384  # Rows on a device at once.
+
+
+def search_exactly(
+  reader: Reader, queries: np.ndarray, top: int, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+  """Compares each query with all rows; memory does not grow with the rows.
+
+  Args:
+    reader: of the folder.
+    queries: QE float32 of length 1.
+    top: results of each query; at most so many.
+    block: rows that are compared at once.
+
+  Returns:
+    Cosines QK float32, the highest first, and the rows' numbers QK; of equal
+    ones the first row first.
+  """
+  top = min(top, reader.num_rows)
+  block = max(min(block, reader.num_rows), top)
+  scores = jnp.full((len(queries), top), -jnp.inf)
+  best = scores, jnp.zeros(scores.shape, jnp.int32)
+  queries, start = jnp.asarray(queries), 0
+  for rows in reader.blocks(block):
+    count = len(rows)
+    rows = np.pad(rows, [(0, block - count), (0, 0)])
+    # Two blocks at most: one compared, one read from the disk meanwhile.
+    previous = best
+    best = _merge(best, queries, rows, start, count)
+    jax.block_until_ready(previous)
+    start += count
+  return np.asarray(best[0]), np.asarray(best[1])
+
+
+@jax.jit
+def _merge(best, queries, rows, start, count):
+  """Returns the best of what was found before and of `count` more rows."""
+  # A GPU or TPU would round to fewer bits otherwise, and mix up neighbours.
+  scores = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
+  numbers = jnp.arange(len(rows), dtype=jnp.int32)[None]
+  scores = jnp.where(numbers < count, scores, -jnp.inf)
+  numbers = jnp.broadcast_to(start + numbers, scores.shape)
+  scores = jnp.concatenate([best[0], scores], axis=1)
+  numbers = jnp.concatenate([best[1], numbers], axis=1)
+  scores, places = jax.lax.top_k(scores, best[0].shape[1])
+  return scores, jnp.take_along_axis(numbers, places, axis=1)

@@ -1,0 +1,457 @@
+"""Embeddings of many files: made, killed, made on, searched."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+import model_cases
+import numpy as np
+from PIL import Image
+import pyarrow.parquet as pq
+import pytest
+import runs
+
+import big_siglip
+from big_siglip import embeddings, saved
+from big_siglip.embeddings import description as descriptions
+from big_siglip.embeddings.search import search_exactly
+from big_siglip.errors import UserError
+from big_siglip.models import SigLIP
+
+WIDTH = 32
+DATA = dict(tokenizer="bytes", lowercase=True, pad_id=1, resize="bilinear")
+TEXTS = ["a dog", "", "two red circles", "Ünïcode, with a comma", "x" * 99]
+
+
+def make_model(folder, seed=0, data=DATA, **fields):
+  model = model_cases.model_config(
+    text=dict(vocab_size=259, length=16), **{"embed_dim": WIDTH, **fields}
+  )
+  params = jax.device_put(model_cases.random_params(SigLIP(model), seed))
+  saved.save_model(epath.Path(folder), params, model, ConfigDict(data))
+  return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+  return make_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """A folder in a folder, 23 images, two files that only pretend to be some."""
+  folder = tmp_path_factory.mktemp("photos")
+  (folder / "b" / "deep").mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  for number in range(23):
+    pixels = rng.integers(0, 256, (20 + number, 30, 3), np.uint8)
+    below = ("", "b", "b/deep")[number % 3]
+    Image.fromarray(pixels).save(folder / below / f"{number:02}.png")
+  (folder / "05 text.jpg").write_text("this is no image")
+  (folder / "b" / "zz cut.png").write_bytes(
+    (folder / "00.png").read_bytes()[:300]
+  )
+  (folder / "notes.txt").write_text("not an image by its name")
+  return folder
+
+
+def command(name, *arguments):
+  return [sys.executable, f"tools/{name}.py", *map(str, arguments)]
+
+
+def environment(devices=1):
+  return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+
+
+def tool(name, *arguments, devices=1):
+  """Returns (exit status, standard output, standard error)."""
+  done = subprocess.run(
+    command(name, *arguments),
+    cwd=runs.ROOT,
+    env=environment(devices),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def embed(checkpoint, output, *arguments, **options):
+  """Returns what --json says."""
+  status, printed, said = tool(
+    "embed",
+    f"--checkpoint={checkpoint}",
+    f"--output={output}",
+    "--json",
+    *arguments,
+    **options,
+  )
+  assert status == 0, said
+  return json.loads(printed)
+
+
+def read(folder):
+  """Returns (keys, texts, embeddings) of all shards."""
+  tables = [pq.read_table(f) for f in sorted(folder.glob("shard-*.parquet"))]
+  columns = {
+    name: [value for t in tables for value in t[name].to_pylist()]
+    for name in ("key", "text", "embedding")
+  }
+  assert all(
+    t.schema.field("embedding").type.list_size == WIDTH for t in tables
+  )
+  return columns["key"], columns["text"], np.array(columns["embedding"])
+
+
+def contents(folder):
+  """Returns {name: bytes} of all that is kept."""
+  files = sorted(f for f in folder.iterdir() if f.name != ".lock")
+  return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory, checkpoint, photos):
+  """The photos' embeddings, in shards of 10."""
+  folder = tmp_path_factory.mktemp("vectors") / "of photos"
+  sizes = ["--shard_size=10", "--batch_size=4"]
+  answer = embed(checkpoint, folder, f"--images={photos}", *sizes)
+  assert (answer["rows"], answer["skipped"]) == (23, 2)
+  assert answer["embedded_now"] == 23
+  assert answer["per_second"] > 0
+  return folder
+
+
+def test_images_equal_those_of_the_model(vectors, checkpoint, photos):
+  keys, texts, rows = read(vectors)
+  assert keys == sorted(keys)
+  found = sorted(photos.rglob("*.png"), key=str)
+  found = sorted(f.relative_to(photos).as_posix() for f in found)
+  assert keys == [key for key in found if "cut" not in key]
+  assert texts == [None] * 23
+  model = big_siglip.load(checkpoint)
+  expected = model.embed_images([photos / key for key in keys])
+  np.testing.assert_allclose(rows, expected, atol=1e-6)
+  counts = [pq.read_metadata(f).num_rows for f in sorted(vectors.glob("s*.p*"))]
+  assert counts == [9, 10, 4]
+
+
+def test_what_cannot_be_read_is_listed_once(vectors, checkpoint, photos):
+  lines = (vectors / "skipped.jsonl").read_text().splitlines()
+  assert [json.loads(line)["path"] for line in lines] == [
+    "05 text.jpg",
+    "b/zz cut.png",
+  ]
+  assert json.loads(lines[0])["reason"] == "is no image of a known format"
+  before = contents(vectors)
+  again = embed(checkpoint, vectors, f"--images={photos}", "--shard_size=10")
+  assert (again["rows"], again["skipped"], again["embedded_now"]) == (23, 2, 0)
+  assert contents(vectors) == before
+
+
+def test_real_photos_in_a_list(tmp_path, checkpoint, shared_data):
+  photos = sorted((shared_data / "photos").glob("*.jpg"))[:5]
+  lines = ["image,caption"]
+  lines += [f"{file},of {file.stem}" for file in [*photos, photos[0]]]
+  (tmp_path / "list.csv").write_text("\n".join([*lines, "nowhere.jpg,lost"]))
+  output = tmp_path / "out"
+  images = f"--images={tmp_path}/list.csv"
+  answer = embed(checkpoint, output, images, "--dtype=float16", devices=2)
+  assert (answer["rows"], answer["skipped"]) == (5, 1)
+  keys, _, rows = read(output)
+  assert keys == [str(file) for file in photos]
+  expected = big_siglip.load(checkpoint).embed_images(photos)
+  np.testing.assert_allclose(rows, expected, atol=1e-3)
+  skipped = json.loads((output / "skipped.jsonl").read_text())
+  assert skipped["reason"] == "No such file or directory"
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+def test_texts_equal_those_of_the_model(tmp_path, checkpoint, suffix):
+  file = tmp_path / f"texts{suffix}"
+  lines, arguments, first = TEXTS, [], 1
+  if suffix == ".csv":
+    lines = ["id,words", *(f'{i},"{text}"' for i, text in enumerate(TEXTS))]
+    arguments, first = ["--column=words"], 2
+  file.write_text("\n".join(lines) + "\n")
+  answer = embed(checkpoint, tmp_path / "out", f"--texts={file}", *arguments)
+  assert (answer["rows"], answer["skipped"]) == (4, 1)
+  keys, texts, rows = read(tmp_path / "out")
+  assert texts == [text for text in TEXTS if text]
+  assert keys == [str(first + i) for i, text in enumerate(TEXTS) if text]
+  expected = big_siglip.load(checkpoint).embed_texts(texts)
+  np.testing.assert_allclose(rows, expected, atol=1e-6)
+  skipped = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
+  assert skipped == {"line": str(first + 1), "reason": "is empty"}
+
+
+def test_killed_half_way_and_started_again_ends_the_same(tmp_path, checkpoint):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  rng = np.random.default_rng(0)
+  for number in range(600):
+    pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(photos / f"{number:03}.png")
+    if number % 50 == 7:
+      (photos / f"{number:03}.png").write_text("no image")
+  arguments = [f"--images={photos}", "--shard_size=7", "--batch_size=3"]
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  embed(checkpoint, whole, *arguments)
+  for enough in (3, 40):
+    _kill_when(killed, enough, checkpoint, arguments)
+    before = len(list(killed.glob("shard-*.parquet")))
+    assert enough <= before < 86
+  answer = embed(checkpoint, killed, *arguments)
+  assert answer["rows"] == 588
+  assert answer["skipped"] == 12
+  assert 0 < answer["embedded_now"] < 588
+  assert contents(killed) == contents(whole)
+
+
+def _kill_when(output, enough, checkpoint, arguments):
+  flags = [f"--checkpoint={checkpoint}", f"--output={output}", *arguments]
+  process = subprocess.Popen(
+    command("embed", *flags), cwd=runs.ROOT, env=environment()
+  )
+  while process.poll() is None:
+    if len(list(output.glob("shard-*.parquet"))) >= enough:
+      process.send_signal(signal.SIGKILL)
+      break
+    time.sleep(0.002)
+  assert process.wait() == -signal.SIGKILL
+
+
+def test_what_a_kill_may_leave_behind_is_made_good(
+  tmp_path, vectors, checkpoint, photos
+):
+  """A shard half written; a list of skipped that lags behind its shard."""
+  output = tmp_path / "out"
+  sizes = ["--shard_size=10", "--batch_size=4"]
+  embed(checkpoint, output, f"--images={photos}", *sizes)
+  (output / "shard-000001.parquet").rename(
+    output / ".shard-000001.parquet.partial"
+  )
+  (output / "skipped.jsonl").unlink()
+  answer = embed(checkpoint, output, f"--images={photos}", *sizes)
+  assert answer["embedded_now"] == 10
+  assert contents(output) == contents(vectors) | {
+    "embedding.json": (output / "embedding.json").read_bytes()
+  }
+
+
+def search(*arguments):
+  status, printed, said = tool("search", "--json", *arguments)
+  assert status == 0, said
+  results = json.loads(printed)["results"]
+  return [r["key"] for r in results], [r["score"] for r in results]
+
+
+@pytest.mark.parametrize("index", ["exact", "hnsw"])
+def test_search_equals_numpy(vectors, checkpoint, photos, index):
+  if index == "hnsw":
+    pytest.importorskip("faiss")
+  keys, _, rows = read(vectors)
+  model = big_siglip.load(checkpoint)
+  queries = {
+    "--query=A dog": model.embed_texts(["A dog"]),
+    f"--image={photos}/b/07.png": model.embed_images([photos / "b/07.png"]),
+  }
+  for flag, query in queries.items():
+    expected = rows @ query[0]
+    order = np.argsort(-expected)[:7]
+    where = f"--embeddings={vectors}"
+    found, scores = search(where, flag, "--top=7", f"--index={index}")
+    assert found == [keys[i] for i in order]
+    np.testing.assert_allclose(scores, expected[order], atol=1e-6)
+  assert found[0] == "b/07.png"
+
+
+def _write_random(folder, count, shard_size):
+  """Writes a folder of random embeddings; returns them."""
+  rng = np.random.default_rng(count)
+  rows = rng.normal(size=(count, WIDTH)).astype(np.float32)
+  rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+  keys = [f"{i}.jpg" for i in range(count)]
+  inputs = embeddings.Inputs(pathlib.Path("nowhere"), keys)
+  model = dict(checkpoint="m", parameters="p", width=WIDTH, preprocessing={})
+  made = descriptions.describe(inputs, model, "float32", shard_size)
+  writer = embeddings.Writer(folder, made)
+  for shard in writer.missing:
+    part = list(made.shard(shard))
+    writer.write(shard, [keys[i] for i in part], None, rows[part], [])
+  writer.close()
+  return rows
+
+
+@pytest.mark.parametrize("block", [1, 100, 10_000])
+def test_exact_search_does_not_depend_on_blocks(tmp_path, block):
+  rows = _write_random(tmp_path, 1_000, 300)
+  queries = rows[[3, 999, 400]]
+  reader = embeddings.Reader(tmp_path)
+  scores, numbers = search_exactly(reader, queries, 20, block)
+  expected = queries @ np.concatenate(list(reader.blocks(64))).T
+  order = np.argsort(-expected, axis=1, kind="stable")[:, :20]
+  np.testing.assert_array_equal(numbers, order)
+  np.testing.assert_allclose(
+    scores, np.take_along_axis(expected, order, 1), atol=1e-6
+  )
+  assert [key for key, _ in reader.rows(numbers[1])][0] == "999.jpg"
+  assert search_exactly(reader, queries, 5_000)[0].shape == (3, 1_000)
+
+
+def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
+  faiss = pytest.importorskip("faiss")
+  from big_siglip.embeddings.index import search_index
+
+  rows = _write_random(tmp_path, 2_000, 500)
+  queries = np.random.default_rng(1).normal(size=(50, WIDTH))
+  queries = np.float32(queries / np.linalg.norm(queries, axis=1)[:, None])
+  expected = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
+  for _ in range(2):  # Made, and read.
+    _, found = search_index(embeddings.Reader(tmp_path), queries, 10)
+    np.testing.assert_array_equal(found, expected)
+    made = (tmp_path / "hnsw.faiss").stat().st_mtime_ns
+  (tmp_path / "shard-000003.parquet").unlink()
+  search_index(embeddings.Reader(tmp_path), queries, 10)
+  assert faiss.read_index(str(tmp_path / "hnsw.faiss")).ntotal == 1_500
+  assert (tmp_path / "hnsw.faiss").stat().st_mtime_ns > made
+  (tmp_path / "hnsw.faiss").write_bytes(b"damaged")
+  search_index(embeddings.Reader(tmp_path), queries, 10)
+
+
+def said_in_one_line(name, *arguments):
+  status, printed, said = tool(name, *arguments)
+  assert status == 2, said
+  assert printed == ""
+  assert len(said.strip().splitlines()) == 1
+  return said
+
+
+@pytest.mark.parametrize(
+  "arguments,expected",
+  [
+    ([], "--checkpoint=CHECKPOINT must be given"),
+    (["--output=o"], "either --images=FOLDER or --texts=FILE"),
+    (["--output=o", "--images=a", "--texts=b"], "either --images=FOLDER or"),
+    (["--output=o", "--texts=LICENSE", "--dtype=int8"], "float32 or float16"),
+    (["--output=o", "--texts=LICENSE", "--shard_size=0"], "at least 1"),
+    (["--output=o", "--texts=LICENSE", "more"], "'more': belongs to no flag"),
+    (["--output=LICENSE", "--texts=LICENSE"], "LICENSE: not writable"),
+  ],
+)
+def test_mistakes_of_embed(arguments, expected, checkpoint):
+  given = [f"--checkpoint={checkpoint}"] if arguments else []
+  assert expected in said_in_one_line("embed", *given, *arguments)
+
+
+@pytest.mark.parametrize(
+  "read_inputs,path,column,expected",
+  [
+    (embeddings.read_images, "nowhere", None, "nowhere: no such file or"),
+    (embeddings.read_images, "configs", None, "--images=configs: holds no"),
+    (embeddings.read_images, "configs", "a", "configs is no .csv file"),
+    (embeddings.read_texts, "configs", None, "--texts=configs: is a folder"),
+    (embeddings.read_texts, "LICENSE", "a", "LICENSE is no .csv file"),
+    (embeddings.read_texts, "{}/a.csv", None, "has no column 'caption'"),
+    (embeddings.read_texts, "{}/empty.txt", None, "holds no texts"),
+    (embeddings.read_texts, "{}/latin.txt", None, "must be UTF-8 text"),
+  ],
+)
+def test_mistakes_in_lists(
+  read_inputs, path, column, expected, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(runs.ROOT)
+  (tmp_path / "a.csv").write_text("id,words\n1,a dog\n")
+  (tmp_path / "empty.txt").write_text("")
+  (tmp_path / "latin.txt").write_bytes("ä".encode("latin-1"))
+  with pytest.raises(UserError) as error:
+    read_inputs(path.format(tmp_path), column)
+  assert expected in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  "changes,said",
+  [
+    (dict(shard_size=9), "shard_size=10, now 9"),
+    (dict(dtype="float16"), "dtype=float32, now float16"),
+    (dict(kind="texts"), "kind=images, now texts"),
+    (dict(count=1), "count=25, now 1"),
+    (dict(fingerprint="f"), "fingerprint="),
+    (dict(checkpoint="moved", inputs="moved"), None),
+  ],
+)
+def test_a_folder_of_something_else_is_not_continued(vectors, changes, said):
+  before = contents(vectors)
+  made = dataclasses.replace(descriptions.read(vectors), **changes)
+  if said is None:
+    embeddings.Writer(vectors, made).close()
+    return
+  with pytest.raises(UserError) as error:
+    embeddings.Writer(vectors, made)
+  assert said in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+  assert contents(vectors) == before
+
+
+@pytest.mark.parametrize("kind", ["parameters", "resize", "width"])
+def test_another_model_neither_goes_on_nor_searches(
+  kind, tmp_path, vectors, checkpoint, photos
+):
+  fields, said = {
+    "parameters": (dict(seed=1), f"other parameters, made by {checkpoint}"),
+    "resize": (
+      dict(data=DATA | dict(resize="bicubic")),
+      "preprocessing.resize=bilinear, now bicubic",
+    ),
+    "width": (dict(embed_dim=16), "width=32, now 16"),
+  }[kind]
+  other = make_model(tmp_path / "other", **fields)
+  flags = [f"--checkpoint={other}", f"--images={photos}", "--shard_size=10"]
+  assert said in said_in_one_line("embed", f"--output={vectors}", *flags)
+  flags = [f"--checkpoint={other}", "--query=a"]
+  assert said in said_in_one_line("search", f"--embeddings={vectors}", *flags)
+
+
+def test_mistakes_of_search(tmp_path, vectors, photos):
+  where = f"--embeddings={vectors}"
+  (tmp_path / "embedding.json").write_text("{}")
+  for arguments, expected in [
+    ([], "--embeddings=DIR must be given"),
+    ([where], "either --query=TEXT or --image=FILE"),
+    ([where, "--query=a", "--image=b"], "either --query=TEXT or"),
+    ([where, "--query=a", "--top=0"], "--top=0: must be at least 1"),
+    ([where, "--query=a", "--index=tree"], "must be exact or hnsw"),
+    ([where, "--image=nowhere.png"], "nowhere.png: No such file"),
+    ([where, f"--image={photos}/05 text.jpg"], "is no image of a known"),
+    ([f"--embeddings={photos}", "--query=a"], "holds no embeddings"),
+    ([f"--embeddings={tmp_path}", "--query=a"], "is damaged"),
+  ]:
+    assert expected in said_in_one_line("search", *arguments)
+
+
+def test_two_programs_do_not_write_the_same_folder(tmp_path):
+  _write_random(tmp_path, 10, 5)
+  made = descriptions.read(tmp_path)
+  first = embeddings.Writer(tmp_path, made)
+  with pytest.raises(UserError, match="another program"):
+    embeddings.Writer(tmp_path, made)
+  first.close()
+  (tmp_path / "shard-000000.parquet").write_bytes(b"PAR1 cut")
+  with pytest.raises(UserError, match="is damaged"):
+    embeddings.Writer(tmp_path, made)
+
+
+def test_nothing_readable_is_told(tmp_path, checkpoint):
+  (tmp_path / "a.jpg").write_text("no image")
+  flags = [f"--checkpoint={checkpoint}", f"--images={tmp_path}"]
+  status, _, said = tool("embed", *flags, f"--output={tmp_path}/out")
+  assert status == 1
+  assert "none of 1 images can be read" in said
