@@ -48,7 +48,14 @@ def _gradients(config, mesh, size):
 
 
 @pytest.mark.parametrize("loss", ["ring_sigmoid", "softmax"])
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize(
+  "shape",
+  [
+    (2, 2, 2),
+    pytest.param((8, 1, 1), marks=pytest.mark.slow),
+    pytest.param((1, 1, 8), marks=pytest.mark.slow),
+  ],
+)
 def test_slices_change_no_gradient(shape, loss):
   size = 32
   config = runs.config(**DIVISIBLE, loss__name=loss, batch_size=size)

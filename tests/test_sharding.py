@@ -125,7 +125,11 @@ def _train(shape, changes, steps=2):
   ("changes", "meshes"),
   [
     (DIVISIBLE, MESHES),
-    (DIVISIBLE | {"loss__name": "ring_softmax"}, (MESHES[0], MESHES[2])),
+    pytest.param(
+      DIVISIBLE | {"loss__name": "ring_softmax"},
+      (MESHES[0], MESHES[2]),
+      marks=pytest.mark.slow,
+    ),
     # Here the partitioner, not our own code, splits the logits.
     (DIVISIBLE | {"loss__name": "sigmoid"}, (MESHES[0], MESHES[2])),
     (DIVISIBLE | {"loss__name": "softmax"}, (MESHES[0], MESHES[2])),
