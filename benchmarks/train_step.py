@@ -30,6 +30,7 @@ import numpy as np
 import optax
 
 from big_siglip import build, command_line
+from big_siglip.data.faults import COUNTERS
 
 WIDTH, DEPTH, HEADS, MLP_DIM = 768, 12, 12, 3072
 OVERRIDES = {
@@ -126,8 +127,8 @@ def example_batch(batch_size: int) -> dict[str, jax.Array]:
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
   text = rng.integers(0, 32_000, (batch_size, 64), np.int32)
-  skipped = np.zeros(batch_size, np.int32)
-  return jax.device_put({"image": image, "text": text, "num_skipped": skipped})
+  faults = np.zeros((batch_size, len(COUNTERS)), np.int32)
+  return jax.device_put({"image": image, "text": text, "faults": faults})
 
 
 def measure(batch_size: int, repetitions: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from big_siglip import losses, sharding
 from big_siglip.config import device_problems
+from big_siglip.data.faults import COUNTERS
 from big_siglip.data.pipeline import Preprocess
 from big_siglip.data.sources import open_source
 from big_siglip.data.text import make_tokenizer, Tokenizer
@@ -136,11 +137,12 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
   """Returns shapes, dtypes and shardings of what `Program.step` takes."""
   image, text = _example_shapes(config, config.batch_size)
-  count = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
+  counts = (config.batch_size, len(COUNTERS))
+  faults = jax.ShapeDtypeStruct(counts, np.int32)
   split = sharding.batch_sharding(device_mesh)
   return {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
-    for name, x in (("image", image), ("text", text), ("num_skipped", count))
+    for name, x in (("image", image), ("text", text), ("faults", faults))
   }
 
 

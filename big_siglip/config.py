@@ -19,6 +19,7 @@ RUNTIME_FIELDS = (
   "log_every",
   "checkpoint",
   "wandb",
+  "data.max_skipped",
   "data.num_workers",
   "data.num_threads",
 )
@@ -179,6 +180,8 @@ def _check_ranges(check: _Checker) -> None:
     check.require(0 <= check[field] < 1, field, "must lie in [0, 1)")
   area = check["data.crop_min_area"]
   check.require(0 < area <= 1, "data.crop_min_area", "must lie in (0, 1]")
+  share = check["data.max_skipped"]
+  check.require(0 <= share <= 1, "data.max_skipped", "must lie in [0, 1]")
   for field in ("model.logit_scale_init", "optimizer.learning_rate"):
     check.require(check[field] > 0, field, "must be above 0")
   optimizer, total = check.config.optimizer, check.config.total_steps

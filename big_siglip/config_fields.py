@@ -73,6 +73,7 @@ FIELDS = {
     "tokenizer": str,
     "lowercase": bool,
     "pad_id": int,
+    "max_skipped": _NUMBER,
     "num_workers": int,
     "num_threads": int,
   },

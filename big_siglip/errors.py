@@ -13,6 +13,20 @@ class UserError(ValueError):
   """
 
 
+class BadExample(ValueError):
+  """One example cannot be used: another one takes its place.
+
+  Attributes:
+    kind: what is wrong, one of `data.faults.KINDS`.
+    name: what the example is called, where the message does not say it.
+  """
+
+  def __init__(self, reason: str, kind: str = "record", name: str = ""):
+    super().__init__(reason)
+    self.kind = kind
+    self.name = name
+
+
 class RunStopped(RuntimeError):
   """A run ended early for a reason that its message gives in one line."""
 

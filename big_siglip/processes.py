@@ -7,6 +7,7 @@ import sys
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from big_siglip.errors import UserError
 
@@ -51,6 +52,21 @@ def wait_for_all(name: str) -> None:
   """Returns once every process has come here; `name` is the same in all."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def gather(text: str) -> list[str]:
+  """Returns what every process gave, in their order; all must call it."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  if jax.process_count() == 1:
+    return [text]
+  sizes = multihost_utils.process_allgather(np.array([data.size], np.int32))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: data.size] = data
+  rows = multihost_utils.process_allgather(padded)
+  return [
+    row[: int(size)].tobytes().decode()
+    for row, size in zip(rows, sizes.ravel(), strict=True)
+  ]
 
 
 @contextlib.contextmanager

@@ -8,17 +8,18 @@ from typing import Any
 from absl import logging
 import jax
 from ml_collections import ConfigDict
-import numpy as np
 
 from big_siglip import build, initial, processes, sharding, workdir
 from big_siglip.checkpoint import Checkpoints
-from big_siglip.data.pipeline import train_batches, why_skipped
+from big_siglip.data import faults
+from big_siglip.data.pipeline import train_batches
 from big_siglip.data.sources import open_source
 from big_siglip.errors import RunStopped, UserError
 from big_siglip.meter import Meter
 from big_siglip.metrics import MetricsWriter, read_metrics
 from big_siglip.models import merged
 from big_siglip.preemption import StopSignal
+from big_siglip.skipped import Skipped
 from big_siglip.train_step import TrainState
 
 
@@ -35,7 +36,7 @@ def train(config: ConfigDict, folder: str | None) -> None:
 
   Raises:
     UserError: devices, data or folder do not fit the config.
-    RunStopped: the loss is not finite.
+    RunStopped: the loss is not finite, or too many examples are no good.
   """
   if not folder:
     raise UserError("--workdir=DIR must be given (or --dry_run)")
@@ -82,7 +83,6 @@ class Loop:
     self._writer = self._open_writer(stack)
     self._meter = Meter(config, self._mesh.size)
     self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
-    self._named: set[int] = set()
 
   def _restore(self) -> None:
     restored = self._checkpoints.restore(self._program.abstract_state)
@@ -91,7 +91,13 @@ class Loop:
     else:
       self._state, data = restored
     self._step = int(data.get("next_batch", 0))
-    self._skipped_examples = int(data.get("skipped_examples", 0))
+    self._skipped = Skipped(
+      self._folder,
+      self._config.data.name,
+      max_share=self._config.data.max_skipped,
+      start_step=self._step,
+      counts=data.get("skipped", {}),
+    )
     self._skipped_steps = int(data.get("skipped_steps", 0))
     self._evaluated = int(data.get("evaluated_step", -1))
 
@@ -174,8 +180,9 @@ class Loop:
     """Dispatches one step, then reads the metrics of the one before it."""
     with self._meter.waiting():
       host_batch = next(self._batches)
-    self._name_skipped(host_batch)
-    keys = ("image", "text", "num_skipped")
+    named = faults.from_rows(host_batch["skipped"])
+    self._skipped.name(named, self._step + 1)
+    keys = ("image", "text", "faults")
     batch = sharding.to_global(self._mesh, {k: host_batch[k] for k in keys})
     self._state, metrics = self._program.step(self._state, batch)
     self._settle()
@@ -190,7 +197,7 @@ class Loop:
     self._pending = None
     metrics = jax.device_get(metrics)
     self._meter.step_done()
-    self._skipped_examples += int(metrics["num_skipped"])
+    self._skipped.count(metrics["faults"], step * self._config.batch_size)
     if not metrics["finite"]:
       self._handle_nonfinite(step, metrics)
     if step % self._config.log_every == 0 or step == self._config.total_steps:
@@ -212,11 +219,12 @@ class Loop:
     )
 
   def _log(self, step: int, metrics: Mapping[str, Any]) -> None:
-    hidden = ("finite", "num_skipped")
+    hidden = ("finite", "faults")
     values = {k: float(v) for k, v in metrics.items() if k not in hidden}
     values |= self._meter.read()
-    values["skipped_examples"] = self._skipped_examples
+    values |= self._skipped.metrics()
     values["skipped_steps"] = self._skipped_steps
+    self._skipped.write()
     if self._writer:
       self._writer.write(step, values)
 
@@ -245,21 +253,14 @@ class Loop:
 
   def _save(self) -> None:
     self._settle()  # Never save what was not seen to be finite.
+    self._skipped.write()
     position = {
       "next_batch": self._step,
-      "skipped_examples": self._skipped_examples,
+      "skipped": self._skipped.counts(),
       "skipped_steps": self._skipped_steps,
       "evaluated_step": self._evaluated,
     }
     self._checkpoints.save(self._state, position)
-
-  def _name_skipped(self, batch: Mapping[str, np.ndarray]) -> None:
-    """Names, once, every example that could not be read."""
-    skipped = batch["skipped"]
-    for index in np.unique(skipped[skipped >= 0]):
-      if index not in self._named:
-        self._named.add(index)
-        logging.warning("skipped: %s", why_skipped(self._source, int(index)))
 
   def _say(self, text: str) -> None:
     if jax.process_index() == 0:

@@ -61,8 +61,8 @@ def train_step(
 
   Args:
     state: the state before the step.
-    batch: "image" BHW3 uint8, "text" BL int32, and "num_skipped" B int32, the
-      unreadable examples in whose place each one came.
+    batch: "image" BHW3 uint8, "text" BL int32, and "faults" BK int32, how
+      often each kind of `data.faults.COUNTERS` came up for each row.
     model: two towers; see `big_siglip.models.SigLIP`.
     loss_fn: (image, text, logit_scale, logit_bias) -> (() loss,
       `losses.LogitStatistics`).
@@ -103,7 +103,7 @@ def train_step(
   metrics = {
     "loss": loss,
     "finite": finite,
-    "num_skipped": batch["num_skipped"].sum(),
+    "faults": batch["faults"].sum(axis=0),
     "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     "grad_norm": grad_norm,
     # Of the new ones: asking for the old ones would keep a copy of them alive.

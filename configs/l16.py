@@ -113,6 +113,7 @@ def get_config() -> ConfigDict:
       "tokenizer": "c4_en/sentencepiece.model",  # Or bytes.
       "lowercase": True,
       "pad_id": 1,  # The end of a sentence, which "last" pools.
+      "max_skipped": 0.1,  # Stop when a larger share cannot be used.
       "num_workers": 8,  # processes with a batch each; 0: threads alone.
       "num_threads": 16,
     }

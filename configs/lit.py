@@ -110,6 +110,7 @@ def get_config() -> ConfigDict:
       "tokenizer": "models/b16/tokenizer.model",  # That of the weights.
       "lowercase": True,
       "pad_id": 1,
+      "max_skipped": 0.1,  # Stop when a larger share cannot be used.
       "num_workers": 0,  # processes; 0: threads alone.
       "num_threads": 2,
     }

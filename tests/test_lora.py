@@ -77,7 +77,7 @@ def test_only_the_small_matrices_are_trained():
   batch = {
     "image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),
     "text": rng.integers(0, 259, (16, 16), np.int32),
-    "num_skipped": np.zeros(16, np.int32),
+    "faults": np.zeros((16, 6), np.int32),
   }
   before = runs.flatten(program.init().params)
   state = program.init()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from big_siglip.data import images, pipeline, sources, text
+from big_siglip.data import faults, images, pipeline, sources, text
 from big_siglip.errors import RunStopped
 
 NUM_EXAMPLES = 20
@@ -205,22 +205,24 @@ def test_unreadable_image_is_replaced_counted_and_named(folder, preprocess):
   (batch,) = _batches(source, 1, preprocess, batch_size=20)
   assert batch["image"].shape == (20, 16, 16, 3)
   assert 11 not in batch["index"]
-  (row,) = np.nonzero(batch["num_skipped"])[0]
-  assert batch["num_skipped"].dtype == np.int32
-  assert batch["num_skipped"][row] == 1
+  assert batch["faults"].dtype == np.int32
+  (row,), (kind,) = np.nonzero(batch["faults"])
+  assert batch["faults"][row, kind] == 1
+  assert faults.KINDS[kind] == "image"
   assert batch["skipped"].shape == (20, pipeline.MAX_SKIPS)
-  assert batch["skipped"].dtype == np.int64
-  np.testing.assert_array_equal(batch["skipped"][row], [11, -1, -1, -1])
-  assert (np.delete(batch["skipped"], row, 0) == -1).all()
-  why = pipeline.why_skipped(source, 11)
-  assert why.startswith("11.jpg: ") and "truncated" in why
+  numbers = batch["skipped"]["index"]
+  np.testing.assert_array_equal(numbers[row], [11, -1, -1, -1])
+  assert (np.delete(numbers, row, 0) == -1).all()
+  (fault,) = faults.from_rows(batch["skipped"])
+  assert fault.index == 11 and fault.kind == "image"
+  assert fault.name == "11.jpg" and "truncated" in fault.reason
 
 
 def test_all_skips_are_counted_even_those_not_named():
   source = Numbers(40, bad=tuple(range(30)))
   batches = _batches(source, 10)
-  counts = _column(batches, "num_skipped")
-  named = (_column(batches, "skipped") >= 0).sum(1)
+  counts = _column(batches, "faults").sum(1)
+  named = (_column(batches, "skipped")["index"] >= 0).sum(1)
   assert counts.max() > pipeline.MAX_SKIPS
   np.testing.assert_array_equal(named, np.minimum(counts, pipeline.MAX_SKIPS))
   assert _column(batches, "index").min() >= 30
@@ -230,7 +232,7 @@ def test_all_skips_are_counted_even_those_not_named():
 @pytest.mark.parametrize("threads", [0, 4])
 def test_nothing_readable_stops_with_a_name(threads):
   source = Numbers(5, bad=tuple(range(5)))
-  with pytest.raises(RunStopped, match="16 images .* none can be read.*numb"):
+  with pytest.raises(RunStopped, match="16 examples .* none can be used.*numb"):
     _batches(source, 1, num_threads=threads)
 
 
@@ -245,8 +247,9 @@ def test_real_truncated_photo_is_skipped_among_good_ones(
   source = sources.open_source("folder", "all", str(tmp_path))
   batches = _batches(source, 3, preprocess, batch_size=6)
   assert set(_column(batches, "index")) == {1, 2}
-  assert set(_column(batches, "skipped").ravel()) == {0, -1}
-  assert "truncated_jpeg.jpg" in pipeline.why_skipped(source, 0)
+  skipped = faults.from_rows(_column(batches, "skipped"))
+  assert {fault.index for fault in skipped} == {0}
+  assert {fault.name for fault in skipped} == {"truncated_jpeg.jpg"}
 
 
 def test_wrong_sizes_are_refused():

@@ -101,7 +101,7 @@ def _batch(size=16):
   return {
     "image": rng.integers(0, 256, (size, 16, 16, 3), np.uint8),
     "text": rng.integers(0, 259, (size, 16), np.int32),
-    "num_skipped": np.zeros(size, np.int32),
+    "faults": np.zeros((size, 6), np.int32),
   }
 
 

@@ -60,7 +60,7 @@ LAYERS = (
   ("models", "losses", "datasets", "schedules", "parameter_rules"),
   ("data", "optimizer", "microbatch", "train_step", "config", "processes"),
   ("topologies",),
-  ("evaluators", "checkpoint", "workdir", "metrics"),
+  ("evaluators", "checkpoint", "workdir", "metrics", "skipped"),
   ("build",),
   ("train", "dry_run", "plan"),
 )

@@ -49,7 +49,7 @@ def _batch(seed, size=8):
   return {
     "image": jnp.asarray(rng.normal(size=(size, 6)), jnp.float32),
     "text": jnp.asarray(rng.normal(size=(size, 5)), jnp.float32),
-    "num_skipped": jnp.asarray([1, 2] + [0] * (size - 2), jnp.int32),
+    "faults": jnp.asarray([[1, 0], [2, 4]] + [[0, 0]] * (size - 2)),
   }
 
 
@@ -112,7 +112,7 @@ def test_the_metrics_are_of_the_parameters_before_the_step():
   np.testing.assert_allclose(metrics["logit_scale"], 10.0, rtol=1e-6)
   assert float(metrics["logit_bias"]) == -2.0
   assert float(after.params["logit_bias"]) != -2.0
-  assert int(metrics["num_skipped"]) == 3
+  np.testing.assert_array_equal(metrics["faults"], [3, 4])
   assert float(metrics["learning_rate"]) == np.float32(0.1)
 
 
@@ -174,7 +174,7 @@ def test_the_program_donates_its_state_and_trains_like_its_parts():
   host = {
     "image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),
     "text": rng.integers(0, 259, (16, 16), np.int32),
-    "num_skipped": np.zeros(16, np.int32),
+    "faults": np.zeros((16, 6), np.int32),
   }
   # Of its own: what NumPy looks at cannot be donated.
   params = jax.device_get(program.init().params)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from big_siglip.errors import UserError
+from big_siglip.errors import BadExample, UserError
 
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
@@ -23,8 +23,11 @@ RESIZE_METHODS = {
 BIG_VISION = "big_vision"  # How Google trained both; see `_resize_big_vision`.
 
 
-class BadImage(ValueError):
+class BadImage(BadExample):
   """These bytes are no image that can be decoded whole."""
+
+  def __init__(self, reason: str):
+    super().__init__(reason, "image")
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -18,13 +18,13 @@ from absl import logging
 import grain
 import numpy as np
 
-from big_siglip.data import images
+from big_siglip.data import faults, images
 from big_siglip.data.sources import Example, Source
 from big_siglip.data.text import Tokenizer
-from big_siglip.errors import RunStopped, UserError
+from big_siglip.errors import BadExample, RunStopped, UserError
 
-MAX_TRIES = 16  # Images to try for one slot of a batch.
-MAX_SKIPS = 4  # Unreadable images that one slot can name.
+MAX_TRIES = 16  # Examples to try for one slot of a batch.
+MAX_SKIPS = 4  # Examples left out that one slot can name.
 
 Batch = dict[str, np.ndarray]
 
@@ -126,9 +126,9 @@ def train_batches(
 
   Returns:
     Batches of what `load` returns, b = batch_size / process_count rows, and
-    "index" int64 [b]: the number of each row's example in `source`;
-    "num_skipped" int32 [b]: how many unreadable images it was put in place of;
-    "skipped" int64 [b, MAX_SKIPS]: their numbers, padded with -1.
+    "index" int64 [b]: the number of each row's example in `source`; "faults"
+    int32 [b, K]: what happened before it was found, by `faults.COUNTERS`;
+    "skipped" `faults.SKIPPED` [b, MAX_SKIPS]: in whose place it came.
 
   Raises:
     UserError: an empty source, or sizes that do not fit.
@@ -198,16 +198,6 @@ def eval_batches(
     yield from iterator
 
 
-def why_skipped(source: Source, index: int) -> str:
-  """Returns "NAME: what is wrong with it" of an example that was skipped."""
-  example, reason = source[index], "can be read now"
-  try:
-    images.decode(example.image)
-  except images.BadImage as e:
-    reason = str(e)
-  return f"{example.name}: {reason}"
-
-
 @dataclasses.dataclass(frozen=True)
 class _Placement:
   """Where the rows of one process lie in the stream of global batches."""
@@ -225,7 +215,7 @@ class _Placement:
 
 @dataclasses.dataclass(frozen=True)
 class _LoadRow:
-  """Loads a row of a training batch, or another one if that is unreadable."""
+  """Loads a row of a training batch, or another one if that is no good."""
 
   source: Source
   load: Callable[[Example, np.random.Generator], Batch]
@@ -238,24 +228,23 @@ class _LoadRow:
     epoch, index = position // len(self.source), int(self.order[position])
     substitutes = np.random.default_rng([self.seed, epoch, index, 1])
     skipped = []
+    faults.take_retries()  # Of a row that was never finished.
     for _ in range(MAX_TRIES):
+      name = ""
       try:
         rng = np.random.default_rng([self.seed, epoch, index])
-        example = self.load(self.source[index], rng)
-      except images.BadImage:
-        skipped.append(index)
+        example = self.source[index]
+        name = example.name
+        arrays = self.load(example, rng)
+      except BadExample as e:
+        skipped.append(faults.Fault.of(index, name, e))
         index = int(substitutes.integers(len(self.source)))
         continue
-      named = [*skipped, *[-1] * MAX_SKIPS][:MAX_SKIPS]
-      return {
-        **example,
-        "index": np.int64(index),
-        "num_skipped": np.int32(len(skipped)),
-        "skipped": np.array(named, np.int64),
-      }
+      told = faults.as_row(skipped, faults.take_retries(), MAX_SKIPS)
+      return {**arrays, "index": np.int64(index), **told}
     raise RunStopped(
-      f"{MAX_TRIES} images tried in a row and none can be read; the last:"
-      f" {why_skipped(self.source, skipped[-1])}"
+      f"{MAX_TRIES} examples tried in a row and none can be used; the last:"
+      f" {skipped[-1].name}: {skipped[-1].reason}"
     )
 
 
@@ -272,17 +261,17 @@ class _LoadEvalRow:
     if index < self.length:
       try:
         return {**self.load_one(index), "mask": np.True_}
-      except images.BadImage as e:
+      except BadExample as e:
         logging.warning("Evaluation leaves out example %d: %s", index, e)
     return {**self._zeros, "mask": np.False_}
 
   @functools.cached_property
   def _zeros(self) -> Batch:
     for index in range(min(self.length, MAX_TRIES)):
-      with contextlib.suppress(images.BadImage):
+      with contextlib.suppress(BadExample):
         example = self.load_one(index)
         return {name: np.zeros_like(value) for name, value in example.items()}
-    raise RunStopped(f"none of the first {index + 1} images can be read")
+    raise RunStopped(f"none of the first {index + 1} examples can be used")
 
 
 def _check(

@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from big_siglip.data.images import BadImage
 from big_siglip.data.pipeline import Batch, eval_batches, Preprocess
 from big_siglip.data.sources import Source
-from big_siglip.errors import UserError
+from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluators.classification import (
   fill_templates,
   ZeroShotClassification,
@@ -83,8 +82,8 @@ def _image_batches(
     try:
       # It draws a caption, which nobody looks at.
       image = preprocess(example, np.random.default_rng(0))["image"]
-    except BadImage as error:
-      raise BadImage(f"{example.name}: {error}") from error
+    except BadExample as error:
+      raise BadExample(f"{example.name}: {error}", error.kind) from error
     label = -1 if example.label is None else example.label
     return {
       "image": image,

@@ -1,0 +1,158 @@
+"""What a run leaves out: counted by kind, listed, and too much of it stops."""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import json
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+
+from big_siglip import processes
+from big_siglip.data.faults import COUNTERS, Fault, KINDS
+from big_siglip.errors import RunStopped
+from big_siglip.workdir import write_whole
+
+LIST = "skipped.jsonl"
+# A share of fewer examples says nothing yet.
+FEWEST = 1_000
+
+
+class Skipped:
+  """Keeps count of what one run skips, and lists it in DIR/skipped.jsonl.
+
+  The counts come through the devices, so that all processes know the same ones
+  and stop at the same step. The names are gathered by process 0 when there are
+  new ones. A line holds step, source, index, name, kind and reason; each
+  example has one. Lines past the step at which a run goes on are dropped: those
+  steps are taken again.
+  """
+
+  def __init__(
+    self,
+    folder: epath.Path,
+    source: str,
+    *,
+    max_share: float,
+    start_step: int,
+    counts: Mapping[str, int],
+  ):
+    """Reads the list of an earlier start.
+
+    Args:
+      folder: the run's.
+      source: what the lines call the data set.
+      max_share: of all examples drawn, how many may be skipped.
+      start_step: where the run goes on.
+      counts: what `counts` returned then.
+    """
+    self._path = folder / LIST
+    self._source = source
+    self._max_share = max_share
+    self._counts = np.array([counts.get(k, 0) for k in COUNTERS], np.int64)
+    self._known: set[str | int] = set()
+    self._new: list[dict[str, str | int]] = []
+    self._listed = self._total
+    self._lines: list[str] = []
+    if jax.process_index() == 0:
+      self._read(start_step)
+
+  def _read(self, start_step: int) -> None:
+    if not self._path.exists():
+      return
+    for line in self._path.read_text().splitlines():
+      try:
+        entry = json.loads(line)
+      except json.JSONDecodeError:  # A killed process wrote half of it.
+        continue
+      if entry["step"] <= start_step:
+        self._known.add(_key(entry))
+        self._lines.append(line + "\n")
+    write_whole(self._path, "".join(self._lines))
+
+  @property
+  def _total(self) -> int:
+    return int(self._counts[: len(KINDS)].sum())
+
+  def counts(self) -> dict[str, int]:
+    """Returns how often each of `COUNTERS` came up, over all processes."""
+    return dict(zip(COUNTERS, self._counts.tolist(), strict=True))
+
+  def metrics(self) -> dict[str, int]:
+    """Returns what is logged: the sum, and every kind that came up."""
+    kinds = {f"skipped/{k}": n for k, n in self.counts().items() if n}
+    retried = kinds.pop("skipped/retried", 0)
+    values = {"skipped_examples": self._total, **kinds}
+    return values | ({"retried_reads": retried} if retried else {})
+
+  def name(self, found: Iterable[Fault], step: int) -> None:
+    """Takes what this process skipped for `step`; warns of each once."""
+    for fault in found:
+      place = {"step": step, "source": self._source}
+      entry = place | dataclasses.asdict(fault)
+      if (key := _key(entry)) not in self._known:
+        self._known.add(key)
+        self._new.append(entry)
+        logging.warning(
+          "skipped: %s: %s (%s)", fault.name, fault.reason, fault.kind
+        )
+
+  def count(self, counters: np.ndarray, drawn: int) -> None:
+    """Adds the counts of one step, int [len(COUNTERS)], over all processes.
+
+    Args:
+      counters: how often each of `COUNTERS` came up.
+      drawn: the examples used so far, over all processes.
+
+    Raises:
+      RunStopped: too large a share was skipped.
+    """
+    self._counts += counters
+    total = self._total
+    if total <= self._max_share * max(drawn + total, FEWEST):
+      return
+    self.write()
+    kinds = ", ".join(
+      f"{k} {n}" for k, n in self.counts().items() if n and k in KINDS
+    )
+    raise RunStopped(
+      f"{total} of {drawn + total} examples cannot be used ({kinds}), more "
+      f"than config.data.max_skipped={self._max_share}; {self._path} lists them"
+    )
+
+  def write(self, always: bool = False) -> None:
+    """Adds to the list what is new; all processes must call it together.
+
+    Args:
+      always: also if nothing was counted since the last time.
+    """
+    if self._listed == self._total and not always:
+      return
+    self._listed = self._total
+    gathered = processes.gather(json.dumps(self._new))
+    own, self._new = self._new, []
+    if jax.process_index() != 0:
+      return
+    entries = list(own)
+    for text in gathered[1:]:
+      for entry in json.loads(text):
+        if (key := _key(entry)) not in self._known:
+          self._known.add(key)
+          entries.append(entry)
+    entries.sort(key=lambda entry: (entry["step"], entry["index"]))
+    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+    if not lines:
+      return
+    if "://" in str(self._path):  # Object stores cannot append.
+      self._lines += lines
+      write_whole(self._path, "".join(self._lines))
+      return
+    with self._path.open("a") as file:
+      file.writelines(lines)
+
+
+def _key(entry: Mapping[str, str | int]) -> str | int:
+  """Returns what tells one example, or one shard, from another."""
+  index = entry["index"]
+  return index if index >= 0 else f"{entry['source']}:{entry['name']}"
