@@ -36,7 +36,7 @@ IMPORT = """
 import json, resource, time
 import jax
 from ml_collections import ConfigDict
-from big_siglip import inference, sharding
+from big_siglip import saved, sharding
 from big_siglip.weights import open_weights
 mesh = sharding.make_mesh()
 jax.block_until_ready(jax.numpy.zeros(3) + 1)
@@ -44,7 +44,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 start = time.perf_counter()
 weights = open_weights({folder!r})
 config = ConfigDict({{"model": weights.model, "data": {{}}}})
-params = jax.block_until_ready(inference.load_weights(weights, config, mesh))
+params = jax.block_until_ready(saved.load_weights(weights, config, mesh))
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 weights = sum(x.nbytes for x in jax.tree.leaves(params))

@@ -12,15 +12,17 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import losses, sharding
-from big_siglip.config import device_problems
+from big_siglip.config import device_problems, has_image_tower
+from big_siglip.data.embedded import check_images, EmbeddedSource
 from big_siglip.data.faults import COUNTERS
 from big_siglip.data.pipeline import Preprocess
-from big_siglip.data.sources import open_source
+from big_siglip.data.sources import open_source, Source
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
 from big_siglip.microbatch import Slices
 from big_siglip.models import make_model
+from big_siglip.models.sizes import resolve_image
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
 from big_siglip.train_step import init_state, train_step, TrainState
@@ -80,9 +82,17 @@ def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., Any]:
   )
 
 
-def abstract_params(model: nn.Module, config: ConfigDict) -> Any:
-  """Returns the parameters' shapes and dtypes; computes nothing."""
-  image, text = _example_shapes(config, 1)
+def abstract_params(
+  model: nn.Module, config: ConfigDict, *, whole: bool = False
+) -> Any:
+  """Returns the parameters' shapes and dtypes; computes nothing.
+
+  Args:
+    model: of `config.model`.
+    config: the config.
+    whole: with the image tower, even if the run does not have it.
+  """
+  image, text = _example_shapes(config, 1, whole=whole)
   return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
 
 
@@ -177,6 +187,27 @@ def preprocess(config: ConfigDict) -> Preprocess:
   )
 
 
+def source(
+  config: ConfigDict, name: str, split: str, path: str | None
+) -> Source:
+  """Returns the examples of `open_source`.
+
+  Raises:
+    UserError: they cannot be opened, or are embeddings that do not fit the
+      image tower of `config`.
+  """
+  opened = open_source(name, split, path)
+  if isinstance(opened, EmbeddedSource):
+    check_images(
+      opened.description,
+      path,
+      width=config.model.embed_dim or resolve_image(config.model.image).width,
+      image_size=config.model.image.image_size,
+      resize=config.data.resize,
+    )
+  return opened
+
+
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """Returns the evaluators of `config.evals` by name.
 
@@ -193,7 +224,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   return {
     name: make_evaluator(
       spec,
-      source=open_source(spec.data, spec.split, spec.path),
+      source=source(config, spec.data, spec.split, spec.path),
       preprocess=plain,
       embedders=embedders,
     )
@@ -201,10 +232,14 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   }
 
 
-def _example_shapes(config: ConfigDict, batch_size: int):
+def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):
   size = config.model.image.image_size
+  image = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
+  if not (whole or has_image_tower(config)):
+    width = config.model.embed_dim or resolve_image(config.model.image).width
+    image = jax.ShapeDtypeStruct((batch_size, width), np.float32)
   return (
-    jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
+    image,
     jax.ShapeDtypeStruct((batch_size, config.model.text.length), np.int32),
   )
 

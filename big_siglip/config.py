@@ -53,11 +53,18 @@ def find_problems(config: ConfigDict) -> list[str]:
   check = _Checker(config)
   _check_ranges(check)
   _check_model(check)
+  if not has_image_tower(config):
+    _check_embeddings(check)
   for name in config.evals:
     kinds = ("classification", "retrieval")
     check.choice(f"evals.{name}.kind", kinds)
     check.at_least(1, f"evals.{name}.every", f"evals.{name}.batch_size")
   return check.problems
+
+
+def has_image_tower(config: ConfigDict) -> bool:
+  """Returns whether a run has one, and does not read embeddings made before."""
+  return config.data.get("name") != "embeddings"
 
 
 def device_problems(config: ConfigDict, num_devices: int) -> list[str]:
@@ -231,6 +238,27 @@ def _check_embed_dim(check: _Checker, towers) -> None:
       f"model.{tower}.head",
       f"must be True, since the tower's width {towers[tower].width} is not "
       f"the embedding's, {embed_dim}",
+    )
+
+
+def _check_embeddings(check: _Checker) -> None:
+  """Images that are embeddings leave nothing to augment or to embed."""
+  check.require(
+    check["init.path"] is not None,
+    "init.path",
+    "must name the weights that made the embeddings: their image tower belongs "
+    "to the model that is trained",
+  )
+  check.require(
+    check["data.crop_min_area"] == 1 and not check["data.flip"],
+    "data.crop_min_area",
+    "must be 1.0, and data.flip False, with config.data.name='embeddings'",
+  )
+  for name in check.config.evals:
+    check.require(
+      check[f"evals.{name}.data"] == "embeddings",
+      f"evals.{name}.data",
+      "must be embeddings, as config.data.name: there is no image tower",
     )
 
 

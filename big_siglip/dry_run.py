@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from big_siglip import build, platforms, workdir
+from big_siglip.config import has_image_tower
 from big_siglip.models import flops
 from big_siglip.sharding import path_string
 
@@ -35,10 +36,14 @@ def print_plan(config: ConfigDict) -> None:
   axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
   per_device = sum(map(_device_bytes, jax.tree.leaves(state)))
   steps, batch = config.total_steps, config.batch_size
-  step_flops = 3 * batch * flops.flops_per_example(config.model)
+  step_flops = (
+    3
+    * batch
+    * flops.flops_per_example(config.model, image_tower=has_image_tower(config))
+  )
   for name, value in (
     ("parameters", f"{total:,}"),
-    ("of the image tower", f"{_count(state.params['image']):,}"),
+    ("of the image tower", f"{_count(state.params.get('image', ())):,}"),
     ("of the text tower", f"{_count(state.params['text']):,}"),
     ("mesh", f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})"),
     ("state a device", f"{per_device / 2**20:,.1f} MiB"),

@@ -9,7 +9,6 @@ import itertools
 import os
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -21,8 +20,6 @@ from big_siglip.data.pipeline import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_embedders
 from big_siglip.models import make_model
-from big_siglip.weights import open_weights, read_params, Weights
-from big_siglip.weights.preprocessing import find_preprocessing
 
 # What can be embedded as an image: encoded bytes, the path of a file, a Pillow
 # image, or uint8 [H, W, 3].
@@ -127,40 +124,10 @@ class Model:
 
 def load(path: str) -> Model:
   """See `big_siglip.load`."""
-  if saved.is_run(path):
-    run, checkpoint = saved.find(path)
-    config = saved.load_config(run)
-    config.model.dtype = "float32"
-    mesh = sharding.make_mesh()
-    return _model(config, saved.load_params(checkpoint, config, mesh), mesh)
-  weights = open_weights(path)
-  config = published_config(weights)
   mesh = sharding.make_mesh()
-  return _model(config, load_weights(weights, config, mesh), mesh)
-
-
-def published_config(weights: Weights) -> ConfigDict:
-  """Returns `model` and `data` of published weights."""
-  data = find_preprocessing(weights)
-  return ConfigDict(
-    {
-      "model": weights.model,
-      "data": {**data, "crop_min_area": 1.0, "flip": False},
-      "evals": {},
-    }
-  )
-
-
-def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:
-  """Returns our parameters of published weights, laid out on the mesh."""
-  abstract = build.abstract_params(make_model(config.model), config)
-  shardings = sharding.state_sharding(abstract, mesh)
-  placed = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    shardings,
-  )
-  return read_params(weights.reader, weights.rules, placed)
+  config, params = saved.load(path, mesh)
+  config.model.dtype = "float32"
+  return _model(config, params, mesh)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -13,16 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import inference, saved
-from big_siglip.errors import raise_problems, UserError
-from big_siglip.models import sizes
+from big_siglip import saved
+from big_siglip.data.embedded import EmbeddedSource
+from big_siglip.data.sources import Source
+from big_siglip.errors import raise_problems
+from big_siglip.models import restack, sizes
 from big_siglip.resampling import (
   resample_patches,
   resample_positions,
   stretch_positions,
 )
 from big_siglip.sharding import path_string
-from big_siglip.weights import open_weights
 
 
 def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
@@ -39,9 +40,12 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
       not that of the weights.
   """
   path, towers = config.init.path, config.init.towers
+  taken = ("image", "text") if towers == "both" else (towers,)
+  taken = tuple(tower for tower in taken if tower in random)
+  if not taken:
+    return random  # A new text tower for embeddings.
   source, data = _load(path, config.model.scan, mesh)
   _warn_of_differences(data, config.data, path)
-  taken = ("image", "text") if towers == "both" else (towers,)
   leaves = {path_string(p): x for p, x in _leaves(source)}
   problems, renewed = [], []
 
@@ -78,6 +82,18 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
   return params
 
 
+def check_embeddings(source: Source, path: str) -> None:
+  """Makes sure that embeddings to train on were made by the weights at `path`.
+
+  Reads these once, and drops them before training starts. Other sources pass.
+
+  Raises:
+    UserError: they were made by another model.
+  """
+  if isinstance(source, EmbeddedSource):
+    saved.load_embedder(path, source.description.parameters)
+
+
 def change(params: Any, before: Any) -> dict[str, float]:
   """Returns how far each part has moved: |new - old| / |old|.
 
@@ -100,21 +116,8 @@ def change(params: Any, before: Any) -> dict[str, float]:
 
 def _load(path: str, scan: bool, mesh: Mesh) -> tuple[Any, Mapping[str, Any]]:
   """Returns parameters, stacked as `scan` says, and the preprocessing."""
-  if saved.is_run(path):
-    run, checkpoint = saved.find(path)
-    config = saved.load_config(run)
-    params = saved.load_params(checkpoint, config, mesh)
-    if config.model.scan != scan:
-      params = (_stack if scan else _unstack)(params)
-    return params, config.data
-  weights = open_weights(path)
-  config = ConfigDict({"model": weights.model, "data": {}})
-  try:
-    data = inference.published_config(weights).data
-  except UserError:  # No tokenizer beside them: config.data names one.
-    data = {}
-  params = inference.load_weights(weights, config, mesh)
-  return params if scan else _unstack(params), data
+  config, params = saved.load(path, mesh, tokenizer=False)
+  return restack(params, scan), config.data
 
 
 def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):
@@ -152,27 +155,3 @@ def _warn_of_differences(trained, given, path: str) -> None:
 
 def _leaves(params: Any):
   return jax.tree_util.tree_leaves_with_path(params)
-
-
-def _stack(params: Any) -> Any:
-  """Returns block_0, block_1, ... of each tower as blocks."""
-  params = dict(params)
-  for tower in ("image", "text"):
-    encoder = dict(params[tower]["encoder"])
-    count = sum(name.startswith("block_") for name in encoder)
-    blocks = [encoder.pop(f"block_{index}") for index in range(count)]
-    encoder["blocks"] = jax.tree.map(lambda *x: np.stack(x), *blocks)
-    params[tower] = {**params[tower], "encoder": encoder}
-  return params
-
-
-def _unstack(params: Any) -> Any:
-  """Returns blocks of each tower as block_0, block_1, ..."""
-  params = dict(params)
-  for tower in ("image", "text"):
-    encoder = dict(params[tower]["encoder"])
-    blocks = encoder.pop("blocks")
-    for index in range(len(jax.tree.leaves(blocks)[0])):
-      encoder[f"block_{index}"] = jax.tree.map(lambda x, i=index: x[i], blocks)
-    params[tower] = {**params[tower], "encoder": encoder}
-  return params

@@ -6,6 +6,7 @@ import time
 
 import jax
 
+from big_siglip.config import has_image_tower
 from big_siglip.models import flops
 
 
@@ -15,7 +16,13 @@ class Meter:
   def __init__(self, config, num_devices: int):
     """Starts the clock; the first step, which compiles, is left out."""
     self._batch_size = config.batch_size
-    self._flops = 3 * config.batch_size * flops.flops_per_example(config.model)
+    self._flops = (
+      3
+      * config.batch_size
+      * flops.flops_per_example(
+        config.model, image_tower=has_image_tower(config)
+      )
+    )
     peak = flops.peak_flops(jax.devices()[0])
     self._peak = peak and peak * num_devices
     self._first = True

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import build, hlo, topologies
+from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
 from big_siglip.models import flops
 
@@ -90,7 +91,11 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
   state = program.abstract_state
   peak, text = _compile(program, build.abstract_batch(config, mesh))
   costs = hlo.costs(text) if text else hlo.Costs()
-  step_flops = 3 * config.batch_size * flops.flops_per_example(config.model)
+  step_flops = (
+    3
+    * config.batch_size
+    * flops.flops_per_example(config.model, image_tower=has_image_tower(config))
+  )
   timing = {}
   if costs.cycles and chip.cycles_per_second:
     timing = _timing(config, chip, costs, step_flops, len(devices))
@@ -138,7 +143,9 @@ def sweep(
 def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
   kernel_flops = 0.0
   if costs.kernel_calls:
-    attention = flops.attention_flops_per_example(config.model)
+    attention = flops.attention_flops_per_example(
+      config.model, image_tower=has_image_tower(config)
+    )
     kernel_flops = 3 * config.batch_size * attention / chips
   kernel_seconds = kernel_flops / chip.peak_flops
   seconds = costs.cycles / chip.cycles_per_second + kernel_seconds

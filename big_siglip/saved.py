@@ -1,6 +1,7 @@
-"""A trained model, found again: a run's folder -> config and parameters."""
+"""A trained model, found again: a folder or file -> config and parameters."""
 
 from collections.abc import Mapping
+import hashlib
 import json
 from typing import Any
 
@@ -8,11 +9,15 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from big_siglip import build, sharding, workdir
 from big_siglip.checkpoint import restore_params, save_params
+from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
-from big_siglip.models import make_model
+from big_siglip.models import make_model, merged, restack
+from big_siglip.weights import open_weights, read_params, Weights
+from big_siglip.weights.preprocessing import find_preprocessing
 
 
 def find(path: str) -> tuple[epath.Path, epath.Path]:
@@ -48,6 +53,35 @@ def is_run(path: str) -> bool:
   folder = epath.Path(path)
   folder = folder.parent.parent if folder.name.isdecimal() else folder
   return (folder / "checkpoints").is_dir()
+
+
+def load(
+  path: str, mesh: Mesh, *, tokenizer: bool = True
+) -> tuple[ConfigDict, Any]:
+  """Returns config (`model` and `data` at least) and parameters of any model.
+
+  Args:
+    path: a run's or model's folder, one of its checkpoints, or what
+      `weights.open_weights` takes.
+    mesh: where the parameters are laid out.
+    tokenizer: False: published weights may lie there without; `config.data` is
+      empty then.
+
+  Raises:
+    UserError: there is no model, or none that is whole.
+  """
+  if is_run(path):
+    run, checkpoint = find(path)
+    config = load_config(run)
+    return config, load_params(checkpoint, config, mesh)
+  weights = open_weights(path)
+  try:
+    config = published_config(weights)
+  except UserError:
+    if tokenizer:
+      raise
+    config = ConfigDict({"model": weights.model, "data": {}})
+  return config, load_weights(weights, config, mesh)
 
 
 def load_config(run: epath.Path) -> ConfigDict:
@@ -96,16 +130,92 @@ def save_model(
 def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   """Returns the parameters of a checkpoint, laid out on the mesh.
 
+  Those of a run on embeddings are joined by the image tower that made these,
+  of `config.init.path`: it is a whole model again.
+
   Raises:
-    UserError: the checkpoint is not one of this config's model.
+    UserError: the checkpoint is not one of this config's model, or the image
+      tower is not there, or another one.
   """
-  abstract = build.abstract_params(make_model(config.model), config)
+  model = make_model(config.model)
+  abstract = _placed(build.abstract_params(model, config), mesh)
+  params = restore_params(checkpoint, abstract)
+  if has_image_tower(config):
+    return params
+  made = workdir.read_embedding(checkpoint.parent.parent)
+  whole = build.abstract_params(model, config, whole=True)
+  tower = _image_tower(config, made["parameters"], whole["image"], mesh)
+  return {**params, "image": tower}
+
+
+def published_config(weights: Weights) -> ConfigDict:
+  """Returns `model` and `data` of published weights."""
+  data = find_preprocessing(weights)
+  return ConfigDict(
+    {
+      "model": weights.model,
+      "data": {**data, "crop_min_area": 1.0, "flip": False},
+      "evals": {},
+    }
+  )
+
+
+def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:
+  """Returns our parameters of published weights, laid out on the mesh."""
+  abstract = build.abstract_params(make_model(config.model), config, whole=True)
+  return read_params(weights.reader, weights.rules, _placed(abstract, mesh))
+
+
+def fingerprint(params: Any) -> str:
+  """Returns a hash of all parameters, which must be whole on each device."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    # One device's copy, because a jax.Array keeps what numpy once saw of it:
+    # all parameters again, in host memory.
+    digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
+  return digest.hexdigest()
+
+
+def _image_tower(config: ConfigDict, parameters: str, abstract, mesh: Mesh):
+  """Returns the image tower of `config.init.path`, if it is the right one."""
+  path = config.init.path
+  source, params = load_embedder(path, parameters)
+  params = restack(merged(params, source.model), config.model.scan)
+  shapes, wanted = (
+    jax.tree.map(lambda leaf: leaf.shape, tower)
+    for tower in (params["image"], abstract)
+  )
+  if shapes != wanted:
+    raise UserError(
+      f"config.init.path={path}: its image tower is not that of config.model"
+    )
   shardings = sharding.state_sharding(abstract, mesh)
-  return restore_params(
-    checkpoint,
-    jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    ),
+  return jax.device_put(params["image"], shardings)
+
+
+def load_embedder(path: str, parameters: str) -> tuple[ConfigDict, Any]:
+  """Returns config and parameters of the model that made some embeddings.
+
+  Args:
+    path: of `config.init`: where it lies.
+    parameters: `Description.parameters` of the embeddings.
+
+  Raises:
+    UserError: there is none, or another one.
+  """
+  config, params = load(path, sharding.make_mesh(), tokenizer=False)
+  if fingerprint(params) != parameters:
+    raise UserError(
+      f"config.init.path={path}: has other parameters than the model that made "
+      "the embeddings"
+    )
+  return config, params
+
+
+def _placed(abstract: Any, mesh: Mesh) -> Any:
+  shardings = sharding.state_sharding(abstract, mesh)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    shardings,
   )

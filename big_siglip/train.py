@@ -13,7 +13,6 @@ from big_siglip import build, initial, processes, sharding, workdir
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.pipeline import train_batches
-from big_siglip.data.sources import open_source
 from big_siglip.errors import RunStopped, UserError
 from big_siglip.meter import Meter
 from big_siglip.metrics import MetricsWriter, read_metrics
@@ -55,9 +54,8 @@ class Loop:
     self._config = config
     self._stop = stop
     self._mesh = build.mesh(config)
-    self._source = open_source(
-      config.data.name, config.data.split, config.data.path
-    )
+    data = config.data
+    self._source = build.source(config, data.name, data.split, data.path)
     preprocess = build.preprocess(config)
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)
@@ -87,6 +85,7 @@ class Loop:
   def _restore(self) -> None:
     restored = self._checkpoints.restore(self._program.abstract_state)
     if restored is None:
+      initial.check_embeddings(self._source, self._config.init.path)
       self._state, data = self._first_state(), {}
     else:
       self._state, data = restored

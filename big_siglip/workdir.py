@@ -7,11 +7,12 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip.config import changed_fields
+from big_siglip.config import changed_fields, has_image_tower
 from big_siglip.errors import UserError
 
 # The SentencePiece model of a run, kept beside its checkpoints.
 TOKENIZER = "tokenizer.model"
+_EMBEDDING = "embedding.json"  # Of the embeddings that a run trains on.
 
 
 def claim(workdir: str, config: ConfigDict) -> epath.Path:
@@ -41,6 +42,8 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
     try:
       folder.mkdir(parents=True, exist_ok=True)
       keep_tokenizer(folder, config.data.tokenizer)
+      if not has_image_tower(config):
+        _copy(epath.Path(config.data.path) / _EMBEDDING, folder / _EMBEDDING)
       write_whole(folder / "config.json", json.dumps(new, indent=2) + "\n")
     except OSError as error:
       raise UserError(
@@ -51,12 +54,21 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
 
 def keep_tokenizer(folder: epath.Path, tokenizer: str) -> None:
   """Copies the tokenizer's file into a run's folder, where it has one."""
-  source = epath.Path(tokenizer).expanduser()
-  target = folder / TOKENIZER
-  if tokenizer != "bytes" and not target.exists():
-    partial = target.with_name(f".{TOKENIZER}.partial")
-    partial.write_bytes(source.read_bytes())
-    partial.replace(target)
+  if tokenizer != "bytes":
+    _copy(epath.Path(tokenizer), folder / TOKENIZER)
+
+
+def read_embedding(folder: epath.Path) -> dict[str, Any]:
+  """Returns what a run's embeddings said of themselves; see `claim`.
+
+  Raises:
+    UserError: the file is missing or damaged.
+  """
+  path = folder / _EMBEDDING
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def write_whole(path: epath.Path, text: str) -> None:
@@ -84,3 +96,11 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
 def as_json(config: ConfigDict) -> dict[str, Any]:
   """Returns the config as JSON would read it back: tuples become lists."""
   return json.loads(json.dumps(config.to_dict()))
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies a file, whole, to where none is yet."""
+  if not target.exists():
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_bytes(source.expanduser().read_bytes())
+    partial.replace(target)

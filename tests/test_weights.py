@@ -14,8 +14,8 @@ import big_siglip
 from big_siglip import sharding
 from big_siglip.data.text import SentencePieceTokenizer
 from big_siglip.errors import UserError
-from big_siglip.inference import load_weights
 from big_siglip.models import SigLIP
+from big_siglip.saved import load_weights
 from big_siglip.weights import big_vision, export, huggingface, open_weights
 from big_siglip.weights.rules import write_params
 from big_siglip.weights.tensors import save_npz, save_safetensors

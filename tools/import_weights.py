@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
   import jax
   from ml_collections import ConfigDict
 
-  from big_siglip import inference, platforms, saved, sharding
+  from big_siglip import platforms, saved, sharding
   from big_siglip.data.text import make_tokenizer
   from big_siglip.weights import open_weights
   from big_siglip.weights.preprocessing import find_preprocessing
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         f"model embeds {weights.model.text.vocab_size:,}"
       )
     config = ConfigDict({"model": weights.model, "data": data})
-    params = inference.load_weights(weights, config, sharding.make_mesh())
+    params = saved.load_weights(weights, config, sharding.make_mesh())
     output = epath.Path(_OUTPUT.value)
     if "://" not in _OUTPUT.value:
       output = output.expanduser().resolve()

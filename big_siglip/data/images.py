@@ -95,8 +95,8 @@ def random_resized_crop(
   image: np.ndarray,
   rng: np.random.Generator,
   size: int,
-  *,
   min_area: float,
+  *,
   max_aspect: float = 4 / 3,
   method: str = "bilinear",
 ) -> np.ndarray:

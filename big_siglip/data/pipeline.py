@@ -51,28 +51,29 @@ class Preprocess:
   flip: bool = False
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Batch:
-    """Returns "image" uint8 [H, W, 3] and "text" int32 [text_length].
+    """Returns "image" uint8 [H, W, 3], "text" int32 [text_length].
+
+    Embedded images stay as they are, float32 [E].
 
     Raises:
       BadImage: the image cannot be decoded.
     """
     text = example.texts[rng.integers(len(example.texts))]
     flip = self.flip and rng.random() < 0.5
-    image = images.decode(example.image)
-    if self.crop_min_area < 1.0:
-      image = images.random_resized_crop(
-        image,
-        rng,
-        self.image_size,
-        min_area=self.crop_min_area,
-        method=self.resize,
-      )
+    if isinstance(example.image, np.ndarray):
+      image = example.image
     else:
-      image = images.resize(image, self.image_size, self.resize)
+      image = self._augment(images.decode(example.image), rng)
     return {
       "image": images.flip(image) if flip else image,
       "text": self.tokenizer([text], self.text_length)[0],
     }
+
+  def _augment(self, image, rng) -> np.ndarray:
+    size, area, method = self.image_size, self.crop_min_area, self.resize
+    if area == 1:
+      return images.resize(image, size, method)
+    return images.random_resized_crop(image, rng, size, area, method=method)
 
 
 class TrainBatches(Iterator[Batch]):

@@ -1,6 +1,6 @@
 """Where examples come from: random access by index, nothing decoded yet."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import csv
 import dataclasses
 import hashlib
@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Protocol
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from big_siglip.datasets import prepare
@@ -22,7 +23,7 @@ _COLUMNS = ("image", "caption")
 class Example:
   """One image and all that is said of it."""
 
-  image: bytes  # Encoded: JPEG, PNG ...
+  image: bytes | np.ndarray  # Encoded (JPEG, PNG ...), or its embedding.
   texts: tuple[str, ...]  # At least one.
   name: str  # What logs call it.
   label: int | None = None  # An index into the source's `class_names`.
@@ -93,8 +94,12 @@ class FolderSource:
       allowed = ", ".join(FOLDER_SPLITS)
       raise UserError(f"split {split!r} of a folder: must be one of {allowed}")
     self._folder = pathlib.Path(folder).expanduser()
-    captions = _read_captions(self._folder)
-    chosen = [i for i in captions if split in ("all", _split_of(i))]
+
+    def find(image: str) -> str | None:
+      return _find_image(self._folder, image)
+
+    captions = read_captions(self._folder, find)
+    chosen = [i for i in captions if split in ("all", split_of(i))]
     if not chosen:
       raise UserError(
         f"config.data.path={str(folder)!r}: split {split!r} is empty, of"
@@ -116,7 +121,8 @@ def open_source(name: str, split: str, path: str | None = None) -> Source:
   """Opens one split of a data set, preparing it first where need be.
 
   Args:
-    name: "digits", "scenes" or "scenes/COUNT" (the project's own), or "folder".
+    name: "digits", "scenes" or "scenes/COUNT" (the project's own), "folder", or
+      "embeddings" (of tools/embed.py; see `embedded.EmbeddedSource`).
     split: "train" or "test"; for a folder also "all". A folder's test split is
       a tenth of its images, chosen by a hash of their names.
     path: the folder, or where the project's own data sets lie (None: a cache).
@@ -128,8 +134,12 @@ def open_source(name: str, split: str, path: str | None = None) -> Source:
     if not path:
       raise UserError("config.data.path=None: must be the folder to read")
     return FolderSource(path, split)
+  if name == "embeddings":
+    from big_siglip.data import embedded  # Reads captions as this module does.
+
+    return embedded.EmbeddedSource(path, split)
   if not prepare.is_known(name):
-    allowed = ", ".join((*prepare.NAMES, "folder"))
+    allowed = ", ".join((*prepare.NAMES, "folder", "embeddings"))
     raise UserError(f"data set {name!r}: must be one of {allowed}")
   builder = prepare.prepare(name, path)
   if split not in builder.info.splits:
@@ -138,20 +148,32 @@ def open_source(name: str, split: str, path: str | None = None) -> Source:
   return PreparedSource(builder, split)
 
 
-def _split_of(image: str) -> str:
+def split_of(image: str) -> str:
+  """Returns "test" for a tenth of all names, "train" for the others."""
   digest = hashlib.sha256(image.encode()).digest()
   return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
 
 
-def _read_captions(folder: pathlib.Path) -> dict[str, list[str]]:
-  """Returns the captions of every image, whose paths start at `folder`."""
+def read_captions(
+  folder: pathlib.Path, find_image: Callable[[str], str | None]
+) -> dict[str, list[str]]:
+  """Returns the captions of every image, in the order of their first rows.
+
+  Args:
+    folder: with captions.csv or captions.jsonl.
+    find_image: an image as the file names it -> the name to call it by, or None
+      if there is none.
+
+  Raises:
+    UserError: see `FolderSource`.
+  """
   file = _find_caption_file(folder)
   read_rows = _csv_rows if file.suffix == ".csv" else _jsonl_rows
   captions, found, problems = {}, {}, []
   try:
     for where, image, caption, problem in read_rows(file):
       if not problem and image not in found:
-        found[image] = _find_image(folder, image)
+        found[image] = find_image(image)
       if not problem and not found[image]:
         problem = f"no image {image!r} in {folder} or its images/"
       if problem:

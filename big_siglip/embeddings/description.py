@@ -7,73 +7,16 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
-
 from big_siglip import saved, workdir
+from big_siglip.data.embedding_folder import Description, NAME, read
 from big_siglip.embeddings.inputs import Inputs
 from big_siglip.errors import UserError
 from big_siglip.inference import Model
 from big_siglip.models.sizes import resolve_image
 
-NAME = "embedding.json"
 DTYPES = ("float32", "float16")
 # What decides whether a query's embedding may be compared with the folder's.
 MODEL_FIELDS = ("width", "preprocessing", "parameters")
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-  """Everything that all shards of a folder have in common.
-
-  Attributes:
-    kind: "images" or "texts".
-    inputs: where they came from.
-    count: how many they were, unreadable ones with them.
-    fingerprint: see `Inputs.fingerprint`.
-    checkpoint: where the model lay.
-    parameters: a hash of all its parameters.
-    width: of an embedding.
-    preprocessing: of images and texts, the tokenizer's file as a hash.
-    dtype: of the embeddings: "float32" or "float16".
-    shard_size: inputs of a shard, unreadable ones with them.
-  """
-
-  kind: str
-  inputs: str
-  count: int
-  fingerprint: str
-  checkpoint: str
-  parameters: str
-  width: int
-  preprocessing: dict[str, Any]
-  dtype: str
-  shard_size: int
-
-  @property
-  def num_shards(self) -> int:
-    """How many shards a finished folder has."""
-    return -(-self.count // self.shard_size)
-
-  def shard(self, number: int) -> range:
-    """Returns the numbers of a shard's inputs."""
-    start = number * self.shard_size
-    return range(start, min(start + self.shard_size, self.count))
-
-  def check_same(self, folder: pathlib.Path) -> None:
-    """Compares with the description of a folder that is to be continued.
-
-    A model or inputs that were moved are the same ones still.
-
-    Raises:
-      UserError: names the first field that differs.
-    """
-    _check_fields(
-      folder,
-      self,
-      ("kind", *MODEL_FIELDS, "dtype", "shard_size", "count", "fingerprint"),
-      "go on with what it was made of, or name another --output",
-    )
 
 
 def describe(
@@ -95,6 +38,26 @@ def describe(
     dtype=dtype,
     shard_size=shard_size,
     **model,
+  )
+
+
+def check_same(description: Description, folder: pathlib.Path) -> None:
+  """Compares with the description of a folder that is to be continued.
+
+  A model or inputs that were moved are the same ones still.
+
+  Args:
+    description: of what will be written.
+    folder: of embeddings.
+
+  Raises:
+    UserError: names the first field that differs.
+  """
+  _check_fields(
+    folder,
+    description,
+    ("kind", *MODEL_FIELDS, "dtype", "shard_size", "count", "fingerprint"),
+    "go on with what it was made of, or name another --output",
   )
 
 
@@ -122,7 +85,7 @@ def describe_model(model: Model, checkpoint: str) -> dict[str, Any]:
       "pad_id": config.data.pad_id,
       "text_length": config.model.text.length,
     },
-    "parameters": _hash_parameters(model.params),
+    "parameters": saved.fingerprint(model.params),
   }
 
 
@@ -147,23 +110,6 @@ def check_model(
   )
 
 
-def read(folder: pathlib.Path) -> Description:
-  """Returns what a folder says of itself.
-
-  Raises:
-    UserError: it says nothing, or not all.
-  """
-  file = folder / NAME
-  try:
-    return Description(**json.loads(file.read_text()))
-  except FileNotFoundError as error:
-    raise UserError(f"{folder}: holds no embeddings (no {NAME})") from error
-  except OSError as error:
-    raise UserError(f"{file}: {error.strerror}") from error
-  except (ValueError, TypeError) as error:
-    raise UserError(f"{file}: is damaged ({error})") from error
-
-
 def write(folder: pathlib.Path, description: Description) -> None:
   """Writes embedding.json, whole or not at all."""
   text = json.dumps(dataclasses.asdict(description), indent=2) + "\n"
@@ -176,15 +122,6 @@ def _resolve(checkpoint: str) -> str:
     return str(saved.find(checkpoint)[1])
   place = pathlib.Path(checkpoint).expanduser()
   return str(place.resolve()) if place.exists() else checkpoint
-
-
-def _hash_parameters(params: Any) -> str:
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(params):
-    # One device's copy (a loaded model is whole on each), because a jax.Array
-    # keeps what numpy once saw of it: all parameters again, in host memory.
-    digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
-  return digest.hexdigest()
 
 
 def _check_fields(

@@ -11,7 +11,7 @@ shards alone, and a program that is killed between the two loses nothing.
 Shape letters: N rows, E width of an embedding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -22,8 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from big_siglip import workdir
+from big_siglip.data.embedding_folder import (
+  Description,
+  read_metadata,
+  shard_name,
+)
 from big_siglip.embeddings import description as descriptions
-from big_siglip.embeddings.description import Description
 from big_siglip.errors import UserError
 
 _SKIPPED = b"skipped"
@@ -101,7 +105,7 @@ class Writer:
         written.
     """
     table = _table(self._description, keys, texts, embeddings, skipped)
-    file = self._folder / _name(shard)
+    file = self._folder / shard_name(shard)
     partial = file.with_name(f".{file.name}.partial")
     try:
       with partial.open("wb") as stream:
@@ -130,14 +134,14 @@ class Writer:
   def _go_on(self) -> None:
     """Finds what is there, or says what will be."""
     if (self._folder / descriptions.NAME).exists():
-      self._description.check_same(self._folder)
+      descriptions.check_same(self._description, self._folder)
     else:
       _check_empty(self._folder)
       descriptions.write(self._folder, self._description)
     for number in range(self._description.num_shards):
-      file = self._folder / _name(number)
+      file = self._folder / shard_name(number)
       if file.exists():
-        metadata = _read_metadata(file)
+        metadata = read_metadata(file)
         self._shards[number] = metadata.num_rows, _skipped(metadata)
     self._list_skipped()
 
@@ -149,68 +153,6 @@ class Writer:
       for key, reason in skipped
     ]
     workdir.write_whole(self._folder / "skipped.jsonl", "".join(lines))
-
-
-class Reader:
-  """Reads a folder of embeddings, finished or not.
-
-  Attributes:
-    folder: where it is.
-    description: what it says of itself.
-    shards: its files, in order.
-    num_rows: embeddings in all of them.
-  """
-
-  def __init__(self, folder: pathlib.Path):
-    """Looks at the folder and at the ends of the shards.
-
-    Raises:
-      UserError: it holds no embeddings, or a damaged shard.
-    """
-    self.folder = folder
-    self.description = descriptions.read(folder)
-    numbers = range(self.description.num_shards)
-    files = [folder / _name(number) for number in numbers]
-    self.shards = [file for file in files if file.exists()]
-    counts = [_read_metadata(file).num_rows for file in self.shards]
-    self._ends = np.cumsum(counts, dtype=np.int64)
-    self.num_rows = sum(counts)
-    if not self.num_rows:
-      raise UserError(f"{folder}: holds no embeddings yet")
-
-  @property
-  def is_whole(self) -> bool:
-    """Whether every shard is there."""
-    return len(self.shards) == self.description.num_shards
-
-  def blocks(self, size: int) -> Iterator[np.ndarray]:
-    """Yields all embeddings in order, NE float32 with N up to `size`.
-
-    Memory does not grow with the number of rows.
-    """
-    for file in self.shards:
-      with pq.ParquetFile(file, memory_map=True) as parquet:
-        for batch in parquet.iter_batches(size, columns=["embedding"]):
-          values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-          values = values.reshape(-1, self.description.width)
-          yield values.astype(np.float32, copy=False)
-
-  def rows(self, numbers: Sequence[int]) -> list[tuple[str, str | None]]:
-    """Returns (key, text) of some rows, text None for an image."""
-    found = {}
-    shards = np.searchsorted(self._ends, numbers, side="right")
-    for shard in sorted(set(shards.tolist())):
-      columns = ["key", "text"]
-      table = pq.read_table(self.shards[shard], columns=columns)
-      start = self._ends[shard] - table.num_rows
-      for number in np.asarray(numbers)[shards == shard]:
-        at = int(number - start)
-        found[int(number)] = tuple(table[c][at].as_py() for c in columns)
-    return [found[int(number)] for number in numbers]
-
-
-def _name(shard: int) -> str:
-  return f"shard-{shard:06}.parquet"
 
 
 def _table(
@@ -237,16 +179,6 @@ def _check_empty(folder: pathlib.Path) -> None:
     raise UserError(
       f"{folder}: holds shards but no {descriptions.NAME}; name another folder"
     )
-
-
-def _read_metadata(file: pathlib.Path) -> pq.FileMetaData:
-  try:
-    return pq.read_metadata(file)
-  except (pa.ArrowException, OSError) as error:
-    raise UserError(
-      f"{file}: is damaged ({str(error).splitlines()[0]}); without it, "
-      "tools/embed.py makes it again"
-    ) from error
 
 
 def _skipped(metadata: pq.FileMetaData) -> Skipped:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from big_siglip.data.embedding_folder import Reader
 from big_siglip.embeddings.description import NAME
-from big_siglip.embeddings.folder import Reader
 from big_siglip.errors import UserError
 
 _INDEX, _STAMP = "hnsw.faiss", "hnsw.json"

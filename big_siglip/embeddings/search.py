@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_siglip.embeddings.folder import Reader
+from big_siglip.data.embedding_folder import Reader
 
 BLOCK = 16_384  # Rows on a device at once.
 

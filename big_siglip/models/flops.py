@@ -28,32 +28,40 @@ def peak_flops(device: jax.Device) -> float | None:
   return _PEAK_FLOPS.get(device.device_kind)
 
 
-def flops_per_example(model_config: Any) -> float:
+def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
   """Returns the FLOPs of one image-text pair's forward pass.
 
   Counts the matrix products of both towers (two operations for each
   multiply-add), as model FLOPs utilisation (arXiv:2204.02311, appendix B) wants
   it: no recomputation. A training step is three times that.
+
+  Args:
+    model_config: `config.model`.
+    image_tower: False: the images' embeddings were made before.
   """
   image, tokens, text, length = _towers(model_config)
   embed_dim = model_config.embed_dim or image.width
   patches = (model_config.image.image_size // image.patch_size) ** 2
-  total = 2 * patches * 3 * image.patch_size**2 * image.width
-  total += _encoder_flops(image, tokens) + _encoder_flops(text, length)
-  total += _pool_flops(image, tokens, model_config.image)
+  total = _encoder_flops(text, length)
   total += _pool_flops(text, length, model_config.text)
-  for tower, config in ((image, model_config.image), (text, model_config.text)):
-    total += 2 * tower.width * embed_dim * config.head
+  total += 2 * text.width * embed_dim * model_config.text.head
+  if image_tower:
+    total += 2 * patches * 3 * image.patch_size**2 * image.width
+    total += _encoder_flops(image, tokens)
+    total += _pool_flops(image, tokens, model_config.image)
+    total += 2 * image.width * embed_dim * model_config.image.head
   return float(total)
 
 
-def attention_flops_per_example(model_config: Any) -> float:
+def attention_flops_per_example(
+  model_config: Any, *, image_tower: bool = True
+) -> float:
   """Returns those of `flops_per_example` between queries, keys and values."""
   image, tokens, text, length = _towers(model_config)
-  return float(
-    image.depth * _attention_flops(image, tokens)
-    + text.depth * _attention_flops(text, length)
-  )
+  total = text.depth * _attention_flops(text, length)
+  if image_tower:
+    total += image.depth * _attention_flops(image, tokens)
+  return float(total)
 
 
 def _towers(model_config: Any):

@@ -63,6 +63,8 @@ class SigLIP(nn.Module):
 
     Args:
       image: BHW3, uint8 or float from -1 to 1; None computes no image tower.
+        BE are embeddings that a locked tower made before: they are only brought
+        to length 1, and the model has no image tower.
       text: BL int32; None computes no text tower.
 
     Returns:
@@ -70,11 +72,14 @@ class SigLIP(nn.Module):
       given), the log of the logits' multiplier, and their bias.
     """
     return (
-      None if image is None else self._finish(self.image(image)),
+      None if image is None else self._finish(self._image_features(image)),
       None if text is None else self._finish(self.text(text)),
       self.logit_scale,
       self.logit_bias,
     )
+
+  def _image_features(self, image: jax.Array) -> jax.Array:
+    return image if image.ndim == 2 else self.image(image)
 
   def _finish(self, x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)

@@ -1,0 +1,211 @@
+"""A folder of embeddings (tools/embed.py), as data to train and evaluate on.
+
+A locked image tower says the same of an image in every epoch: its embeddings
+are made once, and a text tower trained on them and on the images' captions
+(SigLiT on four chips, arXiv:2303.15343, section 4.2).
+
+Shape letters: E width of an embedding.
+"""
+
+import hashlib
+import pathlib
+from typing import Any
+
+from absl import logging
+import filelock
+import numpy as np
+
+from big_siglip.data.embedding_folder import Description, Reader
+from big_siglip.data.sources import (
+  Example,
+  FOLDER_SPLITS,
+  read_captions,
+  split_of,
+)
+from big_siglip.errors import raise_problems, UserError
+
+
+class EmbeddedSource:
+  """The embeddings of images, with the captions of the folder they came from.
+
+  captions.csv or captions.jsonl is that of the embeddings' folder, or else of
+  the images', which themselves need not be there any more. Captions without an
+  embedding and embeddings without a caption are left out, and counted once in
+  the log.
+
+  Attributes:
+    class_names: always None.
+    description: what the folder says of itself.
+  """
+
+  class_names = None
+
+  def __init__(self, folder: str, split: str):
+    """Joins embeddings and captions by the images' names.
+
+    Raises:
+      UserError: unknown split; the folder is not whole, or of texts; its
+        captions are missing or damaged, or none belongs to an embedding; a
+        number is not finite.
+    """
+    if split not in FOLDER_SPLITS:
+      allowed = ", ".join(FOLDER_SPLITS)
+      raise UserError(f"split {split!r}: must be one of {allowed}")
+    field = f"config.data.path={str(folder)!r}"
+    reader = Reader(pathlib.Path(folder).expanduser().resolve())
+    self.description = reader.description
+    if self.description.kind != "images":
+      raise UserError(f"{field}: holds embeddings of texts, must be of images")
+    if not reader.is_whole:
+      raise UserError(
+        f"{field}: holds {len(reader.shards)} of {self.description.num_shards} "
+        "shards; tools/embed.py, started again, makes the others"
+      )
+    rows, texts = _join(reader, field)
+    chosen = [key for key in texts if split in ("all", split_of(key))]
+    if not chosen:
+      raise UserError(
+        f"{field}: split {split!r} is empty, of {len(texts)} images in all"
+      )
+    self._keys = tuple(chosen)
+    self._texts = tuple(tuple(texts[key]) for key in chosen)
+    self._rows = np.array([rows[key] for key in chosen])
+    self._file = _random_access(reader)
+    self._embeddings = np.load(self._file, mmap_mode="r")
+
+  def __len__(self) -> int:
+    return len(self._keys)
+
+  def __getitem__(self, index: int) -> Example:
+    return Example(
+      image=self._embeddings[self._rows[index]].astype(np.float32),
+      texts=self._texts[index],
+      name=self._keys[index],
+    )
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Workers map the file themselves; pickled it would be all its numbers.
+    return {k: v for k, v in vars(self).items() if k != "_embeddings"}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._embeddings = np.load(self._file, mmap_mode="r")
+
+
+def check_images(
+  description: Description,
+  folder: str,
+  *,
+  width: int,
+  image_size: int,
+  resize: str,
+) -> None:
+  """Compares embeddings with the image tower that a config describes.
+
+  Args:
+    description: of the embeddings.
+    folder: where they lie.
+    width: E, of `config.model`.
+    image_size: of `config.model.image`.
+    resize: of `config.data`.
+
+  Raises:
+    UserError: a line for each field that differs.
+  """
+  made = {"embed_dim": description.width, **description.preprocessing}
+  problems = [
+    f"{field}={value!r}: {folder} was embedded with {made[name]!r}"
+    for field, name, value in (
+      ("config.model.embed_dim", "embed_dim", width),
+      ("config.model.image.image_size", "image_size", image_size),
+      ("config.data.resize", "resize", resize),
+    )
+    if made[name] != value
+  ]
+  raise_problems(problems)
+
+
+def _join(
+  reader: Reader, field: str
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+  """Returns rows and captions by key, those of captions that have a row."""
+  rows = {key: row for row, key in enumerate(reader.keys())}
+  missing: list[str] = []
+
+  def find(image: str) -> str:
+    for key in (image, f"images/{image}"):
+      normal = pathlib.PurePosixPath(key).as_posix()
+      if normal in rows:
+        return normal
+    missing.append(image)
+    return image
+
+  captions = read_captions(_captions_folder(reader), find)
+  number = len(captions)
+  texts = {key: captions[key] for key in captions if key in rows}
+  if not texts:
+    raise UserError(
+      f"{field}: none of its {len(rows)} embeddings is of one of the {number} "
+      f"captioned images (such as {missing[0]!r}, not {next(iter(rows))!r})"
+    )
+  unused = [key for key in rows if key not in texts]
+  for count, whole, what, names in (
+    (len(missing), number, "captioned images have no embedding", missing),
+    (len(unused), len(rows), "embeddings have no caption", unused),
+  ):
+    if count:
+      logging.warning(
+        "%s: %d of %d %s, and are left out (first: %s)",
+        field,
+        count,
+        whole,
+        what,
+        names[0],
+      )
+  return rows, texts
+
+
+def _captions_folder(reader: Reader) -> pathlib.Path:
+  """Returns the folder whose captions are meant."""
+  images = pathlib.Path(reader.description.inputs)
+  if not images.is_dir():  # A list of images, or gone.
+    images = images.parent
+  beside = any(reader.folder.glob("captions.*")) or not images.is_dir()
+  return reader.folder if beside else images
+
+
+def _random_access(reader: Reader) -> pathlib.Path:
+  """Returns a .npy file of all rows, made when they are first trained on.
+
+  To read a row of a Parquet file is to read thousands of them.
+  """
+  made = reader.description
+  whose = f"{made.parameters} {made.fingerprint} {made.preprocessing}"
+  digest = hashlib.sha256(whose.encode()).hexdigest()[:16]
+  file = reader.folder / f".rows-{digest}.npy"
+  try:
+    with filelock.FileLock(reader.folder / ".rows.lock"):
+      if not file.exists():
+        _write_rows(reader, file)
+  except OSError as error:
+    raise UserError(
+      f"{reader.folder}: not writable ({error.strerror}), and a copy of its "
+      "rows must lie there, for random access"
+    ) from error
+  return file
+
+
+def _write_rows(reader: Reader, file: pathlib.Path) -> None:
+  partial = file.with_name(f"{file.name}.partial")
+  made = reader.description
+  rows = np.lib.format.open_memmap(
+    partial, "w+", made.dtype, (reader.num_rows, made.width)
+  )
+  start = 0
+  for block in reader.blocks(4096):
+    if not np.isfinite(block).all():
+      raise UserError(f"{reader.folder}: holds numbers that are not finite")
+    rows[start : start + len(block)] = block
+    start += len(block)
+  rows.flush()
+  partial.replace(file)

@@ -1,0 +1,138 @@
+"""SigLiT on few chips: a text tower trained on images embedded once, before.
+
+python tools/import_weights.py --weights=google/siglip-base-patch16-224 \
+  --output=models/b16
+python tools/embed.py --checkpoint=models/b16 --images=PHOTOS --output=embedded
+python main.py --config=configs/lit_precomputed.py --config.batch_size=256 \
+  --config.total_steps=1000 --config.data.path=embedded --workdir=runs/lit
+
+arXiv:2303.15343, section 4.2 and table 1: with the steps and the batch below,
+on four TPUv4 chips in a day, to embeddings of a B/8. PHOTOS has captions.csv,
+as in configs/folder.py; its images are not read again. The image tower is
+neither computed nor in memory; export and big_siglip.load join the text tower
+with that of config.init.path.
+"""
+
+from ml_collections import config_dict, ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the full experiment; every legal field appears here."""
+  c = ConfigDict()
+  c.seed = 0
+  c.total_steps = 65_000
+  c.batch_size = 32_768  # Global: over all devices of all processes.
+  # Embed so many examples at once; the loss still sees the whole batch.
+  c.microbatch = config_dict.placeholder(int)
+  c.loss = ConfigDict(
+    {
+      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
+      "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
+      "dtype": "float32",  # Of a ring's products; bfloat16 halves its traffic.
+    }
+  )
+  # Devices along each axis; -1, once, takes the rest.
+  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})
+  c.distributed = False  # Join other processes (jax.distributed.initialize).
+
+  # The weights that made the embeddings; checked, then dropped. towers=text or
+  # both starts from their text tower, too.
+  c.init = ConfigDict(
+    {
+      "path": "models/b16",
+      "towers": "image",  # The text tower starts at random.
+      "positions": "big_vision",  # Or huggingface: at another resolution.
+    }
+  )
+
+  c.model = ConfigDict()  # image: as in the weights.
+  c.model.image = ConfigDict(
+    {
+      "size": "B/16",
+      "image_size": 224,  # pixels
+      "pooling": "map",  # map, cls or gap.
+      "head": False,  # A projection to embed_dim.
+      "drop_border": False,  # Allow pixels that no patch covers.
+      # These override the named size.
+      "patch_size": config_dict.placeholder(int),  # pixels
+      "width": config_dict.placeholder(int),
+      "depth": config_dict.placeholder(int),
+      "mlp_dim": config_dict.placeholder(int),
+      "num_heads": config_dict.placeholder(int),
+    }
+  )
+  c.model.text = ConfigDict(
+    {
+      "size": "L",
+      "vocab_size": 32_000,
+      "length": 64,  # tokens
+      "pooling": "last",  # last, map, mean or cls.
+      "head": True,
+      "width": config_dict.placeholder(int),
+      "depth": 12,  # Half of L's.
+      "mlp_dim": config_dict.placeholder(int),
+      "num_heads": config_dict.placeholder(int),
+    }
+  )
+  c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
+  c.model.dtype = "bfloat16"  # Of the computation; parameters are float32.
+  c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
+  c.model.remat = "full"  # Keep block inputs alone: a third more FLOPs.
+  c.model.scan = True  # Compile one block a tower, not all.
+  c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
+    {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
+  )
+  c.model.logit_scale_init = 10.0
+  c.model.logit_bias_init = -10.0
+
+  c.optimizer = ConfigDict(
+    {
+      "name": "lion",  # adamw, adafactor or lion.
+      "learning_rate": 1e-4,
+      "schedule": "cosine",  # cosine, rsqrt, linear or constant.
+      "warmup_steps": c.get_ref("total_steps") // 10,
+      "cooldown_steps": 0,
+      "timescale": 10_000,  # steps, of rsqrt.
+      "b1": 0.9,
+      "b2": 0.99,
+      "mu_dtype": "float32",
+      "weight_decay": 1e-7,  # As in the papers: not times the learning rate.
+      "clip_norm": 1.0,
+      # (path regex, {freeze | learning_rate | weight_decay}).
+      "rules": (),
+    }
+  )
+  c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
+
+  c.data = ConfigDict(
+    {
+      "name": "embeddings",  # A folder of tools/embed.py.
+      "path": config_dict.placeholder(str),
+      "split": "all",  # all, or train and test: 90 and 10 % by name.
+      "resize": "bicubic",  # As the images were embedded.
+      "crop_min_area": 1.0,  # Embeddings are not augmented.
+      "flip": False,
+      "tokenizer": "models/b16/tokenizer.model",  # That of the weights.
+      "lowercase": True,
+      "pad_id": 1,
+      "max_skipped": 0.1,  # Stop when a larger share cannot be used.
+      "num_workers": 0,  # processes; 0: threads alone.
+      "num_threads": 2,
+    }
+  )
+  c.evals = ConfigDict()
+  c.evals.photos = ConfigDict(
+    {
+      "kind": "retrieval",
+      "data": "embeddings",
+      "path": c.data.get_ref("path"),
+      "split": c.data.get_ref("split"),
+      "every": 1_000,  # steps; also after the last one.
+      "batch_size": 250,
+      "templates": (),  # Of classification alone.
+    }
+  )
+  c.log_every = 50  # steps
+  c.checkpoint = ConfigDict({"every": 1_000, "keep": 2})
+  c.wandb = False
+  return c
