@@ -15,7 +15,7 @@ from big_siglip import losses, sharding
 from big_siglip.config import device_problems, has_image_tower
 from big_siglip.data.embedded import check_images, EmbeddedSource
 from big_siglip.data.faults import COUNTERS
-from big_siglip.data.pipeline import Preprocess
+from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import open_source, Source
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
@@ -177,13 +177,21 @@ def tokenizer(config: ConfigDict) -> Tokenizer:
 
 def preprocess(config: ConfigDict) -> Preprocess:
   """Returns the function from an example to what the model sees in training."""
+  return dataclasses.replace(
+    plain_preprocess(config),
+    decoder=config.data.decoder,
+    crop_min_area=config.data.crop_min_area,
+    flip=config.data.flip,
+  )
+
+
+def plain_preprocess(config: ConfigDict) -> Preprocess:
+  """Returns the same for evaluation: exact, and without augmentation."""
   return Preprocess(
     tokenizer=tokenizer(config),
     image_size=config.model.image.image_size,
     text_length=config.model.text.length,
     resize=config.data.resize,
-    crop_min_area=config.data.crop_min_area,
-    flip=config.data.flip,
   )
 
 
@@ -220,7 +228,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
     return {}
   float32_model = ConfigDict({**config.model, "dtype": "float32"})
   embedders = make_embedders(make_model(float32_model), device_mesh)
-  plain = dataclasses.replace(preprocess(config), crop_min_area=1.0, flip=False)
+  plain = plain_preprocess(config)
   return {
     name: make_evaluator(
       spec,

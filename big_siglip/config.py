@@ -39,6 +39,7 @@ _CHOICES = {
   "optimizer.name": ("adamw", "adafactor", "lion"),
   "optimizer.schedule": ("cosine", "rsqrt", "linear", "constant"),
   "optimizer.mu_dtype": ("float32", "bfloat16"),
+  "data.decoder": ("pillow", "simplejpeg"),
   "data.resize": ("bilinear", "bicubic", "big_vision"),
 }
 

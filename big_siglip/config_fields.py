@@ -67,6 +67,7 @@ FIELDS = {
     "name": str,
     "path": _OPTIONAL_STR,
     "split": str,
+    "decoder": str,
     "resize": str,
     "crop_min_area": _NUMBER,
     "flip": bool,

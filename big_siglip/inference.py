@@ -16,7 +16,7 @@ from PIL import Image
 
 from big_siglip import build, saved, sharding
 from big_siglip.data import images as image_data
-from big_siglip.data.pipeline import Preprocess
+from big_siglip.data.preprocess import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_embedders
 from big_siglip.models import make_model
@@ -137,9 +137,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def _model(config: ConfigDict, params: Any, mesh: Mesh) -> Model:
   embedders = make_embedders(make_model(config.model), mesh)
-  plain = dataclasses.replace(
-    build.preprocess(config), crop_min_area=1.0, flip=False
-  )
+  plain = build.plain_preprocess(config)
   return Model(config, params, mesh, plain, embedders)
 
 

@@ -110,13 +110,7 @@ def save_model(
   if (folder / "config.json").exists():
     raise UserError(f"{folder}: holds a run already; take another folder")
   checkpoint = folder / "checkpoints" / "0"
-  config = ConfigDict(
-    {
-      "model": model,
-      "data": {**data, "crop_min_area": 1.0, "flip": False},
-      "evals": {},
-    }
-  )
+  config = ConfigDict({"model": model, "data": dict(data), "evals": {}})
   try:
     checkpoint.mkdir(parents=True, exist_ok=True)
     workdir.keep_tokenizer(folder, data["tokenizer"])
@@ -154,7 +148,7 @@ def published_config(weights: Weights) -> ConfigDict:
   return ConfigDict(
     {
       "model": weights.model,
-      "data": {**data, "crop_min_area": 1.0, "flip": False},
+      "data": dict(data),
       "evals": {},
     }
   )

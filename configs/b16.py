@@ -109,6 +109,7 @@ def get_config() -> ConfigDict:
       "name": "folder",  # digits, scenes[/COUNT] or folder.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
+      "decoder": "simplejpeg",  # Fast; pillow: exact (docs/data.md).
       "resize": "bilinear",  # bilinear, bicubic or big_vision.
       "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.
       "flip": False,  # Captions may say left or right.

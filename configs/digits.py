@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
       "name": "digits",  # digits, scenes or folder.
       "path": config_dict.placeholder(str),
       "split": "train",
+      "decoder": "pillow",  # pillow, exact, or simplejpeg, fast (docs/data.md).
       "resize": "bilinear",  # bilinear, bicubic or big_vision.
       "crop_min_area": 0.8,  # 1: squash the whole image, as SigLIP does.
       "flip": False,

@@ -105,6 +105,7 @@ def get_config() -> ConfigDict:
       "name": "folder",  # digits, scenes[/COUNT] or folder.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
+      "decoder": "pillow",  # pillow, exact, or simplejpeg, fast (docs/data.md).
       "resize": "bicubic",  # bilinear, bicubic or big_vision.
       "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.
       "flip": False,

@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 from sklearn import metrics
 
-from big_siglip.data.pipeline import Preprocess
+from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Example
 from big_siglip.data.text import ByteTokenizer
 from big_siglip.errors import UserError

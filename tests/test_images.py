@@ -128,6 +128,13 @@ def test_unknown_resize_method_names_the_field():
     images.resize(_noise(2, 2), 4, "cubic")
 
 
+def _crop(image, seed, size, min_area):
+  box = images.random_box(
+    *image.shape[:2], np.random.default_rng(seed), min_area=min_area
+  )
+  return images.resize(image, size, box=box)
+
+
 def test_crop_keeps_at_least_the_area_asked_for():
   # Each pixel's value is its place, so corners tell the box that was cut.
   ramp = np.linspace(0, 255, 256, dtype=np.uint8)
@@ -135,8 +142,7 @@ def test_crop_keeps_at_least_the_area_asked_for():
   image = image.astype(np.uint8)
   areas = []
   for seed in range(200):
-    rng = np.random.default_rng(seed)
-    crop = images.random_resized_crop(image, rng, 64, min_area=0.5)
+    crop = _crop(image, seed, 64, min_area=0.5)
     assert crop.shape == (64, 64, 3)
     width, height = crop[32, -1, 0] - crop[32, 0, 0], np.ptp(crop[:, 32, 1])
     areas.append(float(width) * float(height) / 255**2)
@@ -146,8 +152,7 @@ def test_crop_keeps_at_least_the_area_asked_for():
 
 def test_crop_of_a_sliver_falls_back_to_the_whole():
   image = _noise(1, 400)
-  rng = np.random.default_rng(0)
-  crop = images.random_resized_crop(image, rng, 4, min_area=0.9)
+  crop = _crop(image, 0, 4, min_area=0.9)
   np.testing.assert_array_equal(crop, images.resize(image, 4))
 
 
@@ -155,3 +160,126 @@ def test_flip_mirrors_left_and_right():
   image = _noise(3, 4)
   np.testing.assert_array_equal(images.flip(image)[:, 0], image[:, 3])
   np.testing.assert_array_equal(images.flip(images.flip(image)), image)
+
+
+def _photo(height, width, **options):
+  """Returns a JPEG file of smooth colours, as photos are, and some noise."""
+  rng = np.random.default_rng(0)
+  waves = rng.normal(size=(height // 8, width // 8, 3)) * 40 + 128
+  image = Image.fromarray(np.clip(waves, 0, 255).astype(np.uint8))
+  image = image.resize((width, height), Image.Resampling.BICUBIC)
+  return _encode(image, "jpeg", quality=90, **options)
+
+
+def _fast(data, size, choose_box=None):
+  pixels, box = images.decode_for(data, size, choose_box)
+  return images.resize(pixels, size, box=box)
+
+
+def test_fast_decoder_reads_no_more_pixels_than_needed():
+  data = _photo(480, 640)
+  for size, shape in ((480, (480, 640)), (224, (240, 320)), (60, (60, 80))):
+    pixels, _ = images.decode_for(data, size)
+    assert pixels.shape == (*shape, 3)
+  # Small images are not enlarged; and half a width needs twice the pixels.
+  assert images.decode_for(data, 700)[0].shape == (480, 640, 3)
+  pixels, box = images.decode_for(data, 160, lambda h, w: (0, 0, w / 2, h))
+  assert pixels.shape == (240, 320, 3) and box == (0, 0, 160, 240)
+  # At full size it is Pillow's own arithmetic.
+  np.testing.assert_array_equal(_fast(data, 480), _exact(data, 480))
+
+
+def test_each_scale_covers_the_image_to_its_edge():
+  """A ramp would be stretched by a scale that was not exact."""
+  ramp = np.linspace(0, 255, 101, dtype=np.uint8)
+  image = np.stack([np.broadcast_to(ramp, (77, 101))] * 3, -1)
+  data = _encode(Image.fromarray(image), "jpeg", quality=100)
+  for size in range(9, 77):
+    assert _difference(_fast(data, size), _exact(data, size)).max() <= 3
+
+
+def _exact(data, size, box=None):
+  return images.resize(images.decode(data), size, box=box)
+
+
+def _difference(left, right):
+  return np.abs(left.astype(int) - right.astype(int))
+
+
+@pytest.mark.parametrize(
+  "options", [{}, {"subsampling": 0}, {"progressive": 1}]
+)
+def test_fast_decoder_stays_near_pillow(options):
+  data = _photo(480, 640, **options)
+  for box in (None, (100.3, 50.5, 500.25, 400.75)):
+    difference = _difference(
+      _fast(data, 96, lambda h, w, box=box: box), _exact(data, 96, box)
+    )
+    assert difference.mean() < 1.5 and difference.max() < 32
+
+
+def test_photos_come_within_the_bounds_that_the_documentation_gives(
+  shared_data,
+):
+  differences = [
+    _difference(_fast(data, 224), _exact(data, 224))
+    for file in sorted((shared_data / "photos_full").glob("*.JPEG"))[::3]
+    for data in [file.read_bytes()]
+  ]
+  assert len(differences) == 34
+  assert np.mean([d.mean() for d in differences]) < 1.2
+  assert max(d.mean() for d in differences) < 5
+  assert max(np.percentile(d, 99) for d in differences) < 32
+
+
+def _outcome(load, data):
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+      return load(data)
+    except images.BadImage as e:
+      return str(e)
+
+
+def test_tricky_images_come_out_alike_with_both_decoders(shared_data):
+  files = [f for f in (shared_data / "tricky").iterdir() if f.suffix != ".csv"]
+  refused = 0
+  for file in files:
+    data = file.read_bytes()
+    fast = _outcome(lambda data: _fast(data, 24), data)
+    exact = _outcome(lambda data: _exact(data, 24), data)
+    if isinstance(exact, str):
+      assert fast == exact, file.name
+      refused += 1
+    else:
+      assert _difference(fast, exact).mean() < 3, file.name
+  assert 0 < refused < 20
+
+
+def test_what_is_no_plain_jpeg_is_exact_with_the_fast_decoder():
+  pixels = Image.fromarray(_noise(64, 96))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  for data in (
+    _encode(pixels),
+    _encode(pixels, "jpeg", exif=exif),
+    _encode(pixels.convert("CMYK"), "jpeg"),
+    _encode(pixels.convert("L")),
+  ):
+    np.testing.assert_array_equal(_fast(data, 16), _exact(data, 16))
+
+
+def test_every_cut_of_a_jpeg_is_refused_by_both_decoders_or_by_none():
+  data = _photo(64, 64)
+  for end in [*range(0, len(data), 97), len(data) - 2, len(data)]:
+    fast = _outcome(lambda data: _fast(data, 16), data[:end])
+    exact = _outcome(lambda data: _exact(data, 16), data[:end])
+    assert isinstance(fast, str) == isinstance(exact, str), end
+    assert not isinstance(fast, str) or fast == exact
+
+
+def test_fast_decoder_refuses_too_many_pixels_before_decoding():
+  data = _photo(80, 80)
+  images.decode_for(data, 16, max_pixels=6_400)
+  with pytest.raises(images.BadImage, match="80x80 is more than 6399 pixels"):
+    images.decode_for(data, 16, max_pixels=6_399)

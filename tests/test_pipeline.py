@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 from big_siglip.data import faults, images, pipeline, sources, text
+from big_siglip.data.preprocess import Preprocess
 from big_siglip.errors import RunStopped
 
 NUM_EXAMPLES = 20
@@ -81,7 +82,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def preprocess():
-  return pipeline.Preprocess(
+  return Preprocess(
     text.make_tokenizer("bytes"), 16, 12, crop_min_area=0.3, flip=True
   )
 
@@ -190,7 +191,7 @@ def test_augmentation_changes_between_epochs_not_between_runs(
 
 def test_plain_squash_is_the_same_in_every_epoch(folder):
   source = sources.open_source("folder", "all", folder)
-  preprocess = pipeline.Preprocess(text.make_tokenizer("bytes"), 16, 12)
+  preprocess = Preprocess(text.make_tokenizer("bytes"), 16, 12)
   batch = _batches(source, 1, preprocess, batch_size=40)[0]
   assert batch["image"].shape == (40, 16, 16, 3)
   assert batch["image"].dtype == np.uint8
@@ -198,6 +199,21 @@ def test_plain_squash_is_the_same_in_every_epoch(folder):
   for index, image in zip(batch["index"], batch["image"], strict=True):
     decoded = images.decode(source[int(index)].image)
     np.testing.assert_array_equal(image, images.resize(decoded, 16))
+
+
+def test_both_decoders_cut_the_same_boxes(folder, preprocess):
+  """Pixels of JPEG's own scaling are close; everything drawn is equal."""
+  source = sources.open_source("folder", "all", folder)
+  fast = dataclasses.replace(preprocess, decoder="simplejpeg")
+  for exact, near in zip(
+    _batches(source, 3, preprocess), _batches(source, 3, fast), strict=True
+  ):
+    for key in ("index", "text", "faults", "skipped"):
+      np.testing.assert_array_equal(near[key], exact[key])
+    np.testing.assert_allclose(
+      near["image"].astype(float), exact["image"], atol=100
+    )
+    assert np.abs(near["image"] - exact["image"].astype(float)).mean() < 12
 
 
 def test_unreadable_image_is_replaced_counted_and_named(folder, preprocess):

@@ -31,9 +31,7 @@ def _config(model, tokenizer="bytes", pad_id=1, resize="bicubic"):
   from ml_collections import ConfigDict
 
   data = dict(tokenizer=tokenizer, lowercase=True, pad_id=pad_id, resize=resize)
-  return ConfigDict(
-    dict(model=model, data=data | dict(crop_min_area=1.0, flip=False))
-  )
+  return ConfigDict(dict(model=model, data=data))
 
 
 def _random(scan=True, text=None):

@@ -18,62 +18,14 @@ from absl import logging
 import grain
 import numpy as np
 
-from big_siglip.data import faults, images
+from big_siglip.data import faults
 from big_siglip.data.sources import Example, Source
-from big_siglip.data.text import Tokenizer
 from big_siglip.errors import BadExample, RunStopped, UserError
 
 MAX_TRIES = 16  # Examples to try for one slot of a batch.
 MAX_SKIPS = 4  # Examples left out that one slot can name.
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-  """Decodes, augments and tokenizes one example; pure and picklable.
-
-  Attributes:
-    tokenizer: (texts, length) -> int32 [len(texts), length].
-    image_size: side of the result in pixels.
-    text_length: tokens.
-    resize: "bilinear" or "bicubic".
-    crop_min_area: the least share of the area that a random crop keeps; 1.0
-      for a plain squash of the whole image, as SigLIP does.
-    flip: mirror every other image. Not for captions with left and right.
-  """
-
-  tokenizer: Tokenizer
-  image_size: int
-  text_length: int
-  resize: str = "bilinear"
-  crop_min_area: float = 1.0
-  flip: bool = False
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Batch:
-    """Returns "image" uint8 [H, W, 3], "text" int32 [text_length].
-
-    Embedded images stay as they are, float32 [E].
-
-    Raises:
-      BadImage: the image cannot be decoded.
-    """
-    text = example.texts[rng.integers(len(example.texts))]
-    flip = self.flip and rng.random() < 0.5
-    if isinstance(example.image, np.ndarray):
-      image = example.image
-    else:
-      image = self._augment(images.decode(example.image), rng)
-    return {
-      "image": images.flip(image) if flip else image,
-      "text": self.tokenizer([text], self.text_length)[0],
-    }
-
-  def _augment(self, image, rng) -> np.ndarray:
-    size, area, method = self.image_size, self.crop_min_area, self.resize
-    if area == 1:
-      return images.resize(image, size, method)
-    return images.random_resized_crop(image, rng, size, area, method=method)
 
 
 class TrainBatches(Iterator[Batch]):

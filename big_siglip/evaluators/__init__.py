@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from big_siglip.data.pipeline import Batch, eval_batches, Preprocess
+from big_siglip.data.pipeline import Batch, eval_batches
+from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Source
 from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluators.classification import (
