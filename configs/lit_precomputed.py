@@ -109,6 +109,7 @@ def get_config() -> ConfigDict:
       "name": "embeddings",  # A folder of tools/embed.py.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
+      "decoder": "pillow",  # pillow, exact, or simplejpeg, fast (docs/data.md).
       "resize": "bicubic",  # As the images were embedded.
       "crop_min_area": 1.0,  # Embeddings are not augmented.
       "flip": False,
