@@ -19,6 +19,7 @@ from big_siglip.metrics import MetricsWriter, read_metrics
 from big_siglip.models import merged
 from big_siglip.preemption import StopSignal
 from big_siglip.skipped import Skipped
+from big_siglip.starts import Starts
 from big_siglip.train_step import TrainState
 
 
@@ -79,6 +80,7 @@ class Loop:
     )
     stack.callback(self._batches.close)
     self._writer = self._open_writer(stack)
+    self._starts = Starts(self._folder, self._step) if self._writer else None
     self._meter = Meter(config, self._mesh.size)
     self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
@@ -224,8 +226,12 @@ class Loop:
     values |= self._skipped.metrics()
     values["skipped_steps"] = self._skipped_steps
     self._skipped.write()
+    self._write(step, values)
+
+  def _write(self, step: int, values: Mapping[str, float]) -> None:
     if self._writer:
       self._writer.write(step, values)
+      self._starts.seen(step)
 
   def _evaluate_if_due(self) -> None:
     step = self._step
@@ -247,8 +253,7 @@ class Loop:
     self._evaluated = step
     if results:
       self._meter.restart()  # The time of evaluating is not of training.
-      if self._writer:
-        self._writer.write(step, results)
+      self._write(step, results)
 
   def _save(self) -> None:
     self._settle()  # Never save what was not seen to be finite.

@@ -55,7 +55,8 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_everything_in_its_folder(finished):
   workdir, output = finished
   names = {path.name for path in workdir.iterdir()}
-  assert names == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+  files = {"config.json", "metrics.jsonl", "starts.jsonl"}
+  assert names == {*files, "tensorboard", "checkpoints"}
   saved = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
   assert saved == [8, 12], "keep=2"
   assert f"done: 12 steps; results lie in {workdir}" in output
