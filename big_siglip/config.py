@@ -105,7 +105,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     old: nested dict, as JSON reads it.
     new: the same.
   """
-  flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+  flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
   changes = []
   for field in sorted(flat_old.keys() | flat_new.keys()):
     if any(f"{field}.".startswith(f"{free}.") for free in RUNTIME_FIELDS):
@@ -287,9 +287,10 @@ def _field_problems(config, fields, path) -> Iterator[str]:
         yield f"{path}.{field}: unknown; known: {', '.join(sorted(fields))}"
 
 
-def _flatten(tree: Mapping[str, Any], prefix="") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix="") -> Iterator[tuple[str, Any]]:
+  """Yields ("model.image.width", 128) and the like of a nested dict."""
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      yield from _flatten(value, f"{prefix}{key}.")
+      yield from flatten(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value

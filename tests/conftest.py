@@ -15,6 +15,19 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+  """The folder of a finished run of six steps; copy it to change it."""
+  import runs
+
+  folder = tmp_path_factory.mktemp("short") / "run"
+  status, output = runs.run(
+    folder, devices=1, total_steps=6, evals__test__every=3
+  )
+  assert status == 0, output
+  return folder
+
+
 @pytest.fixture
 def shared_data():
   """The folder of real photos beside the checkout, where there is one."""

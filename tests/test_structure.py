@@ -60,9 +60,9 @@ LAYERS = (
   ("models", "losses", "datasets", "schedules", "parameter_rules"),
   ("data", "optimizer", "microbatch", "train_step", "config", "processes"),
   ("topologies",),
-  ("evaluators", "checkpoint", "workdir", "metrics", "skipped"),
+  ("evaluators", "checkpoint", "workdir", "metrics", "skipped", "starts"),
   ("build",),
-  ("train", "dry_run", "plan"),
+  ("train", "dry_run", "plan", "report"),
 )
 
 

@@ -1,6 +1,7 @@
 """The tools, on a run that this test trains."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,10 +12,9 @@ from big_siglip.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(short_run, tmp_path_factory):
   folder = tmp_path_factory.mktemp("tools") / "run"
-  status, output = runs.run(folder, devices=1, total_steps=6)
-  assert status == 0, output
+  shutil.copytree(short_run, folder)
   return folder
 
 

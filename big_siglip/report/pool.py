@@ -1,0 +1,232 @@
+"""Held-out examples, and what each run's model makes of them.
+
+Shape letters: I images, T different captions.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import io
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+from PIL import Image
+
+from big_siglip import inference
+from big_siglip.data import images
+from big_siglip.data.sources import Example, open_source, Source
+from big_siglip.errors import UserError
+from big_siglip.evaluators import make_evaluator
+from big_siglip.report.runs import Run
+
+_THUMBNAIL = 128  # Pixels of the longer side.
+
+
+class DataKey(NamedTuple):
+  """What pool a run can be shown on."""
+
+  name: str
+  split: str
+  path: str | None
+
+
+@dataclasses.dataclass
+class Pool:
+  """Some examples of a data set.
+
+  Attributes:
+    source: where they come from.
+    index: I, their numbers in it.
+    thumbnails: I small images, uint8 [h, w, 3].
+    texts: the T different captions of them.
+    right: IT bool, whether a caption is one of an image's.
+    skipped: what could not be read, a sentence each.
+  """
+
+  source: Source
+  index: list[int]
+  thumbnails: list[np.ndarray]
+  texts: list[str]
+  right: np.ndarray
+  skipped: list[str]
+
+  def captions(self, image: int) -> list[str]:
+    """Returns the captions of one of the images."""
+    return [self.texts[t] for t in np.flatnonzero(self.right[image])]
+
+
+class Guesses(NamedTuple):
+  """What a classifier says.
+
+  Attributes:
+    names: I, the class that it takes for the likeliest.
+    labels: I, the right one.
+    right: I bool, whether it is a right one.
+    captions: I, the class as a prompt.
+    probabilities: I, that the prompt belongs to the image.
+  """
+
+  names: list[str]
+  labels: list[str]
+  right: np.ndarray
+  captions: list[str]
+  probabilities: np.ndarray
+
+
+class Answers(NamedTuple):
+  """What a model says.
+
+  Attributes:
+    texts: IT float32, the probability that text and image belong together.
+    guesses: of the classes; None without any.
+  """
+
+  texts: np.ndarray
+  guesses: Guesses | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """Some examples of a source, as a source."""
+
+  source: Source
+  index: Sequence[int]
+
+  @property
+  def class_names(self) -> tuple[str, ...] | None:
+    return self.source.class_names
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+  def __getitem__(self, number: int) -> Example:
+    return self.source[self.index[number]]
+
+
+def wanted(run: Run) -> dict[DataKey, ConfigDict | None]:
+  """Returns what a run is evaluated on, and how it is classified there.
+
+  A run without evaluations is shown on what it trains on.
+  """
+  config = ConfigDict(run.config)
+  found: dict[DataKey, ConfigDict | None] = {}
+  for spec in config.get("evals", {}).values():
+    if "data" in spec and "split" in spec:
+      key = DataKey(spec.data, spec.split, spec.get("path"))
+      classifies = spec.get("kind") == "classification"
+      found[key] = found.get(key) or (spec if classifies else None)
+  if not found and "name" in config.get("data", {}) and "split" in config.data:
+    data = config.data
+    found[DataKey(data.name, data.split, data.get("path"))] = None
+  return found
+
+
+def trained_on(run: Run, key: DataKey) -> bool:
+  """Whether these are the examples that a run was trained on."""
+  data = run.config.get("data", {})
+  return key == DataKey(data.get("name"), data.get("split"), data.get("path"))
+
+
+def read_pool(key: DataKey, count: int) -> Pool:
+  """Returns `count` examples, evenly spread over the data set.
+
+  Raises:
+    UserError: the data set is gone, or nothing of it can be read.
+  """
+  source = open_source(key.name, key.split, key.path)
+  chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
+  index, thumbnails, captions, skipped = [], [], [], []
+  for number in dict.fromkeys(chosen.astype(int).tolist()):
+    example = source[number]
+    try:
+      thumbnails.append(_thumbnail(images.decode(example.image)))
+    except images.BadImage as error:
+      skipped.append(f"{example.name}: {error}")
+      continue
+    index.append(number)
+    captions.append(example.texts)
+  if not index:
+    raise UserError(f"{key.name}: none of {len(skipped)} images can be read")
+  texts = list(dict.fromkeys(text for group in captions for text in group))
+  place = {text: number for number, text in enumerate(texts)}
+  right = np.zeros((len(index), len(texts)), bool)
+  for image, group in enumerate(captions):
+    right[image, [place[text] for text in group]] = True
+  return Pool(source, index, thumbnails, texts, right, skipped)
+
+
+def ask(model: inference.Model, pool: Pool, spec: ConfigDict | None) -> Answers:
+  """Returns what a model says of a pool.
+
+  Args:
+    model: see `inference.load`.
+    pool: the examples.
+    spec: of the run's classification; None without one.
+
+  Raises:
+    UserError: classes or templates are wrong.
+  """
+  part = _Part(pool.source, pool.index)
+  image = model.embed_images(part[i].image for i in range(len(part)))
+
+  def probabilities(texts: Sequence[str]) -> np.ndarray:
+    vectors = model.embed_texts(texts)
+    logits = model.logit_scale * image @ vectors.T + model.logit_bias
+    # What is not a number must not come out on top.
+    return np.nan_to_num(inference.sigmoid(logits), nan=0.0)
+
+  texts = probabilities(pool.texts)
+  if spec is None:
+    return Answers(texts, None)
+  evaluator = make_evaluator(
+    spec, source=part, preprocess=model.preprocess, embedders=model.embedders
+  )
+  said = evaluator.predict(model.params)
+  names = part.class_names
+  prompts = [spec.templates[0].replace("{}", name) for name in names]
+  # -1 is no class: the model's answer is not a number.
+  predicted = np.maximum(said.predicted, 0)
+  guesses = Guesses(
+    names=[names[c] if c >= 0 else "nothing" for c in said.predicted],
+    labels=[names[c] if c >= 0 else "no class" for c in said.label],
+    right=said.predicted == said.label,
+    captions=[prompts[c] for c in predicted],
+    probabilities=probabilities(prompts)[np.arange(len(image)), predicted],
+  )
+  return Answers(texts, guesses)
+
+
+def distinct(pool: Pool, count: int) -> list[tuple[int, int]]:
+  """Returns up to `count` (image, caption), none right for two of the images.
+
+  They depend on the data alone, so that runs can be compared.
+  """
+  chosen: list[tuple[int, int]] = []
+  for image in range(len(pool.index)):
+    text = int(pool.right[image].argmax())
+    apart = all(
+      not pool.right[image, other_text] and not pool.right[other, text]
+      for other, other_text in chosen
+    )
+    if apart:
+      chosen.append((image, text))
+    if len(chosen) == count:
+      break
+  return chosen
+
+
+def encode(thumbnail: np.ndarray) -> bytes:
+  """Returns a small WebP file; lossless where the image is tiny."""
+  file = io.BytesIO()
+  tiny = max(thumbnail.shape) <= _THUMBNAIL // 2
+  options: dict[str, Any] = {"lossless": True} if tiny else {"quality": 72}
+  Image.fromarray(thumbnail).save(file, format="WEBP", **options)
+  return file.getvalue()
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+  """Shrinks to at most `_THUMBNAIL` pixels a side; never enlarges."""
+  height, width = image.shape[:2]
+  factor = min(_THUMBNAIL / max(height, width), 1.0)
+  size = (max(round(height * factor), 1), max(round(width * factor), 1))
+  return images.resize(image, size, "bicubic")

@@ -1,0 +1,278 @@
+"""What a report shows of a pool: predictions, heat map, retrieval."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+from ml_collections import ConfigDict
+import numpy as np
+
+from big_siglip import inference
+from big_siglip.errors import UserError
+from big_siglip.report import pool as pools
+from big_siglip.report.pool import Answers, DataKey, Guesses, Pool
+from big_siglip.report.runs import Run
+
+_CARDS = 24  # Predictions.
+_HEAT = 8  # Images and captions of the heat map.
+_QUERIES = 5
+_TOP = 5
+_MAX_GROUPS = 3  # Data sets of one report.
+
+
+class Picture(NamedTuple):
+  """An image of the page.
+
+  Attributes:
+    uri: a data URI.
+    alt: its right captions, for those who cannot see it.
+    tiny: whether its pixels are to be seen as they are.
+  """
+
+  uri: str
+  alt: str
+  tiny: bool
+
+
+class Group(NamedTuple):
+  """Everything of one data set.
+
+  Attributes:
+    title: the data set.
+    notes: what a reader has to know, a sentence each.
+    images: how many images were searched.
+    captions: how many captions were searched.
+    right_counts: number of the run -> right predictions among all.
+    cards: predictions; empty without classes.
+    heat: {number of the run: probabilities [captions, images]}.
+    heat_texts: captions of the heat map.
+    heat_images: images of it.
+    by_image: queries that are images.
+    by_text: queries that are texts.
+  """
+
+  title: str
+  notes: list[str]
+  images: int = 0
+  captions: int = 0
+  right_counts: Mapping[int, str] = {}
+  cards: Sequence[Mapping[str, Any]] = ()
+  heat: Mapping[int, Any] = {}
+  heat_texts: Sequence[str] = ()
+  heat_images: Sequence[Picture] = ()
+  by_image: Sequence[Mapping[str, Any]] = ()
+  by_text: Sequence[Mapping[str, Any]] = ()
+
+
+def groups(runs: Sequence[Run], count: int) -> list[Group]:
+  """Returns what there is to see, a group for each data set.
+
+  Runs whose model cannot be loaded get a line in their `notes`; a data set that
+  is gone, in its group's.
+
+  Args:
+    runs: the runs; those without a checkpoint are left out.
+    count: examples of each data set; 0 for no pictures at all.
+  """
+  if not count:
+    return []
+  models = {number: _load(run) for number, run in enumerate(runs)}
+  models = {number: model for number, model in models.items() if model}
+  keys: dict[DataKey, dict[int, ConfigDict | None]] = {}
+  for number in models:
+    for key, spec in pools.wanted(runs[number]).items():
+      keys.setdefault(key, {})[number] = spec
+  shown = list(keys.items())[:_MAX_GROUPS]
+  made = [_group(runs, models, *item, count) for item in shown]
+  if left := [_title(key) for key in keys][_MAX_GROUPS:]:
+    made[-1].notes.append(f"Data sets that are not shown: {'; '.join(left)}.")
+  return made
+
+
+def _load(run: Run) -> inference.Model | None:
+  if run.checkpoint is None:
+    return None
+  try:
+    return inference.load(str(run.checkpoint))
+  except Exception as error:  # Whatever the file system made of the bytes.
+    logging.warning("%s cannot be loaded: %s", run.checkpoint, error)
+    run.notes.append(
+      f"Checkpoint {run.checkpoint.name} cannot be loaded, so there are no "
+      f"pictures of this run: {_first_line(error)}"
+    )
+    return None
+
+
+def _group(runs, models, key: DataKey, specs, count: int) -> Group:
+  notes = []
+  try:
+    pool = pools.read_pool(key, count)
+  except (UserError, OSError) as error:
+    reason = f"No pictures: this data set cannot be read ({error})."
+    return Group(_title(key), [reason])
+  answers = _answers(runs, models, pool, specs, notes)
+  if not answers:
+    return Group(_title(key), notes)
+  seen = [runs[n].name for n in answers if pools.trained_on(runs[n], key)]
+  if seen:
+    notes.append(f"Not held out: trained on by {', '.join(seen)}.")
+  if pool.skipped:
+    some = "; ".join(pool.skipped[:5])
+    notes.append(f"{len(pool.skipped)} images cannot be read: {some}.")
+  chosen = pools.distinct(pool, _HEAT)
+  heat_images, heat_texts = ([pair[i] for pair in chosen] for i in (0, 1))
+  guesses = {n: a.guesses for n, a in answers.items() if a.guesses is not None}
+  return Group(
+    title=_title(key),
+    notes=notes,
+    images=len(pool.index),
+    captions=len(pool.texts),
+    right_counts=_right_counts(guesses),
+    cards=_cards(pool, guesses),
+    heat=_heat(pool, answers, heat_images, heat_texts),
+    heat_texts=[pool.texts[text] for text in heat_texts],
+    heat_images=[picture(pool, image) for image in heat_images],
+    by_image=_by_image(pool, answers, heat_images[:_QUERIES]),
+    by_text=_by_text(pool, answers, heat_texts[:_QUERIES]),
+  )
+
+
+def _answers(runs, models, pool: Pool, specs, notes) -> dict[int, Answers]:
+  answers = {}
+  for number, spec in specs.items():
+    try:
+      answers[number] = pools.ask(models[number], pool, spec)
+    except Exception as error:  # A config of other times, a file that is gone.
+      logging.warning("%s cannot be shown: %s", runs[number].name, error)
+      reason = _first_line(error)
+      notes.append(f"No pictures of {runs[number].name}: {reason}")
+  return answers
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:200]
+
+
+def picture(pool: Pool, image: int) -> Picture:
+  """Returns an image of the pool for the page."""
+  thumbnail = pool.thumbnails[image]
+  data = base64.b64encode(pools.encode(thumbnail)).decode()
+  alt = pool.captions(image)[0]
+  return Picture(
+    f"data:image/webp;base64,{data}", alt, max(thumbnail.shape) <= 64
+  )
+
+
+def _title(key: DataKey) -> str:
+  place = f" in {key.path}" if key.path else ""
+  return f"{key.name}, split {key.split}{place}"
+
+
+def _right_counts(guesses: Mapping[int, Guesses]) -> dict[int, str]:
+  return {
+    number: f"{int(given.right.sum()):,} of {len(given.right):,}"
+    for number, given in guesses.items()
+  }
+
+
+def _cards(pool: Pool, guesses: Mapping[int, Guesses]) -> list[dict[str, Any]]:
+  """Returns predictions: those that runs disagree on, wrong ones, others."""
+  if not guesses:
+    return []
+  first = next(iter(guesses.values()))
+  names = np.stack([np.array(given.names) for given in guesses.values()])
+  disagree = (names != names[0]).any(axis=0)
+  right = np.all([given.right for given in guesses.values()], axis=0)
+  order = np.lexsort((right, ~disagree))[:_CARDS]
+  return [
+    {
+      "picture": picture(pool, image),
+      "right": first.labels[image],
+      "answers": [
+        {
+          "run": number,
+          "name": given.names[image],
+          "caption": given.captions[image],
+          "probability": float(given.probabilities[image]),
+          "right": bool(given.right[image]),
+        }
+        for number, given in guesses.items()
+      ],
+    }
+    for image in order
+  ]
+
+
+def _heat(pool: Pool, answers: Mapping[int, Answers], images, texts):
+  """Returns {run: [[(probability, whether right)]]}, a row for each text."""
+  return {
+    number: [
+      [
+        (float(answer.texts[image, text]), bool(pool.right[image, text]))
+        for image in images
+      ]
+      for text in texts
+    ]
+    for number, answer in answers.items()
+  }
+
+
+def _by_image(pool: Pool, answers: Mapping[int, Answers], images):
+  return [
+    {
+      "picture": picture(pool, image),
+      "captions": pool.captions(image),
+      "answers": [
+        {
+          "run": number,
+          "rank": _rank(answer.texts[image], pool.right[image]),
+          "results": [
+            {
+              "text": pool.texts[text],
+              "probability": float(answer.texts[image, text]),
+              "right": bool(pool.right[image, text]),
+            }
+            for text in _top(answer.texts[image])
+          ],
+        }
+        for number, answer in answers.items()
+      ],
+    }
+    for image in images
+  ]
+
+
+def _by_text(pool: Pool, answers: Mapping[int, Answers], texts):
+  return [
+    {
+      "text": pool.texts[text],
+      "answers": [
+        {
+          "run": number,
+          "rank": _rank(answer.texts[:, text], pool.right[:, text]),
+          "results": [
+            {
+              "picture": picture(pool, image),
+              "probability": float(answer.texts[image, text]),
+              "right": bool(pool.right[image, text]),
+            }
+            for image in _top(answer.texts[:, text])
+          ],
+        }
+        for number, answer in answers.items()
+      ],
+    }
+    for text in texts
+  ]
+
+
+def _top(scores: np.ndarray) -> np.ndarray:
+  return np.argsort(-scores, kind="stable")[:_TOP]
+
+
+def _rank(scores: np.ndarray, right: np.ndarray) -> int:
+  """Returns the place of the best right answer, 1 for the first."""
+  order = np.argsort(-scores, kind="stable")
+  return int(right[order].argmax()) + 1

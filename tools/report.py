@@ -1,0 +1,41 @@
+"""Writes one HTML page about a run, or about several side by side.
+
+python tools/report.py runs/digits
+python tools/report.py runs/a runs/b --output=compared.html --price=1.2
+
+The page holds configs, curves, evaluations, predictions, similarities and
+retrieval on held-out examples, skipped data, hardware, time and cost. It is one
+file that opens offline, in any browser. A run may still be in progress.
+"""
+
+from absl import app, flags, logging
+
+from big_siglip.errors import exit_on_error
+
+_OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
+_EXAMPLES = flags.DEFINE_integer(
+  "examples",
+  300,
+  "Examples of each data set to show the models; 0 for no pictures.",
+)
+_PRICE = flags.DEFINE_float("price", None, "Price of an hour of one device.")
+
+
+def main(argv: list[str]) -> None:
+  """Writes the page and prints where it lies."""
+  logging.set_verbosity(logging.ERROR)
+  from big_siglip import platforms, report  # Loads JAX.
+
+  with exit_on_error():
+    platforms.prepare()
+    file = report.write_report(
+      argv[1:],
+      _OUTPUT.value,
+      examples=_EXAMPLES.value,
+      price=_PRICE.value,
+    )
+  print(f"{file} ({file.stat().length / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+  app.run(main)
