@@ -1,0 +1,166 @@
+"""Tar shards as img2dataset and WebDataset write them, read from end to end."""
+
+from collections.abc import Iterator
+import json
+import tarfile
+from typing import Any
+
+from etils import epath
+
+from big_siglip.errors import UserError
+from big_siglip.preparation.filters import Filters
+from big_siglip.preparation.records import (
+  Caption,
+  Fault,
+  look_at,
+  Record,
+  Tally,
+)
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "img")
+_TEXTS = ("txt", "json")
+# Fields of the .json, spelt as img2dataset and LAION's tables do.
+_LANGUAGES = ("language", "lang", "LANGUAGE")
+_LICENSES = ("license", "LICENSE")
+_CAPTIONS = ("txt", "caption")  # Taken unless told otherwise: the first.
+
+
+def check_file(path: epath.Path) -> None:
+  """Looks at the first member of a shard.
+
+  Raises:
+    UserError: not a tar file, or an empty one.
+  """
+  try:
+    with path.open("rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
+      first = tar.next()
+  except (tarfile.TarError, EOFError, OSError) as error:
+    raise UserError(f"{path}: cannot be read as tar ({error})") from error
+  if first is None:
+    raise UserError(f"{path}: holds no members")
+
+
+def read(
+  path: epath.Path,
+  captions: tuple[str, ...],
+  filters: Filters,
+  tally: Tally,
+  max_bytes: int,
+  max_pixels: int,
+) -> Iterator[Record]:
+  """Yields the examples that stay, with their images.
+
+  An example is all members with one name up to the first dot of its last
+  part, one after another: KEY.jpg, KEY.txt, KEY.json.
+
+  Args:
+    path: a shard, packed or not.
+    captions: "txt" and names of fields of the .json; empty: the .txt, or the
+      field "caption" where there is none.
+    filters: what stays.
+    tally: counts the rest; a shard that ends early is a fault of its own.
+    max_bytes: of a member.
+    max_pixels: of an image.
+  """
+  for key, members in _examples(path, tally, max_bytes):
+    tally.count("rows")
+    try:
+      record = _read_example(path, key, members, captions, filters, tally)
+      if record is None:
+        continue
+      facts = look_at(record.image, max_pixels)
+    except Fault as fault:
+      tally.fault(fault, f"{path.name}/{key}")
+      continue
+    if filters.keep_image(facts.width, facts.height, facts.mime_type, tally):
+      yield record
+
+
+def _examples(
+  path: epath.Path, tally: Tally, max_bytes: int
+) -> Iterator[tuple[str, dict[str, bytes | Fault]]]:
+  key, members = None, {}
+  try:
+    with path.open("rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
+      for member in tar:
+        name, suffix = _split(member.name)
+        if not member.isfile() or suffix not in (*IMAGES, *_TEXTS):
+          continue
+        if name != key:
+          if members:
+            yield key, members
+          key, members = name, {}
+        if member.size > max_bytes:
+          members[suffix] = Fault("too_large", f"{member.size} bytes")
+        else:
+          members[suffix] = tar.extractfile(member).read()
+  except (tarfile.TarError, EOFError, OSError) as error:
+    # What was read of the last example may lack a part.
+    where = f"{path.name} from {key or 'its start'} on"
+    tally.fault(Fault("damaged_shard", str(error)), where)
+    return
+  if members:
+    yield key, members
+
+
+def _split(name: str) -> tuple[str, str]:
+  folder, slash, file = name.rpartition("/")
+  stem, _, suffix = file.partition(".")
+  return folder + slash + stem, suffix.lower()
+
+
+def _read_example(path, key, members, columns, filters, tally) -> Record | None:
+  image = next((members[s] for s in IMAGES if s in members), None)
+  for member in members.values():
+    if isinstance(member, Fault):
+      raise member
+  if not image:
+    raise Fault("no_image", f"has only {', '.join(sorted(members))}")
+  fields = _fields(members)
+  if not columns:
+    columns = [c for c in _CAPTIONS if c in fields][:1]
+  language = _first(fields, _LANGUAGES)
+  captions = []
+  for column in columns:
+    value = fields.get(column)
+    for text in value if isinstance(value, list) else [value]:
+      page_url = _first(fields, ("page_url",))
+      captions.append(Caption(_text(text), language, page_url))
+  captions = filters.keep_captions(captions, tally)
+  if not captions:
+    tally.count("filtered: no caption left")
+    return None
+  return Record(
+    name=f"{path.name}/{key}",
+    captions=tuple(captions),
+    image_url=_first(fields, ("image_url", "url")),
+    metadata_url=_first(fields, ("metadata_url",)),
+    attribution=_first(fields, ("attribution",)),
+    license=_first(fields, _LICENSES),
+    image=image,
+  )
+
+
+def _fields(members: dict[str, bytes]) -> dict[str, Any]:
+  fields = {}
+  if "json" in members:
+    try:
+      fields = json.loads(members["json"])
+    except ValueError as error:  # Also what is not UTF-8.
+      raise Fault("bad_json", str(error)) from error
+    if not isinstance(fields, dict):
+      raise Fault("bad_json", "is no object")
+  if "txt" in members:
+    fields["txt"] = members["txt"].decode("utf-8", "replace")
+  return fields
+
+
+def _first(fields: dict[str, Any], names: tuple[str, ...]) -> str:
+  return next((_text(fields[n]) for n in names if n in fields), "")
+
+
+def _text(value: Any) -> str:
+  if not isinstance(value, str):
+    return ""
+  # JSON may hold halves of surrogate pairs, which UTF-8 cannot.
+  return value.encode("utf-8", "replace").decode()
