@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow bench bench-tpu bench-ring lint format clean
+.PHONY: demo test test-slow test-prepare bench bench-tpu bench-ring lint format clean
 
 demo: .venv/base
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -18,6 +18,10 @@ test: .venv/dev lint
 
 test-slow: .venv/dev .venv/tpu
 	$(RUN) -m pytest -q -m slow
+
+# Apache Beam cannot share an environment with what constraints.txt pins.
+test-prepare: .venv-prepare/done
+	.venv-prepare/bin/python -m pytest -q tests/test_prepare.py
 
 # Huge pages, for both sides: fresh small ones cost a tenth of a step.
 bench: .venv/base
@@ -40,7 +44,7 @@ format: .venv/dev
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-prepare runs build *.egg-info
 
 .venv/base: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,6 +53,13 @@ clean:
 
 .venv/dev: .venv/base
 	$(PIP) $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+.venv-prepare/done: setup.cfg constraints-prepare.txt
+	$(PYTHON) -m venv .venv-prepare
+	.venv-prepare/bin/python -m pip install --quiet \
+		--disable-pip-version-check -c constraints-prepare.txt \
+		-e '.[prepare]' pytest
 	@touch $@
 
 .venv/tpu: .venv/base

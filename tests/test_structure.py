@@ -59,6 +59,7 @@ LAYERS = (
   ("sharding", "config_fields", "platforms", "hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules"),
   ("data", "optimizer", "microbatch", "train_step", "config", "processes"),
+  ("preparation",),
   ("topologies",),
   ("evaluators", "checkpoint", "workdir", "metrics", "skipped", "starts"),
   ("build",),

@@ -76,17 +76,20 @@ def main(argv: list[str]) -> None:
   """Prepares what is missing and prints counts by kind."""
   logging.set_verbosity(logging.ERROR)
   python_logging.getLogger().setLevel(python_logging.ERROR)
+  # What long stages say, and flags that Beam does not know.
+  for name in ("big_siglip", "apache_beam.options"):
+    python_logging.getLogger(name).setLevel(python_logging.INFO)
   with exit_on_error():
+    from big_siglip.preparation.folder import Folder
+
+    folder = Folder(_make_job(argv[1:]))
     try:
       from big_siglip.preparation import pipelines
     except ImportError as error:
       raise UserError(
         f"{error.name} is not installed: pip install 'big_siglip[prepare]'"
       ) from error
-    from big_siglip.preparation.folder import Folder
-
     arguments = pipelines.check_arguments(_BEAM)
-    folder = Folder(_make_job(argv[1:]))
     with folder.lock():
       folder.begin()
       if folder.is_finished:

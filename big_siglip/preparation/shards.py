@@ -84,7 +84,10 @@ def write_shard(
       if split not in writers:
         writers[split] = _Writer(folder / part_name(split, number))
       example = features.encode_example(_example(record))
-      writers[split].write(serializer.serialize_example(example))
+      # Not serialize_example, whose order of features changes from one
+      # process to the next: a restart is to give the same bytes.
+      message = serializer.get_tf_example(example)
+      writers[split].write(message.SerializeToString(deterministic=True))
       tally.count("examples")
       tally.count("captions", len(record.captions))
   except BaseException:
