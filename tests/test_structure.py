@@ -64,6 +64,7 @@ LAYERS = (
   ("evaluators", "checkpoint", "workdir", "metrics", "skipped", "starts"),
   ("build",),
   ("train", "dry_run", "plan", "report"),
+  ("page",),
 )
 
 

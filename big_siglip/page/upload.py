@@ -1,0 +1,182 @@
+"""Reads a form of images and labels, and refuses what is too much."""
+
+from collections.abc import AsyncIterator, Sequence
+import contextlib
+import re
+from typing import NamedTuple
+
+import anyio
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from big_siglip.page.limits import Limits
+
+_DRAIN_SECONDS = 10.0
+_TOO_LARGE = "Body exceeded"
+
+
+class Upload(NamedTuple):
+  """What a form holds."""
+
+  images: list[UploadFile]
+  labels: list[str]
+
+
+class Uploads:
+  """Reads forms, a few at a time: what arrives slowly lies on the disk."""
+
+  def __init__(self, limits: Limits):
+    """Nothing is under way yet."""
+    self._limits, self._under_way = limits, 0
+
+  @contextlib.asynccontextmanager
+  async def read(self, request: Request) -> AsyncIterator[Upload]:
+    """Yields a form's images and labels; the images are open within.
+
+    Raises:
+      HTTPException: it is no such form, or holds too much or nothing, or takes
+        too long, or too many others are under way.
+    """
+    self._under_way += 1
+    try:
+      form = await self._read_form(request)
+      try:
+        labels = form.getlist("labels")
+        if any(isinstance(label, UploadFile) for label in labels):
+          raise HTTPException(400, "labels: must be text, not files")
+        images = _check_images(form.getlist("images"))
+        yield Upload(images, read_labels(labels, self._limits))
+      finally:
+        await form.close()
+    finally:
+      self._under_way -= 1
+
+  async def _read_form(self, request: Request) -> FormData:
+    limits = self._limits
+    body = _Body(request.receive, limits.upload_bytes)
+    try:
+      if self._under_way > limits.uploads:
+        raise HTTPException(503, "too many uploads; try again in a moment")
+      _check_header(request, limits)
+      with anyio.fail_after(limits.upload_seconds):
+        return await Request(request.scope, body).form(
+          max_files=limits.images,
+          max_fields=limits.labels,
+          # All labels as one field, four bytes a character.
+          max_part_size=limits.labels * (4 * limits.label_length + 2),
+        )
+    except TimeoutError as error:
+      raise HTTPException(
+        408, f"the upload took more than {limits.upload_seconds:g} seconds"
+      ) from error
+    except HTTPException as error:
+      await body.drain()
+      raise _in_our_words(error, limits) from error
+
+
+def read_labels(texts: Sequence[str], limits: Limits) -> list[str]:
+  """Returns the labels of some texts, one in each line.
+
+  Raises:
+    HTTPException: there are none, or too many, or one is too long or stands
+      there twice.
+  """
+  lines = [line for text in texts for line in re.split(r"\r\n|\r|\n", text)]
+  labels = [line.strip() for line in lines if line.strip()]
+  if not labels:
+    raise HTTPException(400, "labels: give at least one")
+  if len(labels) > limits.labels:
+    raise HTTPException(
+      413, f"labels: {len(labels):,} are too many; at most {limits.labels:,}"
+    )
+  seen = set()
+  for label in labels:
+    check_text(label, f"label {label[:40]!r}", limits)
+    if label in seen:
+      raise HTTPException(400, f"labels: {label!r} stands there twice")
+    seen.add(label)
+  return labels
+
+
+def check_text(text: str, name: str, limits: Limits) -> None:
+  """Refuses a text that is too long, or none.
+
+  Raises:
+    HTTPException: says so of `name`.
+  """
+  if len(text) > limits.label_length:
+    raise HTTPException(
+      400, f"{name}: longer than {limits.label_length} characters"
+    )
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:  # Half of a character.
+    raise HTTPException(400, f"{name}: is no Unicode text") from error
+
+
+def _check_header(request: Request, limits: Limits) -> None:
+  kind = request.headers.get("content-type", "")
+  if not kind.lower().startswith("multipart/form-data"):
+    raise HTTPException(
+      400, "must be a multipart/form-data form of images and labels"
+    )
+  length = request.headers.get("content-length", "")
+  if length.isdecimal() and int(length) > limits.upload_bytes:
+    raise _too_large(limits)
+
+
+def _check_images(images: Sequence[UploadFile | str]) -> list[UploadFile]:
+  if any(isinstance(image, str) for image in images):
+    raise HTTPException(400, "images: must be files, not text")
+  # A form without a choice sends one file of no name and no bytes.
+  chosen = [image for image in images if image.filename or image.size]
+  if not chosen:
+    raise HTTPException(400, "images: choose at least one")
+  return chosen
+
+
+def _too_large(limits: Limits) -> HTTPException:
+  megabytes = limits.upload_bytes // 2**20
+  return HTTPException(413, f"the upload is larger than {megabytes} MB")
+
+
+def _in_our_words(error: HTTPException, limits: Limits) -> HTTPException:
+  """Says in the form's terms what the parser says in its own."""
+  if error.detail.startswith("Too many files"):
+    return HTTPException(413, f"images: at most {limits.images} at once")
+  if error.detail.startswith(("Too many fields", "Part exceeded")):
+    return HTTPException(
+      413,
+      f"labels: at most {limits.labels:,} of {limits.label_length} characters",
+    )
+  if error.detail.startswith(_TOO_LARGE):
+    return _too_large(limits)
+  return error
+
+
+class _Body:
+  """A request's body, counted; can be read on without keeping it."""
+
+  def __init__(self, receive: Receive, limit: int):
+    self._receive, self._limit = receive, limit
+    self._count, self._ended = 0, False
+
+  async def __call__(self) -> Message:
+    message = await self._next()
+    if self._count > self._limit:
+      raise HTTPException(413, _TOO_LARGE)
+    return message
+
+  async def drain(self) -> None:
+    """Reads on for a while: many clients see no answer while they send."""
+    with anyio.move_on_after(_DRAIN_SECONDS):
+      while not self._ended and self._count < 4 * self._limit:
+        await self._next()
+
+  async def _next(self) -> Message:
+    message = await self._receive()
+    self._count += len(message.get("body", b""))
+    self._ended = not message.get("more_body", False)
+    return message
