@@ -232,12 +232,16 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   return {
     name: make_evaluator(
       spec,
-      source=source(config, spec.data, spec.split, spec.path),
+      open_split=functools.partial(_open_split, config, spec),
       preprocess=plain,
       embedders=embedders,
     )
     for name, spec in config.evals.items()
   }
+
+
+def _open_split(config: ConfigDict, spec: ConfigDict, split: str) -> Source:
+  return source(config, spec.data, split, spec.path)
 
 
 def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):

@@ -8,6 +8,7 @@ from absl import flags
 from ml_collections import config_flags, ConfigDict
 
 from big_siglip.config import find_problems
+from big_siglip.config_evals import evaluation_problems
 from big_siglip.errors import raise_problems, UserError
 
 
@@ -31,23 +32,75 @@ def parse_flags(argv: Sequence[str]) -> ConfigDict:
 
 def parse_optional_config(argv: Sequence[str]) -> ConfigDict | None:
   """Does what `parse_flags` does, and returns None without `--config`."""
-  config_arguments = [a for a in argv[1:] if re.match(r"--?config[.=]", a)]
-  others = [a for a in argv if a not in config_arguments]
+  given, others = _take(argv, "config")
+  _parse_others(others)
+  return load_config(*given) if given else None
+
+
+def parse_evaluation(
+  argv: Sequence[str],
+) -> tuple[ConfigDict | None, ConfigDict | None]:
+  """Returns the configs of `--config` and `--evals`, None for one not given.
+
+  `--evals=FILE.py` names a file whose `get_config()` returns evaluations alone,
+  {name: section of config.evals}; `--evals.NAME.FIELD=VALUE` overrides.
+
+  Args:
+    argv: the program's name and its arguments.
+
+  Raises:
+    UserError: as `parse_flags`, for both.
+  """
+  config, others = _take(argv, "config")
+  evals, others = _take(others, "evals")
+  _parse_others(others)
+  return (
+    load_config(*config) if config else None,
+    load_evals(*evals) if evals else None,
+  )
+
+
+def _take(
+  argv: Sequence[str], name: str
+) -> tuple[tuple[str, list[str]] | None, list[str]]:
+  """Returns (a config's file, its overrides), or None, and the other flags."""
+  own = [a for a in argv[1:] if re.match(rf"--?{name}[.=]", a)]
+  others = [a for a in argv if a not in own]
+  files = [a for a in own if re.match(rf"--?{name}=", a)]
+  if not own:
+    return None, others
+  if len(files) != 1:
+    raise UserError(f"--{name}=configs/NAME.py must be given, once")
+  overrides = [a for a in own if a not in files]
+  path, _, options = files[0].split("=", 1)[1].partition(":")
+  short = [f"--{name}.{option}" for option in options.split(",") if option]
+  return (path, short + overrides), others
+
+
+def _parse_others(argv: Sequence[str]) -> None:
   try:
-    rest = flags.FLAGS(others)
+    rest = flags.FLAGS(argv)
   except flags.Error as error:
     raise UserError(str(error)) from error
   if rest[1:]:
     raise UserError(f"unexpected argument {rest[1]!r} (flags start with --)")
-  files = [a for a in config_arguments if re.match(r"--?config=", a)]
-  if not config_arguments:
-    return None
-  if len(files) != 1:
-    raise UserError("--config=configs/NAME.py must be given, once")
-  overrides = [a for a in config_arguments if a not in files]
-  path, _, options = files[0].split("=", 1)[1].partition(":")
-  short = [f"--config.{option}" for option in options.split(",") if option]
-  return load_config(path, short + overrides)
+
+
+def load_evals(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """Returns the evaluations of a file after overrides, checked and locked.
+
+  Args:
+    path: a Python file with `get_config()`.
+    overrides: "--evals.NAME.FIELD=VALUE" each.
+
+  Raises:
+    UserError: as `load_config`.
+  """
+
+  def find(evals: ConfigDict) -> list[str]:
+    return evaluation_problems(evals, "evals")
+
+  return _load_checked(path, overrides, "evals", find)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -63,53 +116,59 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       that `config.find_problems` objects to, or says why the file cannot be
       loaded.
   """
-  _load(path, [])  # A mistake in the file itself is told once.
+  return _load_checked(path, overrides, "config", find_problems)
+
+
+def _load_checked(path, overrides, name, find) -> ConfigDict:
+  _load(path, [], name)  # A mistake in the file itself is told once.
   problems, right = [], []
   for override in overrides:
     try:
-      _load(path, [override])
+      _load(path, [override], name)
       right.append(override)
     except UserError as error:
       problems.append(str(error))
-  config = _load(path, right)
-  raise_problems(problems + find_problems(config))
+  config = _load(path, right, name)
+  raise_problems(problems + find(config))
   return config
 
 
-def _load(path: str, overrides: list[str]) -> ConfigDict:
+def _load(path: str, overrides: list[str], name: str) -> ConfigDict:
   if not pathlib.Path(path).is_file():
-    raise UserError(f"--config={path}: no such file")
+    raise UserError(f"--{name}={path}: no such file")
   # A FlagValues of its own, so that each override can be tried alone.
   values = flags.FlagValues()
-  argv = ["", f"--config={path}", *overrides]
+  argv = ["", f"--{name}={path}", *overrides]
   try:
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    config_flags.DEFINE_config_file(name, flag_values=values, sys_argv=argv)
     values(argv)
   except flags.Error as error:
-    raise UserError(_explain(path, overrides, error)) from error
+    raise UserError(_explain(path, overrides, name, error)) from error
   except Exception as error:
     if not overrides:  # Whatever the file's own code raised.
       kind = type(error).__name__
       raise UserError(
-        f"--config={path}: cannot be loaded ({kind}: {error})"
+        f"--{name}={path}: cannot be loaded ({kind}: {error})"
       ) from error
     hint = re.search(r'Did you mean "(\w+)"', str(error))
     did_you_mean = f"; did you mean {hint[1]!r}?" if hint else ""
     raise UserError(
       f"{_name(overrides[0])}: {path} has no such field{did_you_mean}"
     ) from error
-  if not isinstance(values.config, ConfigDict):
-    raise UserError(f"--config={path}: get_config() must return a ConfigDict")
-  return values.config
+  if not isinstance(values[name].value, ConfigDict):
+    raise UserError(f"--{name}={path}: get_config() must return a ConfigDict")
+  return values[name].value
 
 
 def _name(override: str) -> str:
   return override.lstrip("-").partition("=")[0]
 
 
-def _explain(path: str, overrides: list[str], error: flags.Error) -> str:
+def _explain(
+  path: str, overrides: list[str], name: str, error: flags.Error
+) -> str:
   if overrides:
     reason = str(error).partition(": ")[2] or "a value is missing"
     return f"{overrides[0].lstrip('-')}: wrong type ({reason})"
   last_line = str(error).strip().splitlines()[-1]
-  return f"--config={path}: cannot be loaded ({last_line})"
+  return f"--{name}={path}: cannot be loaded ({last_line})"

@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from big_siglip.config_fields import EVALUATION_FIELDS, FIELDS
+from big_siglip.config_evals import evaluation_problems
+from big_siglip.config_fields import field_problems, FIELDS
 from big_siglip.models import sizes
 
 # What does not change the trained parameters by intent: a run may be resumed
@@ -46,9 +47,8 @@ _CHOICES = {
 
 def find_problems(config: ConfigDict) -> list[str]:
   """Returns one line for every mistake that shows without devices or data."""
-  problems = list(_field_problems(config, FIELDS, "config"))
-  for name, spec in config.get("evals", {}).items():
-    problems += _field_problems(spec, EVALUATION_FIELDS, f"config.evals.{name}")
+  problems = list(field_problems(config, FIELDS, "config"))
+  problems += evaluation_problems(config.get("evals", {}), "config.evals")
   if problems:
     return problems  # The rules below would stumble over them.
   check = _Checker(config)
@@ -56,10 +56,6 @@ def find_problems(config: ConfigDict) -> list[str]:
   _check_model(check)
   if not has_image_tower(config):
     _check_embeddings(check)
-  for name in config.evals:
-    kinds = ("classification", "retrieval")
-    check.choice(f"evals.{name}.kind", kinds)
-    check.at_least(1, f"evals.{name}.every", f"evals.{name}.batch_size")
   return check.problems
 
 
@@ -261,30 +257,6 @@ def _check_embeddings(check: _Checker) -> None:
       f"evals.{name}.data",
       "must be embeddings, as config.data.name: there is no image tower",
     )
-
-
-def _field_problems(config, fields, path) -> Iterator[str]:
-  for field, types in fields.items():
-    name = f"{path}.{field}"
-    if field not in config:
-      yield f"{name}: missing (configs/digits.py has every field)"
-    elif isinstance(types, dict):
-      if not isinstance(config[field], Mapping | ConfigDict):
-        yield f"{name}={config[field]!r}: must be a section"
-      else:
-        yield from _field_problems(config[field], types, name)
-    elif not isinstance(config[field], types) or (
-      isinstance(config[field], bool) and types is not bool
-    ):
-      allowed = types if isinstance(types, tuple) else (types,)
-      names = " or ".join(
-        t.__name__.replace("NoneType", "None") for t in allowed
-      )
-      yield f"{name}={config[field]!r}: must be {names}"
-  if fields:  # Names below an empty section are the user's choice.
-    for field in config:
-      if field not in fields:
-        yield f"{path}.{field}: unknown; known: {', '.join(sorted(fields))}"
 
 
 def flatten(tree: Mapping[str, Any], prefix="") -> Iterator[tuple[str, Any]]:

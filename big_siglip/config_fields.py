@@ -1,11 +1,17 @@
 """Every legal field of a config, and its type."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
 _OPTIONAL_INT = (int, type(None))
 _OPTIONAL_STR = (str, type(None))
 _NUMBER = (float, int)
+_OPTIONAL_NUMBER = (float, int, type(None))
 
 # Every legal field and its type. `evals` maps names of the user's choice to
-# `EVALUATION_FIELDS`.
+# sections of `EVALUATION_FIELDS`.
 FIELDS = {
   "seed": int,
   "total_steps": int,
@@ -83,12 +89,75 @@ FIELDS = {
   "checkpoint": {"every": int, "keep": int},
   "wandb": bool,
 }
-EVALUATION_FIELDS = {
+# Of each section of `evals`, by its kind: COMMON and the kind's own. A section
+# may hold those of other kinds too, so that the kind can be overridden.
+COMMON_EVALUATION_FIELDS = {
   "kind": str,
   "data": str,
   "path": _OPTIONAL_STR,
   "split": str,
   "every": int,
   "batch_size": int,
-  "templates": (tuple, list),
 }
+_LABELS = {"classes_file": _OPTIONAL_STR, "answers_file": _OPTIONAL_STR}
+_CAPTIONS = {
+  "captions_file": _OPTIONAL_STR,
+  "max_captions": _OPTIONAL_INT,
+  "language": _OPTIONAL_STR,
+}
+EVALUATION_FIELDS = {
+  "classification": {
+    "templates": (tuple, list),
+    "templates_file": _OPTIONAL_STR,
+    "canonicalize": bool,
+    **_LABELS,
+  },
+  "retrieval": _CAPTIONS,
+  "fewshot": {
+    "train_split": str,
+    "shots": (tuple, list),
+    "seeds": int,
+    "l2": _NUMBER,
+    **_LABELS,
+  },
+  "linear_probe": {
+    "train_split": str,
+    "penalties": (tuple, list),
+    **_LABELS,
+  },
+  "calibration": {"prior": _OPTIONAL_NUMBER, **_CAPTIONS},
+  "loss_health": {"loss_batch_size": int, **_CAPTIONS},
+}
+
+
+def field_problems(
+  config: Any, fields: Mapping[str, Any], path: str
+) -> Iterator[str]:
+  """Yields a line for every field that is missing, unknown or of a wrong type.
+
+  Args:
+    config: a ConfigDict or a section of one.
+    fields: {field: type, types, or fields of a section}.
+    path: what to call the section, such as "config.model".
+  """
+  for field, types in fields.items():
+    name = f"{path}.{field}"
+    if field not in config:
+      yield f"{name}: missing (configs/digits.py has every field)"
+    elif isinstance(types, dict):
+      if not isinstance(config[field], Mapping | ConfigDict):
+        yield f"{name}={config[field]!r}: must be a section"
+      else:
+        yield from field_problems(config[field], types, name)
+    elif not isinstance(config[field], types) or (
+      isinstance(config[field], bool) and types is not bool
+    ):
+      allowed = types if isinstance(types, tuple) else (types,)
+      names = " or ".join(
+        t.__name__.replace("NoneType", "None") for t in allowed
+      )
+      yield f"{name}={config[field]!r}: must be {names}"
+  if fields:  # Names below an empty section are the user's choice.
+    for field in config:
+      if field not in fields:
+        yield f"{path}.{field}: unknown; known: {', '.join(sorted(fields))}"

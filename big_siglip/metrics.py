@@ -100,9 +100,16 @@ class MetricsWriter:
       self._wandb.finish()
 
 
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-  """Returns the lines of `workdir`/metrics.jsonl, oldest first."""
-  path = epath.Path(workdir) / "metrics.jsonl"
+def read_metrics(
+  workdir: epath.PathLike, name: str = "metrics.jsonl"
+) -> list[dict[str, float]]:
+  """Returns the lines of `workdir`/metrics.jsonl, oldest first.
+
+  Args:
+    workdir: a run's folder.
+    name: of another file of such lines.
+  """
+  path = epath.Path(workdir) / name
   lines = _lines_up_to(path, math.inf, math.inf)
   return [json.loads(line) for line in lines]
 

@@ -103,13 +103,15 @@ def _guesses(checkpoint: epath.Path, config: ConfigDict) -> list[Guess]:
   evaluator = build.evaluators(config, mesh)[name]
   predictions = evaluator.predict(saved.load_params(checkpoint, config, mesh))
   source = open_source(spec.data, spec.split, spec.path)
-  right = predictions.predicted == predictions.label
+  right = predictions.right
   # Wrong ones teach more; a stable sort keeps the data set's order.
   order = np.argsort(right, kind="stable")[: _COLUMNS * _ROWS]
   return [
     Guess(
       images.decode(source[int(predictions.index[i])].image),
-      spec.templates[0].format(source.class_names[predictions.predicted[i]]),
+      evaluator.template.replace(
+        "{}", evaluator.names[predictions.predicted[i]]
+      ),
       bool(right[i]),
     )
     for i in order

@@ -246,7 +246,7 @@ class Loop:
       if step % every == 0 or step == self._config.total_steps:
         self._settle()
         try:
-          metrics = evaluator(self._state.params)
+          metrics = evaluator(self._state.params).metrics
         except Exception as error:
           raise RuntimeError(f"evals.{name} failed at step {step}") from error
         results |= {f"evals/{name}/{k}": v for k, v in metrics.items()}

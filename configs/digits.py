@@ -119,6 +119,15 @@ def get_config() -> ConfigDict:
       "every": 100,  # steps; also after the last one.
       "batch_size": 360,
       "templates": ("a photo of the digit {}.", "a handwritten {}."),
+      # docs/evaluation.md tells what these files hold.
+      "templates_file": config_dict.placeholder(str),  # In place of templates.
+      "classes_file": config_dict.placeholder(str),  # None: the labels' names.
+      "answers_file": config_dict.placeholder(str),  # None: the labels.
+      "canonicalize": False,  # Prompts in lowercase, without punctuation.
+      # Of kind = "retrieval".
+      "captions_file": config_dict.placeholder(str),
+      "max_captions": config_dict.placeholder(int),
+      "language": config_dict.placeholder(str),
     }
   )
   c.log_every = 20  # steps

@@ -125,7 +125,9 @@ def get_config() -> ConfigDict:
       "split": c.data.get_ref("split"),
       "every": 200,  # steps; also after the last one.
       "batch_size": 250,
-      "templates": (),  # Of classification alone.
+      "captions_file": config_dict.placeholder(str),  # Or Karpathy's, XM3600's.
+      "max_captions": config_dict.placeholder(int),  # Of an image; None: all.
+      "language": config_dict.placeholder(str),  # Of XM3600; None: all.
     }
   )
   c.log_every = 20  # steps

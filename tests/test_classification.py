@@ -1,24 +1,46 @@
-"""The zero-shot classifier against a plain loop, and bad templates."""
+"""The zero-shot classifier against a plain loop, and the files it reads."""
+
+import json
+import pathlib
 
 import numpy as np
 import pytest
 from sklearn import metrics
+import tensorflow_datasets as tfds
 
+from big_siglip.data.sources import Example
 from big_siglip.errors import UserError
+from big_siglip.evaluators.classes import (
+  Answers,
+  canonicalize,
+  Classes,
+  fill_templates,
+  read_classes,
+  read_templates,
+)
 from big_siglip.evaluators.classification import (
   classifier,
-  fill_templates,
-  nearest_class,
+  nearest_classes,
+  per_class,
 )
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CLASSES = ROOT / "configs" / "classes"
+
+
+def imagenet_labels():
+  """Returns the 1,000 names as TFDS lists them."""
+  folder = pathlib.Path(tfds.__file__).parent / "datasets" / "imagenet2012"
+  return tuple((folder / "labels.txt").read_text().split())
 
 
 def test_classifier_averages_unit_vectors_and_normalises_again():
-  prompts = np.array(
-    [[[2.0, 0.0], [0.0, 5.0]], [[-1.0, 0.0], [-3.0, 0.0]]], np.float32
-  )
+  prompts = np.array([[2, 0], [0, 5], [-1, 0], [-3, 0], [0, 2]], np.float32)
   half = 0.5**0.5
   np.testing.assert_allclose(
-    classifier(prompts), [[half, half], [-1.0, 0.0]], rtol=1e-6
+    classifier(prompts, np.array([0, 0, 1, 1, 2]), 3),
+    [[half, half], [-1.0, 0.0], [0.0, 1.0]],
+    rtol=1e-6,
   )
 
 
@@ -27,7 +49,9 @@ def test_nearest_class_equals_a_plain_loop():
   images = rng.normal(size=(50, 6)).astype(np.float32)
   prompts = rng.normal(size=(5, 3, 6)).astype(np.float32)
   labels = rng.integers(5, size=50)
-  predicted = nearest_class(images, classifier(prompts))
+  classes = classifier(prompts.reshape(15, 6), np.arange(5).repeat(3), 5)
+  ranked = nearest_classes(images, classes, 3)
+  predicted = ranked[:, 0]
   expected = []
   for image in images.astype(np.float64):
     cosines = []
@@ -41,33 +65,147 @@ def test_nearest_class_equals_a_plain_loop():
   assert metrics.accuracy_score(labels, expected) == np.mean(
     predicted == labels
   )
+  assert metrics.top_k_accuracy_score(
+    labels, images @ classes.T, k=3
+  ) == np.mean((ranked == labels[:, None]).any(1))
 
 
 def test_embedding_that_is_not_a_number_belongs_to_no_class():
   images = np.array([[np.nan, 1.0], [0.0, 1.0]], np.float32)
-  predicted = nearest_class(images, np.eye(2, dtype=np.float32))
-  np.testing.assert_array_equal(predicted, [-1, 1])
+  ranked = nearest_classes(images, np.eye(2, dtype=np.float32), 5)
+  np.testing.assert_array_equal(ranked, [[-1, -1], [1, 0]])
 
 
 def test_templates_are_filled_class_by_class():
-  assert fill_templates(("a {}.", "{}!"), ("cat", "{x}")) == [
-    "a cat.",
-    "cat!",
-    "a {x}.",
-    "{x}!",
+  assert fill_templates(("a {}.", "{}!"), (("cat", "kitty"), ("{x}",))) == [
+    ["a cat.", "cat!", "a kitty.", "kitty!"],
+    ["a {x}.", "{x}!"],
   ]
+  assert fill_templates(("A  close-up of_{}.",), (("St. Bernard",),), True) == [
+    ["a closeup of st bernard"]
+  ]
+  assert canonicalize("It's a {} {x}.", keep="{}") == "its a {} x"
+
+
+def test_several_right_classes_count_for_each_of_theirs():
+  right = np.array([True, False, True, True])
+  answers = np.array([[0, 1], [1, -1], [2, 1], [2, -1]])
+  got = per_class(right, answers, 4)
+  np.testing.assert_allclose(got, [1, 2 / 3, 1, np.nan])
 
 
 @pytest.mark.parametrize(
-  ("templates", "names", "message"),
+  ("templates", "message"),
   [
-    (("a photo",), ("cat",), "'a photo': must have '{}' exactly once"),
-    (("{} or {}",), ("cat",), "'{} or {}': must have"),
-    ((), ("cat",), "must be a tuple of at least one"),
-    ("a {}.", ("cat",), "must be a tuple of at least one"),
-    (("a {}.",), (), "the list of classes is empty"),
+    (("a photo",), "'a photo': must have '{}' exactly once"),
+    (("{} or {}",), "'{} or {}': must have"),
+    ((), "must be a tuple of at least one"),
+    ("a {}.", "must be a tuple of at least one"),
   ],
 )
-def test_bad_templates_and_classes_are_named(templates, names, message):
+def test_bad_templates_are_named(templates, message):
   with pytest.raises(UserError, match=message):
-    fill_templates(templates, names)
+    read_templates(templates, None)
+
+
+def write(folder, name, content):
+  file = folder / name
+  text = content if isinstance(content, str) else json.dumps(content)
+  file.write_text(text)
+  return str(file)
+
+
+def test_templates_come_from_files(tmp_path):
+  file = write(tmp_path, "prompts.txt", "a {}.\n\n{}\n")
+  assert read_templates((), file) == ("a {}.", "{}")
+  with pytest.raises(UserError, match="templates must be empty beside"):
+    read_templates(("{}",), file)
+  file = write(tmp_path, "bad.json", ["a {}", "no place"])
+  with pytest.raises(UserError, match="bad.json' has 'no place': must have"):
+    read_templates((), file)
+
+
+LABELS = ("n01", "n02", "n03")
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "names"),
+  [
+    ("a.txt", "cat\ndog\nold owl\n", (("cat",), ("dog",), ("old owl",))),
+    ("a.json", ["cat", ["dog", "pup"], "owl"],
+     (("cat",), ("dog", "pup"), ("owl",))),
+    ("a.json", {"n03": "owl", "n01": ["cat"]}, (("owl",), ("cat",))),
+  ],
+)  # fmt: skip
+def test_classes_come_from_files(tmp_path, name, content, names):
+  classes = read_classes(write(tmp_path, name, content), LABELS)
+  assert classes.names == names
+  if len(names) == 2:  # A label by number and by name; n02 is left out.
+    assert classes.of_label == {"n03": 0, "n01": 1, 0: 1, 2: 0}
+  else:
+    assert classes.of_label["n02"] == classes.of_label[1] == 1
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("a.txt", "cat\ndog", "must have a name for each of the 3 labels"),
+    ("a.txt", "\n", "the list is empty"),
+    ("a.json", {"n07": "owl"}, "has 1 labels that the data set does not have"),
+    ("a.json", {"n01": []}, r"\[\] must be a name or a list"),
+    ("a.json", "{", "cannot be read"),
+    ("b.json", None, "No such file"),
+  ],
+)
+def test_bad_class_files_are_named(tmp_path, name, content, message):
+  file = str(tmp_path / name)
+  if content is not None:
+    write(tmp_path, name, content)
+  with pytest.raises(UserError, match=message) as error:
+    read_classes(file, LABELS)
+  assert f"classes_file={file!r}" in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_answers_come_from_labels_or_a_file(tmp_path):
+  classes = Classes((("owl",), ("cat",)), {"n03": 0, "n01": 1, 0: 1, 2: 0})
+
+  def of(answers, name, label=None):
+    return answers.of(Example(b"", ("",), name, label))
+
+  plain = Answers(None, classes)
+  assert [of(plain, "x", n) for n in (0, 1, 2, None)] == [(1,), (), (0,), ()]
+  by_name = Answers(
+    write(tmp_path, "a.json", {"x.jpg": ["n03", "n01"], "y.jpg": 1, "z": []}),
+    classes,
+  )
+  assert by_name.width == 2
+  # The label is not asked; one that is no class leaves the image out.
+  assert of(by_name, "folder/x.jpg", 1) == (0, 1)
+  assert of(by_name, "y.jpg", 0) == of(by_name, "z") == of(by_name, "w") == ()
+  real = Answers(write(tmp_path, "real.json", [[], [2, 0], [1]]), classes)
+  names = [f"ILSVRC2012_val_{n:08}.JPEG" for n in (1, 2, 3, 4)]
+  assert [of(real, name) for name in names] == [(), (0, 1), (), ()]
+  with pytest.raises(UserError, match="'x' must have a label or a list"):
+    Answers(write(tmp_path, "a.json", {"x": [None]}), classes)
+
+
+def test_class_files_of_imagenet_match_the_data_sets():
+  labels = imagenet_labels()
+  of = {
+    name: read_classes(str(CLASSES / f"{name}.json"), labels)
+    for name in ("imagenet", "imagenet_a", "imagenet_r")
+  }
+  assert [len(c.names) for c in of.values()] == [1000, 200, 200]
+  whole = of["imagenet"]
+  assert whole.names[whole.of_label["n01440764"]] == ("tench",)
+  assert whole.of_label[0] == 0 and whole.of_label[999] == 999
+  for classes in of.values():
+    number = classes.of_label["n07697537"]  # Hot dogs are in all of them.
+    assert classes.names[number] == ("hot dog",)
+
+
+@pytest.mark.parametrize(("name", "count"), [("paper", 81), ("best", 8)])
+def test_prompt_sets_of_clip(name, count):
+  file = str(CLASSES.parent / "prompts" / f"clip_{name}.txt")
+  assert len(set(read_templates((), file))) == count

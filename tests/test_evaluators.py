@@ -16,6 +16,7 @@ from PIL import Image
 import pytest
 from sklearn import metrics
 
+from big_siglip.config_evals import evaluation_problems
 from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Example
 from big_siglip.data.text import ByteTokenizer
@@ -33,11 +34,14 @@ class Source:
 
   class_names = CLASS_NAMES
 
+  def __init__(self, split="test"):
+    self.seed = 0 if split == "test" else 100
+
   def __len__(self):
     return 19
 
   def __getitem__(self, index):
-    rng = np.random.default_rng(index)
+    rng = np.random.default_rng(self.seed + index)
     label = index % 3
     pixels = rng.integers(0, 200, (4, 4, 3), np.uint8)
     pixels[..., label] += 30
@@ -71,9 +75,16 @@ def make_params():
   return {"image": image, "text": text}
 
 
-def embed_image(params, image):
+SCALE, BIAS = 4.0, -2.0
+
+
+def image_features(params, image):
   flat = image.reshape(len(image), -1).astype(jnp.float32) / 255 - 0.4
-  vectors = jnp.dot(flat, params["image"], precision="highest")
+  return jnp.dot(flat, params["image"], precision="highest")
+
+
+def embed_image(params, image):
+  vectors = image_features(params, image)
   return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
@@ -84,11 +95,17 @@ def embed_text(params, text):
 
 def evaluate(spec, mesh, source=None):
   embedders = Embedders(
-    make_embed(embed_image, mesh), make_embed(embed_text, mesh)
+    make_embed(embed_image, mesh),
+    make_embed(embed_text, mesh),
+    make_embed(image_features, mesh),
+    lambda params: (SCALE, BIAS),
   )
+  section = {"data": "colours", "path": None, "split": "test", "every": 1}
+  spec = {**section, **spec}
+  assert not evaluation_problems({"test": spec}, "config.evals")
   evaluator = make_evaluator(
     ml_collections.ConfigDict(spec),
-    source=source or Source(),
+    open_split=lambda split: source or Source(split),
     preprocess=PREPROCESS,
     embedders=embedders,
   )
@@ -115,17 +132,21 @@ def numpy_texts(texts):
 
 
 TEMPLATES = ("a {}.", "{}", "photo of {}")
+FILES = dict(templates_file=None, classes_file=None, answers_file=None)
+CLASSIFICATION = dict(
+  kind="classification",
+  batch_size=4,
+  templates=TEMPLATES,
+  canonicalize=False,
+  **FILES,
+)
+NO_FILE = dict(captions_file=None, max_captions=None, language=None)
 BATCHES = [(3, 1), (7, 2), (16, 8), (3, 8), (16, 1)]
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), BATCHES)
 def test_classification_is_the_same_for_any_batches(batch_size, devices):
-  spec = dict(
-    kind="classification",
-    data="colours",
-    batch_size=batch_size,
-    templates=TEMPLATES,
-  )
+  spec = dict(CLASSIFICATION, batch_size=batch_size)
   got = evaluate(spec, make_mesh(devices, fsdp=2 if devices == 8 else 1))
   classes = [
     unit(numpy_texts([t.format(name) for t in TEMPLATES]).mean(0))
@@ -134,14 +155,23 @@ def test_classification_is_the_same_for_any_batches(batch_size, devices):
   predicted = (numpy_images() @ np.stack(classes).T).argmax(1)
   labels = [example.label for _, example in readable_examples()]
   expected = metrics.accuracy_score(labels, predicted)
-  assert got == {"accuracy": pytest.approx(expected), "skipped": 1.0}
+  assert got.metrics == {
+    "accuracy": pytest.approx(expected),
+    "top5": 1.0,
+    "per_class": metrics.balanced_accuracy_score(labels, predicted),
+    "skipped": 1.0,
+    "left_out": 0.0,
+  }
+  assert got.details["confusion"] == (
+    metrics.confusion_matrix(labels, predicted).tolist()
+  )
   assert 0 < expected < 1
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), BATCHES)
 def test_retrieval_is_the_same_for_any_batches(batch_size, devices):
-  spec = dict(kind="retrieval", data="colours", batch_size=batch_size)
-  got = evaluate(spec, make_mesh(devices))
+  spec = dict(kind="retrieval", batch_size=batch_size, **NO_FILE)
+  got = evaluate(spec, make_mesh(devices)).metrics
   texts, text_ids = [], []
   for index, example in readable_examples():
     texts += example.texts
@@ -162,7 +192,7 @@ def test_retrieval_is_the_same_for_any_batches(batch_size, devices):
 
 
 def test_damaged_image_is_named_in_the_log(caplog):
-  spec = dict(kind="retrieval", data="colours", batch_size=19)
+  spec = dict(kind="retrieval", batch_size=19, **NO_FILE)
   with caplog.at_level(logging.WARNING):
     evaluate(spec, make_mesh(1))
   assert "picture_5.png" in caplog.text
@@ -203,14 +233,30 @@ def test_evaluation_without_any_readable_example_says_so():
 def test_classification_of_unlabelled_data_is_an_error():
   source = Source()
   source.class_names = None
-  spec = dict(
-    kind="classification", data="folder", batch_size=4, templates=("{}",)
-  )
+  spec = dict(CLASSIFICATION, data="folder")
   with pytest.raises(UserError, match="data='folder': must have labels"):
     evaluate(spec, make_mesh(1), source)
 
 
-def test_unknown_kind_of_evaluation_is_an_error():
-  spec = dict(kind="detection", data="colours", batch_size=4)
-  with pytest.raises(UserError, match="'detection': must be classification"):
-    evaluate(spec, make_mesh(1))
+def test_mistakes_in_a_section_are_named():
+  right = {"data": "colours", "path": None, "split": "test", "every": 1}
+  wrong = {
+    "a": dict(right, kind="detection"),
+    "b": dict(right, **{**CLASSIFICATION, "canonicalize": 3}, colour=1),
+    "c": dict(right, kind="retrieval", batch_size=0, **NO_FILE),
+    "d": dict(right, kind="calibration", batch_size=1, prior=1.5, **NO_FILE),
+    "e": dict(right, kind="retrieval", batch_size=1),
+    "f": 3,
+  }
+  problems = "\n".join(evaluation_problems(wrong, "config.evals"))
+  for said in (
+    "config.evals.a.kind='detection': must be one of classification, ",
+    "config.evals.b.canonicalize=3: must be bool",
+    "config.evals.b.colour: unknown",
+    "config.evals.c.batch_size=0: must be at least 1",
+    "config.evals.d.prior=1.5: must lie between 0 and 1",
+    "config.evals.e.captions_file: missing",
+    "config.evals.f=3: must be a section",
+  ):
+    assert said in problems
+  assert len(problems.splitlines()) == 9

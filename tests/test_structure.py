@@ -56,7 +56,7 @@ def _modules(*names):
 # A layer never imports what stands above it.
 LAYERS = (
   ("errors",),
-  ("sharding", "config_fields", "platforms", "hlo"),
+  ("sharding", "config_fields", "config_evals", "platforms", "hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules"),
   ("data", "optimizer", "microbatch", "train_step", "config", "processes"),
   ("preparation",),

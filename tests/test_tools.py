@@ -45,10 +45,11 @@ def test_evaluate_takes_other_evaluators(workdir):
   status, output, _ = tool(
     "evaluate",
     f"--checkpoint={workdir}/checkpoints/6",
-    f"--config={runs.CONFIG}:evals.test.kind=retrieval",
+    f"--config={runs.CONFIG}",
+    *runs.overrides(evals__test__kind="retrieval"),
   )
   assert status == 0
-  assert "evals/test/image_to_text/recall@1" in output
+  assert "image_to_text/recall@1" in output
 
 
 def test_draw_writes_a_picture_and_a_table(workdir):
@@ -61,7 +62,7 @@ def test_draw_writes_a_picture_and_a_table(workdir):
 @pytest.mark.parametrize(
   "name,arguments,said",
   [
-    ("evaluate", [], "--checkpoint=RUN must be given"),
+    ("evaluate", [], "--checkpoint=RUN or --watch=RUN must be given"),
     ("evaluate", ["--checkpoint=nowhere"], "no run with a checkpoint"),
     ("draw", ["--workdir=nowhere"], "no run with a checkpoint"),
   ],

@@ -1,61 +1,135 @@
-"""Evaluates a checkpoint as its run did, or on other data.
+"""Evaluates a checkpoint as its run did, or otherwise; or a run as it trains.
 
 python tools/evaluate.py --checkpoint=runs/digits
-python tools/evaluate.py --checkpoint=runs/digits/checkpoints/400 --json \
-  --config=configs/digits.py --config.evals.test.split=train
+python tools/evaluate.py --checkpoint=models/b16 --output=results \
+  --evals=configs/evals/imagenet.py --evals.imagenet.path=PATH
+python tools/evaluate.py --watch=runs/digits
+
+--evals names a file with evaluations alone (configs/evals/ has examples);
+--config takes those of a whole config, which must preprocess as the checkpoint
+did. Prints a table; --json prints one JSON object a checkpoint instead.
+--output=FOLDER writes evaluation.json and pictures. --watch evaluates every new
+checkpoint of a run, writes RUN/evaluations.jsonl and RUN/evaluations/, and ends
+with the run, or when it is told to (SIGTERM); started again, it goes on.
+docs/evaluation.md says what is measured.
 """
 
 import json
+import signal
+import sys
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from big_siglip.command_line import parse_optional_config
+from big_siglip.command_line import parse_evaluation
 from big_siglip.errors import exit_on_error
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's folder, or RUN/checkpoints/STEP."
 )
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_WATCH = flags.DEFINE_string(
+  "watch", None, "A run's folder: evaluate each checkpoint as it appears."
+)
+_POLL = flags.DEFINE_float(
+  "poll_seconds", 5.0, "How long to wait for a new checkpoint.", 0.01
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Folder for evaluation.json and pictures."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON objects.")
+
+_Given = tuple[ConfigDict | None, ConfigDict | None]
 
 
-def parse(argv: list[str]) -> ConfigDict | None:
-  """Returns the config that says what to evaluate, None for the run's own."""
+def parse(argv: list[str]) -> _Given:
+  """Returns the configs that say what to evaluate, None for the run's own."""
   with exit_on_error():
-    return parse_optional_config(argv)
+    return parse_evaluation(argv)
 
 
-def main(config: ConfigDict | None) -> None:
-  """Prints the metrics of every evaluator."""
+def main(given: _Given) -> None:
+  """Evaluates one checkpoint, or all of a run."""
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import build, platforms, saved, sharding  # Loads JAX.
+  from big_siglip import platforms  # Loads JAX.
   from big_siglip.errors import UserError
 
   with exit_on_error():
     platforms.prepare()
-    if not _CHECKPOINT.value:
-      raise UserError("--checkpoint=RUN must be given")
-    run, checkpoint = saved.find(_CHECKPOINT.value)
-    trained = saved.load_config(run)
-    if config is not None:
-      trained.evals = config.evals
-    # How many devices trained it, and with which batch, does not matter here.
-    mesh = sharding.make_mesh()
-    evaluators = build.evaluators(trained, mesh)
-    if not evaluators:
-      raise UserError("config.evals is empty: name evaluators with --config")
-    params = saved.load_params(checkpoint, trained, mesh)
-    results = {
-      f"evals/{name}/{metric}": value
-      for name, evaluator in evaluators.items()
-      for metric, value in evaluator(params).items()
-    }
+    if (_CHECKPOINT.value is None) == (_WATCH.value is None):
+      raise UserError("--checkpoint=RUN or --watch=RUN must be given")
+    if _WATCH.value is not None:
+      _watch(_WATCH.value, given)
+    else:
+      _evaluate(_CHECKPOINT.value, given)
+
+
+def _evaluate(path: str, given: _Given) -> None:
+  from big_siglip import build, evaluation, saved, sharding
+
+  run, checkpoint = saved.find(path)
+  config = evaluation.with_evals(saved.load_config(run), *given)
+  # How many devices trained it, and with which batch, does not matter here.
+  mesh = sharding.make_mesh()
+  evaluators = build.evaluators(config, mesh)
+  params = saved.load_params(checkpoint, config, mesh)
+  results = evaluation.run(evaluators, params)
+  files = _write_output(checkpoint, config, results)
   if _JSON.value:
-    print(json.dumps({"step": int(checkpoint.name), **results}))
+    step = {"step": int(checkpoint.name)}
+    print(json.dumps({**step, **evaluation.flat(results)}))
     return
   print(f"{checkpoint}")
-  for name, value in results.items():
-    print(f"  {name:40} {value:.4f}")
+  print(evaluation.table(results))
+  for file in files:
+    print(f"  {file}")
+
+
+def _write_output(checkpoint, config, results) -> list:
+  if _OUTPUT.value is None:
+    return []
+  from etils import epath
+
+  from big_siglip import evaluation, evaluation_pictures
+
+  folder = epath.Path(_OUTPUT.value).expanduser()
+  file = folder / "evaluation.json"
+  evaluation.write(
+    file, checkpoint=checkpoint, evals=config.evals, results=results
+  )
+  return [file, *evaluation_pictures.draw(folder, results)]
+
+
+def _watch(path: str, given: _Given) -> None:
+  from etils import epath
+
+  from big_siglip import build, evaluation, sharding, watch
+
+  # Whatever it is at is done again when it is started again.
+  signal.signal(signal.SIGTERM, _stop)
+  signal.signal(signal.SIGINT, _stop)
+  run = epath.Path(path)
+  run = run if "://" in path else run.expanduser().resolve()
+  trained = watch.wait_for_config(run, _POLL.value)
+  config = evaluation.with_evals(trained, *given)
+  mesh = sharding.make_mesh()
+  evaluators = build.evaluators(config, mesh)
+
+  def say(step, results):
+    if _JSON.value:
+      print(json.dumps({"step": step, **evaluation.flat(results)}), flush=True)
+    else:
+      print(f"step {step}\n{evaluation.table(results)}", flush=True)
+
+  with watch.Watcher(run, config, evaluators, mesh) as watcher:
+    watcher.watch(_POLL.value, say)
+  if not _JSON.value:
+    print(f"done: {run / watch.NAME}", flush=True)
+
+
+def _stop(signum, frame) -> None:
+  del frame
+  print(f"{signal.Signals(signum).name}: stopped", file=sys.stderr, flush=True)
+  sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Evaluators: from parameters to metrics, in float32.
 
-To add one: a frozen dataclass whose call takes parameters and returns
-{name: number}, in a file of its own, and a branch in `make_evaluator`.
+To add one: a frozen dataclass whose call takes parameters and returns a
+`Result`, in a file of its own, a branch in `make_evaluator`, and its fields in
+`big_siglip.config_fields.EVALUATION_FIELDS`.
 """
 
 from collections.abc import Callable, Iterator
+import hashlib
 from typing import Any
 
 import jax
@@ -12,110 +14,231 @@ import numpy as np
 
 from big_siglip.data.pipeline import Batch, eval_batches
 from big_siglip.data.preprocess import Preprocess
-from big_siglip.data.sources import Source
+from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, UserError
-from big_siglip.evaluators.classification import (
+from big_siglip.evaluators.calibration import Calibration
+from big_siglip.evaluators.captions import CaptionedImages, open_captions
+from big_siglip.evaluators.classes import (
+  Answers,
+  Classes,
   fill_templates,
-  ZeroShotClassification,
+  read_classes,
+  read_templates,
 )
+from big_siglip.evaluators.classification import ZeroShotClassification
 from big_siglip.evaluators.embed import Embedders, make_embedders
-from big_siglip.evaluators.retrieval import Retrieval
+from big_siglip.evaluators.health import LossHealth
+from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
+from big_siglip.evaluators.result import Result
+from big_siglip.evaluators.retrieval import Captions, Retrieval
 
-__all__ = ["Embedders", "Evaluator", "make_embedders", "make_evaluator"]
+__all__ = [
+  "Embedders",
+  "Evaluator",
+  "Result",
+  "make_embedders",
+  "make_evaluator",
+]
 
-Evaluator = Callable[[Any], dict[str, float]]
+Evaluator = Callable[[Any], Result]
 
 
 def make_evaluator(
-  spec: Any, *, source: Source, preprocess: Preprocess, embedders: Embedders
+  spec: Any,
+  *,
+  open_split: Callable[[str], Source],
+  preprocess: Preprocess,
+  embedders: Embedders,
 ) -> Evaluator:
-  """Returns the function from parameters to metrics that `spec` asks for.
+  """Returns the function from parameters to a `Result` that `spec` asks for.
 
   All processes must call it together; all get the same numbers. An image that
   cannot be read is left out, named in the log and counted in "skipped".
 
   Args:
-    spec: a section of `config.evals`: kind ("classification" or "retrieval"),
-      data, batch_size (over all processes) and, for classification, templates.
-    source: the examples; their captions are read here, once.
+    spec: a section of `config.evals`: kind, data, split, batch_size (over all
+      processes) and the kind's own fields.
+    open_split: opens a split of the data set; captions are read here, once.
     preprocess: without augmentation.
     embedders: see `make_embedders`.
 
   Raises:
-    UserError: an unknown kind, a data set without labels, a bad template.
+    UserError: an unknown kind, or what does not fit the data set.
   """
-  if spec.kind == "classification":
-    if not source.class_names:
-      raise UserError(
-        f"config.evals: data={spec.data!r}: must have labels for kind="
-        "'classification'; this data set has captions alone"
+  loader = _Loader(preprocess, spec.batch_size)
+  match spec.kind:
+    case "classification":
+      return _classification(spec, open_split(spec.split), loader, embedders)
+    case "retrieval":
+      return _retrieval(spec, _captioned(spec, open_split), loader, embedders)
+    case "fewshot":
+      features = _features(spec, open_split, loader, embedders)
+      return FewShot(features, tuple(spec.shots), spec.seeds, spec.l2)
+    case "linear_probe":
+      features = _features(spec, open_split, loader, embedders)
+      return LinearProbe(features, tuple(spec.penalties))
+    case "calibration":
+      source = _captioned(spec, open_split)
+      return Calibration(
+        images=loader.images(source),
+        captions=loader.captions(_texts(source)),
+        num_images=len(source),
+        embedders=embedders,
+        prior=spec.prior,
       )
-    prompts = fill_templates(spec.templates, source.class_names)
-    return ZeroShotClassification(
-      images=_image_batches(source, preprocess, spec.batch_size),
-      prompts=_text_batches(prompts, preprocess, spec.batch_size),
-      num_images=len(source),
-      num_classes=len(source.class_names),
-      embedders=embedders,
-    )
-  if spec.kind == "retrieval":
-    captions = [source[index].texts for index in range(len(source))]
-    texts = [text for group in captions for text in group]
-    return Retrieval(
-      images=_image_batches(source, preprocess, spec.batch_size),
-      texts=_text_batches(texts, preprocess, spec.batch_size),
-      text_images=np.repeat(np.arange(len(source)), list(map(len, captions))),
-      num_images=len(source),
-      embedders=embedders,
-    )
-  raise UserError(
-    f"config.evals: kind={spec.kind!r}: must be classification or retrieval"
+    case "loss_health":
+      source = _captioned(spec, open_split)
+      texts = _texts(source)
+      return LossHealth(
+        images=loader.images(source, _digest),
+        captions=loader.captions(texts),
+        texts=texts,
+        num_images=len(source),
+        embedders=embedders,
+        loss_batch_size=spec.loss_batch_size,
+      )
+  raise UserError(f"config.evals: kind={spec.kind!r}: is not known")
+
+
+def _classification(spec, source, loader, embedders) -> ZeroShotClassification:
+  classes, answers = _labelled(spec, source)
+  templates = read_templates(spec.templates, spec.templates_file)
+  prompts = fill_templates(templates, classes.names, spec.canonicalize)
+  return ZeroShotClassification(
+    images=loader.images(source, _answers_of(answers)),
+    prompts=loader.texts([text for group in prompts for text in group]),
+    prompt_classes=_owners(prompts),
+    num_images=len(source),
+    names=tuple(names[0] for names in classes.names),
+    template=templates[0],
+    embedders=embedders,
   )
 
 
-def _image_batches(
-  source: Source, preprocess: Preprocess, batch_size: int
-) -> Callable[[], Iterator[Batch]]:
-  """Returns the function that starts a pass over the images and labels."""
-
-  def load(index: int) -> Batch:
-    example = source[index]
-    try:
-      # It draws a caption, which nobody looks at.
-      image = preprocess(example, np.random.default_rng(0))["image"]
-    except BadExample as error:
-      raise BadExample(f"{example.name}: {error}", error.kind) from error
-    label = -1 if example.label is None else example.label
-    return {
-      "image": image,
-      "label": np.int32(label),
-      "index": np.int32(index),
-    }
-
-  return lambda: _batches(len(source), load, batch_size)
+def _retrieval(spec, source, loader, embedders) -> Retrieval:
+  if isinstance(source, CaptionedImages):
+    captions = {k: loader.captions(texts) for k, texts in source.texts.items()}
+  else:
+    captions = {"": loader.captions(_texts(source, spec.max_captions))}
+  return Retrieval(loader.images(source), captions, len(source), embedders)
 
 
-def _text_batches(
-  texts: list[str], preprocess: Preprocess, batch_size: int
-) -> Callable[[], Iterator[Batch]]:
-  """Returns the function that starts a pass over the texts."""
-  tokens = preprocess.tokenizer(texts, preprocess.text_length)
-
-  def load(index: int) -> Batch:
-    return {"text": tokens[index], "index": np.int32(index)}
-
-  return lambda: _batches(len(texts), load, batch_size)
-
-
-def _batches(
-  length: int, load: Callable[[int], Batch], batch_size: int
-) -> Iterator[Batch]:
-  """Starts a pass of this process, in batches no larger than needed."""
-  processes = jax.process_count()
-  return eval_batches(
-    length,
-    load,
-    batch_size=min(batch_size, -(-length // processes) * processes),
-    process_index=jax.process_index(),
-    process_count=processes,
+def _features(spec, open_split, loader, embedders) -> Features:
+  sources = [open_split(split) for split in (spec.train_split, spec.split)]
+  classes, answers = _labelled(spec, sources[0])
+  train, test = (loader.images(s, _answers_of(answers)) for s in sources)
+  return Features(
+    train=train,
+    test=test,
+    num_images=sum(map(len, sources)),
+    num_classes=len(classes.names),
+    embed=embedders.features,
   )
+
+
+def _labelled(spec, source) -> tuple[Classes, Answers]:
+  if not source.class_names and spec.answers_file is None:
+    raise UserError(
+      f"config.evals: data={spec.data!r}: must have labels for kind="
+      f"{spec.kind!r}; this data set has captions alone (set answers_file)"
+    )
+  classes = read_classes(spec.classes_file, source.class_names)
+  return classes, Answers(spec.answers_file, classes)
+
+
+def _captioned(spec, open_split) -> Source:
+  file = spec.get("captions_file")
+  if file is None:
+    return open_split(spec.split)
+  return open_captions(
+    file,
+    spec.path,
+    split=spec.split,
+    max_captions=spec.max_captions,
+    language=spec.language,
+  )
+
+
+def _texts(source, most: int | None = None) -> list[tuple[str, ...]]:
+  if isinstance(source, CaptionedImages):  # Knows them without the images.
+    return [
+      sum(texts, ()) for texts in zip(*source.texts.values(), strict=True)
+    ]
+  return [tuple(source[i].texts[:most]) for i in range(len(source))]
+
+
+def _owners(groups) -> np.ndarray:
+  """Returns the number of the group that each member of all is in."""
+  return np.repeat(np.arange(len(groups)), list(map(len, groups)))
+
+
+def _answers_of(answers: Answers) -> Callable[[Example], Batch]:
+  def extra(example: Example) -> Batch:
+    right = answers.of(example)
+    padded = [*right, *[-1] * (answers.width - len(right))]
+    return {"answers": np.array(padded, np.int32)}
+
+  return extra
+
+
+def _digest(example: Example) -> Batch:
+  """Returns 64 bits that are equal for equal image files."""
+  digest = hashlib.sha256(bytes(example.image)).digest()
+  return {"digest": np.frombuffer(digest[:8], np.int32)}
+
+
+class _Loader:
+  """Starts passes over images and texts, in this process's share."""
+
+  def __init__(self, preprocess: Preprocess, batch_size: int):
+    self._preprocess = preprocess
+    self._batch_size = batch_size
+
+  def images(
+    self,
+    source: Source,
+    extra: Callable[[Example], Batch] = lambda example: {},
+  ) -> Callable[[], Iterator[Batch]]:
+    """Returns what starts a pass over the images, with `extra` of each."""
+
+    def load(index: int) -> Batch:
+      example = source[index]
+      try:
+        # It draws a caption, which nobody looks at.
+        image = self._preprocess(example, np.random.default_rng(0))["image"]
+      except BadExample as error:
+        raise BadExample(f"{example.name}: {error}", error.kind) from error
+      return {"image": image, "index": np.int32(index), **extra(example)}
+
+    return lambda: self._batches(len(source), load)
+
+  def texts(self, texts: list[str]) -> Callable[[], Iterator[Batch]]:
+    """Returns what starts a pass over the texts."""
+    length = self._preprocess.text_length
+    tokens = self._preprocess.tokenizer(texts, length)
+
+    def load(index: int) -> Batch:
+      return {"text": tokens[index], "index": np.int32(index)}
+
+    return lambda: self._batches(len(texts), load)
+
+  def captions(self, texts: list[tuple[str, ...]]) -> Captions:
+    """Returns the captions of all images."""
+    every = [text for group in texts for text in group]
+    if not every:
+      raise UserError("config.evals: the data set has no captions")
+    return Captions(self.texts(every), _owners(texts))
+
+  def _batches(
+    self, length: int, load: Callable[[int], Batch]
+  ) -> Iterator[Batch]:
+    """Starts a pass of this process, in batches no larger than needed."""
+    processes = jax.process_count()
+    most = -(-length // processes) * processes
+    return eval_batches(
+      length,
+      load,
+      batch_size=min(self._batch_size, most),
+      process_index=jax.process_index(),
+      process_count=processes,
+    )

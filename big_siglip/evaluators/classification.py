@@ -1,16 +1,21 @@
 """Zero-shot classification: which class's prompts lie closest to an image.
 
-Shape letters: N images, C classes, T prompt templates, D embedding width.
+Shape letters: N images, C classes, D embedding width, A right classes an image.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from big_siglip.errors import raise_problems
+from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import embed_all, Embedders
+from big_siglip.evaluators.result import Result
+
+_TOP = 5
+_MATRIX_CLASSES = 100  # A confusion matrix of more could not be looked at.
+_CONFUSED = 50  # Pairs of classes that the details list.
 
 
 class Predictions(NamedTuple):
@@ -18,13 +23,30 @@ class Predictions(NamedTuple):
 
   Attributes:
     index: N, the image's number in its source.
-    predicted: N, the class; -1 where the embedding is not finite.
-    label: N, the right class.
+    ranked: NK, the K nearest classes, nearest first; K is 5, or C if less. -1
+      where the embedding is not finite.
+    answers: NA, the right classes, padded with -1; of an image that is left
+      out, -1 alone.
   """
 
   index: np.ndarray
-  predicted: np.ndarray
-  label: np.ndarray
+  ranked: np.ndarray
+  answers: np.ndarray
+
+  @property
+  def predicted(self) -> np.ndarray:
+    """N, the nearest class."""
+    return self.ranked[:, 0]
+
+  @property
+  def label(self) -> np.ndarray:
+    """N, the first right class."""
+    return self.answers[:, 0]
+
+  @property
+  def right(self) -> np.ndarray:
+    """N bool: whether the nearest class is a right one."""
+    return _hits(self.ranked[:, :1], self.answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,30 +54,54 @@ class ZeroShotClassification:
   """Accuracy of the nearest class, by the mean embedding of its prompts.
 
   Attributes:
-    images: returns padded batches with "image", "label", "index" and "mask".
-    prompts: returns padded batches with "text", "index" and "mask"; template t
-      of class c has the index c * T + t.
+    images: returns padded batches with "image", "answers" [b, A], "index" and
+      "mask".
+    prompts: returns padded batches with "text", "index" and "mask".
+    prompt_classes: the class of each prompt.
     num_images: how many there are, with those that cannot be read.
-    num_classes: C.
+    names: what to call each class.
+    template: one of the prompts' templates, to show.
     embedders: embed images and texts.
   """
 
   images: Callable[[], Iterable[Mapping[str, np.ndarray]]]
   prompts: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+  prompt_classes: np.ndarray
   num_images: int
-  num_classes: int
+  names: tuple[str, ...]
+  template: str
   embedders: Embedders
 
-  def __call__(self, params: Any) -> dict[str, float]:
-    """Returns "accuracy" in [0, 1] and "skipped", images that are no image."""
-    _, predicted, label = self.predict(params)
-    return {
-      "accuracy": float(np.mean(predicted == label)),
-      "skipped": float(self.num_images - len(label)),
+  def __call__(self, params: Any) -> Result:
+    """Returns accuracies in [0, 1], and how many images were not counted.
+
+    "accuracy": the share of images whose nearest class is a right one (any of
+    several); "top5": that of images with a right one among the nearest five;
+    "per_class": the mean over classes of the share of their images that are
+    right; "skipped": images that are none; "left_out": images without a class.
+
+    Raises:
+      UserError: no image has a class.
+    """
+    everything = self.predict(params)
+    known = (everything.answers >= 0).any(axis=1)
+    if not known.any():
+      raise UserError(
+        "config.evals: no image has a label of classes_file or answers_file"
+      )
+    seen = Predictions(*(values[known] for values in everything))
+    shares = per_class(seen.right, seen.answers, len(self.names))
+    metrics = {
+      "accuracy": float(np.mean(seen.right)),
+      "top5": float(np.mean(_hits(seen.ranked, seen.answers))),
+      "per_class": float(np.nanmean(shares)),
+      "skipped": float(self.num_images - len(known)),
+      "left_out": float(np.sum(~known)),
     }
+    return Result(metrics, self._details(seen, shares))
 
   def predict(self, params: Any) -> Predictions:
-    """Returns the class of every image, in order; the same in each process."""
+    """Returns what it says of every image, in order; alike in each process."""
     text, _ = embed_all(
       self.embedders.text, params, self.prompts(), inputs="text"
     )
@@ -64,68 +110,109 @@ class ZeroShotClassification:
       params,
       self.images(),
       inputs="image",
-      labels=("label",),
+      labels=("answers",),
     )
-    classes = classifier(text.reshape(self.num_classes, -1, text.shape[-1]))
-    predicted = nearest_class(image, classes)
-    return Predictions(values["index"], predicted, values["label"])
+    classes = classifier(text, self.prompt_classes, len(self.names))
+    ranked = nearest_classes(image, classes, _TOP)
+    return Predictions(values["index"], ranked, values["answers"])
 
-
-def fill_templates(
-  templates: Sequence[str], class_names: Sequence[str]
-) -> list[str]:
-  """Returns the C * T prompts, all templates of the first class first.
-
-  Args:
-    templates: such as "a photo of the digit {}.".
-    class_names: what takes the place of "{}".
-
-  Raises:
-    UserError: no class, no template, or one without exactly one "{}".
-  """
-  problems = []
-  if not class_names:
-    problems.append("classification: the list of classes is empty")
-  if isinstance(templates, str) or not templates:
-    problems.append(
-      f"config.evals: templates={templates!r}: must be a tuple of at least one"
+  def _details(self, seen: Predictions, shares: np.ndarray) -> dict[str, Any]:
+    """Returns accuracy by class, the confusion matrix, and its worst pairs."""
+    # A right answer that is not the first one is no confusion.
+    truth = np.where(seen.right, seen.predicted, seen.label)
+    finite = seen.predicted >= 0
+    pairs, counts = np.unique(
+      np.stack([truth[finite], seen.predicted[finite]], 1),
+      axis=0,
+      return_counts=True,
     )
-  else:
-    problems += [
-      f"config.evals: templates has {template!r}: must have '{{}}' exactly once"
-      for template in templates
-      if template.count("{}") != 1
-    ]
-  raise_problems(problems)
-  return [
-    template.replace("{}", str(name))
-    for name in class_names
-    for template in templates
-  ]
+    wrong = pairs[:, 0] != pairs[:, 1]
+    order = np.argsort(-counts[wrong], kind="stable")[:_CONFUSED]
+    details = {
+      "classes": list(self.names),
+      "class_accuracy": [None if np.isnan(s) else float(s) for s in shares],
+      "confused": [
+        [self.names[a], self.names[b], int(count)]
+        for (a, b), count in zip(
+          pairs[wrong][order], counts[wrong][order], strict=True
+        )
+      ],
+    }
+    if len(self.names) <= _MATRIX_CLASSES:
+      matrix = np.zeros((len(self.names),) * 2, int)
+      matrix[pairs[:, 0], pairs[:, 1]] = counts
+      details["confusion"] = matrix.tolist()  # [right class][predicted class]
+    return details
 
 
-def classifier(text_embeddings: np.ndarray) -> np.ndarray:
-  """Returns the CD unit vectors of the classes from their CTD prompts.
+def classifier(
+  text_embeddings: np.ndarray, prompt_classes: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """Returns the CD unit vectors of the classes from those of their prompts.
 
   Each is the mean of the prompts' unit vectors, made a unit vector again, as in
   CLIP (arXiv:2103.00020, section 3.1.4).
+
+  Args:
+    text_embeddings: one row a prompt.
+    prompt_classes: the class of each prompt, in [0, C); no class without one.
+    num_classes: C.
   """
-  return _unit(_unit(text_embeddings.astype(np.float32)).mean(axis=1))
+  units = _unit(text_embeddings.astype(np.float32))
+  sums = np.zeros((num_classes, units.shape[1]))
+  np.add.at(sums, prompt_classes, units)
+  return _unit(sums).astype(np.float32)
 
 
-def nearest_class(
-  image_embeddings: np.ndarray, classes: np.ndarray
+def nearest_classes(
+  image_embeddings: np.ndarray, classes: np.ndarray, top: int
 ) -> np.ndarray:
-  """Returns N classes of largest cosine, -1 where that is not a number.
+  """Returns NK classes of largest cosine, -1 where that is not a number.
+
+  Of equal ones the class of the lower number comes first, as with argmax.
 
   Args:
     image_embeddings: ND.
     classes: CD unit vectors.
+    top: K; all classes if there are fewer.
   """
-  cosines = _unit(image_embeddings.astype(np.float32)) @ classes.T
-  # argmax would answer with the class of the first NaN.
+  rows = 2**24 // len(classes) + 1
+  return np.concatenate(
+    [
+      _nearest(_unit(image_embeddings[i : i + rows]) @ classes.T, top)
+      for i in range(0, len(image_embeddings), rows)
+    ]
+  )
+
+
+def _nearest(cosines: np.ndarray, top: int) -> np.ndarray:
   finite = np.isfinite(cosines).all(axis=1)
-  return np.where(finite, cosines.argmax(axis=1), -1)
+  order = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
+  return np.where(finite[:, None], order, -1)
+
+
+def per_class(
+  right: np.ndarray, answers: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """Returns C shares of right images; NaN for a class without images.
+
+  Args:
+    right: N bool.
+    answers: NA classes, padded with -1; an image counts for each of its own.
+    num_classes: C.
+  """
+  image, column = np.nonzero(answers >= 0)
+  classes = answers[image, column]
+  counts = np.bincount(classes, minlength=num_classes)
+  hits = np.bincount(classes, weights=right[image], minlength=num_classes)
+  with np.errstate(invalid="ignore"):
+    return hits / counts
+
+
+def _hits(ranked: np.ndarray, answers: np.ndarray) -> np.ndarray:
+  """Returns N bool: whether a right class is among the ranked ones."""
+  equal = ranked[:, :, None] == answers[:, None, :]
+  return (equal & (answers >= 0)[:, None, :]).any(axis=(1, 2))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

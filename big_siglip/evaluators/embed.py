@@ -23,10 +23,19 @@ Embed = Callable[[Any, np.ndarray, Labels], tuple[jax.Array, Labels]]
 
 
 class Embedders(NamedTuple):
-  """The two halves of a model, each a function of (params, inputs, labels)."""
+  """What evaluators ask of a model.
+
+  Attributes:
+    image: embeds images.
+    text: embeds texts.
+    features: what the image tower says before it is made a unit vector.
+    logits: params -> (scale, bias) of the logits; the scale is no logarithm.
+  """
 
   image: Embed
   text: Embed
+  features: Embed
+  logits: Callable[[Any], tuple[float, float]]
 
 
 def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
@@ -43,7 +52,19 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
   def embed_text(params: Any, text: jax.Array) -> jax.Array:
     return model.apply({"params": params}, None, text)[1]
 
-  return Embedders(make_embed(embed_image, mesh), make_embed(embed_text, mesh))
+  def image_features(params: Any, image: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, image, method="image_features")
+
+  def logits(params: Any) -> tuple[float, float]:
+    scale, bias = jax.device_get((params["logit_scale"], params["logit_bias"]))
+    return math.exp(scale), float(bias)
+
+  return Embedders(
+    make_embed(embed_image, mesh),
+    make_embed(embed_text, mesh),
+    make_embed(image_features, mesh),
+    logits,
+  )
 
 
 def make_embed(

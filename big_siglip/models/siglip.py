@@ -72,13 +72,14 @@ class SigLIP(nn.Module):
       given), the log of the logits' multiplier, and their bias.
     """
     return (
-      None if image is None else self._finish(self._image_features(image)),
+      None if image is None else self._finish(self.image_features(image)),
       None if text is None else self._finish(self.text(text)),
       self.logit_scale,
       self.logit_bias,
     )
 
-  def _image_features(self, image: jax.Array) -> jax.Array:
+  def image_features(self, image: jax.Array) -> jax.Array:
+    """Returns what the image tower says before it is made a unit vector."""
     return image if image.ndim == 2 else self.image(image)
 
   def _finish(self, x: jax.Array) -> jax.Array:

@@ -1,0 +1,159 @@
+"""Evaluating a checkpoint apart from its training: results, and their files."""
+
+from collections.abc import Mapping
+import json
+import math
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from big_siglip import workdir
+from big_siglip.config_evals import evaluation_problems
+from big_siglip.errors import raise_problems, UserError
+from big_siglip.evaluators import Evaluator, Result
+
+# What decides which pixels and tokens a model sees.
+_PREPROCESSING = (
+  "model.image.image_size",
+  "model.text.length",
+  "data.resize",
+  "data.tokenizer",
+  "data.lowercase",
+  "data.pad_id",
+)
+
+
+def with_evals(
+  trained: ConfigDict,
+  config: ConfigDict | None,
+  evals: ConfigDict | None,
+) -> ConfigDict:
+  """Returns a run's config with the evaluations that are asked for.
+
+  Args:
+    trained: the run's config.
+    config: of --config: a whole one, which must see images and texts as the run
+      does; its evaluations are taken.
+    evals: of --evals: evaluations alone.
+
+  Raises:
+    UserError: both are given, there is none, or preprocessing differs.
+  """
+  if config is not None and evals is not None:
+    raise UserError("--config and --evals: give one of the two")
+  changed = trained.copy_and_resolve_references()
+  if config is not None:
+    raise_problems(preprocessing_problems(trained, config))
+    changed.evals = config.evals
+  if evals is not None:
+    changed.evals = evals
+  if not changed.evals:
+    raise UserError(
+      "config.evals is empty: name evaluations with --config or --evals"
+    )
+  raise_problems(evaluation_problems(changed.evals, "config.evals"))
+  return changed
+
+
+def preprocessing_problems(trained: ConfigDict, given: ConfigDict) -> list[str]:
+  """Returns a line for all that makes images or texts other than in training.
+
+  Args:
+    trained: the checkpoint's config.
+    given: what it is to be evaluated with.
+  """
+  differences = [
+    f"config.{field}={_get(given, field)!r} (checkpoint: "
+    f"{_get(trained, field)!r})"
+    for field in _PREPROCESSING
+    if _differs(field, _get(trained, field), _get(given, field))
+  ]
+  if not differences:
+    return []
+  return [
+    f"--config preprocesses otherwise than the checkpoint was trained: "
+    f"{', '.join(differences)}; set them back, or give evaluations alone "
+    "(--evals)"
+  ]
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+  for key in field.split("."):
+    config = config[key]
+  return config
+
+
+def _differs(field: str, trained: Any, given: Any) -> bool:
+  if field != "data.tokenizer" or trained == given:
+    return trained != given
+  # A run keeps a copy of its tokenizer: another place, the same bytes.
+  files = [epath.Path(path).expanduser() for path in (trained, given)]
+  if not all(file.exists() for file in files):
+    return True
+  return files[0].read_bytes() != files[1].read_bytes()
+
+
+def run(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Result]:
+  """Returns what every evaluator says of the parameters."""
+  return {name: evaluator(params) for name, evaluator in evaluators.items()}
+
+
+def flat(results: Mapping[str, Result]) -> dict[str, float | None]:
+  """Returns {"evals/NAME/METRIC": number}; None for what is not finite."""
+  return {
+    f"evals/{name}/{metric}": value if math.isfinite(value) else None
+    for name, result in results.items()
+    for metric, value in result.metrics.items()
+  }
+
+
+def write(
+  file: epath.Path,
+  *,
+  checkpoint: epath.Path,
+  evals: ConfigDict,
+  results: Mapping[str, Result],
+) -> None:
+  """Writes all results as one JSON object; nobody sees it half written.
+
+  {"checkpoint": path, "step": number, "evaluations": {name: {"spec": the
+  section, "metrics": {...}, "details": {...}}}}; docs/evaluation.md says what
+  each kind's details hold.
+  """
+  evaluations = {
+    name: {
+      "spec": workdir.as_json(evals)[name],
+      "metrics": {k: _finite(v) for k, v in result.metrics.items()},
+      "details": result.details,
+    }
+    for name, result in results.items()
+  }
+  content = {
+    "checkpoint": str(checkpoint),
+    "step": int(checkpoint.name),
+    "evaluations": evaluations,
+  }
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_whole(file, json.dumps(content) + "\n")
+  except OSError as error:
+    raise UserError(f"{file}: not writable ({error.strerror})") from error
+
+
+def _finite(value: float) -> float | None:
+  return value if math.isfinite(value) else None
+
+
+def table(results: Mapping[str, Result]) -> str:
+  """Returns the metrics for a terminal: a block of lines each evaluation."""
+  lines = []
+  for name, result in results.items():
+    lines.append(f"  {name}")
+    lines += [f"    {k:32} {_short(v)}" for k, v in result.metrics.items()]
+  return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+  whole = float(value).is_integer() and abs(value) < 1e15
+  return f"{int(value):>10}" if whole and abs(value) > 1 else f"{value:10.4f}"

@@ -1,0 +1,134 @@
+"""All pairs of images and texts in blocks: sums over what is never held.
+
+Shape letters: N images, M texts, n and m rows of a block, D embedding width.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_siglip.evaluators.embed import embed_all, Embedders
+from big_siglip.evaluators.retrieval import Captions
+
+_ROWS = 1024  # Of a block, both ways: 4 MiB of cosines.
+
+# (cosines nm, is a pair nm bool, counts nm bool, arguments ...) -> sums.
+Statistic = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Embeddings of images and texts, and which belong together.
+
+  Attributes:
+    image: ND float32 unit vectors.
+    image_ids: N.
+    text: MD.
+    text_ids: M, the id of the image that each describes.
+  """
+
+  image: np.ndarray
+  image_ids: np.ndarray
+  text: np.ndarray
+  text_ids: np.ndarray
+
+  def part(self, number: int, parts: int) -> "Pairs":
+    """Returns the images whose id leaves this remainder, and their texts."""
+    image = self.image_ids % parts == number
+    text = self.text_ids % parts == number
+    return Pairs(
+      self.image[image], self.image_ids[image], self.text[text],
+      self.text_ids[text],
+    )  # fmt: skip
+
+  @property
+  def num_positive(self) -> int:
+    """How many pairs belong together."""
+    return int(np.isin(self.text_ids, self.image_ids).sum())
+
+  @property
+  def num_negative(self) -> int:
+    """How many do not."""
+    return len(self.image) * len(self.text) - self.num_positive
+
+  def sum(self, statistic: Statistic, *arguments: Any) -> Any:
+    """Returns a statistic summed over all pairs, in float64 on the host.
+
+    Args:
+      statistic: a function of a block's cosines, of which of them belong
+        together, of which count at all (the rest is padding), and of the
+        arguments. It returns a tree of arrays to add up. One function object
+        is compiled once.
+      *arguments: numbers, given as float32.
+    """
+    scalars = [np.float32(argument) for argument in arguments]
+    texts = [
+      _block(self.text, self.text_ids, start)
+      for start in range(0, len(self.text), _ROWS)
+    ]
+    total = None
+    for start in range(0, len(self.image), _ROWS):
+      image = _block(self.image, self.image_ids, start)
+      for text in texts:
+        sums = _evaluate(statistic, *image, *text, *scalars)
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+    return total
+
+
+def embed_pairs(
+  embedders: Embedders,
+  params: Any,
+  images: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+  captions: Captions,
+  labels: tuple[str, ...] = (),
+) -> tuple[Pairs, dict[str, np.ndarray]]:
+  """Embeds a data set; a caption of an unreadable image is left out.
+
+  Args:
+    embedders: embed images and texts.
+    params: the model's parameters.
+    images: returns padded batches with "image", "index", "mask" and `labels`.
+    captions: of the images.
+    labels: keys of further values of the images to return.
+
+  Returns:
+    The pairs, and {"index": [N], ...}.
+  """
+  image, values = embed_all(
+    embedders.image, params, images(), inputs="image", labels=labels
+  )
+  text, of_text = embed_all(
+    embedders.text, params, captions.batches(), inputs="text"
+  )
+  text_ids = captions.images[of_text["index"]]
+  known = np.isin(text_ids, values["index"])
+  return Pairs(image, values["index"], text[known], text_ids[known]), values
+
+
+def _block(rows, ids, start):
+  """Returns a padded block and its ids, on the device."""
+  missing = _ROWS - len(rows[start : start + _ROWS])
+  return (
+    jnp.asarray(np.pad(rows[start : start + _ROWS], ((0, missing), (0, 0)))),
+    jnp.asarray(
+      np.pad(
+        ids[start : start + _ROWS].astype(np.int32),
+        (0, missing),
+        constant_values=-1,
+      )
+    ),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(statistic, image, image_ids, text, text_ids, *arguments):
+  cosines = jnp.einsum("nD,mD->nm", image, text, precision="highest")
+  together = image_ids[:, None] == text_ids[None]
+  counts = (image_ids >= 0)[:, None] & (text_ids >= 0)[None]
+  return statistic(cosines, together & counts, counts, *arguments)

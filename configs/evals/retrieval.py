@@ -1,0 +1,36 @@
+"""Retrieval on COCO, Flickr30k (Karpathy's splits) and XM3600.
+
+python tools/evaluate.py --checkpoint=models/b16 \
+  --evals=configs/evals/retrieval.py --evals.coco.path=COCO \
+  --evals.coco.captions_file=COCO/dataset_coco.json ...
+
+docs/evaluation.md says where the files come from.
+"""
+
+from ml_collections import config_dict, ConfigDict
+
+
+def _section(file: str, **changes) -> ConfigDict:
+  section = {
+    "kind": "retrieval",
+    "data": "folder",
+    "path": ".",  # The folder of the images.
+    "split": "test",
+    "every": 1,
+    "batch_size": 512,
+    "captions_file": file,
+    "max_captions": 5,  # Some images of COCO have six or seven.
+    "language": config_dict.placeholder(str),  # Of XM3600; None: all.
+  }
+  return ConfigDict({**section, **changes})
+
+
+def get_config() -> ConfigDict:
+  """Returns the evaluations."""
+  c = ConfigDict()
+  c.coco = _section("dataset_coco.json")
+  c.flickr30k = _section("dataset_flickr30k.json")
+  c.xm3600 = _section(
+    "captions.jsonl", split="all", max_captions=config_dict.placeholder(int)
+  )
+  return c
