@@ -64,11 +64,17 @@ def mesh(
 
 
 def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., Any]:
-  """Returns (image, text, scale, bias) -> (loss, `losses.LogitStatistics`)."""
+  """Returns (image, text, scale, bias) -> (loss, `losses.LogitStatistics`).
+
+  It takes the ids of `identify` too where that is not None.
+  """
+  options: dict[str, Any] = {"statistics": True}
+  if config.loss.duplicates != "negative":
+    options["duplicates"] = config.loss.duplicates
   if config.loss.name == "sigmoid":
-    return functools.partial(losses.sigmoid_loss, statistics=True)
+    return functools.partial(losses.sigmoid_loss, **options)
   if config.loss.name == "softmax":
-    return functools.partial(losses.softmax_loss, statistics=True)
+    return functools.partial(losses.softmax_loss, **options)
   ring = losses.ring_sigmoid_loss
   if config.loss.name == "ring_softmax":
     ring = losses.ring_softmax_loss
@@ -78,8 +84,24 @@ def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., Any]:
     axes=sharding.BATCH_AXES,
     chunk_size=config.loss.chunk_size,
     dtype=config.loss.dtype,
-    statistics=True,
+    **options,
   )
+
+
+def identify(config: ConfigDict) -> Callable[[Any], jax.Array] | None:
+  """Returns the function from a batch to ids, or None where none are needed."""
+  if config.loss.duplicates == "negative":
+    return None
+
+  def ids(batch: Mapping[str, jax.Array]) -> jax.Array:
+    found = []
+    if config.loss.same in ("text", "either"):
+      found.append(losses.text_id(batch["text"]))
+    if config.loss.same in ("image", "either"):
+      found.append(losses.image_id(batch["index"]))
+    return jax.numpy.concatenate(found, axis=1)
+
+  return ids
 
 
 def abstract_params(
@@ -123,6 +145,7 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
     train_step,
     model=model,
     loss_fn=loss(config, device_mesh),
+    identify=identify(config),
     optimizer=optimizer,
     schedule=schedule,
     frozen=_frozen(params, config),
@@ -152,7 +175,12 @@ def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
   split = sharding.batch_sharding(device_mesh)
   return {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
-    for name, x in (("image", image), ("text", text), ("faults", faults))
+    for name, x in {
+      "image": image,
+      "text": text,
+      "index": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+      "faults": faults,
+    }.items()
   }
 
 

@@ -29,6 +29,8 @@ RUNTIME_FIELDS = (
 _CHOICES = {
   "loss.name": ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax"),
   "loss.dtype": ("float32", "bfloat16"),
+  "loss.duplicates": ("negative", "ignore", "positive"),
+  "loss.same": ("text", "image", "either"),
   "init.towers": ("both", "image", "text"),
   "init.positions": ("big_vision", "huggingface"),
   "nonfinite": ("stop", "skip"),

@@ -4,6 +4,7 @@ Shape letters: B global batch, H image height, W width, L tokens.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -51,6 +52,7 @@ def train_step(
   *,
   model: nn.Module,
   loss_fn: Callable[..., tuple[jax.Array, Any]],
+  identify: Callable[[Batch], jax.Array] | None = None,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   frozen: Any = None,
@@ -61,11 +63,14 @@ def train_step(
 
   Args:
     state: the state before the step.
-    batch: "image" BHW3 uint8, "text" BL int32, and "faults" BK int32, how
-      often each kind of `data.faults.COUNTERS` came up for each row.
+    batch: "image" BHW3 uint8, "text" BL int32, "faults" BK int32, how often
+      each kind of `data.faults.COUNTERS` came up for each row, and what else
+      `identify` looks at.
     model: two towers; see `big_siglip.models.SigLIP`.
     loss_fn: (image, text, logit_scale, logit_bias) -> (() loss,
       `losses.LogitStatistics`).
+    identify: batch -> ids, which `loss_fn` then gets as a keyword, to know
+      examples that stand twice in the batch.
     optimizer: turns gradients into updates.
     schedule: step -> learning rate, for the metrics alone.
     frozen: tree of bools like the parameters; True takes a parameter out of
@@ -87,6 +92,8 @@ def train_step(
       )
     return model.apply({"params": params}, image, text)
 
+  if identify is not None:
+    loss_fn = functools.partial(loss_fn, ids=identify(batch))
   (loss, statistics), grads = value_and_grad(
     embed, loss_fn, state.params, batch["image"], batch["text"], slices
   )
@@ -115,4 +122,6 @@ def train_step(
     "negative_logit": statistics.negative,
     "hardest_negative_logit": statistics.hardest_negative.mean(),
   }
+  if statistics.duplicates is not None:
+    metrics["duplicate_pairs"] = statistics.duplicates
   return TrainState(state.step + 1, params, opt_state), metrics

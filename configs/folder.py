@@ -23,6 +23,10 @@ def get_config() -> ConfigDict:
       "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
       "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
       "dtype": "float32",  # Of a ring's products; bfloat16 halves its traffic.
+      # False negatives: pairs that match by chance, since a text or an image
+      # stands twice in a batch. negative (not looked for), ignore or positive.
+      "duplicates": "negative",
+      "same": "text",  # What has to be equal for that: text, image or either.
     }
   )
   # Devices along each axis; -1, once, takes the rest.

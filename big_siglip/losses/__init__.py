@@ -1,5 +1,6 @@
 """Losses over embeddings; they never see a model."""
 
+from big_siglip.losses.duplicates import image_id, text_id
 from big_siglip.losses.ring import ring_sigmoid_loss
 from big_siglip.losses.ring_softmax import ring_softmax_loss
 from big_siglip.losses.sigmoid import sigmoid_loss
@@ -8,8 +9,10 @@ from big_siglip.losses.statistics import LogitStatistics
 
 __all__ = [
   "LogitStatistics",
+  "image_id",
   "ring_sigmoid_loss",
   "ring_softmax_loss",
   "sigmoid_loss",
   "softmax_loss",
+  "text_id",
 ]

@@ -17,12 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from big_siglip.losses.statistics import from_sums, LogitStatistics
+from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.gradient import mean_with_gradients
+from big_siglip.losses.statistics import count, from_sums, LogitStatistics
 from big_siglip.losses.travel import (
   as_factor,
   check_dtype,
   full_like,
   product,
+  rows_from,
   tile_rows,
   travel_ring,
 )
@@ -38,6 +41,8 @@ def ring_sigmoid_loss(
   axes: Sequence[str],
   chunk_size: int | None = None,
   dtype: str = "float32",
+  ids: jax.Array | None = None,
+  duplicates: str = "ignore",
   statistics: bool = False,
 ) -> jax.Array | tuple[jax.Array, LogitStatistics]:
   """Returns `sigmoid_loss`, from embeddings that are split over `axes`.
@@ -57,26 +62,32 @@ def ring_sigmoid_loss(
     dtype: of the products' factors and of the travelling texts. "bfloat16"
       halves the bytes of the texts and needs a sixth of the matrix units' time;
       sums and the travelling gradient stay float32.
+    ids: [n] or [n, K, W] integers, split alike; they travel with the texts. See
+      the dense loss; None: no pair is a duplicate, and nothing is computed.
+    duplicates: "ignore" or "positive".
     statistics: return (loss, `LogitStatistics`).
 
   Returns:
     () float32, the mean over images of the sum over texts.
 
   Raises:
-    UserError: the devices do not divide n, chunk_size does not divide b, or the
-      dtype is another.
+    UserError: the devices do not divide n, chunk_size does not divide b, or
+      dtype, duplicates or the shape of ids is another.
   """
   check_dtype(dtype)
   n, axes = len(image), tuple(axes)
+  ids = check_ids(ids, n, duplicates)
   options = {
     "mesh": mesh,
     "axes": axes,
     "chunk_size": tile_rows(n, mesh, axes, chunk_size),
     "dtype": dtype,
+    "duplicates": duplicates,
     "statistics": statistics,
   }
   split = P(axes)
-  sums = (P(), (P(), P(), split) if statistics else None)
+  seen = (P(), P(), split, None if ids is None else P())
+  sums = (P(), seen if statistics else None)
   gradients = (split, split, P(), P())
 
   def on_mesh(gradient: bool, out_specs):
@@ -84,48 +95,41 @@ def ring_sigmoid_loss(
     return jax.shard_map(
       functools.partial(_ring, gradients=gradient, **options),
       mesh=mesh,
-      in_specs=gradients,
+      in_specs=(*gradients, split),
       out_specs=out_specs,
     )
 
-  value = on_mesh(False, sums)
-  value_and_gradients = on_mesh(True, (*sums, gradients))
-  arguments = (image, text, logit_scale, logit_bias)
-  dtypes = tuple(jnp.result_type(x) for x in arguments)
-
-  @jax.custom_vjp
-  def loss(*arguments):
-    total, seen = value(*arguments)
-    return total / n, seen and from_sums(n, *seen)
-
-  def forward(*arguments):
-    total, seen, gradients = value_and_gradients(*arguments)
-    return (total / n, seen and from_sums(n, *seen)), gradients
-
-  def backward(gradients, cotangents):
-    scaled = jax.tree.map(lambda g: (cotangents[0] / n) * g, gradients)
-    return jax.tree.map(lambda g, dtype: g.astype(dtype), scaled, dtypes)
-
-  loss.defvjp(forward, backward)
-  result = loss(*arguments)
-  return result if statistics else result[0]
+  value, seen = mean_with_gradients(
+    on_mesh(False, sums),
+    on_mesh(True, (*sums, gradients)),
+    (image, text, logit_scale, logit_bias),
+    ids,
+    n,
+  )
+  if not statistics:
+    return value
+  return value, from_sums(n, *seen, duplicates=duplicates)
 
 
 def _ring(
-  image, text, scale, bias, *, mesh, axes, gradients, statistics, **options
+  image, text, scale, bias, ids, *, mesh, axes, gradients, statistics, **options
 ):
-  """Sums over all pairs; sees the (bD, bD) of one device.
+  """Sums over all pairs; sees the (bD, bD) and ids bKW of one device.
 
   Returns:
-    -log p, (sum of the positives, sum of the negatives, b hardest negatives) or
-    None, and (d image, d text, d logit_scale, d logit_bias) if asked for.
+    -log p, (sum of the positives, sum of the negatives, b hardest negatives,
+    number of duplicates or None) or None, and (d image, d text, d logit_scale,
+    d logit_bias) if asked for.
   """
   block = functools.partial(
     _block, logit_scale=scale, logit_bias=bias, gradients=gradients, **options
   )
 
   def visit(visitors, d_visitors, sums, own, start):
-    sums, added = block(image, visitors, sums, own=own, first=start)
+    text, text_ids = visitors
+    sums, added = block(
+      image, text, sums, ids=(ids, text_ids), own=own, first=start
+    )
     return d_visitors + added if gradients else None, sums
 
   zero = full_like(image[0, 0])
@@ -133,11 +137,13 @@ def _ring(
   if statistics:
     lowest = full_like(image[:, 0], -jnp.inf)
     sums |= {"positives": zero, "negatives": zero, "hardest": lowest}
+    if ids is not None:
+      sums["duplicates"] = zero
   if gradients:
     sums |= {"d_scale": zero, "d_bias": zero, "d_image": full_like(image)}
   d_text, sums = travel_ring(
     visit,
-    ahead=as_factor(text, options["dtype"]),
+    ahead=(as_factor(text, options["dtype"]), ids),
     behind=full_like(text) if gradients else None,
     staying=sums,
     mesh=mesh,
@@ -148,6 +154,7 @@ def _ring(
   seen = None
   if statistics:
     seen = sums["positives"], sums["negatives"], rows["hardest"]
+    seen = *seen, sums.get("duplicates")
   if not gradients:
     return sums["nll"], seen
   scalars = sums["d_scale"], sums["d_bias"]
@@ -159,12 +166,14 @@ def _block(
   text,
   sums,
   *,
+  ids,
   own,
   first,
   logit_scale,
   logit_bias,
   chunk_size,
   dtype,
+  duplicates,
   gradients,
 ):
   """Adds one block of pairs to `sums`, tile by tile; (bD, bD) -> (sums, bD).
@@ -174,12 +183,14 @@ def _block(
     text: bD.
     sums: what `_ring` sums; of "d_image" bD and "hardest" b each tile has its
       rows.
+    ids: those of the images, bKW, and of the texts, bKW; (None, None).
     own: whether image i and text i - first match.
     first: the row that text 0 has in its device's block.
     logit_scale: ().
     logit_bias: ().
     chunk_size: c, rows of a tile.
     dtype: of the products' factors.
+    duplicates: what they are.
     gradients: compute them, or -log p alone.
 
   Returns:
@@ -187,27 +198,31 @@ def _block(
   """
   b = len(image)
   scale = jnp.exp(logit_scale)
+  cut = functools.partial(rows_from, count=chunk_size)
 
   def tile(carry, start):
     totals, d_text = carry
     added = {}
-    rows = jax.lax.dynamic_slice_in_dim(image, start, chunk_size)  # cD
+    rows = cut(image, start)  # cD
     scaled_dots = scale * product("iD,jD->ij", rows, text, dtype)  # cb
     logits = scaled_dots + logit_bias
     matching = (start + jnp.arange(chunk_size))[:, None] == (
       first + jnp.arange(len(text))[None]
     )
     matching &= own
-    signs = jnp.where(matching, 1.0, -1.0)
+    pairs = sort_pairs(matching, cut(ids[0], start), ids[1], duplicates)
+    signs = jnp.where(pairs.positive, 1.0, -1.0)
     # The sign stays inside: see `sigmoid_loss`.
-    added["nll"] = -jax.nn.log_sigmoid(signs * logits).sum()
+    added["nll"] = -pairs.heard(jax.nn.log_sigmoid(signs * logits)).sum()
     of_rows = {}
     if "hardest" in sums:
-      added["positives"] = jnp.where(matching, logits, 0.0).sum()
-      added["negatives"] = jnp.where(matching, 0.0, logits).sum()
-      of_rows["hardest"] = jnp.where(matching, -jnp.inf, logits).max(axis=1)
+      added["positives"] = jnp.where(pairs.positive, logits, 0.0).sum()
+      added["negatives"] = jnp.where(pairs.known, 0.0, logits).sum()
+      of_rows["hardest"] = jnp.where(pairs.known, -jnp.inf, logits).max(axis=1)
+    if "duplicates" in sums:
+      added["duplicates"] = count(pairs.duplicate)
     if gradients:
-      d_logits = -signs * jax.nn.sigmoid(-signs * logits)
+      d_logits = pairs.heard(-signs * jax.nn.sigmoid(-signs * logits))
       added["d_scale"] = (d_logits * scaled_dots).sum()
       added["d_bias"] = d_logits.sum()
       d_logits *= scale

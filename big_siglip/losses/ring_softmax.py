@@ -15,12 +15,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from big_siglip.losses.statistics import from_sums, LogitStatistics
+from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.gradient import mean_with_gradients
+from big_siglip.losses.statistics import count, from_sums, LogitStatistics
 from big_siglip.losses.travel import (
   as_factor,
   check_dtype,
   full_like,
   product,
+  rows_from,
   tile_rows,
   travel_ring,
 )
@@ -36,6 +39,8 @@ def ring_softmax_loss(
   axes: Sequence[str],
   chunk_size: int | None = None,
   dtype: str = "float32",
+  ids: jax.Array | None = None,
+  duplicates: str = "ignore",
   statistics: bool = False,
 ) -> jax.Array | tuple[jax.Array, LogitStatistics]:
   """Returns `softmax_loss`, from embeddings that are split over `axes`.
@@ -55,142 +60,193 @@ def ring_softmax_loss(
       None: all b.
     dtype: of the products' factors and of the travelling texts; sums and the
       travelling gradient stay float32.
+    ids: [n] or [n, K, W] integers, split alike; they travel with the texts. See
+      the dense loss; None: no pair is a duplicate, and nothing is computed.
+    duplicates: "ignore" or "positive".
     statistics: return (loss, `LogitStatistics`).
 
   Returns:
     () float32, the mean of both directions' cross entropies.
 
   Raises:
-    UserError: the devices do not divide n, chunk_size does not divide b, or the
-      dtype is another.
+    UserError: the devices do not divide n, chunk_size does not divide b, or
+      dtype, duplicates or the shape of ids is another.
   """
   check_dtype(dtype)
   n, axes = len(image), tuple(axes)
+  ids = check_ids(ids, n, duplicates)
   options = {
     "mesh": mesh,
     "axes": axes,
     "chunk_size": tile_rows(n, mesh, axes, chunk_size),
     "dtype": dtype,
+    "duplicates": duplicates,
   }
   split = P(axes)
-  seen_specs = (P(), P(), split) if statistics else None
+  seen_specs = None
+  if statistics:
+    seen_specs = (P(), P(), split, None if ids is None else P())
+  # How many positives a row has; always one, unless duplicates are some.
+  several = split if ids is not None and duplicates == "positive" else None
   sums = jax.shard_map(
     functools.partial(_sums, statistics=statistics, **options),
     mesh=mesh,
-    in_specs=(split, split, P()),
-    out_specs=(P(), split, split, seen_specs),
+    in_specs=(split, split, P(), split),
+    out_specs=(P(), (split, split, several), seen_specs),
   )
   gradients = jax.shard_map(
     functools.partial(_gradients, **options),
     mesh=mesh,
-    in_specs=(split, split, P(), split, split),
+    in_specs=(split, split, P(), split, (split, split, several)),
     out_specs=(split, split, P()),
   )
+
+  def total(*arguments):
+    value, _, seen = sums(*arguments)
+    return value, seen
+
+  def total_and_gradients(*arguments):
+    value, of_examples, seen = sums(*arguments)
+    return value, seen, gradients(*arguments, of_examples)
+
   arguments = (image, text, logit_scale)
-  dtypes = tuple(jnp.result_type(x) for x in arguments)
-
-  @jax.custom_vjp
-  def loss(*arguments):
-    total, _, _, seen = sums(*arguments)
-    return total / (2 * n), seen
-
-  def forward(*arguments):
-    total, row_sums, column_sums, seen = sums(*arguments)
-    d_arguments = gradients(*arguments, row_sums, column_sums)
-    return (total / (2 * n), seen), d_arguments
-
-  def backward(gradients, cotangents):
-    scaled = jax.tree.map(lambda g: cotangents[0] / (2 * n) * g, gradients)
-    return jax.tree.map(lambda g, dtype: g.astype(dtype), scaled, dtypes)
-
-  loss.defvjp(forward, backward)
-  value, seen = loss(*arguments)
+  value, seen = mean_with_gradients(
+    total, total_and_gradients, arguments, ids, 2 * n
+  )
   if not statistics:
     return value
-  shifted = from_sums(n, *seen)
   shift = jax.lax.stop_gradient(logit_bias)
-  return value, jax.tree.map(lambda x: x + shift, shifted)
+  return value, from_sums(n, *seen, duplicates=duplicates, shift=shift)
 
 
-def _tile(image, text, scale, *, start, first, own, chunk_size, dtype):
-  """Returns a tile's images cD, its logits cb and which of them match."""
-  rows = jax.lax.dynamic_slice_in_dim(image, start, chunk_size)
+def _tile(
+  image, text, scale, ids, *, start, first, own, chunk_size, dtype, duplicates
+):
+  """Returns a tile's images cD, its logits cb and what its `Pairs` are."""
+  rows = rows_from(image, start, chunk_size)
   logits = scale * product("iD,jD->ij", rows, text, dtype)
   columns = first + jnp.arange(len(text))[None]
   matching = (start + jnp.arange(chunk_size))[:, None] == columns
-  return rows, logits, matching & own
+  row_ids = rows_from(ids[0], start, chunk_size)
+  return rows, logits, sort_pairs(matching & own, row_ids, ids[1], duplicates)
 
 
-def _sums(image, text, logit_scale, *, mesh, axes, statistics, **options):
-  """Sums both cross entropies; (bD, bD, ()) -> ((), b, b, sums of statistics).
+def _sums(image, text, logit_scale, ids, *, mesh, axes, statistics, **options):
+  """Sums both cross entropies; (bD, bD, (), bKW) -> sums, see below.
 
   Returns:
-    The sum over both directions, the log-sum-exp of the logits over each
-    image's texts and over each text's images, and (sum of positives, sum of
-    negatives, b hardest negatives) or None.
+    The sum over both directions; (the log-sum-exp of the logits over each
+    image's texts, the same over each text's images, how many positives each has
+    or None where that is one); and (sum of positives, sum of negatives, b
+    hardest negatives, number of duplicates or None) or None.
   """
   b, scale = len(image), jnp.exp(logit_scale)
   starts = jnp.arange(0, b, options["chunk_size"])
+  several = ids is not None and options["duplicates"] == "positive"
 
-  def visit(text, columns, staying, own, first):
+  def visit(ahead, behind, staying, own, first):
+    text, text_ids = ahead
+
     def tile(carry, start):
-      columns, positives, negatives = carry
-      _, logits, matching = _tile(
-        image, text, scale, start=start, first=first, own=own, **options
+      columns, totals = carry
+      _, logits, pairs = _tile(
+        *(image, text, scale, (ids, text_ids)),
+        **dict(start=start, first=first, own=own, **options),
       )
-      columns = jnp.logaddexp(columns, jax.nn.logsumexp(logits, axis=0))
-      positives += jnp.where(matching, logits, 0.0).sum()
-      of_rows = [jax.nn.logsumexp(logits, axis=1)]
+      rivals = pairs.heard(logits, -jnp.inf)
+      positives = jnp.where(pairs.positive, logits, 0.0)
+      added = {"positives": positives.sum()}
+      lse = jnp.logaddexp(columns["lse"], jax.nn.logsumexp(rivals, axis=0))
+      columns = columns | {"lse": lse}
+      of_rows = {"lse": jax.nn.logsumexp(rivals, axis=1)}
+      if several:
+        columns["positives"] += positives.sum(axis=0)
+        of_rows["positives"] = positives.sum(axis=1)
+        of_rows["count"] = jnp.where(pairs.positive, 1.0, 0.0).sum(axis=1)
       if statistics:
-        negatives += jnp.where(matching, 0.0, logits).sum()
-        of_rows.append(jnp.where(matching, -jnp.inf, logits).max(axis=1))
-      return (columns, positives, negatives), of_rows
+        added["negatives"] = jnp.where(pairs.known, 0.0, logits).sum()
+        masked = jnp.where(pairs.known, -jnp.inf, logits)
+        of_rows["hardest"] = masked.max(axis=1)
+      if "duplicates" in totals:
+        added["duplicates"] = count(pairs.duplicate)
+      return (columns, {k: totals[k] + x for k, x in added.items()}), of_rows
 
-    rows, hardest, positives, negatives = staying
-    (columns, positives, negatives), of_rows = jax.lax.scan(
-      tile, (columns, positives, negatives), starts
-    )
-    rows = jnp.logaddexp(rows, of_rows[0].reshape(b))
-    if statistics:
-      hardest = jnp.maximum(hardest, of_rows[1].reshape(b))
-    return columns, (rows, hardest, positives, negatives)
+    rows, totals = staying
+    (behind, totals), of_rows = jax.lax.scan(tile, (behind, totals), starts)
+    of_rows = {k: x.reshape(b) for k, x in of_rows.items()}
+    return behind, ({k: _JOIN[k](rows[k], of_rows[k]) for k in rows}, totals)
 
-  nothing, zero = full_like(image[:, 0], -jnp.inf), full_like(image[0, 0])
-  columns, (rows, hardest, positives, negatives) = travel_ring(
+  columns, rows, totals = _nothing_yet(image, ids, several, statistics)
+  columns, (rows, totals) = travel_ring(
     visit,
-    ahead=as_factor(text, options["dtype"]),
-    behind=nothing,
-    staying=(nothing, nothing, zero, zero),
+    ahead=(as_factor(text, options["dtype"]), ids),
+    behind=columns,
+    staying=(rows, totals),
     mesh=mesh,
     axes=axes,
   )
-  total, positives, negatives = jax.lax.psum(
-    ((rows + columns).sum() - 2 * positives, positives, negatives), axes
-  )
-  seen = (positives, negatives, hardest) if statistics else None
-  return total, rows, columns, seen
+  total = (rows["lse"] + columns["lse"]).sum()
+  if several:
+    total -= ((rows["positives"] + columns["positives"]) / rows["count"]).sum()
+  else:
+    total -= 2 * totals["positives"]
+  total, totals = jax.lax.psum((total, totals), axes)
+  seen = None
+  if statistics:
+    seen = totals["positives"], totals["negatives"], rows["hardest"]
+    seen = *seen, totals.get("duplicates")
+  return total, (rows["lse"], columns["lse"], rows.get("count")), seen
+
+
+def _nothing_yet(image, ids, several, statistics):
+  """Returns what `_sums` starts with for texts, for images, and for all."""
+  zero, lowest = full_like(image[0, 0]), full_like(image[:, 0], -jnp.inf)
+  columns, rows, totals = {"lse": lowest}, {"lse": lowest}, {"positives": zero}
+  if several:
+    zeros = full_like(image[:, 0])
+    columns["positives"] = rows["positives"] = rows["count"] = zeros
+  if statistics:
+    rows["hardest"], totals["negatives"] = lowest, zero
+    if ids is not None:
+      totals["duplicates"] = zero
+  return columns, rows, totals
+
+
+# How what a row has seen so far joins what it sees next.
+_JOIN = {
+  "lse": jnp.logaddexp,
+  "hardest": jnp.maximum,
+  "positives": jnp.add,
+  "count": jnp.add,
+}
 
 
 def _gradients(
-  image, text, logit_scale, rows, columns, *, mesh, axes, **options
+  image, text, logit_scale, ids, of_examples, *, mesh, axes, **options
 ):
   """Returns what `_sums` adds up, differentiated; -> (bD, bD, ())."""
-  b, scale = len(image), jnp.exp(logit_scale)
-  starts = jnp.arange(0, b, options["chunk_size"])
+  b, scale, chunk = len(image), jnp.exp(logit_scale), options["chunk_size"]
+  starts = jnp.arange(0, b, chunk)
+  rows, columns, counts = of_examples
 
   def visit(ahead, d_text, staying, own, first):
-    text, columns = ahead
+    text, columns, text_ids, text_counts = ahead
     d_image, d_scale = staying
 
     def tile(carry, start):
       d_text, d_scale = carry
-      images, logits, matching = _tile(
-        image, text, scale, start=start, first=first, own=own, **options
+      images, logits, pairs = _tile(
+        *(image, text, scale, (ids, text_ids)),
+        **dict(start=start, first=first, own=own, **options),
       )
-      sums = jax.lax.dynamic_slice_in_dim(rows, start, options["chunk_size"])
-      d_logits = jnp.exp(logits - sums[:, None])
+      d_logits = jnp.exp(logits - rows_from(rows, start, chunk)[:, None])
       d_logits += jnp.exp(logits - columns[None])
-      d_logits -= jnp.where(matching, 2.0, 0.0)
+      wanted = 2.0
+      if counts is not None:
+        wanted = 1 / rows_from(counts, start, chunk)[:, None]
+        wanted += 1 / text_counts[None]
+      d_logits = pairs.heard(d_logits)
+      d_logits -= jnp.where(pairs.positive, wanted, 0.0)
       d_scale += (d_logits * logits).sum()
       d_logits *= scale
       d_text += product("ij,iD->jD", d_logits, images, options["dtype"])
@@ -203,7 +259,7 @@ def _gradients(
 
   d_text, (d_image, d_scale) = travel_ring(
     visit,
-    ahead=(as_factor(text, options["dtype"]), columns),
+    ahead=(as_factor(text, options["dtype"]), columns, ids, counts),
     behind=full_like(text),
     staying=(full_like(image), full_like(image[0, 0])),
     mesh=mesh,

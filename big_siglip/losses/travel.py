@@ -156,6 +156,11 @@ def _serpentine_circle(places: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
   return circle if set(circle) == set(places) else list(places)
 
 
+def rows_from(x: jax.Array | None, start: jax.Array, count: int) -> Any:
+  """Returns `count` rows of x, those from `start` on; None of None."""
+  return x if x is None else jax.lax.dynamic_slice_in_dim(x, start, count)
+
+
 def full_like(x: jax.Array, value: float = 0.0) -> jax.Array:
   """Returns float32 of the shape of `x`, varying over the devices as `x` does.
 
