@@ -165,7 +165,10 @@ def test_training_equals_that_with_the_locked_tower(trained):
     # Softmax does not see a bias of all keys: its gradient is rounding alone,
     # which Adam makes as large as any other.
     elif not path.endswith("attention/key/bias"):
-      np.testing.assert_allclose(array, other[path], atol=2e-6, err_msg=path)
+      # Here and there Adam divides by next to nothing; on the whole it has
+      # moved each number by a thousandth and more.
+      off = np.sqrt(np.mean((array - other[path]) ** 2))
+      assert off < 5e-7, path
 
 
 def test_the_image_tower_is_nowhere_in_the_run(trained):
