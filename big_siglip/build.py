@@ -192,7 +192,10 @@ def tokenizer(config: ConfigDict) -> Tokenizer:
       smaller than its own.
   """
   data = config.data
-  made = make_tokenizer(data.tokenizer, data.lowercase, data.pad_id)
+  # Models saved before there was a choice were not cleaned.
+  made = make_tokenizer(
+    data.tokenizer, data.lowercase, data.pad_id, data.get("clean", "none")
+  )
   vocab_size = config.model.text.vocab_size
   if made.vocab_size > vocab_size:
     raise UserError(

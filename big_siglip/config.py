@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from big_siglip.config_evals import evaluation_problems
 from big_siglip.config_fields import field_problems, FIELDS
+from big_siglip.data.cleaning import CLEANINGS
 from big_siglip.models import sizes
 
 # What does not change the trained parameters by intent: a run may be resumed
@@ -43,6 +44,7 @@ _CHOICES = {
   "optimizer.schedule": ("cosine", "rsqrt", "linear", "constant"),
   "optimizer.mu_dtype": ("float32", "bfloat16"),
   "data.decoder": ("pillow", "simplejpeg"),
+  "data.clean": CLEANINGS,
   "data.resize": ("bilinear", "bicubic", "big_vision"),
 }
 

@@ -85,6 +85,7 @@ FIELDS = {
     "flip": bool,
     "tokenizer": str,
     "lowercase": bool,
+    "clean": str,
     "pad_id": int,
     "max_skipped": _NUMBER,
     "num_workers": int,

@@ -142,7 +142,7 @@ def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):
 
 def _warn_of_differences(trained, given, path: str) -> None:
   """Says in which fields the preprocessing is not that of the weights."""
-  for field in ("lowercase", "pad_id", "resize"):
+  for field in ("lowercase", "clean", "pad_id", "resize"):
     if field in trained and trained[field] != given[field]:
       logging.warning(
         "config.data.%s=%r: the weights of %s were trained with %r",

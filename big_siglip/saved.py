@@ -87,9 +87,9 @@ def load(
 def load_config(run: epath.Path) -> ConfigDict:
   """Returns a run's config, unlocked, with the tokenizer that lies beside."""
   config = ConfigDict(workdir.read_config(run))
-  kept = run / workdir.TOKENIZER
-  if kept.exists():
-    config.data.tokenizer = str(kept)
+  kept = workdir.find_tokenizer(run)
+  if kept:
+    config.data.tokenizer = kept
   return config
 
 
@@ -102,7 +102,7 @@ def save_model(
     folder: must not hold a run yet.
     params: the parameters.
     model: `config.model`.
-    data: the preprocessing: tokenizer, lowercase, pad_id, resize.
+    data: the preprocessing: tokenizer, lowercase, pad_id, clean, resize.
 
   Raises:
     UserError: the folder holds a run, or cannot be written.

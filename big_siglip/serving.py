@@ -68,16 +68,15 @@ def save(folder: pathlib.Path, params: Any, config: ConfigDict) -> None:
     [(k, v.shape, lambda v=v: np.asarray(v)) for k, v in towers.items()],
     {},
   )
-  if config.data.tokenizer != "bytes":
-    workdir.keep_tokenizer(epath.Path(folder), config.data.tokenizer)
+  workdir.keep_tokenizer(epath.Path(folder), config.data.tokenizer)
+  tokenizer = workdir.find_tokenizer(epath.Path(folder)) or "bytes"
   settings = {
     "image_size": size,
     "resize": config.data.resize,
     "text_length": length,
-    "tokenizer": "bytes"
-    if config.data.tokenizer == "bytes"
-    else workdir.TOKENIZER,
+    "tokenizer": pathlib.Path(tokenizer).name,
     "lowercase": config.data.lowercase,
+    "clean": config.data.get("clean", "none"),
     "pad_id": config.data.pad_id,
     "logit_scale": float(jnp.exp(leaves["logit_scale"])),
     "logit_bias": float(leaves["logit_bias"]),
@@ -145,10 +144,11 @@ def load(path: str) -> Bundle:
   tokenizer = settings["tokenizer"]
   if tokenizer != "bytes":
     tokenizer = str(folder / tokenizer)
+  rules = [settings[name] for name in ("lowercase", "pad_id", "clean")]
   reader = Safetensors(folder / "params.safetensors")
   return Bundle(
     settings,
-    make_tokenizer(tokenizer, settings["lowercase"], settings["pad_id"]),
+    make_tokenizer(tokenizer, *rules),
     jax.jit(programs["image"].call),
     jax.jit(programs["text"].call),
     {key: jnp.array(reader.read(key)) for key in reader.shapes()},

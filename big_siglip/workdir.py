@@ -8,10 +8,12 @@ import jax
 from ml_collections import ConfigDict
 
 from big_siglip.config import changed_fields, has_image_tower
+from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
 
-# The SentencePiece model of a run, kept beside its checkpoints.
-TOKENIZER = "tokenizer.model"
+# The tokenizer of a run, kept beside its checkpoints: SentencePiece, or of
+# Hugging Face.
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _EMBEDDING = "embedding.json"  # Of the embeddings that a run trains on.
 
 
@@ -54,8 +56,15 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
 
 def keep_tokenizer(folder: epath.Path, tokenizer: str) -> None:
   """Copies the tokenizer's file into a run's folder, where it has one."""
-  if tokenizer != "bytes":
-    _copy(epath.Path(tokenizer), folder / TOKENIZER)
+  if tokenizer != "bytes" and not find_tokenizer(folder):
+    name = _TOKENIZERS[is_json(tokenizer)]
+    _copy(epath.Path(tokenizer), folder / name)
+
+
+def find_tokenizer(folder: epath.Path) -> str | None:
+  """Returns the file that `keep_tokenizer` left in a folder."""
+  files = [folder / name for name in _TOKENIZERS]
+  return next((str(file) for file in files if file.exists()), None)
 
 
 def read_embedding(folder: epath.Path) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def get_config() -> ConfigDict:
       "flip": False,
       "tokenizer": "bytes",  # Or a SentencePiece model's path.
       "lowercase": True,
+      "clean": "none",  # Of captions: none, html (&amp;) or canonical.
       "pad_id": 1,
       "max_skipped": 0.1,  # Stop when a larger share cannot be used.
       "num_workers": 0,  # processes; 0: threads alone.

@@ -117,6 +117,7 @@ def get_config() -> ConfigDict:
       "flip": False,  # Captions may say left or right.
       "tokenizer": "c4_en/sentencepiece.model",  # Or bytes.
       "lowercase": True,
+      "clean": "none",  # Of captions: none, html (&amp;) or canonical.
       "pad_id": 1,  # The end of a sentence, which "last" pools.
       "max_skipped": 0.1,  # Stop when a larger share cannot be used.
       "num_workers": 8,  # processes with a batch each; 0: threads alone.

@@ -115,6 +115,7 @@ def get_config() -> ConfigDict:
       "flip": False,
       "tokenizer": "models/b16/tokenizer.model",  # That of the weights.
       "lowercase": True,
+      "clean": "none",  # Of captions: none, html (&amp;) or canonical.
       "pad_id": 1,
       "max_skipped": 0.1,  # Stop when a larger share cannot be used.
       "num_workers": 0,  # processes; 0: threads alone.

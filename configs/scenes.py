@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
       # A SentencePiece model of the captions' 33 words, each one token.
       "tokenizer": "configs/scenes.model",
       "lowercase": True,
+      "clean": "none",  # Of captions: none, html (&amp;) or canonical.
       "pad_id": 1,
       "max_skipped": 0.1,  # Stop when a larger share cannot be used.
       "num_workers": 0,  # processes; 0: threads alone.

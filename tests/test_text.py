@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from big_siglip.data import text
+from big_siglip.data import cleaning, text
 from big_siglip.errors import UserError
 
 
@@ -127,10 +127,10 @@ def test_pad_id_outside_the_vocabulary_is_refused(tiny_model):
 
 
 def test_canonical_text_has_no_punctuation_case_or_extra_space():
-  assert text.canonicalize(" A  Photo_of: the dog's\tbed! ") == (
+  assert cleaning.canonicalize(" A  Photo_of: the dog's\tbed! ") == (
     "a photo of the dogs bed"
   )
-  assert text.canonicalize("A photo of a {}.", keep_punctuation="{}") == (
+  assert cleaning.canonicalize("A photo of a {}.", keep_punctuation="{}") == (
     "a photo of a {}"
   )
-  assert text.canonicalize("A photo of a {}.") == "a photo of a"
+  assert cleaning.canonicalize("A photo of a {}.") == "a photo of a"

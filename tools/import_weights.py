@@ -22,7 +22,9 @@ _WEIGHTS = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to make.")
 _TOKENIZER = flags.DEFINE_string(
-  "tokenizer", None, "SentencePiece file; default: the one beside the weights."
+  "tokenizer",
+  None,
+  "SentencePiece model or tokenizer.json; default: the one beside the weights.",
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 

@@ -1,23 +1,25 @@
 """Turns captions into token ids of one fixed length, by SigLIP's rules.
 
-The rules are those of the `tokenize` op of google-research/big_vision
-(pp/ops_text.py), which trained the published weights: lowercase, append EOS,
-no BOS; a text of `length` tokens or more keeps its first `length` - 1 and EOS
-("sticky"), a shorter one is padded on the right.
+A tokenizer's file cuts the text alone. What stands around it are the rules of
+the `tokenize` op of google-research/big_vision (pp/ops_text.py), which trained
+the published weights: lowercase, append EOS, no BOS; a text of `length` tokens
+or more keeps its first `length` - 1 and EOS ("sticky"), a shorter one is padded
+on the right.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import pathlib
-import re
-import string
 
 import numpy as np
 import sentencepiece
+import tokenizers
 
+from big_siglip.data.cleaning import prepare
 from big_siglip.errors import UserError
 
-_REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# What a tokenizers file may call the end of a text, the first that it has.
+_EOS_TOKENS = ("<eos>", "</s>", "<|endoftext|>", "<|im_end|>", "[SEP]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class ByteTokenizer:
 
   lowercase: bool = True
   pad_id: int = 1  # EOS, as SigLIP pads; 0 as SigLIP 2 does.
+  clean: str = "none"  # See `cleaning.prepare`.
 
   eos_id = 1
   vocab_size = 3 + 256
@@ -39,7 +42,7 @@ class ByteTokenizer:
 
   def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
     """Returns int32 [len(texts), length]."""
-    texts = [_lowercase(t) if self.lowercase else t for t in texts]
+    texts = [prepare(t, self.clean, self.lowercase) for t in texts]
     ids = [[byte + 3 for byte in t.encode("utf-8")] for t in texts]
     return _pad(ids, length, self.eos_id, self.pad_id)
 
@@ -57,33 +60,39 @@ class SentencePieceTokenizer:
     eos_id: the id of the end-of-sentence piece.
     pad_id: what fills the end: 1 for SigLIP, 0 for SigLIP 2.
     lowercase: whether A-Z become a-z first.
+    clean: see `cleaning.prepare`.
   """
 
-  def __init__(self, path: str, *, lowercase: bool = True, pad_id: int = 1):
+  def __init__(
+    self,
+    path: str,
+    *,
+    lowercase: bool = True,
+    pad_id: int = 1,
+    clean: str = "none",
+  ):
     """Reads the model.
 
     Raises:
       UserError: `path` is missing, not SentencePiece or has no EOS piece, or
         `pad_id` is not an id of it.
     """
+    self._model = _find(path).read_bytes()
+    self.lowercase, self.pad_id, self.clean = lowercase, pad_id, clean
     field = f"config.data.tokenizer={str(path)!r}"
-    file = pathlib.Path(path).expanduser()
-    if not file.is_file():
-      raise UserError(f"{field}: no such file; must be bytes or a .model file")
-    self._model = file.read_bytes()
-    self.lowercase = lowercase
-    self.pad_id = pad_id
     try:
       self._load()
     except RuntimeError as e:
-      raise UserError(f"{field}: is not a SentencePiece model") from e
+      raise UserError(
+        f"{field}: is not a SentencePiece model or a tokenizer.json"
+      ) from e
     if self.eos_id < 0:
       raise UserError(f"{field}: must have an end-of-sentence piece")
     _check_pad_id(pad_id, self.vocab_size)
 
   def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
     """Returns int32 [len(texts), length]."""
-    texts = [_lowercase(t) if self.lowercase else t for t in texts]
+    texts = [prepare(t, self.clean, self.lowercase) for t in texts]
     ids = self._processor.encode(texts)
     return _pad(ids, length, self.eos_id, self.pad_id)
 
@@ -91,10 +100,13 @@ class SentencePieceTokenizer:
     """Returns the text of ids [length] up to the first EOS or padding."""
     return self._processor.decode(_until_end(ids, self.eos_id, self.pad_id))
 
+  def token_id(self, token: str) -> int | None:
+    """Returns the id of a piece by its name, such as "<pad>"."""
+    number = self._processor.piece_to_id(token)
+    return number if self._processor.id_to_piece(number) == token else None
+
   def __getstate__(self) -> dict[str, object]:
-    return dict(
-      _model=self._model, lowercase=self.lowercase, pad_id=self.pad_id
-    )
+    return {k: v for k, v in vars(self).items() if k != "_processor"}
 
   def __setstate__(self, state: dict[str, object]) -> None:
     self.__dict__.update(state)
@@ -109,47 +121,133 @@ class SentencePieceTokenizer:
     self.eos_id = self._processor.eos_id()
 
 
-Tokenizer = ByteTokenizer | SentencePieceTokenizer
+class HuggingFaceTokenizer:
+  """A tokenizer.json of Hugging Face `tokenizers`, such as SigLIP 2's.
+
+  Its own special tokens, padding and truncation are left out, and a caption
+  that spells out a special token ("<eos>") gets the tokens of these letters.
+  The end of a text is the first that it has of <eos>, </s>, <|endoftext|>,
+  <|im_end|> and [SEP].
+
+  Attributes:
+    vocab_size: its largest id and one.
+    eos_id: the id of the end of a text.
+    pad_id: what fills the end: 1 for SigLIP, 0 for SigLIP 2.
+    lowercase: whether A-Z become a-z first, whatever its own rules are.
+    clean: see `cleaning.prepare`.
+  """
+
+  def __init__(
+    self,
+    path: str,
+    *,
+    lowercase: bool = True,
+    pad_id: int = 1,
+    clean: str = "none",
+  ):
+    """Reads the file.
+
+    Raises:
+      UserError: `path` is missing, no such file or knows no end of a text, or
+        `pad_id` is not an id of it.
+    """
+    self._json = _find(path).read_text(encoding="utf-8", errors="replace")
+    self.lowercase, self.pad_id, self.clean = lowercase, pad_id, clean
+    field = f"config.data.tokenizer={str(path)!r}"
+    try:
+      self._load()
+    except Exception as e:  # The library raises no other type.
+      raise UserError(f"{field}: is no tokenizer.json ({e})") from e
+    vocabulary = self.vocabulary()
+    self.vocab_size = max(vocabulary.values(), default=0) + 1
+    ends = [token for token in _EOS_TOKENS if token in vocabulary]
+    if not ends:
+      names = ", ".join(_EOS_TOKENS)
+      raise UserError(f"{field}: must have a token for the end: one of {names}")
+    self.eos_id = vocabulary[ends[0]]
+    _check_pad_id(pad_id, self.vocab_size)
+
+  def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
+    """Returns int32 [len(texts), length]."""
+    # One by one: threads of ours call this already, or a text comes alone.
+    ids = [
+      self._tokenizer.encode(
+        prepare(text, self.clean, self.lowercase), add_special_tokens=False
+      ).ids
+      for text in texts
+    ]
+    return _pad(ids, length, self.eos_id, self.pad_id)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of ids [length] up to the first EOS or padding."""
+    ids = _until_end(ids, self.eos_id, self.pad_id)
+    # Some files call their bytes special.
+    return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+  def token_id(self, token: str) -> int | None:
+    """Returns the id of a token by its name, such as "<pad>"."""
+    return self._tokenizer.token_to_id(token)
+
+  def vocabulary(self) -> dict[str, int]:
+    """Returns the ids of all tokens."""
+    return self._tokenizer.get_vocab()
+
+  def __getstate__(self) -> dict[str, object]:
+    return {k: v for k, v in vars(self).items() if k != "_tokenizer"}
+
+  def __setstate__(self, state: dict[str, object]) -> None:
+    self.__dict__.update(state)
+    self._load()
+
+  def _load(self) -> None:
+    self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
+    self._tokenizer.no_padding()
+    self._tokenizer.no_truncation()
+    self._tokenizer.encode_special_tokens = True
+
+
+Tokenizer = ByteTokenizer | SentencePieceTokenizer | HuggingFaceTokenizer
 
 
 def make_tokenizer(
-  tokenizer: str, lowercase: bool = True, pad_id: int = 1
+  tokenizer: str, lowercase: bool = True, pad_id: int = 1, clean: str = "none"
 ) -> Tokenizer:
   """Returns the tokenizer that config.data asks for.
 
   Args:
-    tokenizer: "bytes", or the path of a SentencePiece model.
+    tokenizer: "bytes", or the path of a SentencePiece model or of a
+      tokenizer.json, whatever the file is called.
     lowercase: whether A-Z become a-z first.
     pad_id: what fills the end: 1 for SigLIP, 0 for SigLIP 2.
+    clean: see `cleaning.prepare`.
 
   Raises:
-    UserError: the file is missing or no SentencePiece model.
+    UserError: the file is missing or neither of the two.
   """
   if tokenizer == "bytes":
-    return ByteTokenizer(lowercase, pad_id)
-  return SentencePieceTokenizer(tokenizer, lowercase=lowercase, pad_id=pad_id)
+    return ByteTokenizer(lowercase, pad_id, clean)
+  kind = HuggingFaceTokenizer if is_json(tokenizer) else SentencePieceTokenizer
+  return kind(tokenizer, lowercase=lowercase, pad_id=pad_id, clean=clean)
 
 
-def canonicalize(text: str, *, keep_punctuation: str = "") -> str:
-  """Returns `text` as zero-shot evaluation writes class names and prompts.
+def is_json(path: str) -> bool:
+  """Returns whether a tokenizer's file is a tokenizer.json.
 
-  Underscores become spaces, ASCII punctuation goes, letters are lowercased and
-  white space collapses: big_vision's evaluators/proj/image_text/
-  prompt_engineering.py. Training captions are not canonicalised.
-
-  Args:
-    text: a class name, a template or a caption.
-    keep_punctuation: an exact string to keep, such as "{}" in a template.
+  Raises:
+    UserError: it is missing.
   """
-  text = text.replace("_", " ")
-  parts = text.split(keep_punctuation) if keep_punctuation else [text]
-  parts = [part.translate(_REMOVE_PUNCTUATION) for part in parts]
-  return re.sub(r"\s+", " ", keep_punctuation.join(parts).lower()).strip()
+  with _find(path).open("rb") as file:
+    return file.read(64).lstrip()[:1] == b"{"  # No SentencePiece model does.
 
 
-def _lowercase(text: str) -> str:
-  # ASCII letters only: what tf.strings.lower does, with which SigLIP trained.
-  return text.encode("utf-8").lower().decode("utf-8")
+def _find(path: str) -> pathlib.Path:
+  file = pathlib.Path(path).expanduser()
+  if not file.is_file():
+    raise UserError(
+      f"config.data.tokenizer={str(path)!r}: no such file; must be bytes, a "
+      "SentencePiece .model or a tokenizer.json"
+    )
+  return file
 
 
 def _pad(

@@ -82,6 +82,7 @@ def describe_model(model: Model, checkpoint: str) -> dict[str, Any]:
       "resize": config.data.resize,
       "tokenizer": tokenizer,
       "lowercase": config.data.lowercase,
+      "clean": config.data.get("clean", "none"),
       "pad_id": config.data.pad_id,
       "text_length": config.model.text.length,
     },

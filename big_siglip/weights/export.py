@@ -3,12 +3,17 @@
 import itertools
 import json
 import pathlib
-import shutil
 from typing import Any
 
-from big_siglip.data.text import make_tokenizer
+from absl import logging
+
 from big_siglip.errors import UserError
-from big_siglip.weights import big_vision, huggingface, open_clip
+from big_siglip.weights import (
+  big_vision,
+  export_tokenizer,
+  huggingface,
+  open_clip,
+)
 from big_siglip.weights.rules import write_params
 from big_siglip.weights.tensors import save_npz, save_safetensors
 
@@ -36,15 +41,13 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
   save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
   _write_json(folder / "config.json", made)
   _write_json(folder / "preprocessor_config.json", _image_processor(config))
-  if data.tokenizer == "bytes":
-    _write_json(folder / "tokenizer_config.json", _byte_tokenizer(model))
-    return
-  # SigLIP pads with the end of a sentence, SigLIP 2 with a piece of its own.
-  eos_id = make_tokenizer(data.tokenizer, pad_id=data.pad_id).eos_id
-  first = data.pad_id == eos_id
-  name = "spiece.model" if first else "tokenizer.model"
-  shutil.copyfile(data.tokenizer, folder / name)
-  _write_json(folder / "tokenizer_config.json", _tokenizer(model, data, first))
+  if data.get("clean", "none") != "none":
+    logging.warning(
+      "%s: its tokenizer does not do config.data.clean=%r; do that before",
+      folder,
+      data.clean,
+    )
+  export_tokenizer.save(folder, data, model.text.length)
 
 
 def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
@@ -94,46 +97,6 @@ def _image_processor(config: Any) -> dict[str, Any]:
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
     "do_convert_rgb": True,
-  }
-
-
-def _tokenizer(model: Any, data: Any, first: bool) -> dict[str, Any]:
-  common = {
-    "processor_class": "SiglipProcessor",
-    "model_max_length": model.text.length,
-    "padding_side": "right",
-    "do_lower_case": data.lowercase,
-    "model_input_names": ["input_ids"],
-    "unk_token": "<unk>",
-  }
-  if first:
-    return {
-      **common,
-      "tokenizer_class": "SiglipTokenizer",
-      "eos_token": "</s>",
-      "pad_token": "</s>",
-    }
-  return {
-    **common,
-    "tokenizer_class": "Siglip2Tokenizer",
-    "eos_token": "<eos>",
-    "bos_token": "<bos>",
-    "pad_token": "<pad>",
-    "add_bos_token": False,
-    "add_eos_token": True,
-  }
-
-
-def _byte_tokenizer(model: Any) -> dict[str, Any]:
-  """Our bytes are ByT5's; it does not lowercase."""
-  return {
-    "tokenizer_class": "ByT5Tokenizer",
-    "model_max_length": model.text.length,
-    "extra_ids": 0,
-    "pad_token": "</s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "model_input_names": ["input_ids"],
   }
 
 

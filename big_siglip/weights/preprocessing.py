@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.weights.formats import Weights
 
@@ -16,21 +17,25 @@ _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 def find_preprocessing(
   weights: Weights, tokenizer: str | None = None
 ) -> dict[str, Any]:
-  """Returns `config.data`'s tokenizer, lowercase, pad_id and resize.
+  """Returns `config.data`'s tokenizer, lowercase, clean, pad_id and resize.
 
   SigLIP pads with 1, the end of a sentence, and SigLIP 2 with 0 (big_vision's
-  pp/ops_text.py and pp/proj/paligemma/ops.py); both lowercase. The resizing is
+  pp/ops_text.py and pp/proj/paligemma/ops.py), unless tokenizer_config.json
+  names another token; both lowercase and clean nothing else. The resizing is
   that of preprocessor_config.json, or big_vision's for its own files.
 
   Args:
     weights: see `open_weights`.
-    tokenizer: a SentencePiece model file; None: the one beside the weights.
+    tokenizer: a SentencePiece model or tokenizer.json; None: the one beside the
+      weights.
 
   Raises:
     UserError: there is no tokenizer, or the resizing is not known.
   """
+  pad_id = 0 if weights.model.text.vocab_size == _GEMMA else 1
   if tokenizer is None:
     tokenizer = _find_tokenizer(weights)
+    pad_id = _pad_id(weights.folder, tokenizer, pad_id)
   resize = "big_vision" if weights.format == "big_vision" else "bicubic"
   if weights.folder is not None:
     config = weights.folder / "preprocessor_config.json"
@@ -39,13 +44,19 @@ def find_preprocessing(
   return {
     "tokenizer": tokenizer,
     "lowercase": True,
-    "pad_id": 0 if weights.model.text.vocab_size == _GEMMA else 1,
+    "clean": "none",
+    "pad_id": pad_id,
     "resize": resize,
   }
 
 
 def _find_tokenizer(weights: Weights) -> str:
-  names = ("spiece.model", "tokenizer.model", "sentencepiece.model")
+  names = (
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.model",
+    "tokenizer.json",
+  )
   for name in names if weights.folder else ():
     if (weights.folder / name).is_file():
       return str(weights.folder / name)
@@ -55,13 +66,28 @@ def _find_tokenizer(weights: Weights) -> str:
   )
 
 
+def _pad_id(folder: pathlib.Path, tokenizer: str, default: int) -> int:
+  config = folder / "tokenizer_config.json"
+  token = _read(config).get("pad_token") if config.is_file() else None
+  if isinstance(token, dict):  # With the token's properties.
+    token = token.get("content")
+  number = token and make_tokenizer(tokenizer).token_id(token)
+  return default if number is None else number
+
+
 def _resize(config: pathlib.Path) -> str:
-  try:
-    resample = json.loads(config.read_text()).get("resample", 3)
-  except (ValueError, AttributeError) as error:
-    raise UserError(f"{config}: is no JSON object ({error})") from error
+  resample = _read(config).get("resample", 3)
   if resample not in _RESAMPLE:
     raise UserError(
       f"{config}: resample={resample!r}: must be 2 (bilinear) or 3 (bicubic)"
     )
   return _RESAMPLE[resample]
+
+
+def _read(config: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(config.read_text())
+    value.keys()
+  except (ValueError, AttributeError) as error:
+    raise UserError(f"{config}: is no JSON object ({error})") from error
+  return value
