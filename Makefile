@@ -12,6 +12,7 @@ RUN = .venv/bin/python
 demo: .venv/base
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
 	$(RUN) tools/draw.py --workdir=runs/digits
+	$(RUN) tools/report.py runs/digits --output=runs/digits/report.html
 
 test: .venv/dev lint
 	$(RUN) -m pytest -q -n 2 --dist worksteal

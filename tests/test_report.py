@@ -436,7 +436,7 @@ def test_the_program_writes_the_page(digits, tmp_path):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.startswith(str(file)) and not done.stderr
+  assert done.stdout.split() == ["report", str(file)] and not done.stderr
   assert Page(file.read_text()).all("section", id="curves")
 
 
@@ -462,6 +462,14 @@ def test_thinning_keeps_ends_and_extremes():
 )
 def test_ticks_are_round_numbers(low, high, expected):
   np.testing.assert_allclose(charts.ticks(low, high), expected)
+
+
+def test_ticks_can_be_told_apart():
+  assert charts.tick_texts([0, 0.5, 1]) == ["0", "0.5", "1"]
+  texts = charts.tick_texts([-4.0002, -4.0001, -4.0])
+  assert texts == ["-4.0002", "-4.0001", "-4"]
+  assert charts.tick_texts([0, 500, 1_000]) == ["0", "500", "1k"]
+  assert charts.tick_texts([1e6, 1.0005e6]) == ["1M", "1.0005M"]
 
 
 def test_what_is_better_is_known_by_name():

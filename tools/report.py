@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
       examples=_EXAMPLES.value,
       price=_PRICE.value,
     )
-  print(f"{file} ({file.stat().length / 1e6:.2f} MB)")
+  print(f"report       {file}")
 
 
 if __name__ == "__main__":

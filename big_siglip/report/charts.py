@@ -42,7 +42,8 @@ class Chart:
     title: what the y axis shows.
     curves: at least one point among them.
     x_label: what the x axis shows.
-    share: whether the values are shares, so that the axis is 0 to 1.
+    share: whether the values are shares, so that the axis starts at 0 and,
+      unless all are small, ends at 1.
     log: whether the axis may be logarithmic, if the values want it.
   """
 
@@ -161,8 +162,8 @@ class _Axes:
     self._log = chart.log and low > 0 and high > 100 * low
     if self._log:
       low, high = math.log10(low), math.log10(high)
-    if chart.share and low >= 0 and high <= 1:
-      self._low, self._high = 0.0, 1.0
+    if chart.share and low >= 0 and 0 < high <= 1:
+      self._low, self._high = 0.0, 1.0 if high > 0.3 else 1.2 * high
     else:
       low, high = _range(low, high)
       margin = 0.04 * (high - low)
@@ -185,17 +186,19 @@ class _Axes:
   def draw(self, root: ElementTree.Element, x_label: str) -> None:
     """Draws grid, ticks and labels."""
     left, right, bottom = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM
-    for value in self._y_ticks():
+    marks = self._y_ticks()
+    for value, text in zip(marks, tick_texts(marks), strict=True):
       y = self.y(value)
       _add(root, "line", x1=left, x2=right, y1=y, y2=y, class_="grid")
-      _add(root, "text", short(value), x=left - 6, y=y + 4, class_="tick end")
+      _add(root, "text", text, x=left - 6, y=y + 4, class_="tick end")
     _add(root, "line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis")
-    for value in ticks(self._left, self._right):
+    marks = ticks(self._left, self._right)
+    for value, text in zip(marks, tick_texts(marks), strict=True):
       x = self.x(value)
       _add(root, "line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis")
       if x < right - 12 * len(x_label):  # The axis's name stands there.
         place = {"x": x, "y": bottom + 17, "class_": "tick middle"}
-        _add(root, "text", short(value), **place)
+        _add(root, "text", text, **place)
     _add(root, "text", x_label, x=right, y=bottom + 17, class_="tick end")
 
   def _y_ticks(self) -> list[float]:
@@ -205,12 +208,21 @@ class _Axes:
     return [10.0**power for power in powers]
 
 
-def short(value: float) -> str:
-  """Returns a number as an axis shows it: 1.5k, 0.02, 3e-05."""
+def tick_texts(values: Sequence[float]) -> list[str]:
+  """Returns 1.5k, 0.02, 3e-05, with as few digits as tell them apart."""
+  texts = []
+  for digits in range(3, 10):
+    texts = [_short(value, digits) for value in values]
+    if len(set(texts)) == len(texts):
+      break
+  return texts
+
+
+def _short(value: float, digits: int) -> str:
   for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
     if abs(value) >= size:
-      return f"{value / size:.4g}{letter}"
-  return f"{value:.3g}" if abs(value) > 1e-12 else "0"
+      return f"{value / size:.{digits}g}{letter}"
+  return f"{value:.{digits}g}" if abs(value) > 1e-12 else "0"
 
 
 def _draw_curve(root: ElementTree.Element, curve: Curve, axes: _Axes) -> None:
