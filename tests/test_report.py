@@ -16,7 +16,7 @@ import big_siglip
 from big_siglip import report
 from big_siglip.data.sources import open_source
 from big_siglip.errors import UserError
-from big_siglip.report import charts, curves, page, resources
+from big_siglip.report import charts, curves, page, pool, resources
 from big_siglip.report.runs import read_runs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -278,6 +278,38 @@ def test_other_peoples_text_stays_text(digits, photos, tmp_path):
   assert any(EVIL in t for _, t in found.all("li"))
   assert found.rows("Skipped examples")[1][2] == EVIL
   assert "The five likeliest of 12 images." in [t for _, t in found.all("p")]
+
+
+def test_captions_may_lie_in_a_file_of_their_own(photos, tmp_path):
+  shutil.copytree(photos, tmp_path / "photos")
+  (tmp_path / "photos" / "3.png").write_bytes(b"no image")
+  sentences = [{"raw": "a square"}, {"raw": "a patch"}]
+  images = [
+    {"filename": f"{i}.png", "split": "test", "sentences": sentences}
+    for i in range(5)
+  ]
+  (tmp_path / "split.json").write_text(json.dumps({"images": images}))
+  spec = {
+    "data": "folder",
+    "path": str(tmp_path / "photos"),
+    "split": "test",
+    "captions_file": str(tmp_path / "split.json"),
+    "max_captions": 1,
+  }
+  found = pool.read_pool(pool.DataKey.of(spec), 300)
+  assert found.index == [0, 1, 2, 4]
+  assert found.texts == ["a square"]
+  assert found.skipped == ["number 3: is no image of a known format"]
+
+
+def test_a_config_of_other_times_is_understood(digits, model):
+  (run,) = read_runs([str(digits)])
+  new = ("templates_file", "canonicalize", "classes_file", "answers_file")
+  for field in new:
+    del run.config["evals"]["test"][field]
+  ((key, spec),) = pool.wanted(run).items()
+  answers = pool.ask(model, pool.read_pool(key, 20), spec)
+  assert len(answers.guesses.names) == 20
 
 
 def test_runs_are_compared(digits, copy):

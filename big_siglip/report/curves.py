@@ -28,8 +28,8 @@ _TRAINING = (
 )
 # These have a table of their own.
 _COUNTS = ("skipped_examples", "skipped_steps", "retried_reads")
-_BETTER_HIGH = ("accuracy", "recall", "precision", "auc", "map", "f1")
-_BETTER_LOW = ("loss", "ece", "brier", "nll", "error", "rank")
+_BETTER_HIGH = ("accuracy", "top5", "per_class", "recall")  # Shares.
+_BETTER_LOW = ("loss", "ece", "brier", "wrong")
 
 
 def training_charts(runs: Sequence[Run]) -> list[Chart]:

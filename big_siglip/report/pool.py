@@ -3,7 +3,7 @@
 Shape letters: I images, T different captions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
 from typing import Any, NamedTuple
@@ -13,21 +13,32 @@ import numpy as np
 from PIL import Image
 
 from big_siglip import inference
+from big_siglip.config_fields import EVALUATION_FIELDS
 from big_siglip.data import images
 from big_siglip.data.sources import Example, open_source, Source
-from big_siglip.errors import UserError
+from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluators import make_evaluator
+from big_siglip.evaluators.captions import open_captions
 from big_siglip.report.runs import Run
 
 _THUMBNAIL = 128  # Pixels of the longer side.
 
 
 class DataKey(NamedTuple):
-  """What pool a run can be shown on."""
+  """What pool a run can be shown on: fields of `config.evals.NAME`."""
 
   name: str
   split: str
   path: str | None
+  captions_file: str | None = None
+  max_captions: int | None = None
+  language: str | None = None
+
+  @classmethod
+  def of(cls, spec: Mapping[str, Any]) -> "DataKey":
+    """Returns the key of an evaluation."""
+    rest = {field: spec.get(field) for field in cls._fields[2:]}
+    return cls(spec["data"], spec["split"], **rest)
 
 
 @dataclasses.dataclass
@@ -60,7 +71,7 @@ class Guesses(NamedTuple):
 
   Attributes:
     names: I, the class that it takes for the likeliest.
-    labels: I, the right one.
+    labels: I, the right one, or ones.
     right: I bool, whether it is a right one.
     captions: I, the class as a prompt.
     probabilities: I, that the prompt belongs to the image.
@@ -112,7 +123,7 @@ def wanted(run: Run) -> dict[DataKey, ConfigDict | None]:
   found: dict[DataKey, ConfigDict | None] = {}
   for spec in config.get("evals", {}).values():
     if "data" in spec and "split" in spec:
-      key = DataKey(spec.data, spec.split, spec.get("path"))
+      key = DataKey.of(spec)
       classifies = spec.get("kind") == "classification"
       found[key] = found.get(key) or (spec if classifies else None)
   if not found and "name" in config.get("data", {}) and "split" in config.data:
@@ -133,15 +144,17 @@ def read_pool(key: DataKey, count: int) -> Pool:
   Raises:
     UserError: the data set is gone, or nothing of it can be read.
   """
-  source = open_source(key.name, key.split, key.path)
+  source = _open(key)
   chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
   index, thumbnails, captions, skipped = [], [], [], []
   for number in dict.fromkeys(chosen.astype(int).tolist()):
-    example = source[number]
     try:
+      example = source[number]
+      if isinstance(example.image, np.ndarray):
+        raise UserError(f"{key.name}: holds embeddings, and no images")
       thumbnails.append(_thumbnail(images.decode(example.image)))
-    except images.BadImage as error:
-      skipped.append(f"{example.name}: {error}")
+    except BadExample as error:
+      skipped.append(f"number {number}: {error}")
       continue
     index.append(number)
     captions.append(example.texts)
@@ -153,6 +166,18 @@ def read_pool(key: DataKey, count: int) -> Pool:
   for image, group in enumerate(captions):
     right[image, [place[text] for text in group]] = True
   return Pool(source, index, thumbnails, texts, right, skipped)
+
+
+def _open(key: DataKey) -> Source:
+  if key.captions_file is None:
+    return open_source(key.name, key.split, key.path)
+  return open_captions(
+    key.captions_file,
+    key.path,
+    split=key.split,
+    max_captions=key.max_captions,
+    language=key.language,
+  )
 
 
 def ask(model: inference.Model, pool: Pool, spec: ConfigDict | None) -> Answers:
@@ -178,22 +203,31 @@ def ask(model: inference.Model, pool: Pool, spec: ConfigDict | None) -> Answers:
   texts = probabilities(pool.texts)
   if spec is None:
     return Answers(texts, None)
+  # A run of other times may lack fields that came later.
+  fields = dict.fromkeys(EVALUATION_FIELDS["classification"]) | dict(spec)
   evaluator = make_evaluator(
-    spec, source=part, preprocess=model.preprocess, embedders=model.embedders
+    ConfigDict(fields),
+    open_split=lambda split: part,
+    preprocess=model.preprocess,
+    embedders=model.embedders,
   )
   said = evaluator.predict(model.params)
-  names = part.class_names
-  prompts = [spec.templates[0].replace("{}", name) for name in names]
+  names = evaluator.names
+  prompts = [evaluator.template.replace("{}", name) for name in names]
   # -1 is no class: the model's answer is not a number.
   predicted = np.maximum(said.predicted, 0)
   guesses = Guesses(
     names=[names[c] if c >= 0 else "nothing" for c in said.predicted],
-    labels=[names[c] if c >= 0 else "no class" for c in said.label],
-    right=said.predicted == said.label,
+    labels=[_join(names[c] for c in row if c >= 0) for row in said.answers],
+    right=said.right,
     captions=[prompts[c] for c in predicted],
     probabilities=probabilities(prompts)[np.arange(len(image)), predicted],
   )
   return Answers(texts, guesses)
+
+
+def _join(names: Iterable[str]) -> str:
+  return " or ".join(names) or "no class"
 
 
 def distinct(pool: Pool, count: int) -> list[tuple[int, int]]:
