@@ -9,7 +9,7 @@ import pytest
 from big_siglip.errors import UserError
 from big_siglip.preparation.fetch import Fetcher
 from big_siglip.preparation.origins import Limits
-from big_siglip.preparation.records import Fault
+from big_siglip.preparation.records import Fault, ImageLimits
 
 AGENT = "test-fetcher/1.0 (me@example.org)"
 
@@ -28,10 +28,10 @@ def make_fetcher(**fields):
     backoff=0.01,
     timeout=0.3,
     max_seconds=0.8,
-    max_bytes=1_000_000,
     allow=("127.0.0.1/32",),
   )
-  return Fetcher(Limits(**{**limits, **fields}))
+  of_images = ImageLimits(max_bytes=1_000_000)
+  return Fetcher(Limits(**{**limits, **fields}), of_images)
 
 
 def fault_of(fetcher, url):

@@ -3,11 +3,14 @@
 import collections
 import dataclasses
 import gzip
+import io
 import json
 import pathlib
 
 from etils import epath
 import image_server
+import numpy as np
+from PIL import Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,14 +18,13 @@ import tensorflow_datasets as tfds
 import wit_cases
 
 from big_siglip.data import images
-from big_siglip.data.sources import PreparedSource
 from big_siglip.errors import RunStopped, UserError
 from big_siglip.preparation import parquet, shards, stages, tars, wit
 from big_siglip.preparation.filters import Filters
 from big_siglip.preparation.folder import Folder
 from big_siglip.preparation.job import make_job
 from big_siglip.preparation.origins import Limits
-from big_siglip.preparation.records import key_of, Tally
+from big_siglip.preparation.records import ImageLimits, key_of, Tally
 
 LIMITS = Limits(
   user_agent="test/1.0 (me@example.org)",
@@ -30,10 +32,9 @@ LIMITS = Limits(
   retries=0,
   timeout=0.3,
   max_seconds=0.5,
-  max_bytes=1_000_000,
   allow=("127.0.0.1",),
 )
-SIZES = dict(max_bytes=1_000_000, max_pixels=1_000_000)
+SIZES = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)
 
 
 def read_wit(file, captions=wit.CAPTIONS, **filters):
@@ -50,7 +51,7 @@ def run(job):
     if job.kind == "wit" and folder.missing_rows():
       groups = {number: [] for number in range(job.num_shards)}
       for number in reversed(range(len(job.inputs))):  # Any order will do.
-        for shard, row in stages.read_rows(number, folder):
+        for shard, row in stages.read_rows(number, folder, groups):
           groups[shard].append(row)
       for group in groups.items():
         stages.write_rows(group, folder)
@@ -72,10 +73,26 @@ def contents(folder):
   return {f.name: f.read_bytes() for f in files if f.name != ".lock"}
 
 
+@dataclasses.dataclass
+class Example:
+  image: bytes
+  texts: tuple[str, ...]
+  name: str
+
+
 def open_split(folder, split="train"):
-  """Returns (what TFDS decodes, what the project reads)."""
+  """Returns (what TFDS decodes, the same with the images' own bytes)."""
   builder = tfds.builder_from_directory(folder)
-  return builder.as_data_source(split=split), PreparedSource(builder, split)
+  decoders = {"image": tfds.decode.SkipDecoding()}
+  examples = [
+    Example(
+      record["image"],
+      tuple(text.decode() for text in record["captions"]),
+      record["name"].decode(),
+    )
+    for record in builder.as_data_source(split=split, decoders=decoders)
+  ]
+  return builder.as_data_source(split=split), examples
 
 
 def report(folder):
@@ -186,7 +203,7 @@ def test_wit_base_has_captions_of_all_its_articles(tmp_path, as_structs):
   columns = parquet.find_columns(file, (), None, True, ())
   assert "embedding" not in columns.all
   tally = Tally()
-  records = list(parquet.read(file, columns, Filters(), tally, **SIZES))
+  records = list(parquet.read(file, columns, Filters(), tally, SIZES))
   assert [r.name for r in records] == urls and not tally.faults
   assert [(c.text, c.language) for c in records[1].captions] == [
     ("a reference", "en"),
@@ -197,7 +214,7 @@ def test_wit_base_has_captions_of_all_its_articles(tmp_path, as_structs):
   assert records[1].image == image_server.picture(1)
   assert records[1].metadata_url.endswith("File:1.jpg")
   only = Filters(languages=("de",))
-  (record, *_) = parquet.read(file, columns, only, tally, **SIZES)
+  (record, *_) = parquet.read(file, columns, only, tally, SIZES)
   assert [c.text for c in record.captions] == ["ein Bild"]
 
 
@@ -220,7 +237,7 @@ def test_parquet_of_any_columns(tmp_path):
   pq.write_table(pa.table(table), file, row_group_size=6)
   columns = parquet.find_columns(file, (), None, False, ("en",))
   tally = Tally()
-  records = list(parquet.read(file, columns, Filters(), tally, **SIZES))
+  records = list(parquet.read(file, columns, Filters(), tally, SIZES))
   assert [r.name for r in records] == ["a.parquet/0", "a.parquet/5"]
   first = records[0]
   assert [(c.text, c.language) for c in first.captions] == [
@@ -249,7 +266,7 @@ def test_a_damaged_row_group_costs_only_itself(tmp_path):
   file.write_bytes(bytes(data))
   path, tally = epath.Path(file), Tally()
   columns = parquet.find_columns(path, (), None, True, ())
-  records = list(parquet.read(path, columns, Filters(), tally, **SIZES))
+  records = list(parquet.read(path, columns, Filters(), tally, SIZES))
   assert [r.name[-1] for r in records] == list("012678")
   (fault,) = tally.faults
   assert fault["kind"] == "damaged_row_group"
@@ -276,7 +293,7 @@ def test_tar_shards_of_img2dataset(tmp_path):
 
   def read(*captions):
     tally = Tally()
-    return list(tars.read(file, captions, Filters(), tally, **SIZES)), tally
+    return list(tars.read(file, captions, Filters(), tally, SIZES)), tally
 
   records, _ = read()
   assert [c.text for r in records for c in r.captions] == [
@@ -306,7 +323,7 @@ def test_a_cut_tar_is_read_up_to_there(tmp_path):
   )
   file.write_bytes(file.read_bytes()[:10_000])
   tally = Tally()
-  records = list(tars.read(file, (), Filters(), tally, **SIZES))
+  records = list(tars.read(file, (), Filters(), tally, SIZES))
   assert [r.name for r in records] == [f"a.tar/{i}" for i in range(3)]
   (fault,) = tally.faults
   assert fault["kind"] == "damaged_shard" and "from 3 on" in fault["where"]
@@ -324,7 +341,13 @@ def make_wit(tmp_path, rows, output="out", **options):
     wit_cases.write_table(tmp_path / f"wit-{i}.tsv.gz", part)
     for i, part in enumerate((rows[:half], rows[half:]))
   ]
-  options = {"num_shards": 3, "limits": LIMITS, "max_missing": 0.5, **options}
+  options = {
+    "num_shards": 3,
+    "limits": LIMITS,
+    "max_missing": 0.5,
+    "of_images": SIZES,
+    **options,
+  }
   output = str(tmp_path / output)
   filters = options.pop("filters", Filters())
   return make_job("wit", files, output, filters, **options)
@@ -509,6 +532,40 @@ def test_bad_parquet_and_tar_get_one_line(tmp_path):
   assert "have the same name" in error_of(
     "parquet", [file, tmp_path / "b" / "a.parquet"]
   )
+
+
+@pytest.mark.parametrize("kind", ["wit", "tar"])
+def test_large_images_are_shrunk_to_their_shorter_side(tmp_path, server, kind):
+  limits = ImageLimits(shrink_to=20)
+  if kind == "wit":
+    rows = [wit_cases.row(server.url(f"good/{i}.jpg")) for i in range(2)]
+    job = make_wit(tmp_path, rows, of_images=limits)
+  else:
+    sizes = dict(a=(40, 30), b=(20, 30), c=(90, 21), d=(5, 90))
+    members = {
+      key: dict(png=image_server.picture(1, "PNG", size), txt="x")
+      for key, size in sizes.items()
+    }
+    file = wit_cases.write_tar(tmp_path / "a.tar", members)
+    output = str(tmp_path / "out")
+    job = make_job("tar", [file], output, Filters(), of_images=limits)
+  run(job)
+  decoded, examples = open_split(job.output)
+  shapes = [record["image"].shape[:2] for record in decoded]
+  if kind == "wit":
+    assert shapes == [(20, 27)] * 2
+    return
+  assert shapes == [(20, 27), (30, 20), (20, 86), (90, 5)]
+  kept = [example.image[:4] == b"\x89PNG" for example in examples]
+  assert kept == [False, True, False, True]
+  # Shrunk as Pillow does; it is noise, of which JPEG keeps the brightness.
+  original = Image.open(io.BytesIO(members["a"]["png"])).convert("RGB")
+  expected = original.resize((27, 20), Image.Resampling.BICUBIC)
+  grey = [
+    np.asarray(image.convert("L")).astype(int)
+    for image in (expected, Image.fromarray(decoded[0]["image"]))
+  ]
+  assert np.abs(grey[0] - grey[1]).mean() < 4 < grey[0].std() / 5
 
 
 def test_a_folder_belongs_to_one_job(tmp_path):

@@ -139,7 +139,8 @@ def test_killed_again_and_again_wit_ends_the_same(tmp_path):
       output = f"--output={tmp_path / output}"
       return "wit", table, output, "--num_shards=8", *FETCHING
 
-    assert prepare(*arguments("whole"))[0] == 0
+    status, _, said = prepare(*arguments("whole"), "--passes=3")
+    assert status == 0 and said.count("reading 1 files for") == 3
     server.requests.clear()
     images = tmp_path / "cut" / "work" / "images"
     saved = set()

@@ -39,6 +39,9 @@ _NUM_SHARDS = flags.DEFINE_integer(
 _TEST_SHARE = flags.DEFINE_float(
   "test_share", 0.0, "Of the images, chosen by a hash, for the split 'test'."
 )
+_PASSES = flags.DEFINE_integer(
+  "passes", 1, "Over wit's tables: as many times less memory here."
+)
 _IMAGE_COLUMN = flags.DEFINE_string(
   "image_column", None, "Of parquet; None: found by its name."
 )
@@ -53,6 +56,9 @@ _USER_AGENT = flags.DEFINE_string(
 )
 _JSON = flags.DEFINE_bool("json", False, "Print the counts as JSON.")
 _MAX_BYTES = flags.DEFINE_integer("max_bytes", 50_000_000, "Of an image.")
+_SHRINK_TO = flags.DEFINE_integer(
+  "shrink_to", None, "Pixels, shorter side; None: images stay as they are."
+)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", 89_478_485, "Of an image.")
 _ALLOW = flags.DEFINE_list(
   "allow", [], "Private networks, as 10.1.0.0/16, that may be fetched from."
@@ -102,7 +108,7 @@ def main(argv: list[str]) -> None:
 
 
 def _make_job(arguments: list[str]):
-  from big_siglip.preparation import filters, job, origins
+  from big_siglip.preparation import filters, job, origins, records
 
   kind, inputs = (arguments or [""])[0], arguments[1:]
   if kind not in job.KINDS:
@@ -114,8 +120,6 @@ def _make_job(arguments: list[str]):
   if kind == "wit" and _USER_AGENT.value:
     limits = origins.Limits(
       user_agent=_USER_AGENT.value,
-      max_bytes=_MAX_BYTES.value,
-      max_pixels=_MAX_PIXELS.value,
       allow=tuple(_ALLOW.value),
       **{name: flag.value for name, flag in _FETCHING.items()},
     )
@@ -135,11 +139,15 @@ def _make_job(arguments: list[str]):
     captions=tuple(_CAPTIONS.value),
     num_shards=_NUM_SHARDS.value,
     test_share=_TEST_SHARE.value,
+    passes=_PASSES.value,
     image_column=_IMAGE_COLUMN.value,
     store=_STORE.value,
     limits=limits,
-    max_bytes=_MAX_BYTES.value,
-    max_pixels=_MAX_PIXELS.value,
+    of_images=records.ImageLimits(
+      max_bytes=_MAX_BYTES.value,
+      max_pixels=_MAX_PIXELS.value,
+      shrink_to=_SHRINK_TO.value,
+    ),
     max_missing=_MAX_MISSING.value,
   )
 

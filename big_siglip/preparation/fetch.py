@@ -14,7 +14,7 @@ from big_siglip.preparation.origins import (
   parse_robots,
   split_url,
 )
-from big_siglip.preparation.records import Fault, look_at
+from big_siglip.preparation.records import Fault, ImageLimits, take_image
 
 _MOVED = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # Worth another try.
@@ -36,23 +36,22 @@ class _Wait(Fault):
 class Fetcher:
   """Fetches from many servers, each at its own pace; threads may share one."""
 
-  def __init__(self, limits: Limits):
-    self._limits = limits
+  def __init__(self, limits: Limits, of_images: ImageLimits):
+    self._limits, self._of_images = limits, of_images
     self._origins: dict[str, Origin] = {}
     self._lock = threading.Lock()
 
   def fetch(self, url: str) -> bytes:
-    """Returns the bytes of an image that decodes whole.
+    """Returns what is kept of an image: see `records.take_image`.
 
     Raises:
       Fault: "robots"; "http_STATUS"; "timeout", "unreachable", "truncated",
         "protocol" and others of the network; "redirect" (too many, in a
         circle, to no http(s)); "bad_url"; "private_address"; "too_large"; or
-        those of `records.look_at`.
+        those of `records.take_image`.
     """
-    data = self._try(url, self._limits.max_bytes, obey=True)
-    look_at(data, self._limits.max_pixels)
-    return data
+    data = self._try(url, self._of_images.max_bytes, obey=True)
+    return take_image(data, self._of_images)[0]
 
   def _try(self, url: str, max_bytes: int, *, obey: bool) -> bytes:
     """Asks again for what may pass."""

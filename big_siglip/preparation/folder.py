@@ -42,7 +42,7 @@ class Folder:
     self.rows = self._work / "rows"
     self.parts = self._work / "parts"
     kept = job.store and epath.Path(job.store).expanduser()
-    self.store = Store(kept or self._work / "images")
+    self.store = Store(kept or self._work / "images", job.of_images.shrink_to)
 
   @property
   def is_finished(self) -> bool:

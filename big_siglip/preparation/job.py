@@ -12,7 +12,7 @@ from big_siglip.errors import UserError
 from big_siglip.preparation import parquet, tars, wit
 from big_siglip.preparation.filters import check_wit_languages, Filters
 from big_siglip.preparation.origins import Limits
-from big_siglip.preparation.records import Record, Tally
+from big_siglip.preparation.records import ImageLimits, Record, Tally
 
 KINDS = ("wit", "wit_base", "tar", "parquet")
 _SHARDS_AN_INPUT = 64  # Of wit: one of its ten files has a million images.
@@ -31,11 +31,12 @@ class Job:
     filters: what stays.
     num_shards: of the data set; only "wit" may choose.
     test_share: of the images, which go into the split "test".
+    passes: over the tables of "wit", each for a part of the shards: runners
+      that keep all in memory need so many times less of it.
     image_column: of "parquet"; None: found by its name.
     store: where fetched images are kept; None: in the output, until the end.
     limits: of "wit"; None for the others, which fetch nothing.
-    max_bytes: of an image.
-    max_pixels: of an image.
+    of_images: how large they may be, and whether they are shrunk.
     max_missing: share of images that may be missing for what may pass.
   """
 
@@ -47,11 +48,11 @@ class Job:
   filters: Filters
   num_shards: int
   test_share: float = 0.0
+  passes: int = 1
   image_column: str | None = None
   store: str | None = None
   limits: Limits | None = None
-  max_bytes: int = Limits.max_bytes
-  max_pixels: int = Limits.max_pixels
+  of_images: ImageLimits = ImageLimits()
   max_missing: float = 0.05
 
   def input(self, number: int) -> epath.Path:
@@ -74,18 +75,16 @@ class Job:
       "num_shards": self.num_shards,
       "test_share": self.test_share,
       "image_column": self.image_column,
-      "max_bytes": self.max_bytes,
-      "max_pixels": self.max_pixels,
+      **dataclasses.asdict(self.of_images),
     }
 
   def read(self, number: int, tally: Tally) -> Iterator[Record]:
     """Yields the records of an input that come with their images."""
     path = self.input(number)
-    limits = dict(max_bytes=self.max_bytes, max_pixels=self.max_pixels)
+    args = (self.filters, tally, self.of_images)
     if self.kind == "tar":
-      return tars.read(path, self.captions, self.filters, tally, **limits)
-    columns = self._columns(path)
-    return parquet.read(path, columns, self.filters, tally, **limits)
+      return tars.read(path, self.captions, *args)
+    return parquet.read(path, self._columns(path), *args)
 
   def check_inputs(self) -> None:
     """Opens every input.
@@ -128,11 +127,11 @@ def make_job(
   captions: tuple[str, ...] = (),
   num_shards: int | None = None,
   test_share: float = 0.0,
+  passes: int = 1,
   image_column: str | None = None,
   store: str | None = None,
   limits: Limits | None = None,
-  max_bytes: int = Limits.max_bytes,
-  max_pixels: int = Limits.max_pixels,
+  of_images: ImageLimits = Job.of_images,
   max_missing: float = Job.max_missing,
 ) -> Job:
   """Returns a job whose inputs are there and look right.
@@ -146,11 +145,11 @@ def make_job(
     captions: see `Job`.
     num_shards: None: 64 for each input of "wit", one for each of the others.
     test_share: see `Job`.
+    passes: see `Job`.
     image_column: see `Job`.
     store: see `Job`.
     limits: needed by "wit".
-    max_bytes: see `Job`.
-    max_pixels: see `Job`.
+    of_images: see `Job`.
     max_missing: see `Job`.
 
   Raises:
@@ -165,6 +164,8 @@ def make_job(
     raise UserError(f"--num_shards={num_shards}: must be in 1 to 99999")
   if not 0 <= test_share < 1:
     raise UserError(f"--test_share={test_share}: must be in [0, 1)")
+  if passes < 1:
+    raise UserError(f"--passes={passes}: must be at least 1")
   if not 0 <= max_missing <= 1:
     raise UserError(f"--max_missing={max_missing}: must be in [0, 1]")
   name = kind if name is None else name
@@ -180,11 +181,11 @@ def make_job(
     filters=filters,
     num_shards=num_shards or usual * len(paths),
     test_share=test_share,
+    passes=passes,
     image_column=image_column,
     store=store,
     limits=limits,
-    max_bytes=max_bytes,
-    max_pixels=max_pixels,
+    of_images=of_images,
     max_missing=max_missing,
   )
   job.check_inputs()

@@ -32,8 +32,6 @@ class Limits:
     timeout: seconds to connect, and between two pieces of an answer.
     max_seconds: for one whole answer.
     max_redirects: in a row.
-    max_bytes: of an image.
-    max_pixels: of an image.
     allow: networks, as "10.1.0.0/16", that may be asked although they are
       private or this very machine.
   """
@@ -47,8 +45,6 @@ class Limits:
   timeout: float = 20.0
   max_seconds: float = 120.0
   max_redirects: int = 5
-  max_bytes: int = 50_000_000
-  max_pixels: int = 89_478_485  # Where Pillow starts to warn of bombs.
   allow: tuple[str, ...] = ()
 
   def __post_init__(self):

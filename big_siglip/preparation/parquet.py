@@ -14,8 +14,9 @@ from big_siglip.preparation.filters import Filters
 from big_siglip.preparation.records import (
   Caption,
   Fault,
-  look_at,
+  ImageLimits,
   Record,
+  take_image,
   Tally,
 )
 
@@ -104,8 +105,7 @@ def read(
   columns: Columns,
   filters: Filters,
   tally: Tally,
-  max_bytes: int,
-  max_pixels: int,
+  limits: ImageLimits,
 ) -> Iterator[Record]:
   """Yields the rows that stay, with their images.
 
@@ -114,8 +114,7 @@ def read(
     columns: from `find_columns`.
     filters: what stays.
     tally: counts the rest; a damaged row group is a fault of its own.
-    max_bytes: of an image.
-    max_pixels: of an image.
+    limits: of images.
   """
   for number, row in _rows(path, columns, tally):
     tally.count("rows")
@@ -124,14 +123,12 @@ def read(
       record = _read_row(path, number, row, columns, filters, tally)
       if record is None:
         continue
-      if len(record.image) > max_bytes:
-        raise Fault("too_large", f"{len(record.image)} bytes")
-      facts = look_at(record.image, max_pixels)
+      image, facts = take_image(record.image, limits)
     except Fault as fault:
       tally.fault(fault, where)
       continue
     if filters.keep_image(facts.width, facts.height, facts.mime_type, tally):
-      yield record
+      yield record.with_image(image)
 
 
 def _first(path, present, names, what) -> str:
@@ -168,7 +165,7 @@ def _read_row(path, number, row, columns, filters, tally) -> Record | None:
   image = row[columns.image]
   if isinstance(image, dict):  # As the hub's Image feature: {bytes, path}.
     image = image.get("bytes")
-  if not isinstance(image, bytes) or not image:
+  if not isinstance(image, bytes):
     raise Fault("no_image", "holds no bytes")
   captions = _wit_captions if columns.is_wit else _captions
   captions = filters.keep_captions(captions(row, columns), tally)

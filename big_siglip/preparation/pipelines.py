@@ -54,10 +54,13 @@ def run(
   options = PipelineOptions(arguments)
   job = folder.job
   if job.kind == "wit":
-    if folder.missing_rows():
-      say(f"reading the rows of {len(job.inputs)} files")
+    missing = folder.missing_rows()
+    size = -(-job.num_shards // job.passes)
+    for start in range(0, len(missing), size):
+      wanted = missing[start : start + size]
+      say(f"reading {len(job.inputs)} files for {len(wanted)} shards' rows")
       with beam.Pipeline(options=options) as pipeline:
-        _sort_rows(pipeline, folder)
+        _sort_rows(pipeline, folder, wanted)
     if not folder.fetched_file.exists():
       say("fetching images")
       with beam.Pipeline(options=options) as pipeline:
@@ -75,13 +78,15 @@ def _each(pipeline: beam.Pipeline, numbers: Iterable[int]) -> beam.PCollection:
   return pipeline | beam.Create(list(numbers)) | beam.Reshuffle()
 
 
-def _sort_rows(pipeline: beam.Pipeline, folder: Folder) -> None:
+def _sort_rows(
+  pipeline: beam.Pipeline, folder: Folder, wanted: list[int]
+) -> None:
   rows = _each(pipeline, range(len(folder.job.inputs))) | beam.FlatMap(
-    stages.read_rows, folder=folder
+    stages.read_rows, folder=folder, wanted=frozenset(wanted)
   )
   # A shard without rows is a shard all the same.
   empty = pipeline | "Shards" >> beam.Create(
-    [(number, None) for number in range(folder.job.num_shards)]
+    [(number, None) for number in wanted]
   )
   (
     (rows, empty)

@@ -6,12 +6,15 @@ import hashlib
 import io
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from big_siglip.data import images
+from big_siglip.errors import UserError
 
 # 128 bits: of a billion names no two share a key.
 _KEY_DIGITS = 32
+_JPEG_QUALITY = 95
 
 
 class Fault(Exception):
@@ -35,6 +38,10 @@ class Caption:
   text: str
   language: str  # As Wikipedia's codes; "" where nobody knows.
   page_url: str = ""  # The article it stood in.
+
+  def to_tuple(self) -> tuple[str, str, str]:
+    """Returns its fields; dataclasses' own astuple takes ten times as long."""
+    return self.text, self.language, self.page_url
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +67,12 @@ class Record:
 
   def to_json(self) -> dict[str, Any]:
     """Returns what `from_json` reads, without the image."""
-    fields = dataclasses.asdict(self)
-    del fields["image"]
-    fields["captions"] = [dataclasses.astuple(c) for c in self.captions]
+    fields = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != "image"
+    }
+    fields["captions"] = [c.to_tuple() for c in self.captions]
     return fields
 
   @classmethod
@@ -112,8 +122,30 @@ class Tally:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageLimits:
+  """What an image may be, and what becomes of large ones.
+
+  Attributes:
+    max_bytes: of its file.
+    max_pixels: larger ones are refused before they are decoded.
+    shrink_to: pixels of the shorter side: larger images are shrunk and stored
+      as JPEG; None: all images stay what they are, to the byte.
+  """
+
+  max_bytes: int = 50_000_000
+  max_pixels: int = images.MAX_PIXELS
+  shrink_to: int | None = None
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value is not None and value < 1:
+        raise UserError(f"--{field.name}={value}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
-  """What the bytes of an image say, whatever was claimed of them."""
+  """What the bytes of an image said, whatever was claimed of them."""
 
   width: int
   height: int
@@ -126,13 +158,19 @@ def key_of(name: str) -> str:
   return digest.hexdigest()[:_KEY_DIGITS]
 
 
-def look_at(data: bytes, max_pixels: int) -> Facts:
-  """Returns what an image is, having decoded it whole.
+def take_image(data: bytes, limits: ImageLimits) -> tuple[bytes, Facts]:
+  """Returns what is kept of an image, and what it was.
+
+  It is decoded whole, so that none that is broken gets into a data set.
 
   Raises:
-    Fault: "not_an_image"; "too_many_pixels", before any is decoded;
+    Fault: "no_image", "too_large", "not_an_image", "too_many_pixels", or
       "broken_image" where bytes are missing or damaged.
   """
+  if not data:
+    raise Fault("no_image", "holds no bytes")
+  if len(data) > limits.max_bytes:
+    raise Fault("too_large", f"{len(data)} bytes")
   try:
     with Image.open(io.BytesIO(data)) as image:
       width, height = image.size
@@ -144,10 +182,23 @@ def look_at(data: bytes, max_pixels: int) -> Facts:
     raise Fault("too_many_pixels", str(error)) from error
   except Exception as error:  # Pillow's own for damaged bytes are many.
     raise Fault("broken_image", f"{type(error).__name__}: {error}") from error
-  if width * height > max_pixels:
+  if width * height > limits.max_pixels:
     raise Fault("too_many_pixels", f"{width}x{height}")
   try:
-    images.decode(data, max_pixels)
+    pixels = images.decode(data, limits.max_pixels)
   except images.BadImage as error:
     raise Fault("broken_image", str(error)) from error
-  return Facts(width, height, mime_type)
+  if limits.shrink_to and min(width, height) > limits.shrink_to:
+    data = _shrink(pixels, limits.shrink_to)
+  return data, Facts(width, height, mime_type)
+
+
+def _shrink(pixels: np.ndarray, side: int) -> bytes:
+  height, width = pixels.shape[:2]
+  scale = side / min(height, width)
+  size = (max(side, round(height * scale)), max(side, round(width * scale)))
+  # Antialiased; what training does to it later is another matter.
+  small = Image.fromarray(images.resize(pixels, size, "bicubic"))
+  file = io.BytesIO()
+  small.save(file, "JPEG", quality=_JPEG_QUALITY)
+  return file.getvalue()

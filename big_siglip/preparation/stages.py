@@ -1,6 +1,6 @@
 """What a worker does with one table, server or shard; knows nothing of Beam."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent import futures
 import gzip
 import itertools
@@ -18,18 +18,28 @@ from big_siglip.preparation.records import Fault, key_of, Record, Tally
 _AT_ONCE = 256  # Images that are handed to the threads of a server.
 _SECONDS = 30.0  # Between lines of progress.
 _log = logging.getLogger(__name__)
-_Row = tuple[str, int, int, dict]  # Key, number of the input, line, record.
+_Row = tuple[str, int, int, bytes]  # Key, number of the input, line, record.
 
 
-def read_rows(number: int, folder: Folder) -> Iterator[tuple[int, _Row]]:
-  """Yields (shard, row) of the rows that stay, then writes what was counted."""
+def read_rows(
+  number: int, folder: Folder, wanted: Container[int]
+) -> Iterator[tuple[int, _Row]]:
+  """Yields (shard, row) of the rows that stay, then writes what was counted.
+
+  Args:
+    number: of the table.
+    folder: of the job.
+    wanted: the shards of this pass; rows of others are read for nothing.
+  """
   job, tally = folder.job, Tally()
   for line, record in wit.read(
     job.input(number), job.captions, job.filters, tally
   ):
     key = record.key
     shard = int(key[:8], 16) * job.num_shards >> 32
-    yield shard, (key, number, line, record.to_json())
+    if shard in wanted:
+      # As one value: Beam would look at every field of a dict.
+      yield shard, (key, number, line, wit.pack(record))
   write_whole(folder.tally_file(number), json.dumps(tally.to_json()).encode())
 
 
@@ -39,7 +49,7 @@ def write_rows(
   """Writes a shard's rows, one for each image, sorted by its key."""
   number, rows = group
   rows = sorted((row for row in rows if row), key=lambda row: row[:3])
-  records = wit.merge(Record.from_json(row[3]) for row in rows)
+  records = wit.merge(wit.unpack(row[3]) for row in rows)
   lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
   # The same rows give the same bytes: no time of writing.
   write_whole(folder.rows_file(number), gzip.compress(lines.encode(), mtime=0))
@@ -65,7 +75,7 @@ def fetch_host(group: tuple[str, Iterable[str]], folder: Folder) -> None:
   """Fetches all images of one server: Beam gives a key to one worker alone."""
   host, urls = group
   limits, store = folder.job.limits, folder.store
-  fetcher = Fetcher(limits)
+  fetcher = Fetcher(limits, folder.job.of_images)
 
   def fetch(url: str) -> bool:
     try:

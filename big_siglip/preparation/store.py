@@ -17,8 +17,10 @@ class Store:
   again only for what may have passed.
   """
 
-  def __init__(self, folder: epath.PathLike):
-    self._folder = epath.Path(folder)
+  def __init__(self, folder: epath.PathLike, shrunk_to: int | None):
+    # One folder may serve several data sets.
+    kind = f"shrunk_to_{shrunk_to}" if shrunk_to else "whole"
+    self._folder = epath.Path(folder) / kind
 
   def is_settled(self, key: str) -> bool:
     """Whether nothing is gained by asking for this image (again)."""

@@ -12,8 +12,9 @@ from big_siglip.preparation.filters import Filters
 from big_siglip.preparation.records import (
   Caption,
   Fault,
-  look_at,
+  ImageLimits,
   Record,
+  take_image,
   Tally,
 )
 
@@ -45,8 +46,7 @@ def read(
   captions: tuple[str, ...],
   filters: Filters,
   tally: Tally,
-  max_bytes: int,
-  max_pixels: int,
+  limits: ImageLimits,
 ) -> Iterator[Record]:
   """Yields the examples that stay, with their images.
 
@@ -59,21 +59,20 @@ def read(
       field "caption" where there is none.
     filters: what stays.
     tally: counts the rest; a shard that ends early is a fault of its own.
-    max_bytes: of a member.
-    max_pixels: of an image.
+    limits: of images; no other member may be larger, either.
   """
-  for key, members in _examples(path, tally, max_bytes):
+  for key, members in _examples(path, tally, limits.max_bytes):
     tally.count("rows")
     try:
       record = _read_example(path, key, members, captions, filters, tally)
       if record is None:
         continue
-      facts = look_at(record.image, max_pixels)
+      image, facts = take_image(record.image, limits)
     except Fault as fault:
       tally.fault(fault, f"{path.name}/{key}")
       continue
     if filters.keep_image(facts.width, facts.height, facts.mime_type, tally):
-      yield record
+      yield record.with_image(image)
 
 
 def _examples(
