@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from big_siglip.config_checks import Checker
+from big_siglip.config_data import check_source
 from big_siglip.config_evals import evaluation_problems
 from big_siglip.config_fields import field_problems, FIELDS
 from big_siglip.data.cleaning import CLEANINGS
@@ -21,6 +23,7 @@ RUNTIME_FIELDS = (
   "log_every",
   "checkpoint",
   "wandb",
+  "data.retry_seconds",
   "data.max_skipped",
   "data.num_workers",
   "data.num_threads",
@@ -43,6 +46,7 @@ _CHOICES = {
   "optimizer.name": ("adamw", "adafactor", "lion"),
   "optimizer.schedule": ("cosine", "rsqrt", "linear", "constant"),
   "optimizer.mu_dtype": ("float32", "bfloat16"),
+  "data.captions": ("random", "all"),
   "data.decoder": ("pillow", "simplejpeg"),
   "data.clean": CLEANINGS,
   "data.resize": ("bilinear", "bicubic", "big_vision"),
@@ -55,9 +59,10 @@ def find_problems(config: ConfigDict) -> list[str]:
   problems += evaluation_problems(config.get("evals", {}), "config.evals")
   if problems:
     return problems  # The rules below would stumble over them.
-  check = _Checker(config)
+  check = Checker(config)
   _check_ranges(check)
   _check_model(check)
+  check_source(check)
   if not has_image_tower(config):
     _check_embeddings(check)
   return check.problems
@@ -75,7 +80,7 @@ def device_problems(config: ConfigDict, num_devices: int) -> list[str]:
     config: without the mistakes of `find_problems`.
     num_devices: the devices that share a batch (axes data and fsdp).
   """
-  check = _Checker(config)
+  check = Checker(config)
   check.require(
     config.batch_size % num_devices == 0,
     "batch_size",
@@ -118,36 +123,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return changes
 
 
-class _Checker:
-  """Collects a line for every value that breaks its rule."""
-
-  def __init__(self, config: ConfigDict):
-    self.config = config
-    self.problems: list[str] = []
-
-  def __getitem__(self, field: str) -> Any:
-    value = self.config
-    for key in field.split("."):
-      value = value[key]
-    return value
-
-  def require(self, ok: bool, field: str, rule: str) -> None:
-    if not ok:
-      self.problems.append(f"config.{field}={self[field]!r}: {rule}")
-
-  def at_least(self, minimum: float, *fields: str) -> None:
-    for field in fields:
-      if self[field] is not None:
-        self.require(
-          self[field] >= minimum, field, f"must be at least {minimum}"
-        )
-
-  def choice(self, field: str, choices: tuple[str, ...]) -> None:
-    rule = f"must be one of {', '.join(choices)}"
-    self.require(self[field] in choices, field, rule)
-
-
-def _check_ranges(check: _Checker) -> None:
+def _check_ranges(check: Checker) -> None:
   for field, choices in _CHOICES.items():
     check.choice(field, choices)
   check.at_least(
@@ -167,6 +143,7 @@ def _check_ranges(check: _Checker) -> None:
   check.at_least(
     0,
     "seed",
+    "data.retry_seconds",
     "model.lora.rank",
     "data.num_workers",
     "data.pad_id",
@@ -201,7 +178,7 @@ def _check_ranges(check: _Checker) -> None:
   )
 
 
-def _check_model(check: _Checker) -> None:
+def _check_model(check: Checker) -> None:
   model = check.config.model
   towers = {}
   for tower, resolve in (
@@ -230,7 +207,7 @@ def _check_model(check: _Checker) -> None:
     _check_embed_dim(check, towers)
 
 
-def _check_embed_dim(check: _Checker, towers) -> None:
+def _check_embed_dim(check: Checker, towers) -> None:
   model = check.config.model
   embed_dim = model.embed_dim or towers["image"].width
   for tower in ("image", "text"):
@@ -242,7 +219,7 @@ def _check_embed_dim(check: _Checker, towers) -> None:
     )
 
 
-def _check_embeddings(check: _Checker) -> None:
+def _check_embeddings(check: Checker) -> None:
   """Images that are embeddings leave nothing to augment or to embed."""
   check.require(
     check["init.path"] is not None,

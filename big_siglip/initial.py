@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import saved
-from big_siglip.data.embedded import EmbeddedSource
 from big_siglip.data.sources import Source
+from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.errors import raise_problems
 from big_siglip.models import restack, sizes
 from big_siglip.resampling import (

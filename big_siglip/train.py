@@ -13,6 +13,7 @@ from big_siglip import build, initial, processes, sharding, workdir
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.pipeline import train_batches
+from big_siglip.data.sources import Options
 from big_siglip.errors import RunStopped, UserError
 from big_siglip.meter import Meter
 from big_siglip.metrics import MetricsWriter, read_metrics
@@ -56,7 +57,9 @@ class Loop:
     self._stop = stop
     self._mesh = build.mesh(config)
     data = config.data
-    self._source = build.source(config, data.name, data.split, data.path)
+    self._source = build.source(
+      config, data.name, data.split, data.path, Options.of(data)
+    )
     preprocess = build.preprocess(config)
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)

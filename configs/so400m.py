@@ -111,6 +111,21 @@ def get_config() -> ConfigDict:
       "name": "folder",  # digits, scenes[/COUNT] or folder.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
+      "image_key": config_dict.placeholder(str),  # None: found by its type.
+      # Fields with texts, or (field, weight) pairs; none: found by type.
+      "text_keys": (),
+      "label_key": config_dict.placeholder(str),  # None: found by its type.
+      "captions": "random",  # One of an image; or all: each an example.
+      "templates": (),  # "a photo of {}" ...: one is drawn for a caption.
+      "filters": {  # By what the data set says of an image; see docs/data.md.
+        "min_size": config_dict.placeholder(int),  # pixels, shorter side
+        "max_aspect": config_dict.placeholder(float),  # longer by shorter side
+        "min_score": config_dict.placeholder(float),  # in the next field
+        "score_key": config_dict.placeholder(str),
+        "language": config_dict.placeholder(str),  # in the next field
+        "language_key": "language",
+      },
+      "retry_seconds": 60.0,  # How long to try where storage does not answer.
       "decoder": "simplejpeg",  # Fast; pillow: exact (docs/data.md).
       "resize": "bilinear",  # bilinear, bicubic or big_vision.
       "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.

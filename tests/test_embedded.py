@@ -16,8 +16,8 @@ from test_embed import make_model
 import big_siglip
 from big_siglip import dry_run, embeddings, saved, sharding, train
 from big_siglip.command_line import load_config
-from big_siglip.data.embedded import EmbeddedSource
 from big_siglip.data.sources import open_source
+from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.embeddings.description import describe
 from big_siglip.embeddings.pipeline import embed_missing
 from big_siglip.errors import UserError

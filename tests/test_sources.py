@@ -90,7 +90,7 @@ def test_bad_folders_get_one_line_each(folder):
   csv_file.write_bytes(b"image,caption\na.png,\xff\xfe\n")
   assert "must be UTF-8" in _error("folder", "all", path)
   (folder / "captions.jsonl").write_text("{}")
-  assert "holds both" in _error("folder", "all", path)
+  assert "holds several of" in _error("folder", "all", path)
   csv_file.unlink()
   assert "missing column image, caption" in _error("folder", "all", path)
   (folder / "captions.jsonl").write_text("[1]\n")

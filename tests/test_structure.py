@@ -56,8 +56,9 @@ def _modules(*names):
 # A layer never imports what stands above it.
 LAYERS = (
   ("errors",),
-  ("sharding", "config_fields", "config_evals", "platforms", "hlo"),
+  ("sharding", "config_fields", "config_checks", "platforms", "hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules"),
+  ("config_data", "config_evals"),
   ("data", "optimizer", "microbatch", "train_step", "config", "processes"),
   ("preparation",),
   ("topologies",),

@@ -43,7 +43,10 @@ class Preprocess:
     Raises:
       BadImage: the image cannot be decoded.
     """
-    text = example.texts[rng.integers(len(example.texts))]
+    if example.weights:
+      text = example.texts[rng.choice(len(example.texts), p=example.weights)]
+    else:
+      text = example.texts[rng.integers(len(example.texts))]
     flip = self.flip and rng.random() < 0.5
     image = example.image
     if not isinstance(image, np.ndarray):

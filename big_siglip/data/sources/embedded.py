@@ -7,6 +7,7 @@ are made once, and a text tower trained on them and on the images' captions
 Shape letters: E width of an embedding.
 """
 
+from collections.abc import Sequence
 import hashlib
 import pathlib
 from typing import Any
@@ -16,31 +17,25 @@ import filelock
 import numpy as np
 
 from big_siglip.data.embedding_folder import Description, Reader
-from big_siglip.data.sources import (
-  Example,
-  FOLDER_SPLITS,
-  read_captions,
-  split_of,
-)
+from big_siglip.data.sources.example import column, Options, Record
+from big_siglip.data.sources.examples import Examples
+from big_siglip.data.sources.folder import CaptionFile, check_split, split_of
 from big_siglip.errors import raise_problems, UserError
 
 
-class EmbeddedSource:
+class EmbeddedSource(Examples):
   """The embeddings of images, with the captions of the folder they came from.
 
-  captions.csv or captions.jsonl is that of the embeddings' folder, or else of
+  The caption file is that of the embeddings' folder, or else of
   the images', which themselves need not be there any more. Captions without an
   embedding and embeddings without a caption are left out, and counted once in
   the log.
 
   Attributes:
-    class_names: always None.
     description: what the folder says of itself.
   """
 
-  class_names = None
-
-  def __init__(self, folder: str, split: str):
+  def __init__(self, folder: str, split: str, options: Options | None = None):
     """Joins embeddings and captions by the images' names.
 
     Raises:
@@ -48,9 +43,22 @@ class EmbeddedSource:
         captions are missing or damaged, or none belongs to an embedding; a
         number is not finite.
     """
-    if split not in FOLDER_SPLITS:
-      allowed = ", ".join(FOLDER_SPLITS)
-      raise UserError(f"split {split!r}: must be one of {allowed}")
+    options = options or Options()
+    records = _EmbeddedRecords(folder, split, options)
+    self.description = records.description
+    super().__init__(records, options)
+
+
+class _EmbeddedRecords:
+  """What `EmbeddedSource` reads; see `example.Records`."""
+
+  faults = ()
+  image_key = "embedding"
+  label_key = class_names = None
+
+  def __init__(self, folder: str, split: str, options: Options):
+    check_split(split)
+    self.where = f"the embeddings in {folder}"
     field = f"config.data.path={str(folder)!r}"
     reader = Reader(pathlib.Path(folder).expanduser().resolve())
     self.description = reader.description
@@ -61,14 +69,16 @@ class EmbeddedSource:
         f"{field}: holds {len(reader.shards)} of {self.description.num_shards} "
         "shards; tools/embed.py, started again, makes the others"
       )
-    rows, texts = _join(reader, field)
+    file = CaptionFile(str(_captions_folder(reader)), options)
+    self.text_keys = file.text_keys
+    rows, texts = _join(reader, file, field)
     chosen = [key for key in texts if split in ("all", split_of(key))]
     if not chosen:
       raise UserError(
         f"{field}: split {split!r} is empty, of {len(texts)} images in all"
       )
     self._keys = tuple(chosen)
-    self._texts = tuple(tuple(texts[key]) for key in chosen)
+    self._texts = tuple(texts[key] for key in chosen)
     self._rows = np.array([rows[key] for key in chosen])
     self._file = _random_access(reader)
     self._embeddings = np.load(self._file, mmap_mode="r")
@@ -76,12 +86,15 @@ class EmbeddedSource:
   def __len__(self) -> int:
     return len(self._keys)
 
-  def __getitem__(self, index: int) -> Example:
-    return Example(
-      image=self._embeddings[self._rows[index]].astype(np.float32),
-      texts=self._texts[index],
-      name=self._keys[index],
-    )
+  def read(self, index: int) -> Record:
+    """Returns an embedding, float32 [E], and the row of its image."""
+    embedding = self._embeddings[self._rows[index]].astype(np.float32)
+    fields = {**self._texts[index], self.image_key: embedding}
+    return Record(self._keys[index], fields)
+
+  def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns fields of all records, from the caption file."""
+    return {key: column([row.get(key) for row in self._texts]) for key in keys}
 
   def __getstate__(self) -> dict[str, Any]:
     # Workers map the file themselves; pickled it would be all its numbers.
@@ -126,9 +139,9 @@ def check_images(
 
 
 def _join(
-  reader: Reader, field: str
-) -> tuple[dict[str, int], dict[str, list[str]]]:
-  """Returns rows and captions by key, those of captions that have a row."""
+  reader: Reader, file: CaptionFile, field: str
+) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+  """Returns rows and fields by key, those of captions that have a row."""
   rows = {key: row for row, key in enumerate(reader.keys())}
   missing: list[str] = []
 
@@ -140,7 +153,7 @@ def _join(
     missing.append(image)
     return image
 
-  captions = read_captions(_captions_folder(reader), find)
+  captions = file.read(find)
   number = len(captions)
   texts = {key: captions[key] for key in captions if key in rows}
   if not texts:

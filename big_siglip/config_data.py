@@ -1,0 +1,46 @@
+"""What makes the section `config.data` legal."""
+
+from typing import Any
+
+from big_siglip.config_checks import Checker
+
+
+def check_source(check: Checker) -> None:
+  """Checks what is taken of a data set."""
+  check.at_least(1, "data.filters.min_size", "data.filters.max_aspect")
+  check.require(
+    check["data.filters.min_score"] is None
+    or check["data.filters.score_key"] is not None,
+    "data.filters.score_key",
+    "must name the field that config.data.filters.min_score is about",
+  )
+  check.require(
+    all(
+      isinstance(t, str) and t.count("{}") == 1 for t in check["data.templates"]
+    ),
+    "data.templates",
+    "must be texts with one {} each, such as 'a photo of {}'",
+  )
+  keys = check["data.text_keys"]
+  pairs = [k for k in keys if not isinstance(k, str)]
+  check.require(
+    len(pairs) in (0, len(keys)) and all(map(_is_weighted, pairs)),
+    "data.text_keys",
+    "must be names of fields, or (name, weight) pairs with weights above 0",
+  )
+  check.require(
+    not pairs or check["data.captions"] == "random",
+    "data.captions",
+    "must be random for config.data.text_keys with weights: all captions are "
+    "as likely",
+  )
+
+
+def _is_weighted(pair: Any) -> bool:
+  return (
+    isinstance(pair, tuple | list)
+    and len(pair) == 2
+    and isinstance(pair[0], str)
+    and isinstance(pair[1], int | float)
+    and pair[1] > 0
+  )

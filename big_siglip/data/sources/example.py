@@ -1,0 +1,224 @@
+"""What a source gives, and what the formats give to it."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+
+from big_siglip.data.faults import Fault
+from big_siglip.errors import UserError
+
+# What data sets call their captions, best first, where nothing else is asked.
+TEXT_NAMES = (
+  "captions",
+  "caption",
+  "texts",
+  "text",
+  "txt",
+  "TEXT",
+  "alt_text",
+  "sentences",
+  "title",
+)
+# What they call an example.
+NAME_NAMES = (
+  "name",
+  "__key__",
+  "key",
+  "id",
+  "image_id",
+  "filename",
+  "file_name",
+  "image/filename",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One image and all that is said of it."""
+
+  image: bytes | np.ndarray  # Encoded (JPEG, PNG ...), or its embedding.
+  texts: tuple[str, ...]  # At least one.
+  name: str  # What logs call it.
+  label: int | None = None  # An index into the source's `class_names`.
+  # How likely each text is to be drawn; None: all alike.
+  weights: tuple[float, ...] | None = None
+
+
+class Source(Protocol):
+  """What `open_source` returns; may be pickled, so that workers can read it.
+
+  `[i]` raises `errors.BadExample` for an example that cannot be used. A source
+  may have `faults`, a tuple of `faults.Fault`: what was found at its opening.
+  """
+
+  class_names: tuple[str, ...] | None
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+  """Which examples to keep, by what the data set says of them.
+
+  Attributes:
+    min_size: pixels of the shorter side, at least.
+    max_aspect: longer by shorter side, at most.
+    min_score: at least so much in the field `score_key`.
+    score_key: such as a similarity to the image, or an aesthetic score.
+    language: what the field `language_key` must say.
+    language_key: a field.
+  """
+
+  min_size: int | None = None
+  max_aspect: float | None = None
+  min_score: float | None = None
+  score_key: str | None = None
+  language: str | None = None
+  language_key: str = "language"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How records become examples: the fields of `config.data` of these names.
+
+  Attributes:
+    image_key: the field that holds the image; None: found by its type.
+    text_keys: the fields that hold texts, or (field, weight) pairs; none: found
+      by type and name.
+    label_key: the field that holds the label; None: found by its type.
+    captions: "random": all texts belong to one example, of which one is drawn;
+      "all": each is an example of its own.
+    templates: texts with one "{}" each, in whose place a caption comes.
+    filters: which examples to keep.
+    retry_seconds: for how long to try again when storage is not reached.
+    max_skipped: the share of missing shards that is let pass.
+  """
+
+  image_key: str | None = None
+  text_keys: tuple[str | tuple[str, float], ...] = ()
+  label_key: str | None = None
+  captions: str = "random"
+  templates: tuple[str, ...] = ()
+  filters: Filters = Filters()
+  retry_seconds: float = 60.0
+  max_skipped: float = 0.1
+
+  @classmethod
+  def of(cls, data: Mapping[str, Any]) -> "Options":
+    """Returns what the section `config.data` says."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    values = {name: data[name] for name in names & set(data)}
+    values["text_keys"] = tuple(
+      key if isinstance(key, str) else tuple(key) for key in data["text_keys"]
+    )
+    values["templates"] = tuple(data["templates"])
+    values["filters"] = Filters(**data["filters"])
+    return cls(**values)
+
+  def for_evaluation(self) -> "Options":
+    """Returns the same fields, without what is meant for training."""
+    return dataclasses.replace(
+      self,
+      text_keys=tuple(self.text_weights),
+      captions="random",
+      templates=(),
+      filters=Filters(),
+    )
+
+  @property
+  def text_weights(self) -> dict[str, float]:
+    """Returns the weight of every named text field, 1 where none is given."""
+    pairs = [(k, 1.0) if isinstance(k, str) else k for k in self.text_keys]
+    return dict(pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One record as it is stored: fields by name, nothing decoded."""
+
+  name: str
+  fields: Mapping[str, Any]
+
+
+class Records(Protocol):
+  """What each format implements: random access to records.
+
+  Attributes:
+    where: what messages call it.
+    image_key: the field that holds the image.
+    text_keys: the fields that hold texts.
+    label_key: the field that holds the label, an int; None without labels.
+    class_names: what the labels mean; None where that is not known.
+    faults: shards that cannot be read.
+  """
+
+  where: str
+  image_key: str
+  text_keys: tuple[str, ...]
+  label_key: str | None
+  class_names: tuple[str, ...] | None
+  faults: tuple[Fault, ...]
+
+  def __len__(self) -> int: ...
+
+  def read(self, index: int) -> Record:
+    """Returns a record.
+
+    Raises:
+      BadExample: it is damaged, missing or not reached.
+    """
+
+  def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns fields of all records, as `column` makes them, without images."""
+
+
+def column(values: Sequence[Any]) -> np.ndarray:
+  """Returns numbers as float64 with NaN for None; else an array of objects."""
+  numbers = [v for v in values if v is not None]
+  if all(isinstance(v, int | float | np.number) for v in numbers):
+    return np.array([np.nan if v is None else v for v in values], np.float64)
+  made = np.empty(len(values), object)
+  made[:] = values
+  return made
+
+
+def dig(value: Any, key: str) -> Any:
+  """Returns what lies at "a/b" in nested mappings; lists give lists."""
+  for part in key.split("/"):
+    if isinstance(value, Mapping):
+      value = value.get(part)
+    elif isinstance(value, list | tuple):
+      value = [v.get(part) for v in value if isinstance(v, Mapping)]
+    else:
+      return None
+  return value
+
+
+def choose(
+  what: str, candidates: Sequence[str], preferred: Sequence[str], where: str
+) -> str:
+  """Returns the one field to take for a part of an example.
+
+  Args:
+    what: the config field that says it otherwise, such as "image_key".
+    candidates: the fields of the right type.
+    preferred: names, best first, that decide between several.
+    where: what messages call the data set.
+
+  Raises:
+    UserError: there is none, or there are several.
+  """
+  if len(candidates) == 1:
+    return candidates[0]
+  for name in preferred:
+    if name in candidates:
+      return name
+  found = f"several could be it: {', '.join(candidates)}"
+  raise UserError(
+    f"config.data.{what}=None: must name a field of {where};"
+    f" {found if candidates else 'none has its type'}"
+  )

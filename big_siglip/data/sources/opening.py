@@ -1,0 +1,74 @@
+"""From the name of a data set to its examples."""
+
+from big_siglip.data.sources.array_records import SerializedExamples
+from big_siglip.data.sources.embedded import EmbeddedSource
+from big_siglip.data.sources.example import Options, Records, Source
+from big_siglip.data.sources.examples import Examples
+from big_siglip.data.sources.folder import FolderRecords
+from big_siglip.data.sources.parquet import ParquetRecords
+from big_siglip.data.sources.prepared import PreparedRecords
+from big_siglip.data.sources.prepared_folder import open_prepared
+from big_siglip.data.sources.tar import TarRecords
+from big_siglip.datasets import prepare
+from big_siglip.errors import UserError
+
+NAMES = (
+  *prepare.NAMES,
+  "folder",
+  "tfds",
+  "tfds:NAME",
+  "arrayrecord",
+  "tar",
+  "parquet",
+  "embeddings",
+)
+
+
+def open_source(
+  name: str,
+  split: str,
+  path: str | None = None,
+  options: Options | None = None,
+) -> Source:
+  """Opens one split of a data set, preparing the project's own where need be.
+
+  Args:
+    name: one of `NAMES`; docs/data.md says what each reads.
+    split: "train" or "test"; for a folder also "all". A folder's test split is
+      a tenth of its images, chosen by a hash of their names. Tar shards,
+      ArrayRecord and Parquet files have "all" alone.
+    path: the folder or the files, or where the project's own data sets lie
+      (None: a cache).
+    options: what to take of it; None: all, found by type.
+
+  Raises:
+    UserError: one line that says what cannot be opened and why.
+  """
+  options = options or Options()
+  if name == "embeddings":
+    if not path:
+      raise UserError("config.data.path=None: must be the folder to read")
+    return EmbeddedSource(path, split, options)
+  return Examples(_open_records(name, split, path, options), options)
+
+
+def _open_records(
+  name: str, split: str, path: str | None, options: Options
+) -> Records:
+  if name == "tfds" or name.startswith("tfds:"):
+    return open_prepared(name, split, path, options)
+  if prepare.is_known(name):
+    builder = prepare.prepare(name, path)
+    return PreparedRecords(builder, split, options)
+  formats = {
+    "folder": FolderRecords,
+    "arrayrecord": SerializedExamples,
+    "tar": TarRecords,
+    "parquet": ParquetRecords,
+  }
+  if name not in formats:
+    raise UserError(f"data set {name!r}: must be one of {', '.join(NAMES)}")
+  if not path:
+    what = "the folder" if name == "folder" else "the folder or files"
+    raise UserError(f"config.data.path=None: must be {what} to read")
+  return formats[name](path, split, options)

@@ -1,0 +1,214 @@
+"""WebDataset and img2dataset shards: tar files, never unpacked."""
+
+from collections.abc import Sequence
+import concurrent.futures
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from big_siglip.data.faults import Fault
+from big_siglip.data.sources import tar_index
+from big_siglip.data.sources.array_records import check_faults, require_all
+from big_siglip.data.sources.example import (
+  choose,
+  column,
+  dig,
+  Options,
+  Record,
+  TEXT_NAMES,
+)
+from big_siglip.data.sources.storage import Storage
+from big_siglip.data.sources.tar_index import BLOCK, Damaged, ShardIndex
+from big_siglip.errors import BadExample, UserError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_THREADS = 32  # That index; most of the time they wait for a disk or a server.
+
+
+class TarRecords:
+  """The samples of tar shards; see `example.Records`.
+
+  The fields of a sample are its files by extension, and what its json file
+  holds by key: DataComp's and LAION's jpg, txt and json, cls for labels. A
+  sample is read at once, with one request: its files follow each other.
+  """
+
+  def __init__(self, path: str, split: str, options: Options):
+    """Indexes the shards, or reads the index that is kept.
+
+    Raises:
+      UserError: there is no shard, too many are missing, or the first samples
+        do not tell what their fields are.
+    """
+    require_all(split, "tar shards")
+    self.where = f"the tar shards {path}"
+    self._storage = Storage(options.retry_seconds)
+    files = self._storage.expand(path, (".tar",))
+    self._shards, indices, faults = [], [], []
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      for file, found in zip(files, pool.map(self._index, files), strict=True):
+        if isinstance(found, BadExample):
+          faults.append(Fault.of(-1, file, found))
+          continue
+        if found.problem:
+          faults.append(Fault(-1, "record", file, found.problem))
+        if len(found.starts):
+          self._shards.append(file)
+          indices.append(found)
+    self.faults = tuple(faults)
+    lost = [f for f in faults if f.name not in self._shards]
+    check_faults(self.where, lost, len(files), options.max_skipped)
+    if not indices:
+      raise UserError(f"{self.where}: the data set is empty")
+    self._starts = np.concatenate([index.starts for index in indices])
+    self._last = np.array([index.end for index in indices], np.int64)
+    self._ends = np.cumsum([len(index.starts) for index in indices])
+    self._choose_keys(options)
+
+  def _index(self, file: str) -> ShardIndex | BadExample:
+    try:
+      return tar_index.index_shard(file, self._storage)
+    except BadExample as error:
+      return error
+
+  def _choose_keys(self, options: Options) -> None:
+    fields, error = {}, None
+    for index in range(min(len(self), 16)):
+      try:
+        fields |= self.read(index).fields
+      except BadExample as e:
+        error = e
+    if not fields:
+      raise UserError(f"{self.where}: {error}") from error
+    self.image_key = options.image_key
+    if not self.image_key:
+      images = [k for k in IMAGE_EXTENSIONS if k in fields]
+      self.image_key = choose("image_key", images, images, self.where)
+    self.label_key = options.label_key or ("cls" if "cls" in fields else None)
+    self.class_names = None
+    if self.label_key:
+      self.class_names = self._read_class_names()
+    self.text_keys = tuple(options.text_weights)
+    if not self.text_keys:
+      texts = [
+        k for k, v in fields.items() if k in TEXT_NAMES and v is not None
+      ]
+      if not texts and self.class_names:
+        texts = [self.label_key]
+      self.text_keys = (
+        choose("text_keys", texts, ("txt", *TEXT_NAMES), self.where),
+      )
+    for key in (self.image_key, *self.text_keys, self.label_key):
+      if key and dig(fields, key) is None and key not in fields:
+        raise UserError(
+          f"{self.where}: no field {key!r}; there are:"
+          f" {', '.join(sorted(fields))}"
+        )
+
+  def _read_class_names(self) -> tuple[str, ...] | None:
+    """Returns what classnames.txt says: CLIP_benchmark keeps it thereabouts."""
+    folder = os.path.dirname(self._shards[0])
+    for place in (folder, os.path.dirname(folder)):
+      try:
+        text = self._storage.read(os.path.join(place, "classnames.txt"))
+      except BadExample:
+        continue
+      return tuple(text.decode().rstrip("\n").split("\n"))
+    return None
+
+  def __len__(self) -> int:
+    return len(self._starts)
+
+  def read(self, index: int) -> Record:
+    """Returns a sample, in one piece; see `example.Records`."""
+    shard, start, stop = self._place(index)
+    path = self._shards[shard]
+    block = self._storage.read(path, start, stop)
+    name = f"{path}#{start}"
+    fields, problem, first = {}, "", None
+    try:
+      for member in tar_index.members(lambda a, b: block[a:b], 0, len(block)):
+        key, extension = tar_index.split_name(member.name)
+        if not extension or key != (first := first or key):
+          continue
+        name = f"{path}#{key.lstrip('/')}"
+        data = block[member.start : member.start + member.size]
+        if len(data) < member.size:
+          raise Damaged(f"the shard ends within {member.name}")
+        fields[extension] = data
+    except Damaged as error:
+      problem = str(error)
+    if not fields or (problem and len(fields) < 2):
+      raise BadExample(problem or "the shard ends before it", "record", name)
+    return Record(name, _with_json(fields, name))
+
+  def _place(self, index: int) -> tuple[int, int, int]:
+    """Returns shard, first byte and end of a sample."""
+    shard = int(np.searchsorted(self._ends, index, side="right"))
+    last = index + 1 == self._ends[shard]
+    stop = self._last[shard] if last else self._starts[index + 1]
+    return shard, int(self._starts[index]) * BLOCK, int(stop) * BLOCK
+
+  def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns fields of all samples; kept like the index."""
+    numbers = range(len(self._shards))
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      parts = list(pool.map(lambda n: self._shard_columns(n, keys), numbers))
+    return {key: column([v for p in parts for v in p[key]]) for key in keys}
+
+  def _shard_columns(self, shard: int, keys: Sequence[str]) -> dict[str, list]:
+    """Returns fields of one shard's samples; kept like its index."""
+    path = self._shards[shard]
+
+    def compute(size: int) -> dict[str, np.ndarray]:
+      del size
+      text = json.dumps(self._read_columns(shard, keys))
+      return {"json": np.frombuffer(text.encode(), np.uint8)}
+
+    what = "columns-" + "-".join(k.replace("/", ".") for k in keys)
+    kept = tar_index.cached(path, what, self._storage, compute)
+    return json.loads(kept["json"].tobytes())
+
+  def _read_columns(self, shard: int, keys: Sequence[str]) -> dict[str, list]:
+    stop = int(self._ends[shard])
+    start = int(self._ends[shard - 1]) if shard else 0
+    values = {key: [] for key in keys}
+    path = self._shards[shard]
+    with tar_index.opened(path, self._storage) as read:
+      for index in range(start, stop):
+        fields = self._small_fields(read, index)
+        for key in keys:
+          value = dig(fields, key)
+          if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+          values[key].append(value)
+    return values
+
+  def _small_fields(self, read: tar_index.Read, index: int) -> dict[str, Any]:
+    """Returns the fields of a sample without its images."""
+    _, begin, end = self._place(index)
+    fields, first = {}, None
+    try:
+      for member in tar_index.members(read, begin, end):
+        key, extension = tar_index.split_name(member.name)
+        if key != (first := first or key) or extension in IMAGE_EXTENSIONS:
+          continue
+        fields[extension] = read(member.start, member.start + member.size)
+      return _with_json(fields, "")
+    except (Damaged, BadExample):  # It will be met when it is read.
+      return {}
+
+
+def _with_json(fields: dict[str, Any], name: str) -> dict[str, Any]:
+  """Returns the fields and those of the json file, which come after them."""
+  if "json" not in fields:
+    return fields
+  try:
+    inner = json.loads(fields["json"])
+  except ValueError as error:
+    raise BadExample(
+      f"its json file is no JSON ({error})", "record", name
+    ) from error
+  return {**inner, **fields} if isinstance(inner, dict) else fields
