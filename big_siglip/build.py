@@ -15,8 +15,7 @@ from big_siglip import losses, sharding
 from big_siglip.config import device_problems, has_image_tower
 from big_siglip.data.faults import COUNTERS
 from big_siglip.data.preprocess import Preprocess
-from big_siglip.data.sources import open_source, Options, Source
-from big_siglip.data.sources.embedded import check_images, EmbeddedSource
+from big_siglip.data.sources import Source
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
@@ -26,6 +25,7 @@ from big_siglip.models.sizes import resolve_image
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
 from big_siglip.train_step import init_state, train_step, TrainState
+from big_siglip.training_data import source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,43 +224,6 @@ def plain_preprocess(config: ConfigDict) -> Preprocess:
     text_length=config.model.text.length,
     resize=config.data.resize,
   )
-
-
-def source(
-  config: ConfigDict,
-  name: str,
-  split: str,
-  path: str | None,
-  options: Options | None = None,
-) -> Source:
-  """Returns the examples of `open_source`.
-
-  Args:
-    config: the config.
-    name: of the data set.
-    split: of it.
-    path: where it lies.
-    options: what to take of it. None: for an evaluation, which has the fields
-      of `config.data` if its format is the same one, and all their examples.
-
-  Raises:
-    UserError: they cannot be opened, or are embeddings that do not fit the
-      image tower of `config`.
-  """
-  if options is None:
-    options = Options(retry_seconds=config.data.retry_seconds)
-    if name == config.data.name:
-      options = Options.of(config.data).for_evaluation()
-  opened = open_source(name, split, path, options)
-  if isinstance(opened, EmbeddedSource):
-    check_images(
-      opened.description,
-      path,
-      width=config.model.embed_dim or resolve_image(config.model.image).width,
-      image_size=config.model.image.image_size,
-      resize=config.data.resize,
-    )
-  return opened
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:

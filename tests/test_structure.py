@@ -63,6 +63,7 @@ LAYERS = (
   ("preparation",),
   ("topologies",),
   ("evaluators", "checkpoint", "workdir", "metrics", "skipped", "starts"),
+  ("training_data",),
   ("build",),
   ("train", "dry_run", "plan", "report"),
   ("page",),

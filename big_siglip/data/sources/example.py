@@ -110,13 +110,15 @@ class Options:
   @classmethod
   def of(cls, data: Mapping[str, Any]) -> "Options":
     """Returns what the section `config.data` says."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    values = {name: data[name] for name in names & set(data)}
-    values["text_keys"] = tuple(
-      key if isinstance(key, str) else tuple(key) for key in data["text_keys"]
-    )
-    values["templates"] = tuple(data["templates"])
-    values["filters"] = Filters(**data["filters"])
+    # Runs of before there was a choice lack some.
+    names = {field.name for field in dataclasses.fields(cls)} & set(data)
+    values = {name: data[name] for name in names}
+    for name in names & {"text_keys", "templates"}:
+      values[name] = tuple(
+        item if isinstance(item, str) else tuple(item) for item in data[name]
+      )
+    if "filters" in names:
+      values["filters"] = Filters(**data["filters"])
     return cls(**values)
 
   def for_evaluation(self) -> "Options":
