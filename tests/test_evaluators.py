@@ -4,6 +4,7 @@ Their numbers must not depend on how the data is cut into batches and devices.
 """
 
 import io
+import json
 import logging
 
 from evaluator_cases import slow_recall, unit
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 import ml_collections
+import model_cases
 import numpy as np
 from PIL import Image
 import pytest
@@ -21,8 +23,13 @@ from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Example
 from big_siglip.data.text import ByteTokenizer
 from big_siglip.errors import UserError
-from big_siglip.evaluators import Embedders, make_evaluator
+from big_siglip.evaluators import (
+  Embedders,
+  make_embedders,
+  make_evaluator,
+)
 from big_siglip.evaluators.embed import embed_all, make_embed
+from big_siglip.models import SigLIP
 from big_siglip.sharding import AXES
 
 CLASS_NAMES = ("red", "green", "blue")
@@ -260,3 +267,128 @@ def test_mistakes_in_a_section_are_named():
   ):
     assert said in problems
   assert len(problems.splitlines()) == 9
+
+
+def test_several_right_answers_and_classes_left_out(tmp_path):
+  """Images of "green" are left out; in a file they may have two answers."""
+  classes = tmp_path / "classes.json"
+  classes.write_text(json.dumps({"blue": ["blue", "navy"], "red": "red"}))
+  spec = dict(CLASSIFICATION, classes_file=str(classes), canonicalize=True)
+  got = evaluate(spec, make_mesh(2))
+  prompts = [["a blue", "blue", "photo of blue"], ["a red", "red"]]
+  prompts[0] += ["a navy", "navy", "photo of navy"]
+  prompts[1] += ["photo of red"]
+  centers = np.stack([unit(numpy_texts(texts).mean(0)) for texts in prompts])
+  predicted = (numpy_images() @ centers.T).argmax(1)
+  labels = np.array([example.label for _, example in readable_examples()])
+  kept = labels != 1
+  expected = np.mean(predicted[kept] == np.where(labels[kept] == 2, 0, 1))
+  assert got.metrics["accuracy"] == pytest.approx(expected)
+  assert got.metrics["left_out"] == np.sum(~kept) > 0
+  answers = tmp_path / "answers.json"
+  names = [example.name for _, example in readable_examples()]
+  answers.write_text(json.dumps({name: ["blue", "red"] for name in names[:9]}))
+  got = evaluate(dict(spec, answers_file=str(answers)), make_mesh(2))
+  assert got.metrics["accuracy"] == 1.0
+  assert got.metrics["left_out"] == 9
+  answers.write_text(json.dumps({"other.png": "blue"}))
+  with pytest.raises(UserError, match="no image has a label of classes_file"):
+    evaluate(dict(spec, answers_file=str(answers)), make_mesh(2))
+
+
+CALIBRATION = dict(kind="calibration", batch_size=5, prior=None, **NO_FILE)
+HEALTH = dict(kind="loss_health", batch_size=5, loss_batch_size=6, **NO_FILE)
+PROBE = dict(classes_file=None, answers_file=None, train_split="train")
+FEWSHOT = dict(kind="fewshot", batch_size=5, shots=(1, 5), seeds=2, l2=16.0)
+LINEAR = dict(kind="linear_probe", batch_size=5, penalties=(0.01, 1.0))
+
+
+@pytest.mark.parametrize(
+  "spec",
+  [CALIBRATION, HEALTH, {**FEWSHOT, **PROBE}, {**LINEAR, **PROBE}],
+  ids=lambda spec: spec["kind"],
+)
+def test_other_kinds_are_the_same_for_any_batches(spec):
+  one = evaluate(spec, make_mesh(1)).metrics
+  for batch_size, devices in ((19, 8), (7, 2)):
+    more = evaluate({**spec, "batch_size": batch_size}, make_mesh(devices))
+    assert more.metrics == pytest.approx(one, rel=1e-5)
+  assert one["skipped"] == (2 if "train_split" in spec else 1)
+  assert all(np.isfinite(value) for value in one.values())
+
+
+def numpy_pairs():
+  """Returns logits of all pairs and which belong together."""
+  owners, texts = [], []
+  for place, (_, example) in enumerate(readable_examples()):
+    texts += example.texts
+    owners += [place] * len(example.texts)
+  logits = SCALE * numpy_images() @ numpy_texts(texts).T + BIAS
+  return logits, np.arange(18)[:, None] == np.array(owners)
+
+
+def test_loss_health_equals_plain_numpy():
+  got = evaluate(HEALTH, make_mesh(4))
+  logits, together = numpy_pairs()
+  expected = {}
+  for name, sign, mask, pairs in (
+    ("positive", 1, together, 1),
+    ("negative", -1, ~together, 5),
+  ):
+    of = logits[mask]
+    expected |= {
+      f"{name}/mean": of.mean(),
+      f"{name}/std": of.std(),
+      f"{name}/wrong": np.mean(sign * of <= 0),
+      f"{name}/loss": pairs * np.mean(np.log1p(np.exp(-sign * of))),
+    }
+    assert sum(got.details[name]) == mask.sum()
+  expected["loss"] = expected["positive/loss"] + expected["negative/loss"]
+  expected |= {"scale": SCALE, "bias": BIAS, "skipped": 1.0}
+  expected |= {"duplicates/captions": 0.0, "duplicates/images": 0.0}
+  assert got.metrics == pytest.approx(expected, rel=1e-5)
+  np.testing.assert_allclose(
+    got.details["positive"],
+    np.histogram(logits[together], got.details["edges"])[0],
+  )
+
+
+def test_calibration_refits_on_the_other_half():
+  got = evaluate(dict(CALIBRATION, prior=0.5), make_mesh(2)).metrics
+  assert got["prior"] == pytest.approx(0.5)
+  assert (got["scale"], got["bias"]) == (SCALE, BIAS)
+  # Images by their number in the source: the damaged one is number 5.
+  numbers = np.array([index for index, _ in readable_examples()])
+  logits, together = numpy_pairs()
+  rows = numbers % 2 == 1
+  columns = together[rows].any(0)
+  logits = logits[rows][:, columns]
+  together = together[rows][:, columns]
+  weight = np.where(together, 0.5 / together.sum(), 0.5 / (~together).sum())
+  p = 1 / (1 + np.exp(-logits))
+  brier = (weight * (p - together) ** 2).sum()
+  assert got["brier"] == pytest.approx(brier, rel=1e-5)
+
+
+def test_health_of_fewer_images_than_a_batch_is_an_error():
+  with pytest.raises(UserError, match="loss_batch_size=60: must be at most"):
+    evaluate(dict(HEALTH, loss_batch_size=60), make_mesh(1))
+
+
+def test_a_model_has_scale_bias_and_features():
+  model = SigLIP(model_cases.model_config())
+  params = model_cases.random_params(model)
+  params["logit_scale"] = np.float32(np.log(12.0))
+  mesh = make_mesh(2)
+  embedders = make_embedders(model, mesh)
+  scale, bias = embedders.logits(params)
+  assert scale == pytest.approx(12.0)
+  assert bias == params["logit_bias"]
+  size = model.config.image.image_size
+  image = np.random.default_rng(0).integers(
+    0, 255, (4, size, size, 3), np.uint8
+  )
+  features, _ = embedders.features(params, image, {})
+  embedding, _ = embedders.image(params, image, {})
+  np.testing.assert_allclose(unit(np.array(features)), embedding, atol=1e-6)
+  assert not np.allclose(features, embedding)

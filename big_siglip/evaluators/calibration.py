@@ -204,10 +204,10 @@ def _scores(cosines, positive, counts, scale, bias):
 
   def by_bin(values):
     # A scatter is slow on accelerators, and fifteen comparisons are not.
-    of_bin = [
-      jnp.where((bins == b)[None], values, 0).sum((1, 2)) for b in range(_BINS)
-    ]
-    return jnp.stack(of_bin, axis=1)
+    return jax.lax.map(
+      lambda b: jnp.where((bins == b)[None], values, 0).sum((1, 2)),
+      jnp.arange(_BINS),
+    ).T
 
   miss = jax.nn.sigmoid(-sign * logits)
   return {

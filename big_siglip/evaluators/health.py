@@ -131,5 +131,7 @@ def _logits(cosines, positive, counts, scale, bias):
     "square": total(logits**2),
     "loss": total(-jax.nn.log_sigmoid(sign * (logits + bias))),
     "wrong": total((sign * (logits + bias) <= 0).astype(jnp.int32)),
-    "histogram": jnp.stack([total(bins == b) for b in range(_BINS)], axis=1),
+    "histogram": jax.lax.map(
+      lambda b: total((bins == b).astype(jnp.int32)), jnp.arange(_BINS)
+    ).T,
   }

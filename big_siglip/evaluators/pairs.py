@@ -3,7 +3,7 @@
 Shape letters: N images, M texts, n and m rows of a block, D embedding width.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -16,6 +16,7 @@ from big_siglip.evaluators.embed import embed_all, Embedders
 from big_siglip.evaluators.retrieval import Captions
 
 _ROWS = 1024  # Of a block, both ways: 4 MiB of cosines.
+_MULTIPLE = 64  # Fewer rows are filled up to one of it.
 
 # (cosines nm, is a pair nm bool, counts nm bool, arguments ...) -> sums.
 Statistic = Callable[..., Any]
@@ -67,13 +68,9 @@ class Pairs:
       *arguments: numbers, given as float32.
     """
     scalars = [np.float32(argument) for argument in arguments]
-    texts = [
-      _block(self.text, self.text_ids, start)
-      for start in range(0, len(self.text), _ROWS)
-    ]
+    texts = list(_blocks(self.text, self.text_ids))
     total = None
-    for start in range(0, len(self.image), _ROWS):
-      image = _block(self.image, self.image_ids, start)
+    for image in _blocks(self.image, self.image_ids):
       for text in texts:
         sums = _evaluate(statistic, *image, *text, *scalars)
         sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
@@ -111,19 +108,17 @@ def embed_pairs(
   return Pairs(image, values["index"], text[known], text_ids[known]), values
 
 
-def _block(rows, ids, start):
-  """Returns a padded block and its ids, on the device."""
-  missing = _ROWS - len(rows[start : start + _ROWS])
-  return (
-    jnp.asarray(np.pad(rows[start : start + _ROWS], ((0, missing), (0, 0)))),
-    jnp.asarray(
-      np.pad(
-        ids[start : start + _ROWS].astype(np.int32),
-        (0, missing),
-        constant_values=-1,
-      )
-    ),
-  )
+def _blocks(rows, ids) -> Iterator[tuple[jax.Array, jax.Array]]:
+  """Yields padded blocks and their ids, on the device."""
+  size = min(_ROWS, -(-len(rows) // _MULTIPLE) * _MULTIPLE)
+  for start in range(0, len(rows), size):
+    part = rows[start : start + size]
+    missing = size - len(part)
+    numbers = ids[start : start + size].astype(np.int32)
+    yield (
+      jnp.asarray(np.pad(part, ((0, missing), (0, 0)))),
+      jnp.asarray(np.pad(numbers, (0, missing), constant_values=-1)),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

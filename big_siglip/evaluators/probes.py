@@ -14,7 +14,7 @@ import optax
 _BIAS = 100.0  # A constant feature so large that its weight is hardly damped.
 _MIN_STD = 1e-5
 _MAX_ITERATIONS = 1000
-_TOLERANCE = 1e-5  # Of the gradient's largest entry.
+_TOLERANCE = 1e-6  # Of the gradient's largest entry.
 
 
 class Standard(NamedTuple):
