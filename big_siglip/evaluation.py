@@ -117,6 +117,8 @@ def write(
 ) -> None:
   """Writes all results as one JSON object; nobody sees it half written.
 
+  What the file says of the same checkpoint, in other evaluations, is kept.
+
   {"checkpoint": path, "step": number, "evaluations": {name: {"spec": the
   section, "metrics": {...}, "details": {...}}}}; docs/evaluation.md says what
   each kind's details hold.
@@ -129,12 +131,12 @@ def write(
     }
     for name, result in results.items()
   }
-  content = {
-    "checkpoint": str(checkpoint),
-    "step": int(checkpoint.name),
-    "evaluations": evaluations,
-  }
+  content = {"checkpoint": str(checkpoint), "step": int(checkpoint.name)}
   try:
+    old = json.loads(file.read_text()) if file.exists() else {}
+    if all(old.get(key) == value for key, value in content.items()):
+      evaluations = {**old["evaluations"], **evaluations}
+    content["evaluations"] = evaluations
     file.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_whole(file, json.dumps(content) + "\n")
   except OSError as error:

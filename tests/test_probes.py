@@ -61,7 +61,8 @@ def test_logistic_path_equals_scikit_learn():
     np.testing.assert_allclose(
       scores - scores.mean(1, keepdims=True),
       theirs - theirs.mean(1, keepdims=True),
-      atol=2e-4,
+      rtol=1e-4,
+      atol=1e-3,  # The gradient of 1e-6 over the least penalty.
     )
     accuracy = fitted.accuracy(x_test, y_test)
     assert accuracy == np.mean(theirs.argmax(1) == y_test)
