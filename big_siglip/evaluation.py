@@ -133,7 +133,7 @@ def write(
   }
   content = {"checkpoint": str(checkpoint), "step": int(checkpoint.name)}
   try:
-    old = json.loads(file.read_text()) if file.exists() else {}
+    old = _read(file)
     if all(old.get(key) == value for key, value in content.items()):
       evaluations = {**old["evaluations"], **evaluations}
     content["evaluations"] = evaluations
@@ -141,6 +141,13 @@ def write(
     workdir.write_whole(file, json.dumps(content) + "\n")
   except OSError as error:
     raise UserError(f"{file}: not writable ({error.strerror})") from error
+
+
+def _read(file: epath.Path) -> dict[str, Any]:
+  try:
+    return dict(json.loads(file.read_text()))
+  except (FileNotFoundError, ValueError, TypeError):
+    return {}  # Another's file, or none.
 
 
 def _finite(value: float) -> float | None:

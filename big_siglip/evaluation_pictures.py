@@ -82,7 +82,7 @@ def _confused(details: Mapping[str, Any]):
   pairs = details["confused"][:_CONFUSED][::-1]
   if not pairs:
     return None
-  figure = _figure(8, 1 + 0.28 * len(pairs))
+  figure = _figure(8, 1.5 + 0.28 * len(pairs))
   axes = figure.add_subplot()
   labels = [f"{a[:_LABEL]} taken for {b[:_LABEL]}" for a, b, _ in pairs]
   axes.barh(labels, [count for _, _, count in pairs], color="tab:red")

@@ -52,6 +52,39 @@ def test_evaluate_takes_other_evaluators(workdir):
   assert "image_to_text/recall@1" in output
 
 
+def test_evaluate_takes_evaluations_from_files(workdir, tmp_path):
+  """Classes, prompts and answers from files; results in files."""
+  (tmp_path / "prompts.txt").write_text("a scan of {}\n{}\n")
+  words = "nil one two three four five six seven eight nine"
+  words = words.split()
+  (tmp_path / "classes.json").write_text(json.dumps([[w] for w in words]))
+  (tmp_path / "evals.py").write_text(
+    "from configs.evals import digits\n"
+    "def get_config():\n"
+    "  c = digits.get_config()\n"
+    "  for name in set(c) - {'zeroshot', 'health'}:\n"
+    "    del c[name]\n"
+    "  c.zeroshot.templates = ()\n"
+    "  return c\n"
+  )
+  status, output, said = tool(
+    "evaluate",
+    f"--checkpoint={workdir}",
+    f"--evals={tmp_path}/evals.py",
+    f"--evals.zeroshot.templates_file={tmp_path}/prompts.txt",
+    f"--evals.zeroshot.classes_file={tmp_path}/classes.json",
+    f"--output={tmp_path}/out",
+  )
+  assert status == 0, said
+  for line in ("zeroshot", "duplicates/captions", "health.png"):
+    assert line in output
+  written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+  details = written["evaluations"]["zeroshot"]["details"]
+  assert details["classes"] == words
+  png = (tmp_path / "out" / "zeroshot.png").read_bytes()
+  assert png.startswith(b"\x89PNG")
+
+
 def test_draw_writes_a_picture_and_a_table(workdir):
   status, output, _ = tool("draw", f"--workdir={workdir}")
   assert status == 0
@@ -64,6 +97,7 @@ def test_draw_writes_a_picture_and_a_table(workdir):
   [
     ("evaluate", [], "--checkpoint=RUN or --watch=RUN must be given"),
     ("evaluate", ["--checkpoint=nowhere"], "no run with a checkpoint"),
+    ("evaluate", ["--checkpoint=x", "--evals=y.py"], "--evals=y.py: no such"),
     ("draw", ["--workdir=nowhere"], "no run with a checkpoint"),
   ],
 )
