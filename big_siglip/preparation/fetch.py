@@ -1,6 +1,7 @@
 """Fetches images politely, and believes nothing that a server says of them."""
 
 import email.utils
+import http.client
 import threading
 import time
 import urllib.parse
@@ -17,7 +18,7 @@ from big_siglip.preparation.origins import (
 from big_siglip.preparation.records import Fault, ImageLimits, take_image
 
 _MOVED = (301, 302, 303, 307, 308)
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # Worth another try.
+_PASSING = (408, 425, 429)  # As all from 500 on: worth another try.
 _ROBOTS_BYTES = 512_000  # RFC 9309, section 2.5: at least 500 KiB are read.
 _PIECE = 65_536
 _DEAD_SECONDS = 300.0  # Before a server without an answer is asked again.
@@ -82,9 +83,7 @@ class Fetcher:
       answer = self._ask(origin, url, max_bytes)
       if isinstance(answer, bytes):
         return answer
-      url = urllib.parse.urljoin(url, urllib.parse.quote(answer.url, _SAFE))
-      if not url.startswith(("http://", "https://")):
-        raise Fault("redirect", f"to {url[:200]}")
+      url = _join(url, answer.url)
 
   def _origin(self, url: str) -> Origin:
     parts = split_url(url)
@@ -123,7 +122,7 @@ class Fetcher:
     deadline = time.monotonic() + self._limits.max_seconds
     pool = origin.pool()
     origin.wait()
-    parts = urllib.parse.urlsplit(url)
+    parts = split_url(url)
     target = urllib.parse.quote(parts.path or "/", _SAFE)
     if parts.query:
       target += "?" + urllib.parse.quote(parts.query, _SAFE)
@@ -162,7 +161,7 @@ class Fetcher:
     status = response.status
     if status in _MOVED and response.headers.get("Location"):
       return _Moved(response.headers["Location"])
-    if status in _PASSING:
+    if status in _PASSING or status >= 500:
       raise self._come_back(origin, response)
     if status != 200:
       raise Fault(f"http_{status}")
@@ -204,6 +203,19 @@ class _Moved:
     self.url = url
 
 
+def _join(url: str, location: str) -> str:
+  """Returns where a Location leads, which need not be whole or even ASCII."""
+  location = urllib.parse.quote(location, _SAFE)
+  try:
+    joined = urllib.parse.urljoin(url, location)
+    allowed = urllib.parse.urlsplit(joined).scheme in ("http", "https")
+  except ValueError:
+    joined, allowed = location, False
+  if not allowed:
+    raise Fault("redirect", f"to {joined[:200]}")
+  return joined
+
+
 def _seconds(retry_after: str) -> float:
   """Reads a Retry-After, which is a number or a date (RFC 9110, 10.2.3)."""
   if retry_after.strip().isdecimal():
@@ -220,7 +232,7 @@ def _network_fault(error: Exception) -> Fault:
     (urllib3.exceptions.TimeoutError, "timeout"),
     (urllib3.exceptions.SSLError, "tls"),
     (urllib3.exceptions.NewConnectionError, "unreachable"),
-    (urllib3.exceptions.IncompleteRead, "truncated"),
+    (http.client.IncompleteRead, "truncated"),  # urllib3's is one, too.
     (urllib3.exceptions.LocationValueError, "bad_url"),
   )
   cause = error.args[1] if len(error.args) > 1 else None

@@ -178,7 +178,10 @@ def split_url(url: str) -> urllib.parse.SplitResult:
   try:
     parts = urllib.parse.urlsplit(url)
     valid = parts.scheme in _PORTS and parts.hostname and parts.port != 0
-  except ValueError as error:
+    if valid and not parts.netloc.isascii():
+      host = parts.netloc.encode("idna").decode()
+      parts = parts._replace(netloc=host)
+  except ValueError as error:  # Also what no name of a host may be.
     raise Fault("bad_url", str(error)) from error
   if not valid or "@" in parts.netloc:
     raise Fault("bad_url", "must be http(s)://HOST/..., without a password")
