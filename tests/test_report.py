@@ -16,7 +16,7 @@ import big_siglip
 from big_siglip import report
 from big_siglip.data.sources import open_source
 from big_siglip.errors import UserError
-from big_siglip.report import charts, curves, page, pool, resources
+from big_siglip.report import axes, charts, curves, page, pool, resources
 from big_siglip.report.runs import read_runs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -472,15 +472,27 @@ def test_the_program_writes_the_page(digits, tmp_path):
   assert Page(file.read_text()).all("section", id="curves")
 
 
-def test_thinning_keeps_ends_and_extremes():
-  points = [(step, float(step % 7)) for step in range(5_000)]
-  points[2_345] = (2_345, 99.0)
+def test_a_long_curve_is_drawn_as_mean_and_band():
+  values = np.random.default_rng(0).normal(size=5_000)
+  points = list(enumerate(values.tolist()))
   points[3_456] = (3_456, None)
-  kept = charts.thin(points)
-  assert len(kept) <= 310
-  assert kept[0] == points[0] and kept[-1] == points[-1]
-  assert (2_345, 99.0) in kept and (3_456, None) in kept
-  assert charts.thin(points[:300]) == points[:300]
+  for step in range(4_000, 4_025):
+    points[step] = (step, None)
+  parts = charts.stretches(points)
+  assert len(parts) == 200
+  np.testing.assert_allclose(parts[0].mean, values[:25].mean())
+  assert (parts[1].low, parts[1].high) == (
+    values[25:50].min(),
+    values[25:50].max(),
+  )
+  assert [i for i, part in enumerate(parts) if not part.whole] == [138, 160]
+  assert [i for i, part in enumerate(parts) if part.mean is None] == [160]
+  short = charts.stretches(points[:200])
+  assert [(part.x, part.mean) for part in short] == points[:200]
+  chart = charts.Chart("loss", [charts.Curve(0, "", 0, points)])
+  found = Page(chart.svg(["run"]))
+  assert len(found.all("polyline")) == len(found.all("polygon")) == 2
+  assert len(found.all("text", class_="bad run0")) == 2
 
 
 @pytest.mark.parametrize(
@@ -493,15 +505,15 @@ def test_thinning_keeps_ends_and_extremes():
   ],
 )
 def test_ticks_are_round_numbers(low, high, expected):
-  np.testing.assert_allclose(charts.ticks(low, high), expected)
+  np.testing.assert_allclose(axes.ticks(low, high), expected)
 
 
 def test_ticks_can_be_told_apart():
-  assert charts.tick_texts([0, 0.5, 1]) == ["0", "0.5", "1"]
-  texts = charts.tick_texts([-4.0002, -4.0001, -4.0])
+  assert axes.tick_texts([0, 0.5, 1]) == ["0", "0.5", "1"]
+  texts = axes.tick_texts([-4.0002, -4.0001, -4.0])
   assert texts == ["-4.0002", "-4.0001", "-4"]
-  assert charts.tick_texts([0, 500, 1_000]) == ["0", "500", "1k"]
-  assert charts.tick_texts([1e6, 1.0005e6]) == ["1M", "1.0005M"]
+  assert axes.tick_texts([0, 500, 1_000]) == ["0", "500", "1k"]
+  assert axes.tick_texts([1e6, 1.0005e6]) == ["1M", "1.0005M"]
 
 
 def test_what_is_better_is_known_by_name():

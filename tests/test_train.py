@@ -105,6 +105,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_nothing_is_lost(
   assert "checkpoints/12 is damaged" in output
   assert "resuming from step 8" in output
   assert (workdir / "damaged-12-again").is_dir()
+  starts = (workdir / "starts.jsonl").read_text().splitlines()
+  steps = [(s["first_step"], s["last_step"]) for s in map(json.loads, starts)]
+  assert steps == [(0, 12), (8, 12)]
   state, data = runs.final_state(workdir, **SHORT)
   expected, expected_data = runs.final_state(finished[0], **SHORT)
   runs.assert_same(state, expected)

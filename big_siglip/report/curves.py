@@ -51,20 +51,26 @@ def other_charts(runs: Sequence[Run]) -> list[Chart]:
   return [chart for chart in charts if chart]
 
 
-def evaluation_charts(runs: Sequence[Run]) -> list[Chart]:
-  """Returns a chart for every metric; recall at several K shares one."""
+def evaluation_charts(
+  runs: Sequence[Run],
+) -> tuple[list[Chart], list[Chart]]:
+  """Returns the charts of shares (accuracy ...), and of all other metrics.
+
+  Recall at several K shares one.
+  """
   groups: dict[str, dict[str, str]] = {}
   for name in evaluated(runs):
     title, at, k = name.removeprefix("evals/").partition("@")
-    if title.rpartition("/")[2] not in ("skipped", "left_out"):
+    if not is_count(name):
       label = f"@{k}" if at else ""
       groups.setdefault(title, {})[label] = name
-  charts = []
+  first, others = [], []
   for title, named in groups.items():
     by_k = dict(sorted(named.items(), key=lambda item: _number(item[0])))
     share = all(is_share(name) for name in named.values())
-    charts.append(_chart(runs, title, by_k, share, False))
-  return [chart for chart in charts if chart]
+    if chart := _chart(runs, title, by_k, share, False):
+      (first if share else others).append(chart)
+  return (first, others) if first else (others, [])
 
 
 def evaluated(runs: Iterable[Run]) -> list[str]:
@@ -84,6 +90,11 @@ def direction(name: str) -> int:
   if any(word in metric.split("_") for word in _BETTER_LOW):
     return -1
   return 0
+
+
+def is_count(name: str) -> bool:
+  """Whether an evaluation says how much it left out."""
+  return name.rpartition("/")[2] in ("skipped", "left_out")
 
 
 def is_share(name: str) -> bool:

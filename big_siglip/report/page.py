@@ -81,6 +81,7 @@ def render(
   script = _FOLDER.joinpath("page.js").read_text()
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   names = [run.name for run in runs]
+  training = curves.training_charts(runs)
   now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
   return environment.get_template("page.html").render(
     runs=runs,
@@ -95,7 +96,8 @@ def render(
     overview=tables.overview(runs),
     evaluations=tables.evaluations(runs),
     evaluation_charts=curves.evaluation_charts(runs),
-    training_charts=curves.training_charts(runs),
+    training_charts=training,
+    long_curves=any(chart.is_long for chart in training),
     other_charts=curves.other_charts(runs),
     groups=groups,
     skipped=tables.skipped_counts(runs),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from big_siglip.config import flatten
-from big_siglip.report.curves import direction, evaluated, is_share
+from big_siglip.report.curves import direction, evaluated, is_count, is_share
 from big_siglip.report.runs import Run
 
 MISSING = "–"
@@ -54,8 +54,8 @@ def headline(run: Run) -> list[tuple[str, str]]:
   steps = f"{run.step:,}" + (f" of {total:,}" if total else "")
   tiles = [("steps", steps), ("loss", number(run.last("loss")))]
   for name in evaluated([run]):
-    k = name.rpartition("@")[2]
-    if is_share(name) and ("@" not in name or k == "1"):
+    metric = name.rpartition("/")[2]
+    if metric in ("accuracy", "recall@1"):
       text = value_text(name, run.last(name))
       tiles.append((name.removeprefix("evals/").replace("_", " "), text))
   return [(label, text) for label, text in tiles if text][:6]
@@ -65,6 +65,8 @@ def evaluations(runs: Sequence[Run]) -> list[Row]:
   """Returns the last value of every metric, the best of several marked."""
   rows = []
   for name in evaluated(runs):
+    if is_count(name):
+      continue  # In the table of skipped data.
     values = [run.last(name) for run in runs]
     best = _best(name, values)
     cells = [
@@ -112,7 +114,7 @@ def skipped_counts(runs: Sequence[Run]) -> list[Row]:
   }
   for name in evaluated(runs):
     part, _, last = name.removeprefix("evals/").rpartition("/")
-    if last in ("skipped", "left_out"):
+    if is_count(name):
       titles[name] = f"{last.replace('_', ' ').capitalize()} by {part}"
   rows = [
     row(title, runs, lambda run, name=name: number(run.last(name)))
