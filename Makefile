@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow test-prepare bench bench-tpu bench-ring lint format clean
+.PHONY: demo test test-slow test-prepare bench bench-tpu bench-ring studies lint format clean
 
 demo: .venv/base
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -34,6 +34,12 @@ bench-tpu: .venv/tpu
 
 bench-ring: .venv/base
 	$(RUN) -m benchmarks.ring
+
+# Five studies of the paper's findings; killed, they go on (docs/studies.md).
+studies: .venv/base
+	for study in batch_size bias beta2 noise duplicates; do \
+	  $(RUN) -m studies.$$study --output=runs/studies || exit 1; \
+	done
 
 lint: .venv/dev
 	.venv/bin/ruff check .

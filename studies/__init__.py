@@ -1,0 +1,1 @@
+"""What the papers found, tried at the size of a laptop (docs/studies.md)."""

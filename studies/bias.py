@@ -1,0 +1,92 @@
+"""The sigmoid's first bias: 0, -10, and the log odds of a pair that matches.
+
+python -m studies.bias --output=DIR [--quick]
+
+The paper (arXiv:2303.15343, "Bias term in sigmoid loss", batch 8k): -10 scores
+63.0, 0 scores 61.7, since the many negatives then push hard in the first steps.
+Of n texts one matches: log(1 / (n - 1)) is the bias that knows just this.
+"""
+
+from collections.abc import Mapping
+
+from studies import command
+from studies.batch_size import SETTINGS as BATCH_SIZE
+from studies.data import SCORES
+from studies.records import Records
+from studies.report import Curve, difference, Panel, Report, score
+from studies.training import Cell
+
+BIASES = {"0": 0.0, "-10": -10.0, "log(1/(n-1))": None}
+SETTINGS = {
+  "examples": BATCH_SIZE["examples"],
+  "batch_sizes": {"digits": (64, 1024), "scenes": (256,)},
+  "rates": command.RATES,
+  "seeds": command.SEEDS,
+}
+QUICK = {
+  "examples": {"digits": 128},
+  "batch_sizes": {"digits": (16,)},
+  "rates": (3e-3, 1e-2),
+  "seeds": (0, 1),
+}
+
+
+def study(records: Records, settings: Mapping) -> Report:
+  """Trains with each first bias."""
+  rows, findings, panels = [], [], []
+  for data, examples in settings["examples"].items():
+    sizes, curves = settings["batch_sizes"][data], {name: [] for name in BIASES}
+    for size in sizes:
+      results = {
+        name: records.measure(
+          Cell(data, "sigmoid", size, examples, bias=bias),
+          settings["rates"],
+          settings["seeds"],
+        )
+        for name, bias in BIASES.items()
+      }
+      for name, result in results.items():
+        curves[name].append(score(result))
+        rows.append(
+          [data, size, name, f"{result[0]['first_loss']:.2f}", score(result)]
+          + [difference(result, results["0"])]
+          + [f"{result[0]['learning_rate']:g}"]
+        )
+      findings += _findings(data, size, results)
+    curves = [Curve(name, sizes, points) for name, points in curves.items()]
+    y_label = SCORES[data].split(" ")[0] + ", %"
+    panels.append(Panel(data, "batch size", y_label, curves, log_x=True))
+  scored = "; ".join(f"{data}: {SCORES[data]}" for data in settings["examples"])
+  return Report(
+    title="First bias of the sigmoid",
+    setting=f"Scores in percent ({scored}); the first scale is 10, as in the "
+    "paper. Learning rates are chosen for each bias as for the batch sizes; "
+    f"{len(settings['seeds'])} seeds.",
+    header=[
+      *("data", "batch n", "first bias", "first loss", "score"),
+      *("minus that of bias 0", "rate"),
+    ],
+    rows=rows,
+    findings=findings,
+    panels=panels,
+  )
+
+
+def _findings(data, size, results) -> list[str]:
+  ahead = difference(results["-10"], results["0"])
+  odds = difference(results["log(1/(n-1))"], results["-10"])
+  said = {1: "better than", -1: "worse than", 0: "not told apart from"}
+  return [
+    f"{data}, batch {size}: that -10 is better than 0 "
+    f"{'shows' if ahead.sign > 0 else 'does not show'}: {ahead} points; the "
+    f"log odds are {said[odds.sign]} -10: {odds} points."
+  ]
+
+
+def main(arguments=None) -> None:
+  """Runs the study."""
+  command.main("bias", __doc__, study, SETTINGS, QUICK, arguments)
+
+
+if __name__ == "__main__":
+  main()
