@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 import wit_cases
 
-from big_siglip.data import images
+from big_siglip.data import images, sources
 from big_siglip.errors import RunStopped, UserError
 from big_siglip.preparation import parquet, shards, stages, tars, wit
 from big_siglip.preparation.filters import Filters
@@ -532,6 +532,39 @@ def test_bad_parquet_and_tar_get_one_line(tmp_path):
   assert "have the same name" in error_of(
     "parquet", [file, tmp_path / "b" / "a.parquet"]
   )
+
+
+def test_the_project_reads_it_by_name_language_and_size(tmp_path):
+  meta = dict(lang="de", url="http://x/1")
+  file = wit_cases.write_tar(
+    tmp_path / "a.tar",
+    {
+      str(i): dict(
+        jpg=image_server.picture(i, size=(40 + i, 30)), txt=f"{i}", json=meta
+      )
+      for i in range(4)
+    },
+  )
+  job = make_job("tar", [file], str(tmp_path / "out"), Filters())
+  run(job)
+  every = sources.open_source("tfds", "train", job.output)
+  assert [(e.texts, e.name) for e in every] == [
+    ((f"{i}",), f"a.tar/{i}") for i in range(4)
+  ]
+  assert every[3].image == image_server.picture(3, size=(43, 30))
+  for fields, count in (
+    (dict(language="de"), 4),
+    (dict(language="en"), 0),
+    (dict(max_aspect=1.4), 3),
+    (dict(min_size=31), 0),
+  ):
+    options = sources.Options(filters=sources.Filters(**fields))
+    if count:
+      found = sources.open_source("tfds", "train", job.output, options)
+      assert len(found) == count
+    else:
+      with pytest.raises(UserError, match="filter"):
+        sources.open_source("tfds", "train", job.output, options)
 
 
 @pytest.mark.parametrize("kind", ["wit", "tar"])

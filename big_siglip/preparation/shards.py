@@ -6,6 +6,7 @@ Beam's shuffle.
 """
 
 from collections.abc import Iterable
+import io
 import json
 import os
 import tempfile
@@ -14,6 +15,8 @@ import uuid
 
 from array_record.python import array_record_module
 from etils import epath
+import numpy as np
+from PIL import Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import (
   dataset_info,
@@ -34,6 +37,8 @@ def make_features() -> tfds.features.FeaturesDict:
   return tfds.features.FeaturesDict(
     {
       "image": tfds.features.Image(shape=(None, None, 3)),
+      "width": np.int32,  # As it is kept, before any turn that EXIF asks for.
+      "height": np.int32,
       "captions": texts(text()),
       "language": texts(text()),
       "page_url": texts(text()),
@@ -157,8 +162,12 @@ def write_metadata(
 
 
 def _example(record: Record) -> dict[str, Any]:
+  with Image.open(io.BytesIO(record.image)) as image:
+    width, height = image.size
   return {
     "image": record.image,
+    "width": width,
+    "height": height,
     "captions": [caption.text for caption in record.captions],
     "language": [caption.language for caption in record.captions],
     "page_url": [caption.page_url for caption in record.captions],
