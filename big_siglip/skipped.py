@@ -86,6 +86,18 @@ class Skipped:
     values = {"skipped_examples": self._total, **kinds}
     return values | ({"retried_reads": retried} if retried else {})
 
+  def shards(self, found: Iterable[Fault]) -> None:
+    """Lists what was wrong when the data was opened, which warned of it."""
+    entries = []
+    for fault in found:
+      place = {"step": 0, "source": self._source}
+      entry = place | dataclasses.asdict(fault)
+      if (key := _key(entry)) not in self._known:
+        self._known.add(key)
+        entries.append(entry)
+    if jax.process_index() == 0:
+      self._append(entries)
+
   def name(self, found: Iterable[Fault], step: int) -> None:
     """Takes what this process skipped for `step`; warns of each once."""
     for fault in found:
@@ -121,13 +133,9 @@ class Skipped:
       f"than config.data.max_skipped={self._max_share}; {self._path} lists them"
     )
 
-  def write(self, always: bool = False) -> None:
-    """Adds to the list what is new; all processes must call it together.
-
-    Args:
-      always: also if nothing was counted since the last time.
-    """
-    if self._listed == self._total and not always:
+  def write(self) -> None:
+    """Adds to the list what is new; all processes must call it together."""
+    if self._listed == self._total:
       return
     self._listed = self._total
     gathered = processes.gather(json.dumps(self._new))
@@ -141,6 +149,9 @@ class Skipped:
           self._known.add(key)
           entries.append(entry)
     entries.sort(key=lambda entry: (entry["step"], entry["index"]))
+    self._append(entries)
+
+  def _append(self, entries: list[dict[str, str | int]]) -> None:
     lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
     if not lines:
       return

@@ -96,7 +96,9 @@ class Examples:
       else:
         found = as_texts(fields.get(key))
       texts += found
-      weights += [self._weights.get(key, 1.0) / len(found)] * len(found)
+      # A field's weight is shared by its texts.
+      share = self._weights.get(key, 1.0) / max(1, len(found))
+      weights += [share] * len(found)
     if not self._weighted:
       return tuple(texts), None
     total = sum(weights)

@@ -145,9 +145,9 @@ class Storage:
         ) from error
       for name in names:
         if any(sign in name for sign in "*?["):
-          files += self._glob(name)
+          files += self.glob(name)
         elif self.is_folder(name):
-          found = self._glob(name.rstrip("/") + "/*")
+          found = self.glob(name.rstrip("/") + "/*")
           files += [f for f in found if f.endswith(suffixes)]
         else:
           files.append(name)
@@ -164,7 +164,8 @@ class Storage:
       return self.call(path, lambda: fs.isdir(name))
     return os.path.isdir(local_path(path))
 
-  def _glob(self, pattern: str) -> list[str]:
+  def glob(self, pattern: str) -> list[str]:
+    """Returns the files that match * and ?, in order."""
     if not is_remote(pattern):
       return sorted(glob.glob(local_path(pattern)))
     fs, name = fsspec.core.url_to_fs(pattern)

@@ -84,6 +84,7 @@ def members(read: Read, start: int, stop: int) -> Iterator[Member]:
     Damaged: a header is no header, or the tar ends within a file.
   """
   position, first, name, size = start, start, None, None
+  reach = start
   while position < stop:
     header = read(position, position + BLOCK)
     if len(header) < BLOCK:
@@ -95,18 +96,18 @@ def members(read: Read, start: int, stop: int) -> Iterator[Member]:
     if kind in _LONG:
       told = _long(kind, read(data, data + own_size))
       name, size = told.get("path", name), told.get("size", size)
-      position = data + _padded(own_size)
+      reach, position = data + own_size, data + _padded(own_size)
       continue
     length = int(own_size if size is None else size)
     if kind in _REGULAR:
       yield Member(name or own_name, first, data, length)
     elif kind in _WITHOUT_BYTES:  # Whatever their headers say.
       length = 0
-    position = data + _padded(length)
+    reach, position = data + length, data + _padded(length)
     if kind != tarfile.XGLTYPE:
       first, name, size = position, None, None
-  if position > _padded(stop):
-    raise Damaged(f"ends within a file, which would reach to byte {position}")
+  if reach > stop:
+    raise Damaged(f"ends within a file, which would reach to byte {reach}")
 
 
 def _parse(header: bytes, position: int) -> tuple[bytes, str, int]:
