@@ -38,7 +38,6 @@ def main(argv: list[str]) -> None:
   from ml_collections import ConfigDict
 
   from big_siglip import platforms, saved, sharding
-  from big_siglip.data.text import make_tokenizer
   from big_siglip.weights import open_weights
   from big_siglip.weights.preprocessing import find_preprocessing
 
@@ -49,12 +48,6 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--{name} must be given")
     weights = open_weights(_WEIGHTS.value)
     data = find_preprocessing(weights, _TOKENIZER.value)
-    vocab_size = make_tokenizer(data["tokenizer"]).vocab_size
-    if vocab_size > weights.model.text.vocab_size:
-      raise UserError(
-        f"--tokenizer={data['tokenizer']}: has {vocab_size:,} pieces, and the "
-        f"model embeds {weights.model.text.vocab_size:,}"
-      )
     config = ConfigDict({"model": weights.model, "data": data})
     params = saved.load_weights(weights, config, sharding.make_mesh())
     output = epath.Path(_OUTPUT.value)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import json
 import pathlib
 import re
 from typing import Any
@@ -59,7 +58,7 @@ def open_weights(path: str) -> Weights:
     return Weights("open_clip", reader, model, open_clip.rules(model), folder)
   config = folder / "config.json"
   if config.is_file():
-    model = huggingface.model_config(_read_json(config), str(config))
+    model = huggingface.model_config(tensors.read_json(config), str(config))
   else:
     model = huggingface.infer_config(shapes, reader.path)
   return Weights("huggingface", reader, model, huggingface.rules(model), folder)
@@ -105,13 +104,3 @@ def _download(repository: str) -> pathlib.Path:
       f"({type(error).__name__}: {reason})"
     ) from error
   return pathlib.Path(folder)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text())
-  except (ValueError, OSError) as error:
-    raise UserError(f"{path}: is not JSON ({error})") from error
-  if not isinstance(value, dict):
-    raise UserError(f"{path}: must be a JSON object")
-  return value

@@ -31,6 +31,8 @@ _TEXT = {
   "vocab_size": 32_000,
   "max_position_embeddings": 64,
 }
+# Each layer is a dozen names to look for.
+_MOST = {"num_hidden_layers": 1_000}
 # What we compute without asking.
 _FIXED = {
   "hidden_act": "gelu_pytorch_tanh",
@@ -149,8 +151,8 @@ def model_config(config: Mapping[str, Any], path: str) -> Any:
   if kind != "siglip":
     known = "; NaFlex models are not supported" if kind == "siglip2" else ""
     raise UserError(f"{path}: model_type={kind!r}: must be 'siglip'{known}")
-  vision = {**_VISION, **config.get("vision_config", {})}
-  text = {**_TEXT, **config.get("text_config", {})}
+  vision = _section(config, "vision_config", _VISION, path)
+  text = _section(config, "text_config", _TEXT, path)
   for section in (vision, text):
     for field, value in _FIXED.items():
       if section.get(field, value) != value:
@@ -163,8 +165,26 @@ def model_config(config: Mapping[str, Any], path: str) -> Any:
     text=_size(text),
     vocab_size=text["vocab_size"],
     length=text["max_position_embeddings"],
-    embed_dim=text.get("projection_size") or vision["hidden_size"],
+    embed_dim=text.get("projection_size", vision["hidden_size"]),
   )
+
+
+def _section(config, name, defaults, path) -> dict[str, Any]:
+  """Returns a part of config.json, with whole numbers where they must be."""
+  given = config.get(name, {})
+  if not isinstance(given, Mapping):
+    raise UserError(f"{path}: {name} must be a JSON object")
+  section = {**defaults, **given}
+  if section.get("projection_size") is None:
+    section.pop("projection_size", None)
+  for field in (*defaults, "projection_size"):
+    value = section.get(field, 1)
+    if type(value) is not int or not 1 <= value <= _MOST.get(field, 10**9):
+      raise UserError(
+        f"{path}: {name}.{field}={value!r}: must be a whole number, "
+        f"1 to {_MOST.get(field, 10**9):,}"
+      )
+  return section
 
 
 def _size(section, patch_size=None) -> sizes.TowerSize:

@@ -1,17 +1,18 @@
 """The preprocessing that published weights were trained with."""
 
-import json
 import pathlib
 from typing import Any
 
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.weights.formats import Weights
+from big_siglip.weights.tensors import read_json
 
 # The vocabulary of Gemma, with which all of SigLIP 2 was trained.
 _GEMMA = 256_000
 # Pillow's numbers, as in preprocessor_config.json.
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
+_PADDED = 0.9  # Pieces for an embedding, at least.
 
 
 def find_preprocessing(
@@ -30,11 +31,15 @@ def find_preprocessing(
       weights.
 
   Raises:
-    UserError: there is no tokenizer, or the resizing is not known.
+    UserError: there is no tokenizer, or one of another vocabulary, or the
+      resizing is not known.
   """
   pad_id = 0 if weights.model.text.vocab_size == _GEMMA else 1
-  if tokenizer is None:
+  beside = tokenizer is None
+  if beside:
     tokenizer = _find_tokenizer(weights)
+  _check_vocabulary(tokenizer, weights)
+  if beside:
     pad_id = _pad_id(weights.folder, tokenizer, pad_id)
   resize = "big_vision" if weights.format == "big_vision" else "bicubic"
   if weights.folder is not None:
@@ -66,9 +71,20 @@ def _find_tokenizer(weights: Weights) -> str:
   )
 
 
+def _check_vocabulary(tokenizer: str, weights: Weights) -> None:
+  pieces = make_tokenizer(tokenizer).vocab_size
+  embedded = weights.model.text.vocab_size
+  # A few embeddings more are padding, up to a round number.
+  if not _PADDED * embedded <= pieces <= embedded:
+    raise UserError(
+      f"--tokenizer={tokenizer}: has {pieces:,} pieces, and the model embeds "
+      f"{embedded:,}"
+    )
+
+
 def _pad_id(folder: pathlib.Path, tokenizer: str, default: int) -> int:
   config = folder / "tokenizer_config.json"
-  token = _read(config).get("pad_token") if config.is_file() else None
+  token = read_json(config).get("pad_token") if config.is_file() else None
   if isinstance(token, dict):  # With the token's properties.
     token = token.get("content")
   number = token and make_tokenizer(tokenizer).token_id(token)
@@ -76,18 +92,9 @@ def _pad_id(folder: pathlib.Path, tokenizer: str, default: int) -> int:
 
 
 def _resize(config: pathlib.Path) -> str:
-  resample = _read(config).get("resample", 3)
-  if resample not in _RESAMPLE:
+  resample = read_json(config).get("resample", 3)
+  if type(resample) is not int or resample not in _RESAMPLE:
     raise UserError(
       f"{config}: resample={resample!r}: must be 2 (bilinear) or 3 (bicubic)"
     )
   return _RESAMPLE[resample]
-
-
-def _read(config: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(config.read_text())
-    value.keys()
-  except (ValueError, AttributeError) as error:
-    raise UserError(f"{config}: is no JSON object ({error})") from error
-  return value

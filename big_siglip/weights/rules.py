@@ -13,6 +13,7 @@ import re
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from big_siglip.errors import raise_problems, UserError
@@ -184,6 +185,10 @@ class _Arrays:
 
   def _read(self, key: str) -> np.ndarray:
     array = self._reader.read(key)
+    if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+      raise UserError(
+        f"{self._reader.path}: {key} holds {array.dtype}, must hold floats"
+      )
     # NaN is both smallest and largest; faster than asking every number.
     if array.size and not np.isfinite([array.min(), array.max()]).all():
       raise UserError(

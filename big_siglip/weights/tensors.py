@@ -10,11 +10,14 @@ import dataclasses
 import json
 import math
 import mmap
+import operator
 import os
 import pathlib
 import threading
+import tokenize
 from typing import Any
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -29,7 +32,26 @@ _DTYPES = {
   "I64": np.dtype(np.int64),
   "I32": np.dtype(np.int32),
 }
-_FLOATS = ("F64", "F32", "F16", "BF16")
+# What damaged files make their readers raise: JSON that is none, or is none of
+# a header's; archives and the headers of numpy's arrays within.
+_DAMAGED_JSON = (
+  ValueError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  RecursionError,
+)
+_DAMAGED_NPZ = (
+  zipfile.BadZipFile,
+  zlib.error,
+  OSError,
+  ValueError,
+  EOFError,
+  RuntimeError,  # Encrypted, or compressed in a way that Python does not know.
+  SyntaxError,
+  tokenize.TokenError,
+  MemoryError,
+)
 _MOST_HEADER_BYTES = 100_000_000  # As the format's own library.
 Shape = tuple[int, ...]
 
@@ -99,9 +121,9 @@ class Npz:
         key = name.removesuffix(".npy").removeprefix("params/")
         self._names[key] = name
         self._shapes[key] = self._read_shape(name)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-      if isinstance(error, UserError):
-        raise
+    except UserError:
+      raise
+    except _DAMAGED_NPZ as error:
       raise UserError(f"{path}: is no whole .npz file ({error})") from error
 
   def _read_shape(self, name: str) -> Shape:
@@ -128,7 +150,7 @@ class Npz:
     try:
       with self._file.open(self._names[key]) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+    except _DAMAGED_NPZ as error:
       raise UserError(f"{self.path}: {key} is damaged ({error})") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
       array = array.view(ml_dtypes.bfloat16)
@@ -196,10 +218,10 @@ def _parts(path: pathlib.Path) -> list[pathlib.Path]:
   index = path / "model.safetensors.index.json"
   if index.is_file():
     try:
-      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+      names = sorted(set(read_json(index)["weight_map"].values()))
+      files = [path / name for name in names]
+    except (KeyError, AttributeError, TypeError) as error:
       raise UserError(f"{index}: is no index of safetensors files") from error
-    files = [path / name for name in names]
     for file in files:
       if file.parent != path or not file.is_file():
         raise UserError(f"{index}: names {file.name}, which is missing")
@@ -213,7 +235,24 @@ def _parts(path: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object that a JSON file holds.
+
+  Raises:
+    UserError: it cannot be read, or holds none.
+  """
+  try:
+    value = json.loads(path.read_text())
+  except (ValueError, OSError, RecursionError) as error:
+    raise UserError(f"{path}: is not JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: must be a JSON object")
+  return value
+
+
 def _header(file: pathlib.Path) -> dict[str, _Entry]:
+  if not file.is_file():
+    raise UserError(f"{file}: is no file")
   size = os.path.getsize(file)
   with file.open("rb") as stream:
     length = int.from_bytes(stream.read(8), "little")
@@ -226,9 +265,9 @@ def _header(file: pathlib.Path) -> dict[str, _Entry]:
         key: _entry(file, key, value, 8 + length)
         for key, value in header.items()
       }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      if isinstance(error, UserError):
-        raise
+    except UserError:
+      raise
+    except _DAMAGED_JSON as error:
       raise UserError(f"{file}: is no safetensors file") from error
   for key, entry in entries.items():
     if entry.start + math.prod(entry.shape) * entry.dtype.itemsize > size:
@@ -237,8 +276,8 @@ def _header(file: pathlib.Path) -> dict[str, _Entry]:
 
 
 def _entry(file, key, value, offset) -> _Entry:
-  start, end = value["data_offsets"]
-  name, shape = value["dtype"], tuple(map(int, value["shape"]))
+  start, end = map(operator.index, value["data_offsets"])
+  name, shape = value["dtype"], tuple(map(operator.index, value["shape"]))
   if name not in _DTYPES:
     raise UserError(
       f"{file}: {key} has dtype {name}; known: {', '.join(_DTYPES)}"
