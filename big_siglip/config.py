@@ -6,9 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from big_siglip.config_checks import Checker
-from big_siglip.config_data import check_source
+from big_siglip.config_data import check_mixture, check_source
 from big_siglip.config_evals import evaluation_problems
-from big_siglip.config_fields import field_problems, FIELDS
+from big_siglip.config_fields import field_problems, FIELDS, MIXTURE_FIELDS
 from big_siglip.data.cleaning import CLEANINGS
 from big_siglip.models import sizes
 
@@ -46,6 +46,7 @@ _CHOICES = {
   "optimizer.name": ("adamw", "adafactor", "lion"),
   "optimizer.schedule": ("cosine", "rsqrt", "linear", "constant"),
   "optimizer.mu_dtype": ("float32", "bfloat16"),
+  "data.deduplicate": ("none", "image", "name"),
   "data.captions": ("random", "all"),
   "data.decoder": ("pillow", "simplejpeg"),
   "data.clean": CLEANINGS,
@@ -57,12 +58,16 @@ def find_problems(config: ConfigDict) -> list[str]:
   """Returns one line for every mistake that shows without devices or data."""
   problems = list(field_problems(config, FIELDS, "config"))
   problems += evaluation_problems(config.get("evals", {}), "config.evals")
+  for name, spec in config.get("data", {}).get("mixture", {}).items():
+    path = f"config.data.mixture.{name}"
+    problems += field_problems(spec, MIXTURE_FIELDS, path)
   if problems:
     return problems  # The rules below would stumble over them.
   check = Checker(config)
   _check_ranges(check)
   _check_model(check)
   check_source(check)
+  check_mixture(check)
   if not has_image_tower(config):
     _check_embeddings(check)
   return check.problems
@@ -227,6 +232,12 @@ def _check_embeddings(check: Checker) -> None:
     "must name the weights that made the embeddings: their image tower belongs "
     "to the model that is trained",
   )
+  for field, is_set in (
+    ("mixture", len(check["data.mixture"]) > 0),
+    ("deduplicate", check["data.deduplicate"] != "none"),
+  ):
+    rule = "cannot be set with config.data.name='embeddings'"
+    check.require(not is_set, f"data.{field}", rule)
   check.require(
     check["data.crop_min_area"] == 1 and not check["data.flip"],
     "data.crop_min_area",

@@ -36,6 +36,24 @@ def check_source(check: Checker) -> None:
   )
 
 
+def check_mixture(check: Checker) -> None:
+  """Checks the sources that are mixed."""
+  entries = check.config.data.mixture
+  some_given = any(entry.weight is not None for entry in entries.values())
+  for name, entry in entries.items():
+    weight = f"data.mixture.{name}.weight"
+    if entry.weight is None:
+      rule = "must be a number, as another entry's is, or all be None"
+      check.require(not some_given, weight, rule)
+    else:
+      check.require(entry.weight > 0, weight, "must be above 0")
+    check.require(
+      entry.name != "embeddings",
+      f"data.mixture.{name}.name",
+      "must not be embeddings: mix the images before they are embedded",
+    )
+
+
 def _is_weighted(pair: Any) -> bool:
   return (
     isinstance(pair, tuple | list)

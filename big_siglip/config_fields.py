@@ -11,7 +11,7 @@ _NUMBER = (float, int)
 _OPTIONAL_NUMBER = (float, int, type(None))
 
 # Every legal field and its type. `evals` maps names of the user's choice to
-# sections of `EVALUATION_FIELDS`.
+# sections of `EVALUATION_FIELDS`, `data.mixture` to ones of `MIXTURE_FIELDS`.
 FIELDS = {
   "seed": int,
   "total_steps": int,
@@ -79,6 +79,8 @@ FIELDS = {
     "name": str,
     "path": _OPTIONAL_STR,
     "split": str,
+    "mixture": {},
+    "deduplicate": str,
     "image_key": _OPTIONAL_STR,
     "text_keys": (tuple, list),
     "label_key": _OPTIONAL_STR,
@@ -109,6 +111,12 @@ FIELDS = {
   "log_every": int,
   "checkpoint": {"every": int, "keep": int},
   "wandb": bool,
+}
+MIXTURE_FIELDS = {
+  "name": str,
+  "path": _OPTIONAL_STR,
+  "split": str,
+  "weight": _OPTIONAL_NUMBER,
 }
 # Of each section of `evals`, by its kind: COMMON and the kind's own. A section
 # may hold those of other kinds too, so that the kind can be overridden.

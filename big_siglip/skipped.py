@@ -11,6 +11,8 @@ import numpy as np
 
 from big_siglip import processes
 from big_siglip.data.faults import COUNTERS, Fault, KINDS
+from big_siglip.data.mixture import locate
+from big_siglip.data.sources import Source
 from big_siglip.errors import RunStopped
 from big_siglip.workdir import write_whole
 
@@ -33,6 +35,7 @@ class Skipped:
     self,
     folder: epath.Path,
     source: str,
+    data: Source,
     *,
     max_share: float,
     start_step: int,
@@ -43,15 +46,17 @@ class Skipped:
     Args:
       folder: the run's.
       source: what the lines call the data set.
+      data: the examples; those of a `Mixture` are told by its sources' names.
       max_share: of all examples drawn, how many may be skipped.
       start_step: where the run goes on.
       counts: what `counts` returned then.
     """
     self._path = folder / LIST
     self._source = source
+    self._data = data
     self._max_share = max_share
     self._counts = np.array([counts.get(k, 0) for k in COUNTERS], np.int64)
-    self._known: set[str | int] = set()
+    self._known: set[tuple[str, str | int]] = set()
     self._new: list[dict[str, str | int]] = []
     self._listed = self._total
     self._lines: list[str] = []
@@ -101,8 +106,11 @@ class Skipped:
   def name(self, found: Iterable[Fault], step: int) -> None:
     """Takes what this process skipped for `step`; warns of each once."""
     for fault in found:
-      place = {"step": step, "source": self._source}
-      entry = place | dataclasses.asdict(fault)
+      source, index = "", fault.index
+      if index >= 0:
+        source, index = locate(self._data, index)
+      place = {"step": step, "source": source or self._source}
+      entry = place | dataclasses.asdict(fault) | {"index": index}
       if (key := _key(entry)) not in self._known:
         self._known.add(key)
         self._new.append(entry)
@@ -148,7 +156,7 @@ class Skipped:
         if (key := _key(entry)) not in self._known:
           self._known.add(key)
           entries.append(entry)
-    entries.sort(key=lambda entry: (entry["step"], entry["index"]))
+    entries.sort(key=lambda e: (e["step"], e["source"], e["index"]))
     self._append(entries)
 
   def _append(self, entries: list[dict[str, str | int]]) -> None:
@@ -163,7 +171,7 @@ class Skipped:
       file.writelines(lines)
 
 
-def _key(entry: Mapping[str, str | int]) -> str | int:
+def _key(entry: Mapping[str, str | int]) -> tuple[str, str | int]:
   """Returns what tells one example, or one shard, from another."""
   index = entry["index"]
-  return index if index >= 0 else f"{entry['source']}:{entry['name']}"
+  return entry["source"], index if index >= 0 else entry["name"]

@@ -9,11 +9,18 @@ from absl import logging
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build, initial, processes, sharding, workdir
+from big_siglip import (
+  build,
+  initial,
+  processes,
+  sharding,
+  training_data,
+  workdir,
+)
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
+from big_siglip.data.mixture import epochs
 from big_siglip.data.pipeline import train_batches
-from big_siglip.data.sources import Options
 from big_siglip.errors import RunStopped, UserError
 from big_siglip.meter import Meter
 from big_siglip.metrics import MetricsWriter, read_metrics
@@ -56,10 +63,7 @@ class Loop:
     self._config = config
     self._stop = stop
     self._mesh = build.mesh(config)
-    data = config.data
-    self._source = build.source(
-      config, data.name, data.split, data.path, Options.of(data)
-    )
+    self._source = training_data.train_source(config)
     preprocess = build.preprocess(config)
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)
@@ -98,6 +102,7 @@ class Loop:
     self._skipped = Skipped(
       self._folder,
       self._config.data.name,
+      self._source,
       max_share=self._config.data.max_skipped,
       start_step=self._step,
       counts=data.get("skipped", {}),
@@ -228,6 +233,7 @@ class Loop:
     values = {k: float(v) for k, v in metrics.items() if k not in hidden}
     values |= self._meter.read()
     values |= self._skipped.metrics()
+    values |= epochs(self._source, step * self._config.batch_size)
     values["skipped_steps"] = self._skipped_steps
     self._skipped.write()
     self._write(step, values)

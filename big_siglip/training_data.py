@@ -2,8 +2,12 @@
 
 from ml_collections import ConfigDict
 
+from big_siglip.data.duplicates import first_of_each
+from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.embedded import check_images, EmbeddedSource
+from big_siglip.datasets.prepare import default_data_dir
+from big_siglip.errors import raise_problems
 from big_siglip.models.sizes import resolve_image
 
 
@@ -41,3 +45,31 @@ def source(
       resize=config.data.resize,
     )
   return opened
+
+
+def train_source(config: ConfigDict) -> Source:
+  """Returns the examples to train on: one source, or a `Mixture`.
+
+  Raises:
+    UserError: a data set, its split or its path is wrong.
+  """
+  data = config.data
+  entries = dict(data.mixture.items()) or {"": data}
+  options = Options.of(data)
+  sources = {
+    name: source(config, entry.name, entry.split, entry.path, options)
+    for name, entry in entries.items()
+  }
+  if data.deduplicate != "none":
+    known = {
+      name: f"{entry.name}:{entry.path}:{entry.split}:{options}"
+      for name, entry in entries.items()
+    }
+    kept = first_of_each(sources, known, data.deduplicate, default_data_dir())
+    sources = {name: Subset(sources[name], kept[name]) for name in sources}
+  if not data.mixture:
+    return sources[""]
+  empty = [name for name in sources if not len(sources[name])]
+  raise_problems([f"config.data.mixture.{name}: is empty" for name in empty])
+  weights = {name: entry.weight for name, entry in entries.items()}
+  return Mixture(sources, weights)

@@ -101,6 +101,10 @@ def get_config() -> ConfigDict:
       "name": "digits",  # digits, scenes or folder.
       "path": config_dict.placeholder(str),
       "split": "train",
+      # NAME: {name, path, split, weight} ...: several sources (docs/data.md)
+      # instead of the one above.
+      "mixture": {},
+      "deduplicate": "none",  # Or by image or by name.
       "image_key": config_dict.placeholder(str),  # None: found by its type.
       # Fields with texts, or (field, weight) pairs; none: found by type.
       "text_keys": (),

@@ -109,6 +109,10 @@ def get_config() -> ConfigDict:
       "name": "folder",  # digits, scenes[/COUNT] or folder.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
+      # NAME: {name, path, split, weight} ...: several sources (docs/data.md)
+      # instead of the one above.
+      "mixture": {},
+      "deduplicate": "none",  # Or by image or by name.
       "image_key": config_dict.placeholder(str),  # None: found by its type.
       # Fields with texts, or (field, weight) pairs; none: found by type.
       "text_keys": (),

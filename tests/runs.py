@@ -60,9 +60,22 @@ def config(**changes):
   return command_line.load_config(CONFIG, overrides(**changes))
 
 
-def start(workdir, *, devices=4, env=None, flags=(), **changes):
+def mixed_config(folder):
+  """Writes the config for a mixture of two sources; returns its path."""
+  text = pathlib.Path(CONFIG).read_text()
+  lines = ["c.data.mixture = ConfigDict()"]
+  for name, split, weight in (("one", "train", 1.0), ("two", "test", 3.0)):
+    entry = dict(name="digits", path=None, split=split, weight=weight)
+    lines.append(f"c.data.mixture.{name} = ConfigDict({entry})")
+  file = folder / "mixed.py"
+  changed = "".join(f"  {line}\n" for line in [*lines, "return c"])
+  file.write_text(text.replace("  return c\n", changed))
+  return str(file)
+
+
+def start(workdir, *, config=CONFIG, devices=4, env=None, flags=(), **changes):
   """Starts main.py in a process of its own; its output is one text pipe."""
-  arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+  arguments = [f"--config={config}", f"--workdir={workdir}", *flags]
   scratch()
   # Compiling is what takes time here, but JAX's cache of compiled programs is
   # no way out: a program for several CPU devices that is loaded from it has

@@ -1,4 +1,4 @@
-"""Several processes train what one process trains."""
+"""Several processes train what one process trains, here on a mixture."""
 
 import signal
 
@@ -25,10 +25,16 @@ def _accuracies(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def config(tmp_path_factory):
+  """The path of a config whose data are two sources."""
+  return runs.mixed_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, config):
   """A whole run of one process."""
   folder = tmp_path_factory.mktemp("processes") / "alone"
-  status, output = runs.run(folder, **CHANGES)
+  status, output = runs.run(folder, config=config, **CHANGES)
   assert status == 0, output
   return folder
 
@@ -43,9 +49,10 @@ def _wait_for(process, start):
   return "".join(lines)
 
 
-def test_two_processes_stop_together_and_one_goes_on(alone, tmp_path):
+def test_two_processes_stop_together_and_one_goes_on(alone, config, tmp_path):
   shared = tmp_path / "shared"
-  pair = runs.start_several(shared, count=2, devices=2, **CHANGES)
+  options = dict(config=config, **CHANGES)
+  pair = runs.start_several(shared, count=2, devices=2, **options)
   _wait_for(pair[0], "step 15/")
   # The process that does not write: the other one has to be told.
   pair[1].send_signal(signal.SIGTERM)
@@ -58,7 +65,7 @@ def test_two_processes_stop_together_and_one_goes_on(alone, tmp_path):
   assert max(_losses(shared)) == saved // 3 * 3
 
   # On one process the next batch is the one that two would have taken.
-  status, output = runs.run(shared, **CHANGES)
+  status, output = runs.run(shared, **options)
   assert status == 0, output
   assert f"resuming from step {saved}" in output
 
@@ -75,12 +82,45 @@ def test_two_processes_stop_together_and_one_goes_on(alone, tmp_path):
   )
 
 
+def test_epochs_of_each_source_are_in_the_metrics(alone):
+  last = [m for m in metrics.read_metrics(alone) if "loss" in m][-1]
+  drawn = last["step"] * runs.TINY["batch_size"]
+  assert last["epochs/one"] == pytest.approx(drawn / 4 / 1_437)
+  assert last["epochs/two"] == pytest.approx(drawn * 3 / 4 / 360)
+
+
+@pytest.mark.slow
+def test_two_then_one_then_four_processes_train_one_run(
+  alone, config, tmp_path
+):
+  """Each stretch goes on with the very next example of the mixture."""
+  saved = 0
+  for count, until in ((2, 15), (1, 45), (4, None)):
+    several = runs.start_several(
+      tmp_path, count=count, devices=4 // count, config=config, **CHANGES
+    )
+    if until:
+      _wait_for(several[0], f"step {until}/")
+      several[0].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=300)[0] for process in several]
+    assert [process.returncode for process in several] == [0] * count, outputs
+    assert not saved or f"resuming from step {saved}" in outputs[0]
+    saved = max(int(p.name) for p in tmp_path.glob("checkpoints/[0-9]*"))
+    assert until is None or until <= saved < 90
+  shared, one = _losses(tmp_path), _losses(alone)
+  assert list(shared) == list(one) == list(range(3, 91, 3))
+  np.testing.assert_allclose(
+    list(shared.values()), list(one.values()), rtol=1e-5
+  )
+
+
 @pytest.mark.parametrize("lost", [3, pytest.param(0, marks=pytest.mark.slow)])
 def test_four_processes_of_which_one_is_lost_and_two_go_on(
-  lost, alone, tmp_path
+  lost, alone, config, tmp_path
 ):
+  options = dict(config=config, **CHANGES)
   four = runs.start_several(
-    tmp_path, count=4, devices=1, mesh__slices=4, **CHANGES
+    tmp_path, count=4, devices=1, mesh__slices=4, **options
   )
   head = _wait_for(four[0], "step 18/")
   assert "step 18/" in head
@@ -100,7 +140,7 @@ def test_four_processes_of_which_one_is_lost_and_two_go_on(
 
   # Nothing saved is lost, and each batch is the same on two processes.
   pair = runs.start_several(
-    tmp_path, count=2, devices=2, mesh__slices=2, **CHANGES
+    tmp_path, count=2, devices=2, mesh__slices=2, **options
   )
   outputs = [process.communicate(timeout=300)[0] for process in pair]
   assert [process.returncode for process in pair] == [0, 0], outputs

@@ -1,10 +1,10 @@
 """From a source to batches, in an order that is a pure function of the seed.
 
-Position p of the endless training stream is number p % n of epoch p // n, n the
-number of examples. Global batch k holds positions [k B, (k + 1) B), of which
-process i of P loads the i-th P-th. So nothing depends on the number of
-processes, workers or threads, and one integer, the number of the next batch,
-is all there is to save.
+`order.draws` says which example stands at each position of the endless training
+stream. Global batch k holds positions [k B, (k + 1) B), of which process i of P
+loads the i-th P-th. So nothing depends on the number of processes, workers or
+threads, and one integer, the number of the next batch, is all there is to save,
+for a mixture too.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,8 @@ from absl import logging
 import grain
 import numpy as np
 
-from big_siglip.data import faults
+from big_siglip.data import faults, order
+from big_siglip.data.mixture import Mixture
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, RunStopped, UserError
 
@@ -65,7 +66,7 @@ def train_batches(
   """Returns this process's rows of the global batches `start`, `start` + 1 ...
 
   Args:
-    source: the examples; picklable if there are workers.
+    source: the examples, or a `Mixture`; picklable if there are workers.
     load: turns an example into arrays of fixed shapes; all it draws comes from
       its rng, which depends on (seed, epoch, index) alone.
     batch_size: over all processes.
@@ -92,8 +93,11 @@ def train_batches(
     raise UserError(f"config.seed={seed}: must lie in [0, 2**32)")
   rows = batch_size // process_count
   place = _Placement(rows, process_index, process_count)
-  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  load_row = _LoadRow(source, load, seed, place, order)
+  lengths, weights = (len(source),), (100,)
+  if isinstance(source, Mixture):
+    lengths, weights = source.lengths, source.weights
+  draws = order.draws(lengths, weights, seed)
+  load_row = _LoadRow(source, load, seed, place, draws)
   examples = grain.MapDataset.range(start * rows, sys.maxsize).map(load_row)
   if num_workers:
     # Workers take turns, so each must return whole batches.
@@ -174,11 +178,11 @@ class _LoadRow:
   load: Callable[[Example, np.random.Generator], Batch]
   seed: int
   place: _Placement
-  order: grain.MapDataset  # Position -> index.
+  draws: grain.MapDataset  # Position -> Draw.
 
   def __call__(self, row: int) -> Batch:
-    position = self.place.position(int(row))
-    epoch, index = position // len(self.source), int(self.order[position])
+    draw = self.draws[self.place.position(int(row))]
+    epoch, index = draw.epoch, draw.index
     substitutes = np.random.default_rng([self.seed, epoch, index, 1])
     skipped = []
     faults.take_retries()  # Of a row that was never finished.
@@ -191,7 +195,7 @@ class _LoadRow:
         arrays = self.load(example, rng)
       except BadExample as e:
         skipped.append(faults.Fault.of(index, name, e))
-        index = int(substitutes.integers(len(self.source)))
+        index = draw.first + int(substitutes.integers(draw.count))
         continue
       told = faults.as_row(skipped, faults.take_retries(), MAX_SKIPS)
       return {**arrays, "index": np.int64(index), **told}
