@@ -27,6 +27,7 @@ RUNTIME_FIELDS = (
   "data.max_skipped",
   "data.num_workers",
   "data.num_threads",
+  "data.stall_seconds",
 )
 
 # Legal values of the fields that are one of a few words.
@@ -151,6 +152,7 @@ def _check_ranges(check: Checker) -> None:
     "data.retry_seconds",
     "model.lora.rank",
     "data.num_workers",
+    "data.stall_seconds",
     "data.pad_id",
     "optimizer.warmup_steps",
     "optimizer.cooldown_steps",

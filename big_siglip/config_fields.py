@@ -106,6 +106,7 @@ FIELDS = {
     "max_skipped": _NUMBER,
     "num_workers": int,
     "num_threads": int,
+    "stall_seconds": _NUMBER,
   },
   "evals": {},
   "log_every": int,

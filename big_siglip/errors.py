@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import multiprocessing
+import os
 import sys
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -31,6 +34,10 @@ class RunStopped(RuntimeError):
   """A run ended early for a reason that its message gives in one line."""
 
 
+class Stalled(RunStopped):
+  """Data do not come any more: threads are stuck that nobody can join."""
+
+
 def raise_problems(problems: Sequence[str]) -> None:
   """Raises one `UserError` that lists every problem, if there is any."""
   if len(problems) == 1:
@@ -47,4 +54,15 @@ def exit_on_error() -> Iterator[None]:
     yield
   except (UserError, RunStopped) as error:
     print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, Stalled):
+      leave(1)
     sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def leave(status: int) -> NoReturn:
+  """Ends this process at once, where an orderly end would wait for ever."""
+  for worker in multiprocessing.active_children():
+    worker.kill()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)

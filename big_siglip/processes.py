@@ -9,7 +9,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from big_siglip.errors import UserError
+from big_siglip.errors import leave, Stalled, UserError
 
 # A process that is silent for so long is taken for lost, and the others stop.
 HEARTBEAT_SECONDS = 60
@@ -71,23 +71,22 @@ def gather(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def stopping_together() -> Iterator[None]:
-  """Ends this process at once when another is lost.
+  """Ends this process at once when another is lost, or its own data stall.
 
   Without the other nothing can be computed, and an orderly end would wait for
   it. What was saved stays saved.
   """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
+  except (jax.errors.JaxRuntimeError, Stalled) as error:
     text = str(error)
     if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in text:
       raise
+    reason = f"another process was lost ({text.splitlines()[0]})"
+    reason = text if isinstance(error, Stalled) else reason
     print(
-      f"error: process {jax.process_index()} of {jax.process_count()}: another "
-      f"process was lost ({text.splitlines()[0]}); the same command again goes "
-      "on from the last checkpoint",
+      f"error: process {jax.process_index()} of {jax.process_count()}: {reason}"
+      "; the same command again goes on from the last checkpoint",
       file=sys.stderr,
     )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(LOST_STATUS)
+    leave(LOST_STATUS)

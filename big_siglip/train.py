@@ -84,6 +84,7 @@ class Loop:
       process_count=jax.process_count(),
       num_workers=config.data.num_workers,
       num_threads=config.data.num_threads,
+      stall_seconds=config.data.stall_seconds,
     )
     stack.callback(self._batches.close)
     self._writer = self._open_writer(stack)

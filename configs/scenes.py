@@ -132,6 +132,7 @@ def get_config() -> ConfigDict:
       "max_skipped": 0.1,  # Stop when a larger share cannot be used.
       "num_workers": 0,  # processes; 0: threads alone.
       "num_threads": 2,
+      "stall_seconds": 300.0,  # Stop when no batch comes for so long; 0: wait.
     }
   )
   c.evals = ConfigDict()

@@ -3,15 +3,22 @@
 import dataclasses
 import io
 import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
 
 from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
 
-from big_siglip.data import faults, images, pipeline, sources, text
+from big_siglip.data import faults, images, pipeline, rows, sources, text
 from big_siglip.data.preprocess import Preprocess
-from big_siglip.errors import RunStopped
+from big_siglip.errors import RunStopped, Stalled
 
 NUM_EXAMPLES = 20
 
@@ -225,7 +232,7 @@ def test_unreadable_image_is_replaced_counted_and_named(folder, preprocess):
   (row,), (kind,) = np.nonzero(batch["faults"])
   assert batch["faults"][row, kind] == 1
   assert faults.KINDS[kind] == "image"
-  assert batch["skipped"].shape == (20, pipeline.MAX_SKIPS)
+  assert batch["skipped"].shape == (20, rows.MAX_SKIPS)
   numbers = batch["skipped"]["index"]
   np.testing.assert_array_equal(numbers[row], [11, -1, -1, -1])
   assert (np.delete(numbers, row, 0) == -1).all()
@@ -239,8 +246,8 @@ def test_all_skips_are_counted_even_those_not_named():
   batches = _batches(source, 10)
   counts = _column(batches, "faults").sum(1)
   named = (_column(batches, "skipped")["index"] >= 0).sum(1)
-  assert counts.max() > pipeline.MAX_SKIPS
-  np.testing.assert_array_equal(named, np.minimum(counts, pipeline.MAX_SKIPS))
+  assert counts.max() > rows.MAX_SKIPS
+  np.testing.assert_array_equal(named, np.minimum(counts, rows.MAX_SKIPS))
   assert _column(batches, "index").min() >= 30
   assert len(set(_column(batches, "index"))) == 10
 
@@ -266,6 +273,111 @@ def test_real_truncated_photo_is_skipped_among_good_ones(
   skipped = faults.from_rows(_column(batches, "skipped"))
   assert {fault.index for fault in skipped} == {0}
   assert {fault.name for fault in skipped} == {"truncated_jpeg.jpg"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trap:
+  """Example `index` waits for ever, or kills the process that reads it."""
+
+  index: int
+  how: str
+  marker: str = ""  # A file: the process is killed once.
+  class_names: None = None
+
+  def __len__(self):
+    return 24
+
+  def __getitem__(self, index):
+    if index == self.index and self.how == "stuck":
+      threading.Event().wait()
+    if index == self.index and not os.path.exists(self.marker):
+      if self.how == "once":
+        pathlib.Path(self.marker).touch()
+      os.kill(os.getpid(), signal.SIGKILL)
+    return sources.Example(b"", (str(index),), f"number {index}")
+
+
+def test_a_stuck_thread_is_noticed_and_named(caplog):
+  batches = pipeline.train_batches(
+    Trap(7, "stuck"),
+    _load_number,
+    batch_size=8,
+    seed=3,
+    num_threads=2,
+    stall_seconds=1.5,
+  )
+  with pytest.raises(Stalled, match="no data for 1.5 seconds .*: example 7 of"):
+    for _ in range(3):
+      next(batches)
+  batches.close()  # Does not wait for the thread that is stuck.
+  assert "loading example 7 of the data for" in caplog.text
+
+
+def test_a_stuck_thread_ends_the_program_in_bounded_time():
+  program = """
+import big_siglip.errors, test_pipeline, big_siglip.data.pipeline as pipeline
+with big_siglip.errors.exit_on_error():
+  batches = pipeline.train_batches(
+    test_pipeline.Trap(7, "stuck"), test_pipeline._load_number, batch_size=8,
+    seed=3, num_threads=2, stall_seconds=1)
+  try:
+    for _ in range(3): next(batches)
+  finally:
+    batches.close()
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    cwd=pathlib.Path(__file__).parent,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith("error: no data for 1 seconds")
+  assert "example 7" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_lost_worker_is_replaced_and_nothing_is_lost(tmp_path, caplog):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  marker = tmp_path / "killed"
+  found = _batches(
+    Trap(7, "once", str(marker)), 6, num_workers=1, stall_seconds=60
+  )
+  assert marker.exists() and "starting the workers again" in caplog.text
+  _assert_equal(found, _batches(Numbers(24), 6))
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_each_time_end_the_run():
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  with pytest.raises(RunStopped, match="terminated unexpectedly .* 4th time"):
+    _batches(Trap(7, "always"), 6, num_workers=1)
+
+
+@pytest.mark.slow
+def test_a_stuck_worker_process_is_noticed(capfd):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  batches = pipeline.train_batches(
+    Trap(7, "stuck"),
+    _load_number,
+    batch_size=8,
+    seed=3,
+    num_workers=2,
+    num_threads=1,
+    stall_seconds=20,
+  )
+  with pytest.raises(Stalled, match="a worker process is stuck; its warning"):
+    for _ in range(3):
+      next(batches)
+  assert (
+    "loading example 7 of the data for 10 seconds" in capfd.readouterr().err
+  )
+  for worker in multiprocessing.active_children():
+    worker.kill()  # As `errors.leave` would.
 
 
 def test_wrong_sizes_are_refused():

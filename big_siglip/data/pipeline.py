@@ -9,22 +9,19 @@ for a mixture too.
 
 from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
-import functools
 import sys
-from typing import Any
 
 from absl import logging
 import grain
 import numpy as np
 
-from big_siglip.data import faults, order
+from big_siglip.data import order, rows
+from big_siglip.data.delivery import Delivery, Watch
 from big_siglip.data.mixture import Mixture
 from big_siglip.data.sources import Example, Source
-from big_siglip.errors import BadExample, RunStopped, UserError
+from big_siglip.errors import RunStopped, UserError
 
-MAX_TRIES = 16  # Examples to try for one slot of a batch.
-MAX_SKIPS = 4  # Examples left out that one slot can name.
+MAX_RESTARTS = 3  # Times that lost worker processes are replaced.
 
 Batch = dict[str, np.ndarray]
 
@@ -37,14 +34,47 @@ class TrainBatches(Iterator[Batch]):
       give it back as `start`, to go on from here.
   """
 
-  def __init__(self, batches: Iterator[Batch], start: int):
+  def __init__(self, batches_from: Callable[[int], Delivery], start: int):
+    """Starts to load; `batches_from` returns the batches from one on."""
     self.next_batch = start
-    self._batches = batches
+    self._batches_from = batches_from
+    self._batches = batches_from(start)
+    self._restarts = 0
 
   def __next__(self) -> Batch:
-    batch = next(self._batches)
+    """Returns the next batch.
+
+    Where a worker process was lost all are started again: nothing is lost with
+    it, since batches are a function of their number.
+
+    Raises:
+      Stalled: no batch comes.
+      RunStopped: nothing seems readable, or workers are lost again and again.
+    """
+    while True:
+      try:
+        batch = next(self._batches)
+        break
+      except RuntimeError as error:  # grain has no class of its own for it.
+        if not str(error).startswith("Worker process was terminated"):
+          raise
+        self._restart(str(error).partition(". ")[0])
     self.next_batch += 1
     return batch
+
+  def _restart(self, reason: str) -> None:
+    self._restarts += 1
+    if self._restarts > MAX_RESTARTS:
+      raise RunStopped(
+        f"batch {self.next_batch}: {reason}, for the {self._restarts}th time;"
+        " workers that are killed may be out of memory (fewer"
+        " config.data.num_workers need less)"
+      )
+    logging.warning(
+      "batch %d: %s; starting the workers again", self.next_batch, reason
+    )
+    self._batches.close()
+    self._batches = self._batches_from(self.next_batch)
 
   def close(self) -> None:
     """Stops the threads and worker processes."""
@@ -62,6 +92,7 @@ def train_batches(
   process_count: int = 1,
   num_workers: int = 0,
   num_threads: int = 8,
+  stall_seconds: float = 0,
 ) -> TrainBatches:
   """Returns this process's rows of the global batches `start`, `start` + 1 ...
 
@@ -77,6 +108,8 @@ def train_batches(
     num_workers: processes that load, spawned (a program needs its `if __name__
       == "__main__"`); 0 loads in this one.
     num_threads: threads that load, in every worker.
+    stall_seconds: how long `next` waits for a batch; 0: for ever. What takes
+      half as long to load is warned of, by name.
 
   Returns:
     Batches of what `load` returns, b = batch_size / process_count rows, and
@@ -91,28 +124,43 @@ def train_batches(
   _check(len(source), batch_size, process_index, process_count)
   if not 0 <= seed < 2**32:
     raise UserError(f"config.seed={seed}: must lie in [0, 2**32)")
-  rows = batch_size // process_count
-  place = _Placement(rows, process_index, process_count)
+  count = batch_size // process_count
+  place = rows.Placement(count, process_index, process_count)
   lengths, weights = (len(source),), (100,)
   if isinstance(source, Mixture):
     lengths, weights = source.lengths, source.weights
   draws = order.draws(lengths, weights, seed)
-  load_row = _LoadRow(source, load, seed, place, draws)
-  examples = grain.MapDataset.range(start * rows, sys.maxsize).map(load_row)
+  watch = Watch(stall_seconds / 2)
+  load_row = rows.LoadRow(source, load, seed, place, draws, watch)
+
+  def batches_from(start: int) -> Delivery:
+    examples = grain.MapDataset.range(start * count, sys.maxsize).map(load_row)
+    batches = _batches(examples, count, num_workers, num_threads)
+    where = ": a worker process is stuck; its warning above names the example"
+    return Delivery(
+      iter(batches),
+      stall_seconds=stall_seconds,
+      what=lambda: where if num_workers else f": {watch.longest()}",
+    )
+
+  return TrainBatches(batches_from, start)
+
+
+def _batches(
+  examples: grain.MapDataset, count: int, num_workers: int, num_threads: int
+) -> grain.IterDataset:
   if num_workers:
     # Workers take turns, so each must return whole batches.
     options = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads)
-    batches = (
-      examples.batch(rows, drop_remainder=True)
+    return (
+      examples.batch(count, drop_remainder=True)
       .to_iter_dataset(options)
       .mp_prefetch(grain.MultiprocessingOptions(num_workers))
     )
-  else:
-    # All threads work on the next batch; at most one more waits in memory.
-    buffered = 2 * rows if num_threads else 0
-    options = grain.ReadOptions(num_threads, prefetch_buffer_size=buffered)
-    batches = examples.to_iter_dataset(options).batch(rows, drop_remainder=True)
-  return TrainBatches(iter(batches), start)
+  # All threads work on the next batch; at most one more waits in memory.
+  buffered = 2 * count if num_threads else 0
+  options = grain.ReadOptions(num_threads, prefetch_buffer_size=buffered)
+  return examples.to_iter_dataset(options).batch(count, drop_remainder=True)
 
 
 def eval_batches(
@@ -139,96 +187,20 @@ def eval_batches(
     that fill up the last batch or stand for an image that cannot be decoded.
   """
   _check(source_length, batch_size, process_index, process_count)
-  rows = batch_size // process_count
-  place = _Placement(rows, process_index, process_count)
-  load_row = _LoadEvalRow(source_length, load_one, place)
+  count = batch_size // process_count
+  place = rows.Placement(count, process_index, process_count)
+  load_row = rows.LoadEvalRow(source_length, load_one, place)
   num_batches = -(-source_length // batch_size)
-  buffered = 2 * rows if num_threads else 0
+  buffered = 2 * count if num_threads else 0
   options = grain.ReadOptions(num_threads, prefetch_buffer_size=buffered)
   batches = (
-    grain.MapDataset.range(num_batches * rows)
+    grain.MapDataset.range(num_batches * count)
     .map(load_row)
     .to_iter_dataset(options)
-    .batch(rows, drop_remainder=True)
+    .batch(count, drop_remainder=True)
   )
   with contextlib.closing(iter(batches)) as iterator:
     yield from iterator
-
-
-@dataclasses.dataclass(frozen=True)
-class _Placement:
-  """Where the rows of one process lie in the stream of global batches."""
-
-  rows: int  # Per process and batch.
-  process_index: int
-  process_count: int
-
-  def position(self, row: int) -> int:
-    """Returns the global position of this process's row number `row`."""
-    batch, row = divmod(row, self.rows)
-    slot = batch * self.process_count + self.process_index
-    return slot * self.rows + row
-
-
-@dataclasses.dataclass(frozen=True)
-class _LoadRow:
-  """Loads a row of a training batch, or another one if that is no good."""
-
-  source: Source
-  load: Callable[[Example, np.random.Generator], Batch]
-  seed: int
-  place: _Placement
-  draws: grain.MapDataset  # Position -> Draw.
-
-  def __call__(self, row: int) -> Batch:
-    draw = self.draws[self.place.position(int(row))]
-    epoch, index = draw.epoch, draw.index
-    substitutes = np.random.default_rng([self.seed, epoch, index, 1])
-    skipped = []
-    faults.take_retries()  # Of a row that was never finished.
-    for _ in range(MAX_TRIES):
-      name = ""
-      try:
-        rng = np.random.default_rng([self.seed, epoch, index])
-        example = self.source[index]
-        name = example.name
-        arrays = self.load(example, rng)
-      except BadExample as e:
-        skipped.append(faults.Fault.of(index, name, e))
-        index = draw.first + int(substitutes.integers(draw.count))
-        continue
-      told = faults.as_row(skipped, faults.take_retries(), MAX_SKIPS)
-      return {**arrays, "index": np.int64(index), **told}
-    raise RunStopped(
-      f"{MAX_TRIES} examples tried in a row and none can be used; the last:"
-      f" {skipped[-1].name}: {skipped[-1].reason}"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _LoadEvalRow:
-  """Loads a row of an evaluation batch, or zeros."""
-
-  length: int
-  load_one: Callable[[int], Batch]
-  place: _Placement
-
-  def __call__(self, row: int) -> dict[str, Any]:
-    index = self.place.position(int(row))
-    if index < self.length:
-      try:
-        return {**self.load_one(index), "mask": np.True_}
-      except BadExample as e:
-        logging.warning("Evaluation leaves out example %d: %s", index, e)
-    return {**self._zeros, "mask": np.False_}
-
-  @functools.cached_property
-  def _zeros(self) -> Batch:
-    for index in range(min(self.length, MAX_TRIES)):
-      with contextlib.suppress(BadExample):
-        example = self.load_one(index)
-        return {name: np.zeros_like(value) for name, value in example.items()}
-    raise RunStopped(f"none of the first {index + 1} examples can be used")
 
 
 def _check(
