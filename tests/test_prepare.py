@@ -53,15 +53,17 @@ def prepare(*arguments):
   return process.returncode, printed, said
 
 
-def kill_when(process, is_time):
-  """Kills a program as soon as something is so, in the midst of its work."""
+def kill_when(process, is_time, how=signal.SIGKILL):
+  """Kills a program as soon as something is so; returns what it said."""
   deadline = time.monotonic() + 100
   while not is_time() and time.monotonic() < deadline:
     assert process.poll() is None, process.communicate()[1]
     time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
+  process.send_signal(how)
+  _, said = process.communicate()
+  status = -how if how == signal.SIGKILL else 128 + how
+  assert process.returncode == status, said
+  return said
 
 
 def test_every_fault_of_a_server_is_listed_and_the_rest_written(tmp_path):
@@ -148,9 +150,12 @@ def test_killed_again_and_again_wit_ends_the_same(tmp_path):
     def now_saved():
       return {f.name for f in images.glob("*/*") if f.name[0] != "."}
 
-    for number in (10, 30, 50):
+    kills = {10: signal.SIGKILL, 30: signal.SIGINT, 50: signal.SIGKILL}
+    for number, how in kills.items():
       process = start(*arguments("cut"))
-      kill_when(process, lambda n=number: len(now_saved()) >= n)
+      said = kill_when(process, lambda n=number: len(now_saved()) >= n, how)
+      assert ("stopped; the same command" in said) == (how == signal.SIGINT)
+      assert "Traceback" not in said
       assert len(now_saved()) < 61 and saved <= now_saved()
       saved = now_saved()
     status, _, said = prepare(*arguments("cut"))

@@ -16,7 +16,10 @@ pip install 'big_siglip[prepare]'; docs/data.md has more.
 
 import json
 import logging as python_logging
+import os
+import signal
 import sys
+import types
 
 from absl import app, flags, logging
 
@@ -85,6 +88,9 @@ def main(argv: list[str]) -> None:
   # What long stages say, and flags that Beam does not know.
   for name in ("big_siglip", "apache_beam.options"):
     python_logging.getLogger(name).setLevel(python_logging.INFO)
+  # Nothing is lost at any moment: there is nothing to wait for.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, _stop)
   with exit_on_error():
     from big_siglip.preparation.folder import Folder
 
@@ -105,6 +111,11 @@ def main(argv: list[str]) -> None:
         pipelines.run(folder, arguments, _say)
         folder.finish()
     _print_summary(folder)
+
+
+def _stop(number: int, frame: types.FrameType | None) -> None:
+  _say("stopped; the same command goes on from here")
+  os._exit(128 + number)
 
 
 def _make_job(arguments: list[str]):
