@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 from PIL import Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import runs
 
@@ -296,10 +298,21 @@ def test_captions_may_lie_in_a_file_of_their_own(photos, tmp_path):
     "captions_file": str(tmp_path / "split.json"),
     "max_captions": 1,
   }
-  found = pool.read_pool(pool.DataKey.of(spec), 300)
+  found = pool.read_pool(pool.DataKey.of(spec, {}), 300)
   assert found.index == [0, 1, 2, 4]
   assert found.texts == ["a square"]
   assert found.skipped == ["number 3: is no image of a known format"]
+
+
+def test_fields_of_a_table_are_those_of_training(photos, tmp_path):
+  encoded = [(photos / f"{i}.png").read_bytes() for i in range(3)]
+  columns = {"image": encoded, "alt": ["a", "b", "c"], "title": ["x", "y", "z"]}
+  pq.write_table(pa.table(columns), tmp_path / "some.parquet")
+  place = {"path": str(tmp_path / "some.parquet"), "split": "all"}
+  spec = {"data": "parquet", **place}
+  data = {"name": "parquet", **place, "text_keys": ["title"]}
+  key = pool.DataKey.of(spec, data)
+  assert pool.read_pool(key, 300).texts == ["x", "y", "z"]
 
 
 def test_a_config_of_other_times_is_understood(digits, model):

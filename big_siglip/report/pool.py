@@ -15,7 +15,7 @@ from PIL import Image
 from big_siglip import inference
 from big_siglip.config_fields import EVALUATION_FIELDS
 from big_siglip.data import images
-from big_siglip.data.sources import Example, open_source, Source
+from big_siglip.data.sources import Example, open_source, Options, Source
 from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluators import make_evaluator
 from big_siglip.evaluators.captions import open_captions
@@ -33,12 +33,18 @@ class DataKey(NamedTuple):
   captions_file: str | None = None
   max_captions: int | None = None
   language: str | None = None
+  options: Options = Options()
 
   @classmethod
-  def of(cls, spec: Mapping[str, Any]) -> "DataKey":
-    """Returns the key of an evaluation."""
-    rest = {field: spec.get(field) for field in cls._fields[2:]}
-    return cls(spec["data"], spec["split"], **rest)
+  def of(cls, spec: Mapping[str, Any], data: Mapping[str, Any]) -> "DataKey":
+    """Returns the key of an evaluation of a run with this `config.data`."""
+    name, split = spec["data"], spec["split"]
+    # As `training_data.source` opens it.
+    same = name == data.get("name")
+    given = Options.of(data if same else {}).for_evaluation()
+    options = Options(given.image_key, given.text_keys, given.label_key)
+    rest = {field: spec.get(field) for field in cls._fields[2:-1]}
+    return cls(name, split, **rest, options=options)
 
 
 @dataclasses.dataclass
@@ -123,19 +129,21 @@ def wanted(run: Run) -> dict[DataKey, ConfigDict | None]:
   found: dict[DataKey, ConfigDict | None] = {}
   for spec in config.get("evals", {}).values():
     if "data" in spec and "split" in spec:
-      key = DataKey.of(spec)
+      key = DataKey.of(spec, config.get("data", {}))
       classifies = spec.get("kind") == "classification"
       found[key] = found.get(key) or (spec if classifies else None)
   if not found and "name" in config.get("data", {}) and "split" in config.data:
     data = config.data
-    found[DataKey(data.name, data.split, data.get("path"))] = None
+    path = data.get("path")
+    spec = {"data": data.name, "split": data.split, "path": path}
+    found[DataKey.of(spec, data)] = None
   return found
 
 
 def trained_on(run: Run, key: DataKey) -> bool:
   """Whether these are the examples that a run was trained on."""
   data = run.config.get("data", {})
-  return key == DataKey(data.get("name"), data.get("split"), data.get("path"))
+  return key[:3] == (data.get("name"), data.get("split"), data.get("path"))
 
 
 def read_pool(key: DataKey, count: int) -> Pool:
@@ -170,7 +178,7 @@ def read_pool(key: DataKey, count: int) -> Pool:
 
 def _open(key: DataKey) -> Source:
   if key.captions_file is None:
-    return open_source(key.name, key.split, key.path)
+    return open_source(key.name, key.split, key.path, key.options)
   return open_captions(
     key.captions_file,
     key.path,
