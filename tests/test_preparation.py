@@ -5,7 +5,10 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 from etils import epath
 import image_server
@@ -410,6 +413,42 @@ def test_what_failed_for_now_is_asked_for_again_and_nothing_else(tmp_path):
     assert asked == {p: 2 if "once" in p else 1 for p in paths}
     names = [e.name for e in open_split(job.output)[1]]
     assert sorted(names) == sorted(map(server.url, paths))
+
+
+def test_a_store_serves_several_data_sets(tmp_path):
+  with image_server.serve() as server:
+    urls = [server.url(f"good/{i}.jpg") for i in range(6)]
+    urls.append(server.url("gone/1"))
+    rows = [wit_cases.row(u, x) for u in urls for x in ("en", "de")]
+    for output, language in (("first", "en"), ("second", "de")):
+      filters = Filters(languages=(language,))
+      store = str(tmp_path / "store")
+      job = make_wit(tmp_path, rows, output, filters=filters, store=store)
+      _, counts = run(job)
+      assert counts["examples"] == 6 and counts["fault: http_404"] == 1
+    asked = {p: n for p, n in server.requests.items() if p != "/robots.txt"}
+    assert len(asked) == 7 and set(asked.values()) == {1}
+
+
+def test_without_beam_the_program_says_what_to_install(tmp_path):
+  table = wit_cases.write_table(
+    tmp_path / "wit.tsv.gz", [wit_cases.row("http://x/1.jpg")]
+  )
+  command = [sys.executable, "tools/prepare.py", "wit", table]
+  command += [f"--output={tmp_path / 'out'}", "--user_agent=a/1 (b@c.d)"]
+  # As where it is not installed, wherever this runs.
+  (tmp_path / "apache_beam.py").write_text("import no_apache_beam_here")
+  root = pathlib.Path(__file__).resolve().parents[1]
+  done = subprocess.run(
+    command,
+    cwd=root,
+    env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+  assert "is not installed: pip install 'big_siglip[prepare]'" in done.stderr
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2])

@@ -92,10 +92,10 @@ def main(argv: list[str]) -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _stop)
   with exit_on_error():
-    from big_siglip.preparation.folder import Folder
-
-    folder = Folder(_make_job(argv[1:]))
     try:
+      from big_siglip.preparation.folder import Folder
+
+      folder = Folder(_make_job(argv[1:]))
       from big_siglip.preparation import pipelines
     except ImportError as error:
       raise UserError(
