@@ -111,6 +111,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     while not self.server.closing.wait(0.05):
       self.wfile.write(b"x")
 
+  def _drip_head(self, first):
+    self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+    while not self.server.closing.wait(0.05):
+      self.wfile.write(b"x")
+
   def _moved(self, first):
     self._send(301, Location="/good/77")
 

@@ -65,6 +65,7 @@ def test_what_can_be_had_is_had(server, path, number, asked):
     ("tomorrow", "http_429", False, 1),
     ("stall", "timeout", False, 3),
     ("drip", "timeout", False, 3),
+    ("drip_head", "timeout", False, 3),
     ("hangup", "protocol", False, 3),
     ("circle/a", "redirect", True, 1),
     ("far/1", "redirect", True, 1),

@@ -12,6 +12,7 @@ import protego
 import urllib3
 
 from big_siglip.errors import UserError
+from big_siglip.preparation.connections import HTTPPool, HTTPSPool
 from big_siglip.preparation.records import Fault
 
 _PORTS = {"http": 80, "https": 443}
@@ -127,13 +128,14 @@ class Origin:
         "port": self._port,
         "maxsize": self._limits.connections,
         "block": False,
+        "max_seconds": self._limits.max_seconds,
       }
       if self._scheme == "https":
         options["server_hostname"] = options["assert_hostname"] = self._host
         options["cert_reqs"] = "CERT_REQUIRED"
-        self._pool = urllib3.HTTPSConnectionPool(address, **options)
+        self._pool = HTTPSPool(address, **options)
       else:
-        self._pool = urllib3.HTTPConnectionPool(address, **options)
+        self._pool = HTTPPool(address, **options)
     return self._pool
 
   def forget_address(self) -> None:
