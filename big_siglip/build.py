@@ -15,7 +15,7 @@ from big_siglip import losses, sharding
 from big_siglip.config import device_problems, has_image_tower
 from big_siglip.data.faults import COUNTERS
 from big_siglip.data.preprocess import Preprocess
-from big_siglip.data.sources import Source
+from big_siglip.data.sources import Options, Source
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
@@ -251,7 +251,9 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
 
 
 def _open_split(config: ConfigDict, spec: ConfigDict, split: str) -> Source:
-  return source(config, spec.data, split, spec.path)
+  label_key = spec.get("label_key")
+  options = Options(label_key=label_key) if label_key else None
+  return source(config, spec.data, split, spec.path, options)
 
 
 def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):

@@ -129,7 +129,11 @@ COMMON_EVALUATION_FIELDS = {
   "every": int,
   "batch_size": int,
 }
-_LABELS = {"classes_file": _OPTIONAL_STR, "answers_file": _OPTIONAL_STR}
+_LABELS = {
+  "label_key": _OPTIONAL_STR,
+  "classes_file": _OPTIONAL_STR,
+  "answers_file": _OPTIONAL_STR,
+}
 _CAPTIONS = {
   "captions_file": _OPTIONAL_STR,
   "max_captions": _OPTIONAL_INT,

@@ -20,6 +20,7 @@ _PREPROCESSING = (
   "data.resize",
   "data.tokenizer",
   "data.lowercase",
+  "data.clean",
   "data.pad_id",
 )
 
@@ -79,9 +80,11 @@ def preprocessing_problems(trained: ConfigDict, given: ConfigDict) -> list[str]:
 
 
 def _get(config: ConfigDict, field: str) -> Any:
-  for key in field.split("."):
-    config = config[key]
-  return config
+  section, _, key = field.rpartition(".")
+  for name in section.split("."):
+    config = config[name]
+  # A model of before texts were cleaned.
+  return config.get(key, "none") if field == "data.clean" else config[key]
 
 
 def _differs(field: str, trained: Any, given: Any) -> bool:

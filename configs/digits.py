@@ -146,6 +146,7 @@ def get_config() -> ConfigDict:
       "templates": ("a photo of the digit {}.", "a handwritten {}."),
       # docs/evaluation.md tells what these files hold.
       "templates_file": config_dict.placeholder(str),  # In place of templates.
+      "label_key": config_dict.placeholder(str),  # None: found by its type.
       "classes_file": config_dict.placeholder(str),  # None: the labels' names.
       "answers_file": config_dict.placeholder(str),  # None: the labels.
       "canonicalize": False,  # Prompts in lowercase, without punctuation.

@@ -12,7 +12,6 @@ from big_siglip.data.sources import Example
 from big_siglip.errors import UserError
 from big_siglip.evaluators.classes import (
   Answers,
-  canonicalize,
   Classes,
   fill_templates,
   read_classes,
@@ -84,7 +83,6 @@ def test_templates_are_filled_class_by_class():
   assert fill_templates(("A  close-up of_{}.",), (("St. Bernard",),), True) == [
     ["a closeup of st bernard"]
   ]
-  assert canonicalize("It's a {} {x}.", keep="{}") == "its a {} x"
 
 
 def test_several_right_classes_count_for_each_of_theirs():

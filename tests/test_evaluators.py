@@ -3,9 +3,11 @@
 Their numbers must not depend on how the data is cut into batches and devices.
 """
 
+import csv
 import io
 import json
 import logging
+import pathlib
 
 from evaluator_cases import slow_recall, unit
 import jax
@@ -20,7 +22,7 @@ from sklearn import metrics
 
 from big_siglip.config_evals import evaluation_problems
 from big_siglip.data.preprocess import Preprocess
-from big_siglip.data.sources import Example
+from big_siglip.data.sources import Example, open_source, Options
 from big_siglip.data.text import ByteTokenizer
 from big_siglip.errors import UserError
 from big_siglip.evaluators import (
@@ -139,13 +141,14 @@ def numpy_texts(texts):
 
 
 TEMPLATES = ("a {}.", "{}", "photo of {}")
-FILES = dict(templates_file=None, classes_file=None, answers_file=None)
+LABELS = dict(label_key=None, classes_file=None, answers_file=None)
 CLASSIFICATION = dict(
   kind="classification",
   batch_size=4,
   templates=TEMPLATES,
   canonicalize=False,
-  **FILES,
+  templates_file=None,
+  **LABELS,
 )
 NO_FILE = dict(captions_file=None, max_captions=None, language=None)
 BATCHES = [(3, 1), (7, 2), (16, 8), (3, 8), (16, 1)]
@@ -298,7 +301,7 @@ def test_several_right_answers_and_classes_left_out(tmp_path):
 
 CALIBRATION = dict(kind="calibration", batch_size=5, prior=None, **NO_FILE)
 HEALTH = dict(kind="loss_health", batch_size=5, loss_batch_size=6, **NO_FILE)
-PROBE = dict(classes_file=None, answers_file=None, train_split="train")
+PROBE = dict(train_split="train", **LABELS)
 FEWSHOT = dict(kind="fewshot", batch_size=5, shots=(1, 5), seeds=2, l2=16.0)
 LINEAR = dict(kind="linear_probe", batch_size=5, penalties=(0.01, 1.0))
 
@@ -392,3 +395,49 @@ def test_a_model_has_scale_bias_and_features():
   embedding, _ = embedders.image(params, image, {})
   np.testing.assert_allclose(unit(np.array(features)), embedding, atol=1e-6)
   assert not np.allclose(features, embedding)
+
+
+def test_photos_are_classified_by_wordnet_id(shared_data, tmp_path):
+  """Labels from a column and from a file of answers are the same ones."""
+  photos = shared_data / "photos"
+  with (photos / "labels.csv").open() as file:
+    rows = list(csv.DictReader(file))[::20]
+  (tmp_path / "images").symlink_to(photos)
+  with (tmp_path / "captions.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["image", "caption", "wordnet_id"])
+    writer.writerows([r["image"], r["name"], r["wordnet_id"]] for r in rows)
+  labels = [row["wordnet_id"] for row in rows]
+  root = pathlib.Path(__file__).resolve().parents[1]
+  imagenet = root / "configs" / "classes" / "imagenet.json"
+  named = json.loads(imagenet.read_text())
+  classes, answers = tmp_path / "classes.json", tmp_path / "answers.json"
+  classes.write_text(json.dumps({label: named[label] for label in labels}))
+  answers.write_text(
+    json.dumps({row["image"]: row["wordnet_id"] for row in rows})
+  )
+  spec = dict(
+    CLASSIFICATION,
+    templates=(),
+    templates_file=str(root / "configs" / "prompts" / "clip_best.txt"),
+    classes_file=str(classes),
+    canonicalize=True,
+    batch_size=16,
+  )
+  found = []
+  for changes, options in (
+    ({"label_key": "wordnet_id"}, Options(label_key="wordnet_id")),
+    ({"answers_file": str(answers)}, Options()),
+  ):
+    source = open_source("folder", "all", str(tmp_path), options)
+    assert len(source) == 40
+    found.append(evaluate({**spec, **changes}, make_mesh(2), source))
+  assert found[0] == found[1]
+  assert found[0].details["classes"] == [named[label] for label in labels]
+  assert found[0].metrics["left_out"] == found[0].metrics["skipped"] == 0
+  # With the whole of ImageNet's classes the labels do not match.
+  changes = dict(classes_file=str(imagenet), label_key="wordnet_id")
+  options = Options(label_key="wordnet_id")
+  source = open_source("folder", "all", str(tmp_path), options)
+  with pytest.raises(UserError, match="has 960 labels that the data set does"):
+    evaluate({**spec, **changes}, make_mesh(1), source)

@@ -160,11 +160,17 @@ def _captioned(spec, open_split) -> Source:
 
 
 def _texts(source, most: int | None = None) -> list[tuple[str, ...]]:
+  """Returns the captions of every image; none where it is no good example."""
   if isinstance(source, CaptionedImages):  # Knows them without the images.
-    return [
-      sum(texts, ()) for texts in zip(*source.texts.values(), strict=True)
-    ]
-  return [tuple(source[i].texts[:most]) for i in range(len(source))]
+    by_image = zip(*source.texts.values(), strict=True)
+    return [sum(texts, ()) for texts in by_image]
+  captions = []
+  for index in range(len(source)):
+    try:
+      captions.append(tuple(source[index].texts[:most]))
+    except BadExample:  # Named and counted when the images are read.
+      captions.append(())
+  return captions
 
 
 def _owners(groups) -> np.ndarray:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 import json
 import pathlib
 import re
-import string
 from typing import Any, NamedTuple
 
+from big_siglip.data.cleaning import canonicalize
 from big_siglip.data.sources import Example
 from big_siglip.errors import raise_problems, UserError
 
@@ -140,7 +140,9 @@ def fill_templates(
     canonical: lowercase without punctuation (`canonicalize`).
   """
   if canonical:
-    templates = [canonicalize(template, keep="{}") for template in templates]
+    templates = [
+      canonicalize(template, keep_punctuation="{}") for template in templates
+    ]
     names = [[canonicalize(n) for n in of_class] for of_class in names]
   return [
     [
@@ -150,23 +152,6 @@ def fill_templates(
     ]
     for of_class in names
   ]
-
-
-def canonicalize(text: str, keep: str = "") -> str:
-  """Returns lowercase text without punctuation and runs of spaces.
-
-  As the papers' evaluations do to prompts, not to captions in training
-  (big_vision, evaluators/proj/image_text/prompt_engineering.py).
-
-  Args:
-    text: such as "a close-up photo of a {}."; an underscore becomes a space.
-    keep: a string that stays although it is punctuation.
-  """
-  text = text.replace("_", " ")
-  parts = text.split(keep) if keep else [text]
-  nothing = str.maketrans("", "", string.punctuation)
-  joined = keep.join(part.translate(nothing) for part in parts)
-  return re.sub(r"\s+", " ", joined.lower()).strip()
 
 
 class Answers:

@@ -22,6 +22,7 @@ def _section(kind: str, **own) -> ConfigDict:
 def get_config() -> ConfigDict:
   """Returns the evaluations."""
   labels = {
+    "label_key": config_dict.placeholder(str),
     "classes_file": config_dict.placeholder(str),
     "answers_file": config_dict.placeholder(str),
   }

@@ -14,13 +14,14 @@ from ml_collections import config_dict, ConfigDict
 def _section(**changes) -> ConfigDict:
   section = {
     "kind": "classification",
-    "data": "imagenet2012",
+    "data": "tfds:imagenet2012",
     "path": config_dict.placeholder(str),
     "split": "validation",
     "every": 1,
     "batch_size": 512,
     "templates": (),
     "templates_file": "configs/prompts/clip_paper.txt",  # 81; clip_best: 8.
+    "label_key": config_dict.placeholder(str),
     "classes_file": "configs/classes/imagenet.json",
     "answers_file": config_dict.placeholder(str),
     "canonicalize": True,
@@ -32,14 +33,14 @@ def get_config() -> ConfigDict:
   """Returns the evaluations."""
   c = ConfigDict()
   c.imagenet = _section()
-  c.v2 = _section(data="imagenet_v2/matched-frequency", split="test")
+  c.v2 = _section(data="tfds:imagenet_v2/matched-frequency", split="test")
   c.a = _section(
-    data="imagenet_a",
+    data="tfds:imagenet_a",
     split="test",
     classes_file="configs/classes/imagenet_a.json",
   )
   c.r = _section(
-    data="imagenet_r",
+    data="tfds:imagenet_r",
     split="test",
     classes_file="configs/classes/imagenet_r.json",
   )
