@@ -23,6 +23,7 @@ from big_siglip.evaluators.retrieval import Captions
 _BINS = 15  # Of equal width, as usual for the ECE (arXiv:1706.04599).
 _MAX_STEPS = 100
 _CONVERGED = 1e-7  # The gradient's largest entry, of a mean loss.
+_LAST_STEPS = 2
 
 
 class Weights(NamedTuple):
@@ -148,8 +149,7 @@ def fit(
   for _ in range(_MAX_STEPS):
     if np.abs(gradient).max() < _CONVERGED:
       break
-    damped = hessian + 1e-12 * np.trace(hessian) * np.eye(2)
-    step = np.linalg.solve(damped, gradient)
+    step = _newton_step(gradient, hessian)
     fraction = 1.0
     while fraction > 1e-4:
       tried = _slopes(pairs, weights, point - fraction * step)
@@ -160,7 +160,16 @@ def fit(
       break  # float32 sees no better place.
     point = point - fraction * step
     loss, gradient, hessian = tried
+  # So near, whole steps go on where the loss itself shows no difference.
+  for _ in range(_LAST_STEPS):
+    point = point - _newton_step(gradient, hessian)
+    _, gradient, hessian = _slopes(pairs, weights, point)
   return float(point[0]), float(point[1])
+
+
+def _newton_step(gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+  damped = hessian + 1e-12 * np.trace(hessian) * np.eye(2)
+  return np.linalg.solve(damped, gradient)
 
 
 def _slopes(pairs, weights, point):
