@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from big_siglip import processes
 from big_siglip.errors import UserError
+from big_siglip.sharding import path_string
 from big_siglip.train_step import TrainState
 
 
@@ -167,15 +168,34 @@ def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
     abstract: shapes, dtypes and shardings of the parameters.
 
   Raises:
-    UserError: there is no checkpoint of such parameters in `folder`.
+    UserError: there is no checkpoint of such parameters in `folder`, or it is
+      damaged, or has numbers that are not finite.
   """
   folder = epath.Path(folder) / "params"
   if not folder.is_dir():
     raise UserError(
       f"--checkpoint: {folder.parent} is not a checkpoint: it holds no params"
     )
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(folder, abstract)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(folder, abstract)
+  # Each kind of damage raises another, from JSON's to a bare Exception.
+  except Exception as error:
+    reason = str(error).strip().splitlines()[0][:200]
+    raise UserError(
+      f"--checkpoint: {folder.parent} cannot be read: it is damaged, or of "
+      f"another model ({type(error).__name__}: {reason})"
+    ) from error
+  finite = jax.jit(
+    lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+  )
+  for path, good in jax.tree_util.tree_leaves_with_path(finite(params)):
+    if not good:
+      raise UserError(
+        f"--checkpoint: {folder.parent}: {path_string(path)} holds numbers "
+        "that are not finite"
+      )
+  return params
 
 
 def save_params(folder: epath.PathLike, params: Any) -> None:

@@ -20,6 +20,7 @@ from big_siglip.data.preprocess import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_embedders
 from big_siglip.models import make_model
+from big_siglip.models.sizes import resolve_image
 
 # What can be embedded as an image: encoded bytes, the path of a file, a Pillow
 # image, or uint8 [H, W, 3].
@@ -117,7 +118,8 @@ class Model:
       for batch, count in _batches(rows, self.batch_size)
     ]
     if not parts:
-      width = self.config.model.embed_dim or 0
+      model = self.config.model
+      width = model.embed_dim or resolve_image(model.image).width
       return np.zeros((0, width), np.float32)
     return np.concatenate(parts)
 

@@ -85,8 +85,18 @@ def load(
 
 
 def load_config(run: epath.Path) -> ConfigDict:
-  """Returns a run's config, unlocked, with the tokenizer that lies beside."""
+  """Returns a run's config, unlocked, with the tokenizer that lies beside.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
   config = ConfigDict(workdir.read_config(run))
+  for name in ("model.image", "model.text", "data"):
+    section = config
+    for part in name.split("."):
+      section = section.get(part)
+      if not isinstance(section, ConfigDict):
+        raise UserError(f"{run / 'config.json'}: {name} must be a JSON object")
   kept = workdir.find_tokenizer(run)
   if kept:
     config.data.tokenizer = kept

@@ -91,15 +91,18 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
   """Returns what `config.json` of a run holds.
 
   Raises:
-    UserError: there is none, or it is not JSON.
+    UserError: there is none, or it is no JSON object.
   """
   path = folder / "config.json"
   if not path.exists():
     raise UserError(f"{folder}: no run lies here (config.json is missing)")
   try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
+    value = json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: must be a JSON object")
+  return value
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

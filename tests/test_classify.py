@@ -1,6 +1,7 @@
 """tools/classify.py, on a model and images that this test makes."""
 
 import json
+import os
 
 import jax
 import model_cases
@@ -22,7 +23,7 @@ def place(tmp_path_factory):
   from etils import epath
 
   folder = tmp_path_factory.mktemp("classify")
-  config = model_cases.model_config({}, dict(vocab_size=259), embed_dim=32)
+  config = model_cases.model_config({}, dict(vocab_size=259))
   params = jax.device_put(model_cases.random_params(SigLIP(config)))
   data = {"tokenizer": "bytes", "lowercase": True, "pad_id": 1}
   saved.save_model(
@@ -82,6 +83,31 @@ def test_a_table_for_people(place):
   assert len(lines) == 4
 
 
+def test_images_that_cannot_be_read_are_named_and_100_000_labels_taken(
+  place, tmp_path
+):
+  (tmp_path / "labels.txt").write_text(
+    "\n".join(f"label {i}" for i in range(100_000))
+  )
+  (tmp_path / "cut.png").write_bytes(
+    (place / "photos" / "one.png").read_bytes()[:200]
+  )
+  (tmp_path / "folder.png").mkdir()
+  os.mkfifo(tmp_path / "pipe.png")  # Opened, it would wait for ever.
+  name = os.fsdecode(b"\xff.png")  # No Unicode.
+  (tmp_path / name).write_bytes((place / "photos" / "one.png").read_bytes())
+  flags = [f"--checkpoint={place}/model", f"--labels={tmp_path}/labels.txt"]
+  status, output, message = tool("classify", *flags, "--top=3", str(tmp_path))
+  assert status == 0, message
+  assert len(output.splitlines()) == 5
+  assert "cut.png: " in message and "1 of 2 images skipped" in message
+  status, output, message = tool(
+    "classify", *flags[:1], "--labels=a,b", f"{tmp_path}/cut.png"
+  )
+  assert (status, output) == (1, "")
+  assert message.splitlines()[-1] == "1 of 1 images skipped"
+
+
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
@@ -89,6 +115,8 @@ def test_a_table_for_people(place):
     (["--checkpoint=m", "x.png"], "--labels=A,B or --labels=FILE"),
     (["--checkpoint=m", "--labels=a,,b", "x.png"], "holds an empty label"),
     (["--checkpoint=m", "--labels=a,b,a", "x.png"], "'a' stands there twice"),
+    (["--checkpoint=m", "--labels=a", "--top=0"], "must be at least 1"),
+    (["--checkpoint=m", "--labels=docs/page-labels.png"], "must be UTF-8"),
     (["--checkpoint=m", "--labels=a"], "name at least one image"),
     (["--checkpoint=m", "--labels=a", "x.png"], "x.png: no such file"),
     (["--checkpoint=m", "--labels=a", "--template=of"], "must hold {}"),

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import zipfile
 
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 import model_cases
@@ -33,6 +34,17 @@ def place(tmp_path_factory):
   export.to_huggingface(folder / "hf", params, config)
   export.to_big_vision(folder / "bv.npz", params, config)
   return folder
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+  """A folder of our own, to be spoiled."""
+  model = model_cases.model_config(
+    text=dict(vocab_size=259, length=8), embed_dim=32
+  )
+  params = jax.device_put(model_cases.random_params(SigLIP(model)))
+  saved.save_model(epath.Path(tmp_path / "m"), params, model, DATA)
+  return tmp_path / "m"
 
 
 def error_of(path):
@@ -205,3 +217,58 @@ def test_a_vocabulary_must_be_the_tokenizers(
     saved.load(str(tmp_path / "hf"), sharding.make_mesh())
   expected = f"has 1,000 pieces, and the model embeds {vocab_size:,}"
   assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "gone"])
+@pytest.mark.parametrize("what", ["_METADATA", "manifest.ocdbt", "numbers"])
+def test_a_damaged_checkpoint(model_folder, what, how):
+  params = model_folder / "checkpoints" / "0" / "params"
+  file = params / what
+  if what == "numbers":
+    files = (params / "ocdbt.process_0" / "d").iterdir()
+    file = max(files, key=lambda file: file.stat().st_size)
+  if (what, how) == ("_METADATA", "gone"):
+    pytest.skip("not needed")
+  content = file.read_bytes()
+  file.unlink()
+  if how != "gone":
+    file.write_bytes(content[: len(content) // 2] if how == "half" else b"")
+  said = error_of(model_folder)
+  assert f"{model_folder}/checkpoints/0 cannot be read: it is damaged" in said
+
+
+def test_a_checkpoint_of_another_model(model_folder):
+  file = model_folder / "config.json"
+  config = json.loads(file.read_text())
+  config["model"]["text"]["vocab_size"] = 300
+  file.write_text(json.dumps(config))
+  assert "damaged, or of another model" in error_of(model_folder)
+
+
+def test_a_checkpoint_with_nan(tmp_path):
+  model = model_cases.model_config(embed_dim=32)
+  params = jax.tree.map(np.asarray, model_cases.random_params(SigLIP(model)))
+  bias = params["text"]["head"]["bias"] = params["text"]["head"]["bias"].copy()
+  bias[3] = np.nan
+  saved.save_model(
+    epath.Path(tmp_path / "m"), jax.device_put(params), model, DATA
+  )
+  said = error_of(tmp_path / "m")
+  assert "text/head/bias holds numbers that are not finite" in said
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    (b"", "not JSON"),
+    (b"\xff", "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b"[]", "must be a JSON object"),
+    (b"{}", "model.image must be a JSON object"),
+    (b'{"model":{"image":1}}', "model.image must be a JSON object"),
+    (b'{"model":{"image":{},"text":{}}}', "data must be a JSON object"),
+  ],
+)
+def test_a_damaged_config(model_folder, content, said):
+  (model_folder / "config.json").write_bytes(content)
+  assert f"config.json: {said}" in error_of(model_folder)

@@ -36,12 +36,16 @@ _BATCH = 64  # Images in memory at once.
 def main(argv: list[str]) -> None:
   """Prints a table, or a line of JSON for each image."""
   logging.set_verbosity(logging.ERROR)
+  # A file's name may be any bytes, and is printed.
+  sys.stdout.reconfigure(errors="backslashreplace")
   with exit_on_error():
     if not _CHECKPOINT.value:
       raise UserError("--checkpoint=MODEL must be given")
     labels = read_labels(_LABELS.value)
     if "{}" not in _TEMPLATE.value:
       raise UserError(f"--template={_TEMPLATE.value!r}: must hold {{}}")
+    if _TOP.value < 1:
+      raise UserError(f"--top={_TOP.value}: must be at least 1")
     files = find_images(argv[1:])
     import big_siglip
     from big_siglip import platforms
@@ -77,18 +81,25 @@ def read_labels(given: str | None) -> list[str]:
   file = pathlib.Path(given).expanduser()
   try:
     is_file = file.is_file()
-  except OSError:  # Many labels are longer than a name may be.
+  except (OSError, ValueError):  # Many labels are longer than a name may be.
     is_file = False
   if is_file:
-    lines = file.read_text().splitlines()
+    try:
+      lines = file.read_text("utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+      raise UserError(
+        f"--labels={given}: must be UTF-8 text ({error})"
+      ) from error
     labels = [line.strip() for line in lines if line.strip()]
   else:
     labels = [label.strip() for label in given.split(",")]
   if not labels or "" in labels:
     raise UserError(f"--labels={given[:80]!r}: holds an empty label")
-  if len(set(labels)) < len(labels):
-    twice = next(x for i, x in enumerate(labels) if x in labels[:i])
-    raise UserError(f"--labels: {twice!r} stands there twice")
+  seen = set()
+  for label in labels:
+    if label in seen:
+      raise UserError(f"--labels: {label!r} stands there twice")
+    seen.add(label)
   return labels
 
 
@@ -105,7 +116,9 @@ def find_images(arguments: list[str]) -> list[pathlib.Path]:
     path = pathlib.Path(argument)
     if path.is_dir():
       found = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _SUFFIXES and file.is_file()
       )
       if not found:
         raise UserError(f"{path}: holds no images")

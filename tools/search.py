@@ -34,6 +34,8 @@ _JSON = flags.DEFINE_bool("json", False, "Print the results as JSON.")
 def main(argv: list[str]) -> None:
   """Prints the nearest rows, a line each."""
   logging.set_verbosity(logging.ERROR)
+  # A text or a file's name may hold what the terminal's encoding does not.
+  sys.stdout.reconfigure(errors="backslashreplace")
   with exit_on_error():
     _check_flags(argv[1:])
     from big_siglip import embeddings, platforms
