@@ -11,7 +11,7 @@ import numpy as np
 
 from big_siglip import processes
 from big_siglip.data.faults import COUNTERS, Fault, KINDS
-from big_siglip.data.mixture import locate
+from big_siglip.data.mixture import locate, opening_faults
 from big_siglip.data.sources import Source
 from big_siglip.errors import RunStopped
 from big_siglip.workdir import write_whole
@@ -62,6 +62,7 @@ class Skipped:
     self._lines: list[str] = []
     if jax.process_index() == 0:
       self._read(start_step)
+      self._list_shards()
 
   def _read(self, start_step: int) -> None:
     if not self._path.exists():
@@ -75,6 +76,17 @@ class Skipped:
         self._known.add(_key(entry))
         self._lines.append(line + "\n")
     write_whole(self._path, "".join(self._lines))
+
+  def _list_shards(self) -> None:
+    """Lists what was wrong when the data was opened, which warned of it."""
+    entries = []
+    for name, fault in opening_faults(self._data):
+      place = {"step": 0, "source": name or self._source}
+      entry = place | dataclasses.asdict(fault)
+      if (key := _key(entry)) not in self._known:
+        self._known.add(key)
+        entries.append(entry)
+    self._append(entries)
 
   @property
   def _total(self) -> int:
@@ -90,18 +102,6 @@ class Skipped:
     retried = kinds.pop("skipped/retried", 0)
     values = {"skipped_examples": self._total, **kinds}
     return values | ({"retried_reads": retried} if retried else {})
-
-  def shards(self, found: Iterable[Fault]) -> None:
-    """Lists what was wrong when the data was opened, which warned of it."""
-    entries = []
-    for fault in found:
-      place = {"step": 0, "source": self._source}
-      entry = place | dataclasses.asdict(fault)
-      if (key := _key(entry)) not in self._known:
-        self._known.add(key)
-        entries.append(entry)
-    if jax.process_index() == 0:
-      self._append(entries)
 
   def name(self, found: Iterable[Fault], step: int) -> None:
     """Takes what this process skipped for `step`; warns of each once."""

@@ -108,7 +108,6 @@ class Loop:
       start_step=self._step,
       counts=data.get("skipped", {}),
     )
-    self._skipped.shards(getattr(self._source, "faults", ()))
     self._skipped_steps = int(data.get("skipped_steps", 0))
     self._evaluated = int(data.get("evaluated_step", -1))
 

@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
 
   c.data = ConfigDict(
     {
-      "name": "digits",  # digits, scenes or folder.
+      "name": "digits",  # digits, scenes, tar, tfds ...: docs/data.md.
       "path": config_dict.placeholder(str),
       "split": "train",
       # NAME: {name, path, split, weight} ...: several sources (docs/data.md)

@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
 
   c.data = ConfigDict(
     {
-      "name": "folder",  # digits, scenes[/COUNT] or folder.
+      "name": "folder",  # digits, scenes, tar, tfds ...: docs/data.md.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
       # NAME: {name, path, split, weight} ...: several sources (docs/data.md)

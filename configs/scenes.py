@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
 
   c.data = ConfigDict(
     {
-      "name": "scenes/100000",  # digits, scenes[/COUNT] or folder.
+      "name": "scenes/100000",  # Others: docs/data.md.
       "path": config_dict.placeholder(str),
       "split": "train",
       # NAME: {name, path, split, weight} ...: several sources (docs/data.md)

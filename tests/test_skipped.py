@@ -1,5 +1,6 @@
 """What a run leaves out is counted, listed once, and limited."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -11,17 +12,25 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip.data import faults, pipeline, sources
+from big_siglip.data import faults, mixture, pipeline, sources
 from big_siglip.data.faults import COUNTERS, Fault
 from big_siglip.errors import RunStopped
 from big_siglip.metrics import read_metrics
 from big_siglip.skipped import Skipped
 
 
-def _skipped(folder, start_step=0, counts=None, max_share=1.0):
+class Photos(list):
+  """A source of which a shard was missing when it was opened."""
+
+  class_names = None
+  faults = (Fault(-1, "missing", "7.tar", "no such file"),)
+
+
+def _skipped(folder, start_step=0, counts=None, max_share=1.0, data=()):
   return Skipped(
     epath.Path(folder),
     "photos",
+    data,
     max_share=max_share,
     start_step=start_step,
     counts=counts or {},
@@ -78,8 +87,7 @@ def test_each_is_listed_once_with_its_place_and_reason(tmp_path, caplog):
 
 
 def test_a_run_that_goes_on_loses_and_doubles_nothing(tmp_path):
-  first = _skipped(tmp_path)
-  first.shards([Fault(-1, "missing", "7.tar", "no such file")])
+  first = _skipped(tmp_path, data=Photos())
   first.name([ONE], 2)
   first.count(_counters(image=1), 16)
   saved = first.counts()
@@ -88,8 +96,7 @@ def test_a_run_that_goes_on_loses_and_doubles_nothing(tmp_path):
   first.write()
   with (tmp_path / "skipped.jsonl").open("a") as file:
     file.write('{"step": 6, "sour')
-  again = _skipped(tmp_path, start_step=4, counts=saved)
-  again.shards([Fault(-1, "missing", "7.tar", "no such file")])
+  again = _skipped(tmp_path, 4, saved, data=Photos())
   assert [line["name"] for line in _lines(tmp_path)] == ["7.tar", "three.jpg"]
   again.name([ONE, TWO], 5)
   again.count(_counters(caption=1, image=1), 40)
@@ -122,6 +129,24 @@ def test_retries_do_not_count_as_skipped(tmp_path):
   skipped.count(_counters(retried=1_000), 8)
   skipped.write()
   assert not (tmp_path / "skipped.jsonl").exists()
+
+
+def test_shards_of_a_mixture_are_listed_by_its_sources(tmp_path):
+  good = sources.Example(b"", ("x",), "x")
+  left = mixture.Subset(Photos([good] * 9), np.array([2, 4, 8]))
+  both = mixture.Mixture(
+    {"b": Photos([good] * 5), "a": left}, {"a": None, "b": None}
+  )
+  skipped = _skipped(tmp_path, data=both)
+  skipped.name([dataclasses.replace(ONE, index=i) for i in (1, 3)], 1)
+  skipped.count(_counters(image=2), 8)
+  skipped.write()
+  assert [(line["source"], line["index"]) for line in _lines(tmp_path)] == [
+    ("a", -1),
+    ("b", -1),
+    ("a", 4),
+    ("b", 0),
+  ]
 
 
 def test_two_processes_list_what_one_would_skip(tmp_path):

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 
+from big_siglip.data.faults import Fault
 from big_siglip.data.sources import Example, Source
 
 
@@ -53,6 +54,11 @@ class Mixture:
     _, source, number = self.part(index)
     return source[number]
 
+  @property
+  def starts(self) -> tuple[int, ...]:
+    """Returns the number of the first example of each source."""
+    return self._first[:-1]
+
   def part(self, index: int) -> tuple[str, Source, int]:
     """Returns name and source of an example, and its number there."""
     part = bisect.bisect_right(self._first, index) - 1
@@ -64,13 +70,14 @@ class Subset:
   """Some examples of a source.
 
   Attributes:
+    source: all of them.
     indices: int64 [n], their numbers in the source.
     class_names: those of the source.
   """
 
   def __init__(self, source: Source, indices: np.ndarray):
     """Takes the examples of `indices`, in that order."""
-    self._source = source
+    self.source = source
     self.indices = indices
     self.class_names = source.class_names
 
@@ -80,7 +87,7 @@ class Subset:
   def __getitem__(self, index: int) -> Example:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    return self._source[int(self.indices[index])]
+    return self.source[int(self.indices[index])]
 
 
 def locate(source: Source, index: int) -> tuple[str, int]:
@@ -100,6 +107,18 @@ def locate(source: Source, index: int) -> tuple[str, int]:
   if isinstance(source, Subset):
     index = source.indices[index]
   return name, int(index)
+
+
+def opening_faults(source: Source, name: str = "") -> list[tuple[str, Fault]]:
+  """Returns (name of the source, fault) for all that opening them found."""
+  if isinstance(source, Mixture):
+    parts = [source.part(first) for first in source.starts]
+    return [
+      pair for name, part, _ in parts for pair in opening_faults(part, name)
+    ]
+  if isinstance(source, Subset):
+    return opening_faults(source.source, name)
+  return [(name, fault) for fault in getattr(source, "faults", ())]
 
 
 def epochs(source: Source, drawn: int) -> dict[str, float]:
