@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from test_tools import tool
 
-from big_siglip.data import sources
+from big_siglip.data import faults, pipeline, sources
+from big_siglip.data import images as images_module
 from big_siglip.data.faults import take_retries
 from big_siglip.data.sources import Filters, Options, tar_index
 from big_siglip.errors import BadExample, UserError
@@ -555,3 +556,34 @@ def test_every_format_is_read_from_remote_storage(formats, images, label):
   fs.put(path, f"/{label}", recursive=True)
   source = sources.open_source(name, split, f"memory://{label}")
   assert_same(source, images)
+
+
+def test_tricky_images_in_a_shard_are_read_or_named(shared_data, tmp_path):
+  files = sorted((shared_data / "tricky").iterdir())
+  files = [f for f in files if f.suffix not in (".csv", ".txt")]
+  with tarfile.open(tmp_path / "0.tar", "w") as tar:
+    for number, file in enumerate(files):
+      tar.add(file, f"{number:03d}.jpg")
+      text = tarfile.TarInfo(f"{number:03d}.txt")
+      text.size = len(file.name)
+      tar.addfile(text, io.BytesIO(file.name.encode()))
+  source = sources.open_source("tar", "all", str(tmp_path))
+  bad = set()
+  for index, file in enumerate(files):
+    assert source[index].texts == (file.name,)
+    assert source[index].image == file.read_bytes()
+    try:
+      images_module.decode(file.read_bytes())
+    except BadExample:
+      bad.add(index)
+  batches = pipeline.train_batches(
+    source,
+    lambda example, rng: {"n": images_module.decode(example.image).ndim},
+    batch_size=len(files),
+    seed=0,
+    num_threads=0,
+  )
+  batch = next(batches)
+  batches.close()
+  found = {f.index: f.kind for f in faults.from_rows(batch["skipped"])}
+  assert found == dict.fromkeys(bad, "image") and len(bad) > 5

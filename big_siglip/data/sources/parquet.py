@@ -1,7 +1,7 @@
 """Parquet files with image bytes in them, as on the Hugging Face Hub."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import json
 import threading
@@ -28,7 +28,7 @@ from big_siglip.errors import BadExample, UserError
 # Row groups are kept in memory up to so many bytes, in each process.
 CACHE_BYTES = 2**28
 _THREADS = 16  # That read the files' ends, where their tables stand.
-# What file systems and pyarrow raise for bytes that are no Parquet.
+# What pyarrow raises for bytes that are no Parquet, apart from OSError.
 _DAMAGED = (pa.ArrowException, ValueError)
 
 
@@ -76,20 +76,32 @@ class ParquetRecords:
   def _look(self, file: str):
     """Returns the metadata and schema of a file, or what is wrong with it."""
     try:
-      with self._open(file) as opened:
-        return opened.metadata, opened.schema_arrow
+      return self._use(
+        file, lambda opened: (opened.metadata, opened.schema_arrow)
+      )
     except BadExample as error:
       return error
 
-  def _open(self, file: str) -> pq.ParquetFile:
-    handle = self._storage.open(file)
-    try:
-      return self._storage.call(file, lambda: pq.ParquetFile(handle))
-    except _DAMAGED as error:
-      handle.close()
-      raise BadExample(
-        f"no whole Parquet file: {error}", "record", file
-      ) from error
+  def _use(self, file: str, use: Callable[[pq.ParquetFile], Any]) -> Any:
+    """Returns what `use` makes of an open file.
+
+    Raises:
+      BadExample: it is damaged, missing or not reached.
+    """
+
+    def attempt() -> Any:
+      with self._storage.open(file) as handle:
+        try:
+          return use(pq.ParquetFile(handle))
+        except _DAMAGED as error:
+          raise BadExample(_short(error), "record", file) from error
+        except OSError as error:
+          # pyarrow's own, of bytes that it cannot decode, have no number.
+          if type(error) is OSError and error.errno is None:
+            raise BadExample(_short(error), "record", file) from error
+          raise
+
+    return self._storage.call(file, attempt)
 
   def _choose_keys(self, schema: pa.Schema, options: Options) -> None:
     kinds = dict(_flatten(schema))
@@ -126,7 +138,8 @@ class ParquetRecords:
     group = int(np.searchsorted(self._ends, index, side="right"))
     row = index - int(self._ends[group] - self._groups[group, 2])
     table = self._cache.get(group, self._read_group)
-    values = {name: table[name][row].as_py() for name in self._columns}
+    present = [name for name in self._columns if name in table.column_names]
+    values = {name: table[name][row].as_py() for name in present}
     keys = (self.image_key, *self.text_keys, self.label_key)
     name = dig(values, self._name_key) if self._name_key else None
     image = dig(values, self.image_key)
@@ -140,15 +153,16 @@ class ParquetRecords:
     number, place, _ = (int(n) for n in self._groups[group])
     file = self._files[number]
 
-    def read() -> pa.Table:
-      with self._open(file) as opened:
-        return opened.read_row_group(place, self._columns, use_threads=False)
-
     try:
-      return self._storage.call(file, read)
-    except _DAMAGED as error:
-      name = f"{file}, row group {place}"
-      raise BadExample(f"{error}", "record", name) from error
+      return self._use(
+        file,
+        lambda opened: opened.read_row_group(
+          place, self._columns, use_threads=False
+        ),
+      )
+    except BadExample as error:
+      error.name = f"{file}, row group {place}"
+      raise
 
   def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Returns fields of all records, without reading images."""
@@ -156,20 +170,19 @@ class ParquetRecords:
     values = {key: [] for key in keys}
     for file in range(len(self._files)):
       total = int(self._groups[self._groups[:, 0] == file, 2].sum())
-      for row in self._read_columns(self._files[file], known, total):
+      rows = [{}] * total
+      if known:
+        rows = self._read_columns(self._files[file], known, total)
+      for row in rows:
         for key in keys:
           values[key].append(dig(row, key))
     return {key: column(found) for key, found in values.items()}
 
   def _read_columns(self, file: str, keys, total: int) -> list[dict[str, Any]]:
-    def read() -> list[dict[str, Any]]:
-      with self._open(file) as opened:
-        names = [key.replace("/", ".") for key in keys]
-        return opened.read(names).to_pylist()
-
+    names = sorted({key.split("/")[0] for key in keys})
     try:
-      return self._storage.call(file, read) if keys else [{}] * total
-    except (BadExample, *_DAMAGED):  # It will be met when it is read.
+      return self._use(file, lambda opened: opened.read(names).to_pylist())
+    except BadExample:  # It will be met when it is read.
       return [{}] * total
 
 
@@ -201,6 +214,10 @@ class _Cache:
 
   def __reduce__(self):  # A worker starts with none.
     return _Cache, ()
+
+
+def _short(error: Exception) -> str:
+  return f"no whole Parquet: {str(error).strip().splitlines()[0]}"
 
 
 def _flatten(fields, prefix: str = ""):

@@ -24,6 +24,7 @@ from big_siglip.errors import BadExample, UserError
 _T = TypeVar("_T")
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 15.0  # Seconds.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_FORBIDDEN = PermissionError  # Nor does this pass by waiting.
 
 
 def is_remote(path: str) -> bool:
@@ -91,6 +92,8 @@ class Storage:
         result = function()
       except _ABSENT as error:
         raise BadExample("no such file", "missing", path) from error
+      except _FORBIDDEN as error:
+        raise BadExample("must not be read", "missing", path) from error
       except (UserError, BadExample):
         raise
       # What a remote file system raises is known to itself alone.
