@@ -33,7 +33,8 @@ def source(
       image tower of `config`.
   """
   if options is None:
-    same = name == config.data.name
+    # Imported weights were trained on data that they do not name.
+    same = name == config.data.get("name")
     options = Options.of(config.data).for_evaluation() if same else Options()
   opened = open_source(name, split, path, options)
   if isinstance(opened, EmbeddedSource):

@@ -64,7 +64,8 @@ def _rules(model: Any) -> Iterator[r.Rule]:
       mlp=("mlp.c_fc", "mlp.c_proj"),
     )
   yield from _norm("text.ln_final", "text/encoder/norm")
-  yield from _linear("text.text_projection", "text/head")
+  if model.text.head:  # The i18n So400m's has none ("proj_type": "none").
+    yield from _linear("text.text_projection", "text/head")
 
 
 def _block(theirs, ours, *, norms, qkv, out, mlp) -> Iterator[r.Rule]:
@@ -100,6 +101,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
     width, _, patch, _ = shapes[f"{_TRUNK}.patch_embed.proj.weight"]
     tokens = shapes[f"{_TRUNK}.pos_embed"][1]
     vocab, text_width = shapes["text.token_embedding.weight"]
+    head = shapes.get("text.text_projection.weight")
     return make_model_config(
       image=sizes.TowerSize(
         width,
@@ -117,7 +119,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
       ),
       vocab_size=vocab,
       length=shapes["text.positional_embedding"][0],
-      embed_dim=shapes["text.text_projection.weight"][0],
+      embed_dim=head[0] if head else width,
+      text_head=head is not None,
     )
   except (KeyError, ValueError, IndexError) as error:
     if isinstance(error, UserError):
