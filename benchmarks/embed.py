@@ -36,19 +36,12 @@ def write_model(folder: pathlib.Path) -> None:
   import sentencepiece
 
   from big_siglip import platforms
+  from big_siglip.data.text import make_tokenizer
   from big_siglip.models import SigLIP, sizes
   from big_siglip.weights import export
   from big_siglip.weights.model_config import make_model_config
 
   platforms.prepare()
-  model = make_model_config(
-    image=sizes.TowerSize(**{**vars(sizes.TOWERS["B"]), "patch_size": 16}),
-    image_size=224,
-    text=sizes.TOWERS["B"],
-    vocab_size=32_000,
-    length=64,
-    embed_dim=768,
-  )
   folder.mkdir()
   tokenizer = folder / "any.model"  # Our loader asks for one; no text is read.
   with tokenizer.open("wb") as stream:
@@ -59,6 +52,14 @@ def write_model(folder: pathlib.Path) -> None:
       hard_vocab_limit=False,
       minloglevel=2,
     )
+  model = make_model_config(
+    image=sizes.TowerSize(**{**vars(sizes.TOWERS["B"]), "patch_size": 16}),
+    image_size=224,
+    text=sizes.TOWERS["B"],
+    vocab_size=make_tokenizer(str(tokenizer)).vocab_size,
+    length=64,
+    embed_dim=768,
+  )
   data = dict(tokenizer=str(tokenizer), lowercase=True, pad_id=1)
   config = ConfigDict({"model": model, "data": {**data, "resize": "bicubic"}})
   image = np.zeros((1, 224, 224, 3), np.uint8)
