@@ -19,6 +19,8 @@ from big_siglip.metrics import read_metrics
 
 _COLUMNS, _ROWS = 8, 3  # Of the grid of predictions.
 _SHOWN = ("loss", "learning_rate", "logit_scale", "logit_bias")
+# What metrics are called that are shares of right answers.
+_SCORES = ("accuracy", "top5", "recall@")
 
 
 class Guess(NamedTuple):
@@ -72,7 +74,7 @@ def _draw_curves(figure, lines: Sequence[dict[str, float]]) -> None:
   scores = [
     name
     for name in names
-    if name.startswith("evals/") and not name.endswith("skipped")
+    if name.startswith("evals/") and name.rpartition("/")[2].startswith(_SCORES)
   ]
   _plot(right, lines, scores)
   right.set_ylabel("share right")
@@ -104,8 +106,9 @@ def _guesses(checkpoint: epath.Path, config: ConfigDict) -> list[Guess]:
   predictions = evaluator.predict(saved.load_params(checkpoint, config, mesh))
   source = open_source(spec.data, spec.split, spec.path)
   right = predictions.right
+  known = np.flatnonzero((predictions.answers >= 0).any(axis=1))
   # Wrong ones teach more; a stable sort keeps the data set's order.
-  order = np.argsort(right, kind="stable")[: _COLUMNS * _ROWS]
+  order = np.argsort(right[known], kind="stable")[: _COLUMNS * _ROWS]
   return [
     Guess(
       images.decode(source[int(predictions.index[i])].image),
@@ -114,7 +117,7 @@ def _guesses(checkpoint: epath.Path, config: ConfigDict) -> list[Guess]:
       ),
       bool(right[i]),
     )
-    for i in order
+    for i in known[order]
   ]
 
 

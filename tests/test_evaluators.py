@@ -441,3 +441,49 @@ def test_photos_are_classified_by_wordnet_id(shared_data, tmp_path):
   source = open_source("folder", "all", str(tmp_path), options)
   with pytest.raises(UserError, match="has 960 labels that the data set does"):
     evaluate({**spec, **changes}, make_mesh(1), source)
+
+
+def test_captions_in_two_languages_are_searched_apart(tmp_path):
+  """The images of XM3600's file; one of them has no caption in French."""
+  lines, images, owners = [], [], {"en": [], "fr": []}
+  texts = {"en": [], "fr": []}
+  for number in range(6):
+    example = Source()[number if number != CORRUPT else 17]
+    (tmp_path / f"k{number}.jpg").write_bytes(example.image)
+    images.append(example.image)
+    line = {"image/key": f"k{number}"}
+    for language in ("en", "fr"):
+      found = [f"{language} {text}" for text in example.texts]
+      found = found if (language, number) != ("fr", 3) else []
+      line[language] = {"caption": found}
+      texts[language] += found
+      owners[language] += [number] * len(found)
+    lines.append(json.dumps(line) + "\n")
+  (tmp_path / "captions.jsonl").write_text("".join(lines))
+  spec = dict(
+    NO_FILE,
+    kind="retrieval",
+    batch_size=4,
+    path=str(tmp_path),
+    captions_file=str(tmp_path / "captions.jsonl"),
+  )
+  got = evaluate(spec, make_mesh(2)).metrics
+  pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in images]
+  flat = np.stack(pixels).reshape(6, -1) / 255.0 - 0.4
+  image = unit(flat @ make_params()["image"])
+  for language in ("en", "fr"):
+    similarities = image @ numpy_texts(texts[language]).T
+    of_text, asked = owners[language], sorted(set(owners[language]))
+    for name, found in (
+      ("image_to_text", (similarities[asked], asked, of_text)),
+      ("text_to_image", (similarities.T, of_text, range(6))),
+    ):
+      expected = slow_recall(*found, 1)
+      key = f"{name}/recall@1"
+      assert got[f"{language}/{key}"] == pytest.approx(expected)
+      mean = (got[f"en/{key}"] + got[f"fr/{key}"]) / 2
+      assert got[key] == pytest.approx(mean)
+  only = evaluate(dict(spec, language="fr"), make_mesh(2)).metrics
+  assert only["text_to_image/recall@1"] == got["fr/text_to_image/recall@1"]
+  for line in ("image_to_text", "text_to_image"):
+    assert got[f"{line}/recall@5"] > 0
