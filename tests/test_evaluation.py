@@ -39,6 +39,20 @@ def test_evaluations_are_overridden_by_name():
   assert evals.zeroshot.classes_file == "names.txt"
 
 
+@pytest.mark.parametrize("file", EVALS, ids=lambda file: file.stem)
+def test_no_two_sections_share_a_field(file):
+  """A placeholder in two places would be overridden in both."""
+  _, evals = parse(f"--evals={file}")
+  for name, section in evals.items():
+    for field in section:
+      if section[field] is None and field != "prior":
+        kind = int if field == "max_captions" else str
+        value = "7" if kind is int else "x"
+        _, changed = parse(f"--evals={file}", f"--evals.{name}.{field}={value}")
+        others = [other[field] for other in changed.values() if field in other]
+        assert others.count(kind(value)) == 1
+
+
 def test_mistakes_in_evaluations_are_told_together():
   with pytest.raises(UserError) as error:
     parse(f"--evals={DIGITS}:health.batch=3,fewshot.seeds=0,linear.l2=1")

@@ -19,46 +19,53 @@ def _section(kind: str, **own) -> ConfigDict:
   return ConfigDict({**section, **own})
 
 
-def get_config() -> ConfigDict:
-  """Returns the evaluations."""
-  labels = {
+# Functions, since a placeholder that two sections share is one field.
+def _labels() -> dict:
+  return {
     "label_key": config_dict.placeholder(str),
     "classes_file": config_dict.placeholder(str),
     "answers_file": config_dict.placeholder(str),
   }
-  captions = {
+
+
+def _captions() -> dict:
+  return {
     "captions_file": config_dict.placeholder(str),
     "max_captions": config_dict.placeholder(int),
     "language": config_dict.placeholder(str),
   }
+
+
+def get_config() -> ConfigDict:
+  """Returns the evaluations."""
   c = ConfigDict()
   c.zeroshot = _section(
     "classification",
     templates=("a photo of the digit {}.", "a handwritten {}."),
     templates_file=config_dict.placeholder(str),
     canonicalize=False,
-    **labels,
+    **_labels(),
   )
-  c.retrieval = _section("retrieval", **captions)
+  c.retrieval = _section("retrieval", **_captions())
   c.fewshot = _section(
     "fewshot",
     train_split="train",
     shots=(1, 5, 10, 25),
     seeds=3,
     l2=2.0**10,  # As big_vision.
-    **labels,
+    **_labels(),
   )
   c.linear = _section(
     "linear_probe",
     train_split="train",
     penalties=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-    **labels,
+    **_labels(),
   )
   c.calibration = _section(
     "calibration",
     prior=config_dict.placeholder(float),  # None: that of the data.
-    **captions,
+    **_captions(),
   )
-  c.balanced = _section("calibration", prior=0.5, **captions)
-  c.health = _section("loss_health", loss_batch_size=128, **captions)
+  c.balanced = _section("calibration", prior=0.5, **_captions())
+  c.health = _section("loss_health", loss_batch_size=128, **_captions())
   return c
