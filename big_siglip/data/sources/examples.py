@@ -14,6 +14,7 @@ _SIZE_KEYS = (  # Width and height in pixels, as data sets call them.
   ("WIDTH", "HEIGHT"),
   ("original_width", "original_height"),
   ("image_width", "image_height"),
+  ("json/width", "json/height"),
 )
 
 

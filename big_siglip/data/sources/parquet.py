@@ -115,7 +115,12 @@ class ParquetRecords:
     self.class_names = classes.get(self.label_key)
     self.text_keys = tuple(options.text_weights)
     if not self.text_keys:
-      texts = [k for k in texts if k not in NAME_NAMES and "url" not in k]
+      inner = f"{self.image_key}/"  # The path beside the bytes.
+      texts = [
+        k
+        for k in texts
+        if k not in NAME_NAMES and "url" not in k and not k.startswith(inner)
+      ]
       if self.class_names and not set(texts) & set(TEXT_NAMES):
         texts = [self.label_key]
       self.text_keys = (choose("text_keys", texts, TEXT_NAMES, self.where),)
