@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow test-prepare bench bench-tpu bench-ring studies lint format clean
+.PHONY: demo test test-slow test-prepare bench bench-data bench-tpu bench-ring studies lint format clean
 
 demo: .venv/base
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -32,6 +32,10 @@ bench: .venv/base
 bench-tpu: .venv/tpu
 	$(RUN) -m benchmarks.tpu
 
+# Against tf.data and open_clip's pipeline, in an environment of their own.
+bench-data: .venv/base .venv-tf/done
+	$(RUN) -m benchmarks.data --peers=.venv-tf/bin/python
+
 bench-ring: .venv/base
 	$(RUN) -m benchmarks.ring
 
@@ -51,7 +55,7 @@ format: .venv/dev
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-prepare runs build *.egg-info
+	rm -rf .venv .venv-prepare .venv-tf runs build *.egg-info
 
 .venv/base: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -67,6 +71,12 @@ clean:
 	.venv-prepare/bin/python -m pip install --quiet \
 		--disable-pip-version-check -c constraints-prepare.txt \
 		-e '.[prepare]' pytest
+	@touch $@
+
+.venv-tf/done:
+	$(PYTHON) -m venv .venv-tf
+	.venv-tf/bin/python -m pip install --quiet --disable-pip-version-check \
+	  tensorflow-cpu tensorflow-text webdataset open_clip_torch
 	@touch $@
 
 .venv/tpu: .venv/base

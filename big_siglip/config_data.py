@@ -37,7 +37,13 @@ def check_source(check: Checker) -> None:
 
 
 def check_mixture(check: Checker) -> None:
-  """Checks the sources that are mixed."""
+  """Checks the sources that are mixed, and what is left out of them."""
+  check.require(
+    check["data.deduplicate"] == "none" or check["data.captions"] == "random",
+    "data.deduplicate",
+    "must be none with config.data.captions='all', where an image is there for "
+    "each of its captions",
+  )
   entries = check.config.data.mixture
   some_given = any(entry.weight is not None for entry in entries.values())
   for name, entry in entries.items():

@@ -63,7 +63,7 @@ def train_source(config: ConfigDict) -> Source:
   }
   if data.deduplicate != "none":
     known = {
-      name: f"{entry.name}:{entry.path}:{entry.split}:{options}"
+      name: f"{entry.name}:{entry.path}:{entry.split}:{options.filters}"
       for name, entry in entries.items()
     }
     kept = first_of_each(sources, known, data.deduplicate, default_data_dir())

@@ -215,7 +215,10 @@ def test_skipped_examples_are_listed_by_their_source(tmp_path):
       tmp_path, "own", data, max_share=1.0, start_step=0, counts={}
     )
     listed.name([faults.Fault(index, "record", "c:2", "is bad")], step=1)
-    listed.write(always=True)
+    counters = np.zeros(len(faults.COUNTERS), np.int32)
+    counters[faults.KINDS.index("record")] = 1
+    listed.count(counters, drawn=64)
+    listed.write()
     (line,) = (tmp_path / skipped.LIST).read_text().splitlines()
     assert json.loads(line)["source"] == "c"
     assert json.loads(line)["index"] == number
@@ -336,6 +339,7 @@ DIGITS = {"name": "digits", "path": None, "split": "train", "weight": None}
     ({"weight": None}, "weight=None: must be a number"),
     ({"name": "embeddings"}, "must not be embeddings"),
     ({"wait": 1}, "mixture.b.wait: unknown"),
+    ({"split": 1}, "mixture.b.split=1: must be str"),
   ],
 )
 def test_a_wrong_entry_is_named(change, said):
@@ -343,6 +347,20 @@ def test_a_wrong_entry_is_named(change, said):
   assert not config.find_problems(_config(a=good, b=good))
   (problem,) = config.find_problems(_config(a=good, b=good | change))
   assert said in problem
+
+
+def test_captions_that_are_examples_of_their_own_are_no_duplicates():
+  with pytest.raises(UserError, match="deduplicate='image': must be none"):
+    runs.config(data__captions="all", data__deduplicate="image")
+
+
+def test_what_was_wrong_when_sources_were_opened_is_kept():
+  fault = faults.Fault(-1, "missing", "b-0003.tar", "is not there")
+  source = Images((b"one", b"two"))
+  source.faults = (fault,)
+  subset = mixture.Subset(source, np.array([1]))
+  mixed = mixture.Mixture({"a": Numbers("a", 3), "b": subset}, WEIGHTS)
+  assert subset.faults == mixed.faults == (fault,)
 
 
 def test_a_source_that_cannot_be_opened_is_named():

@@ -63,7 +63,7 @@ LAYERS = (
   ("preparation",),
   ("topologies",),
   ("evaluators", "checkpoint", "workdir", "metrics", "skipped", "starts"),
-  ("training_data",),
+  ("training_data", "inspection"),
   ("build",),
   ("train", "dry_run", "plan", "report"),
   ("page",),

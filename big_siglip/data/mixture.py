@@ -21,6 +21,7 @@ class Mixture:
     lengths: how many examples each has.
     weights: whole numbers, in proportion to the examples that are drawn.
     class_names: always None; the labels of the sources need not agree.
+    faults: what was found when the sources were opened.
   """
 
   class_names = None
@@ -43,6 +44,7 @@ class Mixture:
     # grain brings the smallest to 100, cuts off what is behind the point, and
     # leaves these as they are.
     self.weights = tuple(round(100 * s / min(shares)) for s in shares)
+    self.faults = sum((_faults(s) for s in self._sources), ())
     self._first = tuple(itertools.accumulate(self.lengths, initial=0))
 
   def __len__(self) -> int:
@@ -73,6 +75,7 @@ class Subset:
     source: all of them.
     indices: int64 [n], their numbers in the source.
     class_names: those of the source.
+    faults: the same.
   """
 
   def __init__(self, source: Source, indices: np.ndarray):
@@ -80,6 +83,7 @@ class Subset:
     self.source = source
     self.indices = indices
     self.class_names = source.class_names
+    self.faults = _faults(source)
 
   def __len__(self) -> int:
     return len(self.indices)
@@ -133,3 +137,7 @@ def epochs(source: Source, drawn: int) -> dict[str, float]:
   share = drawn / sum(source.weights)
   parts = zip(source.names, source.weights, source.lengths, strict=True)
   return {f"epochs/{name}": share * w / length for name, w, length in parts}
+
+
+def _faults(source: Source) -> tuple[Fault, ...]:
+  return tuple(getattr(source, "faults", ()))

@@ -1,0 +1,226 @@
+"""Images a second: 640x480 JPEG files and captions to 224 px and tokens.
+
+python -m benchmarks.data --peers=.venv-tf/bin/python   # make bench-data
+python -m benchmarks.data --quick                       # without the peers
+
+Ours (tar shards -> `train_batches`) against a tf.data pipeline and against
+open_clip's own transform and tokenizer on webdataset, from the same images with
+the same number of cores; in turn, in one run, as medians of ratios. Then: how
+much of what the decoder could do arrives, and what a start on a billion
+examples costs.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+from absl import flags
+import numpy as np
+from PIL import Image
+
+from benchmarks.data_peers.rate import rate
+from big_siglip.data import images, order
+from big_siglip.data.mixture import Mixture
+from big_siglip.data.pipeline import train_batches
+from big_siglip.data.preprocess import Preprocess
+from big_siglip.data.sources import open_source
+from big_siglip.data.text import make_tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TOKENIZER = ROOT / "configs" / "scenes.model"
+SIZE, LENGTH, BATCH = 224, 64, 64
+SHARDS, EACH = 4, 96
+WORDS = "a red square above the small blue circle left of two green stars"
+
+
+def photo(rng: np.random.Generator) -> bytes:
+  """Returns a JPEG file with the spectrum of a photo, some 90 kB."""
+  shape = (480, 640)
+  rows, columns = (np.fft.fftfreq(n)[:, None] for n in shape)
+  amplitude = 1 / np.maximum(np.hypot(rows, columns.T), 1 / 640) ** 1.1
+  layers = []
+  for _ in range(3):
+    spectrum = np.fft.fft2(rng.normal(size=shape)) * amplitude
+    layers.append(np.fft.ifft2(spectrum).real)
+  grey = layers[0]
+  pixels = np.stack([grey + 0.3 * layer for layer in layers], -1)
+  pixels = 128 + 52 * (pixels - pixels.mean()) / pixels.std()
+  buffer = io.BytesIO()
+  image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+  image.save(buffer, "jpeg", quality=90)
+  return buffer.getvalue()
+
+
+def write_shards(folder: pathlib.Path) -> None:
+  """Writes tar shards of NAME.jpg and NAME.txt."""
+  rng = np.random.default_rng(0)
+  words = WORDS.split()
+  for shard in range(SHARDS):
+    with tarfile.open(folder / f"{shard:04d}.tar", "w") as tar:
+      for i in range(EACH):
+        caption = " ".join(rng.permutation(words))
+        for kind, data in (("jpg", photo(rng)), ("txt", caption.encode())):
+          member = tarfile.TarInfo(f"{shard:04d}{i:05d}.{kind}")
+          member.size = len(data)
+          tar.addfile(member, io.BytesIO(data))
+
+
+def preprocess(decoder: str) -> Preprocess:
+  """Returns what is measured."""
+  tokenizer = make_tokenizer(str(TOKENIZER))
+  return Preprocess(tokenizer, SIZE, LENGTH, decoder=decoder)
+
+
+def ours(folder, seconds: float, decoder: str, **how) -> tuple[float, float]:
+  """Returns images a second in the training loop, and their CPU time."""
+  source = open_source("tar", "all", str(folder))
+  batches = train_batches(
+    source, preprocess(decoder), batch_size=BATCH, seed=0, **how
+  )
+  with contextlib.closing(batches):
+    return rate(batches, BATCH, seconds)
+
+
+def decoder_alone(folder, seconds: float, decoder: str) -> tuple[float, float]:
+  """Returns the same of one thread that only decodes and resizes."""
+  source = open_source("tar", "all", str(folder))
+  encoded = [source[i].image for i in range(BATCH)]
+  made, rng = preprocess(decoder), np.random.default_rng(0)
+
+  def batches():
+    while True:
+      for data in encoded:
+        pixels, box = made.decode(data, rng)
+        images.resize(pixels, SIZE, made.resize, box)
+      yield
+
+  return rate(batches(), BATCH, seconds)
+
+
+def peer(python: str, name: str, folder, seconds: float) -> tuple[float, ...]:
+  """Returns the same of another pipeline, in its own environment."""
+  program = ROOT / "benchmarks" / "data_peers" / f"{name}.py"
+  done = subprocess.run(
+    [python, str(program), str(folder), str(TOKENIZER), str(seconds)],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""},
+  )
+  if done.returncode:
+    raise RuntimeError(f"{name}:\n{done.stderr[-2_000:]}")
+  return tuple(map(float, done.stdout.split()[-2:]))
+
+
+class Billion:
+  """A source of a billion examples that are never read from anywhere."""
+
+  class_names = None
+
+  def __len__(self) -> int:
+    return 10**9
+
+  def __getitem__(self, index: int):
+    raise NotImplementedError
+
+
+_START = """
+import resource, time
+from benchmarks import data
+memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, start = memory(), time.perf_counter()
+data.start_on_a_billion()
+print(time.perf_counter() - start, memory() - before)
+"""
+
+
+def start_on_a_billion() -> None:
+  """Draws a first batch of a mixture of two billion-example sources."""
+  mixed = Mixture({"a": Billion(), "b": Billion()}, {"a": 1.0, "b": 3.0})
+  draws = order.draws(mixed.lengths, mixed.weights, seed=0)
+  assert len({draws[p].index for p in range(32_768)}) == 32_768
+
+
+def billion() -> dict[str, float]:
+  """Returns seconds and MB of a start, in a process of its own."""
+  done = subprocess.run(
+    [sys.executable, "-c", _START], cwd=ROOT, capture_output=True, text=True
+  )
+  seconds, megabytes = map(float, done.stdout.split())
+  return {"seconds": seconds, "megabytes": megabytes}
+
+
+def main() -> None:
+  """Measures and prints; the last line is JSON."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--peers", help="python with TensorFlow and open_clip")
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--seconds", type=float, default=6.0)
+  parser.add_argument("--quick", action="store_true")
+  args = parser.parse_args()
+  flags.FLAGS.mark_as_parsed()  # grain hands them to its workers.
+  rounds, seconds = (2, 2.0) if args.quick else (args.rounds, args.seconds)
+  cores = len(os.sched_getaffinity(0))
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    write_shards(folder)
+    found = measure(folder, args.peers, rounds, seconds, cores)
+  found["billion"] = billion()
+  print(json.dumps(found))
+
+
+def measure(folder, peers, rounds, seconds, cores) -> dict:
+  """Runs all in turn; returns medians and the medians of ratios to ours."""
+  threads = dict(num_threads=cores)
+  workers = dict(num_workers=cores, num_threads=1)
+  runs = {
+    "ours": lambda: ours(folder, seconds, "simplejpeg", **threads),
+    "ours, processes": lambda: ours(folder, seconds, "simplejpeg", **workers),
+    "ours, Pillow": lambda: ours(folder, seconds, "pillow", **threads),
+    "decoder, one thread": lambda: decoder_alone(folder, seconds, "simplejpeg"),
+    "Pillow, one thread": lambda: decoder_alone(folder, seconds, "pillow"),
+  }
+  for name in ("tf_data", "webdataset_pillow") if peers else ():
+    runs[name] = functools.partial(peer, peers, name, folder, seconds)
+  taken = {name: [] for name in runs}
+  for _ in range(rounds):
+    for name, run in runs.items():
+      taken[name].append(run())
+  report = {}
+  for name, values in taken.items():
+    pairs = list(zip(taken["ours"], values, strict=True))
+    row = report[name] = {
+      "images_per_second": statistics.median(v[0] for v in values),
+      "cpu_ms": statistics.median(v[1] for v in values),
+      "speed_ratio": statistics.median(o[0] / v[0] for o, v in pairs),
+      "cpu_ratio": statistics.median(v[1] / o[1] for o, v in pairs),
+    }
+    print(
+      f"{name:20} {row['images_per_second']:7.0f} images/s"
+      f" {row['cpu_ms']:7.2f} ms CPU   ours faster by"
+      f" {row['speed_ratio']:5.2f}, in CPU time {row['cpu_ratio']:5.2f}",
+      flush=True,
+    )
+  alone = report["decoder, one thread"]
+  for name in ("ours", "ours, processes"):
+    share = report[name]["images_per_second"] / (
+      cores * alone["images_per_second"]
+    )
+    work = alone["cpu_ms"] / report[name]["cpu_ms"]
+    print(
+      f"{name}: {share:.0%} of {cores} x the decoder alone arrives;"
+      f" decoding and resizing are {work:.0%} of its CPU time"
+    )
+  return report
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,1 @@
+"""Other pipelines, run by their own Python: see benchmarks/data.py."""

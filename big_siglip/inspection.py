@@ -1,0 +1,152 @@
+"""What training will see of its data, and where the time goes."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import itertools
+import textwrap
+import time
+from typing import Any
+
+from etils import epath
+from matplotlib.figure import Figure
+import numpy as np
+
+from big_siglip.data import faults, images
+from big_siglip.data.mixture import epochs, locate
+from big_siglip.data.pipeline import train_batches
+from big_siglip.data.preprocess import Preprocess
+from big_siglip.data.sources import Source
+from big_siglip.errors import BadExample
+
+_COLUMNS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+  """What `inspect` found.
+
+  Attributes:
+    images_per_second: that arrive in the training loop.
+    milliseconds: of one thread for one example, by stage.
+    epochs: as in the metrics, at the end of the run.
+    skipped: how many examples could not be used, by kind.
+    faults: the first of them.
+    rows: source, number, image [H, W, 3] and text of the first examples.
+  """
+
+  images_per_second: float
+  milliseconds: Mapping[str, float]
+  epochs: Mapping[str, float]
+  skipped: Mapping[str, int]
+  faults: tuple[faults.Fault, ...]
+  rows: tuple[tuple[str, int, np.ndarray, str], ...]
+
+
+def inspect(
+  source: Source, preprocess: Preprocess, config: Any, count: int
+) -> Inspection:
+  """Loads what training would load first, and measures it.
+
+  Args:
+    source: the examples.
+    preprocess: from an example to what the model sees.
+    config: the whole config.
+    count: examples to look at, at least.
+  """
+  data = config.data
+  batches = train_batches(
+    source,
+    preprocess,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    num_workers=data.num_workers,
+    num_threads=data.num_threads,
+    stall_seconds=data.stall_seconds,
+  )
+  with contextlib.closing(batches):
+    first = next(batches)  # Starts threads and workers; not measured.
+    start = time.perf_counter()
+    wanted = max(1, -(-count // config.batch_size))
+    rest = list(itertools.islice(batches, wanted))
+    elapsed = time.perf_counter() - start
+  counts = sum(batch["faults"].sum(0) for batch in [first, *rest])
+  found = [f for b in [first, *rest] for f in faults.from_rows(b["skipped"])]
+  return Inspection(
+    images_per_second=len(rest) * config.batch_size / elapsed,
+    milliseconds=_stages(source, preprocess, first["index"], count),
+    epochs=epochs(source, config.total_steps * config.batch_size),
+    skipped={
+      kind: int(n) for kind, n in zip(faults.COUNTERS, counts, strict=True) if n
+    },
+    faults=tuple(found),
+    rows=tuple(_rows(source, preprocess, first)),
+  )
+
+
+def _rows(source: Source, preprocess: Preprocess, batch) -> Iterator[tuple]:
+  for image, tokens, index in zip(
+    batch["image"], batch["text"], batch["index"], strict=True
+  ):
+    name, number = locate(source, int(index))
+    yield name, number, image, preprocess.tokenizer.decode(tokens)
+
+
+def _stages(
+  source: Source, preprocess: Preprocess, indices: np.ndarray, count: int
+) -> dict[str, float]:
+  """Returns milliseconds an example, one after the other, in this thread."""
+  spent = dict.fromkeys(("read", "decode", "resize", "tokenize", "batch"), 0.0)
+  rng = np.random.default_rng(0)
+  size = preprocess.image_size
+  rows = []
+
+  @contextlib.contextmanager
+  def timed(stage: str):
+    start = time.perf_counter()
+    yield
+    spent[stage] += time.perf_counter() - start
+
+  for index in indices[:count]:
+    try:
+      with timed("read"):
+        example = source[int(index)]
+      image = example.image
+      if not isinstance(image, np.ndarray):
+        with timed("decode"):
+          pixels, box = preprocess.decode(image, rng)
+        with timed("resize"):
+          image = images.resize(pixels, size, preprocess.resize, box)
+    except BadExample:
+      continue
+    with timed("tokenize"):
+      preprocess.tokenizer([example.texts[0]], preprocess.text_length)
+    rows.append(image)
+  with timed("batch"):
+    np.stack(rows or [np.zeros((size, size, 3), np.uint8)])
+  return {k: 1e3 * seconds / max(len(rows), 1) for k, seconds in spent.items()}
+
+
+def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:
+  """Writes a PNG: images after augmentation, with their decoded tokens."""
+  rows = found.rows[:count]
+  lines = -(-len(rows) // _COLUMNS)
+  figure = Figure(figsize=(2.2 * _COLUMNS, 2.9 * lines), layout="constrained")
+  axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
+  for ax in axes:
+    ax.set_axis_off()
+  for ax, (name, number, image, text) in zip(axes, rows, strict=False):
+    if image.ndim == 3:
+      ax.imshow(image)
+    ax.set_title(f"{name} {number}".strip(), fontsize=8)
+    # Matplotlib would read a formula between two dollar signs.
+    wrapped = textwrap.fill(text, 34, max_lines=4).replace("$", r"\$")
+    ax.text(
+      *(0.5, -0.03, wrapped),
+      transform=ax.transAxes,
+      ha="center",
+      va="top",
+      fontsize=7,
+    )
+  with epath.Path(path).open("wb") as file:
+    figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,74 @@
+"""What tools/inspect_data.py finds, draws and prints."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+import runs
+from test_tools import tool
+
+from big_siglip import build, inspection, training_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Twelve photos, one of them truncated, with a caption each."""
+  folder = tmp_path_factory.mktemp("photos")
+  rng = np.random.default_rng(0)
+  rows = ["image,caption"]
+  for i in range(12):
+    pixels = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    rows.append(f"{i}.jpg,caption {i} for $5")
+  data = (folder / "3.jpg").read_bytes()
+  (folder / "3.jpg").write_bytes(data[: len(data) // 2])
+  (folder / "captions.csv").write_text("\n".join(rows))
+  return folder
+
+
+def _config(folder):
+  return runs.config(
+    data__name="folder",
+    data__path=str(folder),
+    data__split="all",
+    model__text__length=24,
+  )
+
+
+def test_it_shows_what_training_sees(folder, tmp_path):
+  config = _config(folder)
+  source = training_data.train_source(config)
+  found = inspection.inspect(source, build.preprocess(config), config, 40)
+  assert found.images_per_second > 0
+  stages = ("read", "decode", "resize", "tokenize", "batch")
+  assert tuple(found.milliseconds) == stages
+  assert all(value > 0 for value in found.milliseconds.values())
+  assert found.epochs == {"epochs": 60 * 16 / 12}
+  assert found.skipped["image"] >= 4, "one in every twelve of 64"
+  assert {fault.name for fault in found.faults} == {"3.jpg"}
+  assert len(found.rows) == 16
+  for name, number, image, text in found.rows:
+    assert name == "" and image.shape == (16, 16, 3)
+    assert text == f"caption {number} for $5"
+  inspection.draw(found, tmp_path / "page.png", count=8)
+  assert Image.open(tmp_path / "page.png").size[0] > 1_000
+
+
+def test_the_tool_prints_and_draws(folder, tmp_path):
+  page = tmp_path / "page.png"
+  arguments = [
+    f"--config={runs.CONFIG}",
+    *runs.overrides(data__name="folder", data__path=folder, data__split="all"),
+    f"--output={page}",
+    "--count=16",
+  ]
+  status, output, said = tool("inspect_data", *arguments, "--json")
+  assert status == 0, said
+  answer = json.loads(output)
+  assert answer["examples"] == 12 and answer["page"] == str(page)
+  assert answer["faults"][0]["name"] == "3.jpg"
+  assert page.read_bytes().startswith(b"\x89PNG")
+  status, _, said = tool("inspect_data", *arguments[:-2], "--output=/no/x.png")
+  assert status == 2 and "--output=/no/x.png: not writable" in said
+  assert "Traceback" not in said
