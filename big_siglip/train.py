@@ -257,6 +257,8 @@ class Loop:
         self._settle()
         try:
           metrics = evaluator(self._state.params).metrics
+        except UserError:  # One line says what is wrong with config or data.
+          raise
         except Exception as error:
           raise RuntimeError(f"evals.{name} failed at step {step}") from error
         results |= {f"evals/{name}/{k}": v for k, v in metrics.items()}

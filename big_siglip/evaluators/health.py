@@ -39,6 +39,16 @@ class LossHealth:
   embedders: Embedders
   loss_batch_size: int
 
+  def __post_init__(self):
+    self._check(self.num_images)
+
+  def _check(self, count: int) -> None:
+    if count < self.loss_batch_size:
+      raise UserError(
+        f"config.evals: loss_batch_size={self.loss_batch_size}: must be at "
+        f"most the {count} images of the data set"
+      )
+
   def __call__(self, params: Any) -> Result:
     """Returns numbers about the two kinds of pairs.
 
@@ -51,17 +61,13 @@ class LossHealth:
     twice.
 
     Raises:
-      UserError: there is no wrong pair, or fewer images than B.
+      UserError: fewer images than B can be read.
     """
     pairs, values = embed_pairs(
       self.embedders, params, self.images, self.captions, ("digest",)
     )
     count, batch = len(pairs.image), self.loss_batch_size
-    if not pairs.num_negative or count < batch:
-      raise UserError(
-        f"config.evals: loss_batch_size={batch}: must be at most the {count} "
-        "images of the data set, and those two or more"
-      )
+    self._check(count)  # Some may not have been readable.
     scale, bias = self.embedders.logits(params)
     sums = pairs.sum(_logits, scale, bias)
     numbers = np.array([pairs.num_positive, pairs.num_negative])
