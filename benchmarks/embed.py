@@ -5,8 +5,9 @@ python -m benchmarks.embed [--photos=FOLDER] [--count=256] [--batch_size=32]
 Both embed the same files with the same B/16 (224 pixels, random weights, as
 weights.export.to_huggingface writes it) on this machine's CPU or GPU, in
 processes of their own that take turns; the result is the median of the ratios
-of neighbours, so that a machine whose speed drifts slows both. Ours is all from
-the list of files to the shards on disk; theirs is
+of neighbours, so that a machine whose speed drifts slows both. The processors'
+time that each took is given as well: other programs hardly change it. Ours is
+all from the list of files to the shards on disk; theirs is
 pipeline("image-feature-extraction"), which reads, decodes and embeds the files
 and keeps the result in memory. Says also how far the embeddings lie apart.
 Loading and the first batch, which compiles, are not counted. Needs transformers
@@ -102,11 +103,12 @@ class Contestant:
       raise SystemExit(f"a contestant ended: {self._process.wait()}")
     return line
 
-  def run(self) -> float:
-    """Returns the seconds that all photos took."""
+  def run(self) -> tuple[float, float]:
+    """Returns the seconds that all photos took, and those of all processors."""
     self._process.stdin.write("\n")
     self._process.stdin.flush()
-    return float(self.wait())
+    seconds, used = self.wait().split()
+    return float(seconds), float(used)
 
   def close(self) -> None:
     """Ends it."""
@@ -186,9 +188,10 @@ def serve(name: str, work: str, batch_size: str, workers: str) -> None:
   embed(files[: int(batch_size)])
   print("ready", file=say, flush=True)
   for _ in sys.stdin:
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     rows = embed(files)
-    print(time.perf_counter() - start, file=say, flush=True)
+    used = time.process_time() - used
+    print(time.perf_counter() - start, used, file=say, flush=True)
     np.save(folder / f"{name}.npy", rows)
 
 
@@ -209,9 +212,12 @@ def measure(arguments: argparse.Namespace, work: pathlib.Path) -> dict:
   for contestant in contestants.values():
     contestant.wait()
   speeds = {name: [] for name in contestants}
+  used = {name: [] for name in contestants}
   for repetition in range(arguments.repetitions):
     for name in list(contestants)[:: 1 if repetition % 2 else -1]:
-      speeds[name].append(count / contestants[name].run())
+      seconds, processors = contestants[name].run()
+      speeds[name].append(count / seconds)
+      used[name].append(processors / count)
   for contestant in contestants.values():
     contestant.close()
   rows = [np.load(work / f"{name}.npy") for name in contestants]
@@ -221,6 +227,7 @@ def measure(arguments: argparse.Namespace, work: pathlib.Path) -> dict:
     "batch_size": arguments.batch_size,
     "images_per_second": speeds,
     "median": {name: statistics.median(s) for name, s in speeds.items()},
+    "processor_seconds_an_image": {n: min(u) for n, u in used.items()},
     "ratio": statistics.median(ours / theirs for ours, theirs in pairs),
     "lowest_cosine": float((rows[0] * rows[1]).sum(1).min()),
   }
@@ -248,9 +255,11 @@ def main() -> None:
     return
   batch = f"batches of {result['batch_size']}"
   print(f"B/16, {result['photos']} photos, {batch}, images a second:")
-  print(f"{'':14}{'median':>8}{'fastest':>9}")
+  print(f"{'':14}{'median':>8}{'fastest':>9}{'processor s an image':>22}")
   for name, speeds in result["images_per_second"].items():
-    print(f"{name:14}{result['median'][name]:8.2f}{max(speeds):9.2f}")
+    used = result["processor_seconds_an_image"][name]
+    median = result["median"][name]
+    print(f"{name:14}{median:8.2f}{max(speeds):9.2f}{used:22.3f}")
   print(f"ours / transformers: {result['ratio']:.3f}")
   print(f"lowest cosine between the two: {result['lowest_cosine']:.6f}")
 
