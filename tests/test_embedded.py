@@ -220,7 +220,7 @@ def test_another_image_tower_is_refused_at_the_start_and_at_the_end(
     ({"init__path": None}, "config.init.path=None: must name the weights"),
     ({"data__flip": True}, "data.flip False"),
     ({"evals__test__data": "folder"}, "config.evals.test.data='folder': must"),
-    ({"data__split": "none"}, "split 'none': must be one of all, train, test"),
+    ({"data__split": "none"}, "must be one of all, train, test"),
     ({"data__path": "nowhere"}, "holds no embeddings"),
   ],
 )
