@@ -24,7 +24,6 @@ from big_siglip.errors import BadExample, UserError
 _T = TypeVar("_T")
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 15.0  # Seconds.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_FORBIDDEN = PermissionError  # Nor does this pass by waiting.
 
 
 def is_remote(path: str) -> bool:
@@ -92,7 +91,7 @@ class Storage:
         result = function()
       except _ABSENT as error:
         raise BadExample("no such file", "missing", path) from error
-      except _FORBIDDEN as error:
+      except PermissionError as error:  # Nor does this pass by waiting.
         raise BadExample("must not be read", "missing", path) from error
       except (UserError, BadExample):
         raise
