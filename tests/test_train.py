@@ -28,6 +28,7 @@ KEYS = {
   "hardest_negative_logit",
   "examples_per_second",
   "data_wait",
+  "epochs",
   "skipped_examples",
   "skipped_steps",
 }
@@ -70,6 +71,7 @@ def test_every_metric_is_there_and_the_loss_falls(finished):
   for line in logged:
     assert line.keys() == KEYS
     assert all(np.isfinite(value) for value in line.values())
+    assert line["epochs"] == line["step"] * 16 / 1_437  # Of scanned digits.
   assert logged[-1]["loss"] < logged[0]["loss"]
   assert abs(logged[0]["logit_scale"] - 10) < 1, "the multiplier, not its log"
   evaluated = [line for line in lines if "evals/test/accuracy" in line]
