@@ -43,10 +43,10 @@ WORDS = "a red square above the small blue circle left of two green stars"
 
 
 def photo(rng: np.random.Generator) -> bytes:
-  """Returns a JPEG file with the spectrum of a photo, some 90 kB."""
+  """Returns a JPEG file with the spectrum of a photo, some 80 kB."""
   shape = (480, 640)
   rows, columns = (np.fft.fftfreq(n)[:, None] for n in shape)
-  amplitude = 1 / np.maximum(np.hypot(rows, columns.T), 1 / 640) ** 1.1
+  amplitude = 1 / np.maximum(np.hypot(rows, columns.T), 1 / 640) ** 1.5
   layers = []
   for _ in range(3):
     spectrum = np.fft.fft2(rng.normal(size=shape)) * amplitude
