@@ -17,30 +17,32 @@ from studies.training import Cell
 
 LOSSES = ("sigmoid", "softmax")
 SETTINGS = {
-  "examples": {"digits": 65_536, "scenes": 65_536},
-  "batch_sizes": (16, 64, 256, 1024, 2048),
+  "examples": {"digits": 65_536, "scenes": 32_768},
+  "batch_sizes": {
+    "digits": (16, 64, 256, 1024, 2048),
+    "scenes": (16, 64, 256, 2048),
+  },
   "rates": command.RATES,
   "seeds": command.SEEDS,
 }
 QUICK = {
   "examples": {"digits": 128},
-  "batch_sizes": (16,),
-  "rates": (3e-3, 1e-2),
-  "seeds": (0, 1),
+  "batch_sizes": {"digits": (16,)},
+  **command.QUICK,
 }
 
 
 def study(records: Records, settings: Mapping) -> Report:
   """Trains for each data set, loss and batch size."""
   results, rows, findings, panels = {}, [], [], []
-  sizes = settings["batch_sizes"]
   for data, examples in settings["examples"].items():
+    sizes = settings["batch_sizes"][data]
     for size in sizes:
       for loss in LOSSES:
         results[data, loss, size] = records.measure(
           Cell(data, loss, size, examples),
-          settings["rates"],
-          settings["seeds"],
+          settings["rates"][data],
+          settings["seeds"][data],
         )
       pair = [results[data, loss, size] for loss in LOSSES]
       rows.append(
@@ -65,9 +67,8 @@ def study(records: Records, settings: Mapping) -> Report:
     title="Batch size",
     setting=f"Scores in percent ({scored}). The same number of examples for "
     "every batch size, so that large batches take few steps. The learning rate "
-    f"of each loss and batch size is the best of {settings['rates']} on a "
-    f"validation split, with a seed that is not reported; "
-    f"{len(settings['seeds'])} seeds.",
+    "of each loss and batch size is the best on a validation split, with a "
+    f"seed that is not reported. {command.tried(settings)}",
     header=[*header, *(f"rate, {loss}" for loss in LOSSES)],
     rows=rows,
     findings=findings,
@@ -92,17 +93,17 @@ def _findings(data, sizes, results) -> list[str]:
   text += (
     f"; sigmoid better at {wins or 'none'}, softmax at {losses or 'none'}."
   )
-  best = {
-    loss: max(sizes, key=lambda size: score(results[data, loss, size]).mean)
-    for loss in LOSSES
-  }
-  saturates = all(size < sizes[-1] for size in best.values())
+  said = []
+  for loss in LOSSES:
+    scores = {size: score(results[data, loss, size]).mean for size in sizes}
+    best = max(scores, key=scores.get)
+    fall = difference(results[data, loss, sizes[-1]], results[data, loss, best])
+    said.append(f"{loss} {best} (batch {sizes[-1]}: {fall} points)")
   return [
     text,
-    f"{data}: that batches larger than some size are no better "
-    f"{'shows' if saturates else 'does not show'}: the best are "
-    + ", ".join(f"{size} ({loss})" for loss, size in best.items())
-    + ".",
+    f"{data}: the best batch is {', '.join(said)}. That quality grows up to a "
+    "batch size and stays there does not show where the largest, which take "
+    "the fewest steps, are worse.",
   ]
 
 

@@ -19,15 +19,14 @@ from studies.training import Cell
 BIASES = {"0": 0.0, "-10": -10.0, "log(1/(n-1))": None}
 SETTINGS = {
   "examples": BATCH_SIZE["examples"],
-  "batch_sizes": {"digits": (64, 1024), "scenes": (256,)},
+  "batch_sizes": {"digits": (256,), "scenes": (64,)},
   "rates": command.RATES,
   "seeds": command.SEEDS,
 }
 QUICK = {
   "examples": {"digits": 128},
   "batch_sizes": {"digits": (16,)},
-  "rates": (3e-3, 1e-2),
-  "seeds": (0, 1),
+  **command.QUICK,
 }
 
 
@@ -40,8 +39,8 @@ def study(records: Records, settings: Mapping) -> Report:
       results = {
         name: records.measure(
           Cell(data, "sigmoid", size, examples, bias=bias),
-          settings["rates"],
-          settings["seeds"],
+          settings["rates"][data],
+          settings["seeds"][data],
         )
         for name, bias in BIASES.items()
       }
@@ -60,8 +59,8 @@ def study(records: Records, settings: Mapping) -> Report:
   return Report(
     title="First bias of the sigmoid",
     setting=f"Scores in percent ({scored}); the first scale is 10, as in the "
-    "paper. Learning rates are chosen for each bias as for the batch sizes; "
-    f"{len(settings['seeds'])} seeds.",
+    "paper. Learning rates are chosen for each bias as for the batch sizes. "
+    + command.tried(settings),
     header=[
       *("data", "batch n", "first bias", "first loss", "score"),
       *("minus that of bias 0", "rate"),

@@ -84,7 +84,7 @@ class Problem:
 
 SCORES = {
   "digits": "zero-shot accuracy on 360 test scans",
-  "scenes": "recall@5 among 500 test scenes, mean of both directions",
+  "scenes": "recall@1 among 500 test scenes, mean of both directions",
 }
 
 
@@ -139,8 +139,8 @@ def _scenes() -> Problem:
     ids = np.arange(len(pixels))
 
     def mean_recall(image, text):
-      to_text = recall(image, text, ids, ids)["recall@5"]
-      to_image = recall(text, image, ids, ids)["recall@5"]
+      to_text = recall(image, text, ids, ids)["recall@1"]
+      to_image = recall(text, image, ids, ids)["recall@1"]
       return (to_text + to_image) / 2
 
     return Split(pixels, text, mean_recall)

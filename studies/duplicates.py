@@ -23,15 +23,14 @@ WAYS = ("negative", "ignore", "positive")
 SETTINGS = {
   "data": "digits",
   "examples": BATCH_SIZE["examples"]["digits"],
-  "batch_sizes": (64, 1024),
+  "batch_sizes": (64, 256),
   "rates": command.RATES,
   "seeds": command.SEEDS,
 }
 QUICK = {
   "examples": 128,
   "batch_sizes": (16,),
-  "rates": (3e-3, 1e-2),
-  "seeds": (0, 1),
+  **command.QUICK,
 }
 
 
@@ -45,8 +44,8 @@ def study(records: Records, settings: Mapping) -> Report:
       results = {
         way: records.measure(
           Cell(data, loss, size, settings["examples"], duplicates=way),
-          settings["rates"],
-          settings["seeds"],
+          settings["rates"][data],
+          settings["seeds"][data],
         )
         for way in WAYS
       }
@@ -68,7 +67,7 @@ def study(records: Records, settings: Mapping) -> Report:
     setting=f"{data}; scores are {SCORES[data]}, in percent; duplicates are "
     "pairs of an image and another one's caption that equals its own. Learning "
     "rates are chosen for each row as for the batch sizes; "
-    f"{len(settings['seeds'])} seeds.",
+    f"{len(settings['seeds'][data])} seeds.",
     header=[
       *("loss", "batch", "duplicates", "are", "score", "gain"),
       "rate",

@@ -19,19 +19,18 @@ from studies.training import Cell
 SETTINGS = {
   "examples": BATCH_SIZE["examples"],
   "shares": {
-    "digits": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    "digits": (0.0, 0.25, 0.5),
     "scenes": (0.0, 0.25, 0.5),
   },
-  "batch_size": 256,
+  "batch_size": {"digits": 256, "scenes": 64},
   "rates": command.RATES,
   "seeds": command.SEEDS,
 }
 QUICK = {
   "examples": {"digits": 128},
   "shares": {"digits": (0.0, 0.5)},
-  "batch_size": 16,
-  "rates": (3e-3, 1e-2),
-  "seeds": (0, 1),
+  "batch_size": {"digits": 16},
+  **command.QUICK,
 }
 
 
@@ -39,12 +38,12 @@ def study(records: Records, settings: Mapping) -> Report:
   """Trains with each loss and share."""
   rows, findings, panels = [], [], []
   for data, examples in settings["examples"].items():
-    shares = settings["shares"][data]
+    shares, size = settings["shares"][data], settings["batch_size"][data]
     results = {
       (loss, share): records.measure(
-        Cell(data, loss, settings["batch_size"], examples, shuffled=share),
-        settings["rates"],
-        settings["seeds"],
+        Cell(data, loss, size, examples, shuffled=share),
+        settings["rates"][data],
+        settings["seeds"][data],
       )
       for share in shares
       for loss in LOSSES
@@ -53,7 +52,7 @@ def study(records: Records, settings: Mapping) -> Report:
     for share in shares:
       pair = [results[loss, share] for loss in LOSSES]
       rows.append(
-        [data, f"{share:.0%}", *map(score, pair), difference(*pair)]
+        [data, size, f"{share:.0%}", *map(score, pair), difference(*pair)]
         + [lost[share] if share else ""]
         + [f"{x[0]['learning_rate']:g}" for x in pair]
       )
@@ -79,13 +78,13 @@ def study(records: Records, settings: Mapping) -> Report:
   scored = "; ".join(f"{data}: {SCORES[data]}" for data in settings["examples"])
   return Report(
     title="Noisy captions",
-    setting=f"Scores in percent ({scored}); batch {settings['batch_size']}. "
+    setting=f"Scores in percent ({scored}). "
     "The captions of a share of the training images are exchanged among them; "
     "on digits every tenth of those is right by chance. Learning rates are "
     "chosen for each loss and share as for the batch sizes, on a validation "
-    f"split without noise; {len(settings['seeds'])} seeds.",
+    f"split without noise. {command.tried(settings)}",
     header=[
-      *("data", "exchanged", *LOSSES, "sigmoid − softmax"),
+      *("data", "batch", "exchanged", *LOSSES, "sigmoid − softmax"),
       "sigmoid loses less by",
       *(f"rate, {loss}" for loss in LOSSES),
     ],
