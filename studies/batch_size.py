@@ -49,7 +49,7 @@ def study(records: Records, settings: Mapping) -> Report:
         [data, size, examples // size]
         + [score(x) for x in pair]
         + [difference(*pair)]
-        + [f"{x[0]['learning_rate']:g}" for x in pair]
+        + [command.chosen(x, settings) for x in pair]
       )
     curves = [
       Curve(loss, sizes, [score(results[data, loss, size]) for size in sizes])

@@ -49,7 +49,7 @@ def study(records: Records, settings: Mapping) -> Report:
         rows.append(
           [data, size, name, f"{result[0]['first_loss']:.2f}", score(result)]
           + [difference(result, results["0"])]
-          + [f"{result[0]['learning_rate']:g}"]
+          + [command.chosen(result, settings)]
         )
       findings += _findings(data, size, results)
     curves = [Curve(name, sizes, points) for name, points in curves.items()]

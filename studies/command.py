@@ -28,7 +28,17 @@ def tried(settings: Mapping) -> str:
     rates = ", ".join(f"{rate:g}" for rate in settings["rates"][data])
     seeds = len(settings["seeds"][data])
     said.append(f"{data}: rates {rates} and {seeds} seeds")
-  return "; ".join(said) + "."
+  edge = "A rate with a star is the lowest or highest tried."
+  return f"{'; '.join(said)}. {edge}"
+
+
+def chosen(records: Sequence[dict], settings: Mapping) -> str:
+  """Returns the learning rate, with a star if none lower or higher is tried."""
+  rates, rate = (
+    settings["rates"][records[0]["data"]],
+    records[0]["learning_rate"],
+  )
+  return f"{rate:g}" + ("*" if rate in (min(rates), max(rates)) else "")
 
 
 def main(

@@ -57,7 +57,7 @@ def study(records: Records, settings: Mapping) -> Report:
         rows.append(
           [loss, size, f"{share:.2%}", way, score(result)]
           + [gains[way] if way != "negative" else ""]
-          + [f"{result[0]['learning_rate']:g}"]
+          + [command.chosen(result, settings)]
         )
       findings.append(_finding(loss, size, gains))
     curves = [Curve(way, sizes, points) for way, points in curves.items()]

@@ -54,7 +54,7 @@ def study(records: Records, settings: Mapping) -> Report:
       rows.append(
         [data, size, f"{share:.0%}", *map(score, pair), difference(*pair)]
         + [lost[share] if share else ""]
-        + [f"{x[0]['learning_rate']:g}" for x in pair]
+        + [command.chosen(x, settings) for x in pair]
       )
     noisy = [share for share in shares if share]
     wins = [f"{share:.0%}" for share in noisy if lost[share].sign > 0]
