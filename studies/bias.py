@@ -9,6 +9,8 @@ Of n texts one matches: log(1 / (n - 1)) is the bias that knows just this.
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from studies import command
 from studies.batch_size import SETTINGS as BATCH_SIZE
 from studies.data import SCORES
@@ -34,8 +36,8 @@ def study(records: Records, settings: Mapping) -> Report:
   """Trains with each first bias."""
   rows, findings, panels = [], [], []
   for data, examples in settings["examples"].items():
-    sizes, curves = settings["batch_sizes"][data], {name: [] for name in BIASES}
-    for size in sizes:
+    curves = []
+    for size in settings["batch_sizes"][data]:
       results = {
         name: records.measure(
           Cell(data, "sigmoid", size, examples, bias=bias),
@@ -45,16 +47,23 @@ def study(records: Records, settings: Mapping) -> Report:
         for name, bias in BIASES.items()
       }
       for name, result in results.items():
-        curves[name].append(score(result))
         rows.append(
           [data, size, name, f"{result[0]['first_loss']:.2f}", score(result)]
           + [difference(result, results["0"])]
           + [command.chosen(result, settings)]
         )
       findings += _findings(data, size, results)
-    curves = [Curve(name, sizes, points) for name, points in curves.items()]
+      values = {
+        name: -np.log(size - 1) if bias is None else bias
+        for name, bias in BIASES.items()
+      }
+      order = sorted(BIASES, key=values.get)
+      points = [score(results[name]) for name in order]
+      curves.append(
+        Curve(f"batch {size}", [values[name] for name in order], points)
+      )
     y_label = SCORES[data].split(" ")[0] + ", %"
-    panels.append(Panel(data, "batch size", y_label, curves, log_x=True))
+    panels.append(Panel(data, "first bias", y_label, curves))
   scored = "; ".join(f"{data}: {SCORES[data]}" for data in settings["examples"])
   return Report(
     title="First bias of the sigmoid",

@@ -49,7 +49,7 @@ def study(records: Records, settings: Mapping) -> Report:
         )
         for way in WAYS
       }
-      share = np.mean([x["duplicates"] for x in results["ignore"]])
+      share = np.mean([x["duplicate_share"] for x in results["ignore"]])
       gains = {}
       for way, result in results.items():
         curves[way].append(score(result))

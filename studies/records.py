@@ -72,7 +72,7 @@ class Records:
     A record holds the cell, "seed", "learning_rate", the scores "validation"
     and "test", "first_loss", "last_loss" (mean of the last tenth), "rise" (the
     most that the loss ever rose above its lowest value before, over the first
-    loss), "duplicates" (their share of all pairs, where looked for), and
+    loss), "duplicate_share" (of all pairs, where looked for), and
     "seconds" of the whole call, compilation included, over its trainings.
     """
     wanted = [
@@ -98,7 +98,7 @@ class Records:
       for i, record in enumerate(wanted):
         loss = trained.loss[i].astype(np.float64)
         lowest = np.minimum.accumulate(loss)
-        record |= {
+        measured = {
           "validation": validation[i],
           "test": test[i],
           "first_loss": float(loss[0]),
@@ -109,7 +109,9 @@ class Records:
         if trained.duplicate_pairs is not None:
           pairs = cell.batch_size * (cell.batch_size - 1)
           share = trained.duplicate_pairs[i].mean() / pairs
-          record["duplicates"] = float(share)
+          measured["duplicate_share"] = float(share)
+        assert not measured.keys() & record.keys()
+        record |= measured
         if _key(record) not in self._lines:
           self._lines[_key(record)] = record
           file.write(json.dumps(record) + "\n")

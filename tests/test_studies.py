@@ -82,10 +82,15 @@ def test_trainings_side_by_side_are_those_of_the_program():
 @pytest.mark.parametrize(
   "study", [batch_size, beta2, noise, duplicates], ids=lambda x: x.__name__
 )
-def test_every_study_runs(study, tmp_path, capsys):
-  study.main([f"--output={tmp_path}", "--quick"])
+def test_every_study_runs_once(study, tmp_path, capsys):
+  arguments = [f"--output={tmp_path}", "--quick"]
+  study.main(arguments)
+  assert "Cell(" in capsys.readouterr().out
+  study.main(arguments)
+  said = capsys.readouterr().out
+  assert "Cell(" not in said, "nothing is trained again"
   name = study.__name__.split(".")[-1]
-  assert (tmp_path / f"{name}.md").read_text() in capsys.readouterr().out
+  assert (tmp_path / f"{name}.md").read_text() in said
   assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
