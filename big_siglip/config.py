@@ -23,6 +23,8 @@ RUNTIME_FIELDS = (
   "log_every",
   "checkpoint",
   "wandb",
+  "model.attention",
+  "model.remat",
   "data.retry_seconds",
   "data.max_skipped",
   "data.num_workers",

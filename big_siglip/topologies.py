@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import math
 import os
 
 import jax
@@ -95,6 +96,8 @@ def _tpus(kind: str, shape: str, slices: int) -> Sequence[jax.Device]:
     options = {"num_slices": slices} if slices > 1 else {}
     if kind == "v4":  # One device a chip, as on v5p, not one a core.
       options["chip_config_name"] = "megacore"
+    if math.prod(map(int, shape.split("x"))) == 1:
+      options["chips_per_host_bounds"] = (1, 1, 1)
     described = topologies.get_topology_desc(topology, "tpu", **options)
   except Exception as error:
     raise UserError(

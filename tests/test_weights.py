@@ -301,11 +301,19 @@ def test_an_imported_folder_is_a_model_that_evaluates(tmp_path, shared_data):
   assert ours.preprocess.resize == "bicubic"
   assert (tmp_path / "model" / "tokenizer.model").exists()
   runs.scratch()
-  status, output, message = tool(
-    "evaluate", f"--checkpoint={tmp_path}/model", f"--config={runs.CONFIG}"
+  evaluate = "evaluate", f"--checkpoint={tmp_path}/model"
+  status, _, message = tool(*evaluate, f"--config={runs.CONFIG}")
+  assert (status, message.count("\n")) == (2, 1)
+  assert "config.data.resize='bilinear' (checkpoint: 'bicubic')" in message
+  evals = tmp_path / "evals.py"
+  evals.write_text(
+    (runs.ROOT / "configs" / "evals" / "digits.py")
+    .read_text()
+    .replace("  c.fewshot", "  return c\n  c.fewshot")  # The others take long.
   )
+  status, output, message = tool(*evaluate, f"--evals={evals}")
   assert status == 0, message
-  assert "evals/test/accuracy" in output
+  assert "evals/zeroshot/accuracy" in output
   status, _, message = _import(tmp_path, shared_data)[1]
   assert (status, message.count("\n")) == (2, 1), "never written over"
   assert "holds a run already" in message

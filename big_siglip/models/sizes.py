@@ -5,7 +5,7 @@ from typing import Any
 
 from big_siglip.errors import UserError
 
-# Names of the recomputation policies; `transformer.REMAT_POLICIES` has them.
+# Names of the recomputation policies; `remat.REMAT_POLICIES` has them.
 REMAT_NAMES = (
   "none",
   "full",
@@ -16,7 +16,15 @@ REMAT_NAMES = (
   "offload",
 )
 # Names of the implementations of `attention.attention`.
-ATTENTION_NAMES = ("auto", "xla", "heads_first", "jax", "cudnn", "splash")
+ATTENTION_NAMES = (
+  "auto",
+  "xla",
+  "heads_first",
+  "jax",
+  "cudnn",
+  "splash",
+  "short",
+)
 
 
 @dataclasses.dataclass(frozen=True)

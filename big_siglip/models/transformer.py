@@ -11,34 +11,17 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from big_siglip.models.attention import attention
-
-# What the forward pass keeps for the backward pass; the rest is computed again.
-REMAT_POLICIES = {
-  "none": jax.checkpoint_policies.everything_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "projections": jax.checkpoint_policies.save_only_these_names(
-    "query", "key", "value", "attention", "mlp_up"
-  ),
-  "attention": jax.checkpoint_policies.save_only_these_names(
-    "query", "key", "value", "attention"
-  ),
-  "mlp": jax.checkpoint_policies.save_only_these_names("mlp_up"),
-  # As "projections", in the host's memory: free, where the link to it is fast.
-  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-    names_which_can_be_saved=[],
-    names_which_can_be_offloaded=[
-      "query",
-      "key",
-      "value",
-      "attention",
-      "mlp_up",
-    ],
-    offload_src="device",
-    offload_dst="pinned_host",
-  ),
-}
+from big_siglip.models.attention import (
+  attention,
+  choose,
+  flat_attention,
+  lay_back,
+  lay_out,
+)
+from big_siglip.models.dense import Dense, gelu
+from big_siglip.models.norm import Norm
+from big_siglip.models.remat import REMAT_POLICIES
+from big_siglip.models.short_attention import fills_lanes
 
 
 class Attention(nn.Module):
@@ -49,34 +32,36 @@ class Attention(nn.Module):
     dtype: of the computation.
     backend: name in `sizes.ATTENTION_NAMES`.
     sharding: of the batch; None: not told.
+    length: of a sequence, where `lay_out` put several behind each other.
   """
 
   num_heads: int
   dtype: str
   backend: str
   sharding: NamedSharding | None
+  length: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
     """Lets the tokens `x` look at the tokens `context`."""
     width = x.shape[-1]
+    heads = self.num_heads, width // self.num_heads
+    length = self.length or x.shape[1]
+    flat = self.backend == "short" and not fills_lanes(length)
     # Xavier over the D x D matrix that the heads make together.
-    project = functools.partial(
-      nn.DenseGeneral,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-    )
-    heads = (self.num_heads, width // self.num_heads)
+    project = functools.partial(Dense, dtype=self.dtype, flat=flat)
     query, key, value = (
-      checkpoint_name(project(heads, name=name)(tokens), name)
+      checkpoint_name(project((width,), heads, name=name)(tokens), name)
       for name, tokens in (("query", x), ("key", context), ("value", context))
     )
     # Parameters are initialised on a batch of one, which cannot be split.
     sharding = None if x.shape[0] == 1 else self.sharding
-    attended = attention(
-      query, key, value, backend=self.backend, sharding=sharding
-    )
-    return project(width, axis=(-2, -1), name="out")(attended)
+    if flat:
+      attend = functools.partial(flat_attention, head_size=heads[1])
+    else:
+      attend = functools.partial(attention, backend=self.backend)
+    attended = attend(query, key, value, length=length, sharding=sharding)
+    return project(heads, (width,), name="out")(attended)
 
 
 class Mlp(nn.Module):
@@ -94,15 +79,11 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns down(gelu(up(x)))."""
     dense = functools.partial(
-      nn.Dense,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=nn.initializers.normal(stddev=1e-6),
+      Dense, dtype=self.dtype, bias_init=nn.initializers.normal(stddev=1e-6)
     )
-    hidden = checkpoint_name(dense(self.mlp_dim, name="up")(x), "mlp_up")
-    # Else XLA computes GELU again for every tile of the next product.
-    hidden = jax.lax.optimization_barrier(nn.gelu(hidden, approximate=True))
-    return dense(x.shape[-1], name="down")(hidden)
+    outer, inner = x.shape[-1:], (self.mlp_dim,)
+    hidden = checkpoint_name(dense(outer, inner, name="up")(x), "mlp_up")
+    return dense(inner, outer, name="down")(gelu(hidden))
 
 
 class Block(nn.Module):
@@ -114,6 +95,7 @@ class Block(nn.Module):
     dtype: of the computation.
     backend: of the attention.
     sharding: of the batch; None: not told.
+    length: of a sequence, where `lay_out` put several behind each other.
   """
 
   num_heads: int
@@ -121,16 +103,22 @@ class Block(nn.Module):
   dtype: str
   backend: str
   sharding: NamedSharding | None
+  length: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Applies the block."""
-    y = layer_norm(self.dtype, name="attention_norm")(x)
+    y = Norm(self.dtype, name="attention_norm")(x)
     attend = Attention(
-      self.num_heads, self.dtype, self.backend, self.sharding, name="attention"
+      self.num_heads,
+      self.dtype,
+      self.backend,
+      self.sharding,
+      self.length,
+      name="attention",
     )
     x = x + attend(y, y)
-    y = layer_norm(self.dtype, name="mlp_norm")(x)
+    y = Norm(self.dtype, name="mlp_norm")(x)
     return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
 
@@ -143,7 +131,7 @@ class Encoder(nn.Module):
     mlp_dim: F.
     dtype: of the computation.
     backend: of the attention.
-    remat: name in `REMAT_POLICIES`.
+    remat: name in `remat.REMAT_POLICIES`.
     scan: compile one block and loop over it, with parameters stacked along a
       leading axis: compile time does not grow with depth.
     sharding: of the activations between blocks, whose first dimension is the
@@ -168,13 +156,21 @@ class Encoder(nn.Module):
       block_class = nn.remat(
         Block, prevent_cse=not self.scan, policy=REMAT_POLICIES[self.remat]
       )
+    batch, length, width = x.shape
+    heads = self.num_heads, width // self.num_heads
+    # Parameters are initialised on a batch of one, which cannot be split.
+    sharding = None if batch == 1 else self.sharding
+    backend = choose(self.backend, batch, length, *heads, self.dtype, sharding)
+    if backend == "short":
+      x = lay_out(x, sharding)
     make = functools.partial(
       block_class,
       self.num_heads,
       self.mlp_dim,
       self.dtype,
-      self.backend,
+      backend,
       self.sharding,
+      length,
     )
     if self.scan:
       x, _ = nn.scan(
@@ -186,7 +182,7 @@ class Encoder(nn.Module):
     else:
       for index in range(self.depth):
         x = make(name=f"block_{index}")(constrain(x, self.sharding))
-    return layer_norm(self.dtype, name="norm")(x)
+    return Norm(self.dtype, name="norm")(lay_back(x, length, sharding))
 
 
 def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
@@ -226,13 +222,8 @@ class AttentionPool(nn.Module):
       self.num_heads, self.dtype, self.backend, self.sharding, name="attention"
     )
     x = attend(probe, x)
-    y = layer_norm(self.dtype, name="norm")(x)
+    y = Norm(self.dtype, name="norm")(x)
     return (x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y))[:, 0]
-
-
-def layer_norm(dtype: str, name: str) -> nn.LayerNorm:
-  """Returns LayerNorm with epsilon 1e-6 and statistics in float32."""
-  return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
 
 
 def add_class_token(module: nn.Module, x: jax.Array) -> jax.Array:

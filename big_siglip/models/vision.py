@@ -29,7 +29,7 @@ class ImageTower(nn.Module):
     embed_dim: E, of the head.
     dtype: of the computation; parameters are float32.
     backend: of the attention; name in `sizes.ATTENTION_NAMES`.
-    remat: name of `transformer.REMAT_POLICIES`.
+    remat: name of `remat.REMAT_POLICIES`.
     scan: stack the blocks' parameters and loop over them.
     sharding: of the encoder's activations; None: as the compiler likes.
   """

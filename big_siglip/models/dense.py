@@ -1,0 +1,105 @@
+"""Linear layers and GELU in the forms that a TPU computes fast.
+
+Shape letters: N whatever comes before the features, F features.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Dense(nn.Module):
+  """Multiplies the last axes by a kernel and adds a bias, as nn.DenseGeneral.
+
+  Attributes:
+    inputs: the axes of the kernel that are multiplied, such as (heads, size).
+    features: the axes that take their place.
+    dtype: of the computation; parameters are float32.
+    flat: the arrays have one axis for several of the kernel's.
+    kernel_init: of the matrix that the kernel is, its axes flattened to two.
+    bias_init: of the bias, flattened.
+  """
+
+  inputs: tuple[int, ...]
+  features: tuple[int, ...]
+  dtype: str
+  flat: bool = False
+  kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
+  bias_init: Callable[..., Any] = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns x kernel + bias."""
+    matrix = math.prod(self.inputs), math.prod(self.features)
+    kernel = self.param(
+      "kernel",
+      _flattened(self.kernel_init, matrix),
+      (*self.inputs, *self.features),
+    )
+    bias = self.param(
+      "bias", _flattened(self.bias_init, matrix[1:]), self.features
+    )
+    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    if self.flat:
+      kernel, bias = kernel.reshape(matrix), bias.reshape(-1)
+    axes = 1 if self.flat else len(self.inputs)
+    return add_bias(jnp.tensordot(x, kernel, axes), bias)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Returns x + bias; (N.. F.., F..) -> N.. F...
+
+  The bias's gradient is a sum over all N, tens of thousands of tokens. As JAX
+  derives it that is a sum in bfloat16 on the vector units, which takes a TPU as
+  long as a third of the layer's products. Here the matrix units multiply by
+  ones, and sum in float32.
+  """
+  return x + bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
+def _bias_gradient(bias, d_x):
+  outer = tuple(range(d_x.ndim - bias.ndim))
+  # Of one row, or known to be ones, the compiler would make it a sum again.
+  ones = jax.lax.optimization_barrier(
+    jnp.ones((8, *d_x.shape[: len(outer)]), d_x.dtype)
+  )
+  d_bias = jax.lax.dot_general(
+    ones,
+    d_x,
+    ((tuple(axis + 1 for axis in outer), outer), ((), ())),
+    precision="highest" if d_x.dtype == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )
+  return d_x, d_bias[0].astype(bias.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _bias_gradient)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """Returns tanh-GELU of x.
+
+  Without barriers XLA computes it again for every tile of the next product.
+  They stand behind the products that GELU and its derivative are fused with:
+  in the backward pass JAX would put one before.
+  """
+  return jax.lax.optimization_barrier(nn.gelu(x, approximate=True))
+
+
+def _gelu_backward(x, d_y):
+  _, backward = jax.vjp(functools.partial(nn.gelu, approximate=True), x)
+  return jax.lax.optimization_barrier(backward(d_y))
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _flattened(init, shape):
+  return lambda key, whole: init(key, shape, jnp.float32).reshape(whole)

@@ -1,0 +1,102 @@
+"""The kernel for short sequences, interpreted, and layers with its layouts."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_siglip import sharding
+from big_siglip.models.dense import add_bias, Dense
+from big_siglip.models.short_attention import suits
+from big_siglip.models.transformer import Encoder
+
+
+def _encoder(backend, split=None):
+  return Encoder(2, 2, 48, "float32", backend, "full", True, split)
+
+
+def _value_and_gradients(encoder, params, x):
+  weights = jnp.cos(jnp.arange(x.shape[-1], dtype=jnp.float32))[None, None]
+
+  def score(params, x):
+    return (encoder.apply(params, x) ** 3 * weights).sum()
+
+  return jax.jit(jax.value_and_grad(score, (0, 1)))(params, x)
+
+
+# Two sequences of 64 share a row of 128 tokens, and a row may be a whole one;
+# of 20 tokens two make full tiles of 8 rows, of 5 tokens eight.
+@pytest.mark.parametrize(("batch", "length"), [(8, 64), (4, 128), (64, 20)])
+@pytest.mark.parametrize("meshed", [False, True])
+def test_an_encoder_with_the_kernel_equals_one_without(batch, length, meshed):
+  split = None
+  if meshed:
+    mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+    split = sharding.batch_sharding(mesh)
+  x = jax.random.normal(jax.random.key(0), (batch, length, 32))
+  params = _encoder("xla").init(jax.random.key(1), x[:1])
+  params = jax.tree.map(
+    lambda p: p + 0.02 * jax.random.normal(jax.random.key(2), p.shape), params
+  )
+  expected = _value_and_gradients(_encoder("xla"), params, x)
+  actual = _value_and_gradients(_encoder("short", split), params, x)
+  # The softmax does not feel the keys' bias: its gradient is but rounding.
+  for result in (expected, actual):
+    result[1][0]["params"]["blocks"]["attention"]["key"].pop("bias")
+  for path, wanted in jax.tree.leaves_with_path(expected):
+    got = dict(jax.tree.leaves_with_path(actual))[path]
+    scale = float(jnp.abs(wanted).max())
+    np.testing.assert_allclose(got, wanted, atol=5e-6 * scale, err_msg=path)
+
+
+def test_sequences_of_a_row_do_not_see_each_other():
+  x = jax.random.normal(jax.random.key(0), (2, 64, 32))
+  encoder = _encoder("short")
+  params = encoder.init(jax.random.key(1), x[:1])
+  one = encoder.apply(params, x)
+  other = encoder.apply(params, x.at[1].set(0))
+  np.testing.assert_array_equal(one[0], other[0])
+  assert not np.array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize(
+  ("rows", "length", "heads", "size", "held"),
+  [
+    (128, 256, 16, 72, True),  # So400m/14, 224 pixels.
+    (128, 64, 16, 72, True),  # Its text.
+    (128, 196, 12, 64, True),  # B/16, 224 pixels.
+    (32, 196, 12, 64, True),
+    (16, 196, 12, 64, False),  # No whole number of rows of 128 tokens.
+    (127, 64, 12, 64, False),
+    (128, 729, 16, 72, False),  # So400m/14, 384 pixels: more than fits.
+    (128, 196, 24, 128, False),
+  ],
+)
+def test_what_the_kernel_holds(rows, length, heads, size, held):
+  assert suits(rows, length, heads, size) is held
+
+
+def test_dense_starts_as_linen_and_computes_the_same():
+  x = jax.random.normal(jax.random.key(0), (2, 3, 24))
+  init = nn.initializers.xavier_uniform()
+  bias = nn.initializers.normal(1.0)
+  linen = nn.DenseGeneral((4, 5), kernel_init=init, bias_init=bias)
+  expected, params = linen.init_with_output(jax.random.key(1), x)
+  for flat in (False, True):
+    dense = Dense((24,), (4, 5), "float32", flat, bias_init=bias)
+    actual, ours = dense.init_with_output(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, ours, params)
+    np.testing.assert_allclose(
+      actual.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_bias_gradient_in_bfloat16_is_summed_in_float32():
+  shape = (64, 256, 3)
+  d_x = jax.random.uniform(jax.random.key(0), shape).astype(jnp.bfloat16)
+  bias = jnp.zeros(3, jnp.bfloat16)
+  _, vjp = jax.vjp(lambda b: add_bias(jnp.zeros(shape, jnp.bfloat16), b), bias)
+  wanted = np.asarray(d_x, np.float64).sum((0, 1))
+  half_a_step = wanted * 2.0**-9  # Of bfloat16's eight digits.
+  assert (np.abs(np.float64(vjp(d_x)[0]) - wanted) <= half_a_step).all()
