@@ -313,7 +313,7 @@ def test_an_imported_folder_is_a_model_that_evaluates(tmp_path, shared_data):
   )
   status, output, message = tool(*evaluate, f"--evals={evals}")
   assert status == 0, message
-  assert "evals/zeroshot/accuracy" in output
+  assert "\n  zeroshot\n    accuracy " in output
   status, _, message = _import(tmp_path, shared_data)[1]
   assert (status, message.count("\n")) == (2, 1), "never written over"
   assert "holds a run already" in message
