@@ -34,6 +34,7 @@ from big_siglip.data.faults import COUNTERS
 
 WIDTH, DEPTH, HEADS, MLP_DIM = 768, 12, 12, 3072
 OVERRIDES = {
+  "mesh.fsdp": 1,
   "total_steps": 1_000,
   "model.dtype": "float32",
   "model.remat": "none",

@@ -19,7 +19,7 @@ from big_siglip.models.attention import (
   lay_out,
 )
 from big_siglip.models.dense import Dense, gelu
-from big_siglip.models.norm import Norm
+from big_siglip.models.norm import layer_norm
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes
 
@@ -108,7 +108,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Applies the block."""
-    y = Norm(self.dtype, name="attention_norm")(x)
+    y = layer_norm(self.dtype, name="attention_norm")(x)
     attend = Attention(
       self.num_heads,
       self.dtype,
@@ -118,7 +118,7 @@ class Block(nn.Module):
       name="attention",
     )
     x = x + attend(y, y)
-    y = Norm(self.dtype, name="mlp_norm")(x)
+    y = layer_norm(self.dtype, name="mlp_norm")(x)
     return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
 
@@ -182,7 +182,7 @@ class Encoder(nn.Module):
     else:
       for index in range(self.depth):
         x = make(name=f"block_{index}")(constrain(x, self.sharding))
-    return Norm(self.dtype, name="norm")(lay_back(x, length, sharding))
+    return layer_norm(self.dtype, name="norm")(lay_back(x, length, sharding))
 
 
 def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
@@ -222,7 +222,7 @@ class AttentionPool(nn.Module):
       self.num_heads, self.dtype, self.backend, self.sharding, name="attention"
     )
     x = attend(probe, x)
-    y = Norm(self.dtype, name="norm")(x)
+    y = layer_norm(self.dtype, name="norm")(x)
     return (x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y))[:, 0]
 
 
