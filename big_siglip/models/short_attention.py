@@ -41,7 +41,7 @@ def suits(
   """
   if 16 * length**2 > _LOGITS_BYTES or (rows * length) % LANES:
     return False
-  if LANES % length == 0 or length % LANES == 0:
+  if fills_lanes(length):
     return True
   together = _sequences_together(length)
   block = together * length * heads * size * itemsize
