@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import pathlib
 import re
+import sys
 
 from absl import flags
 from ml_collections import config_flags, ConfigDict
@@ -139,6 +140,10 @@ def _load(path: str, overrides: list[str], name: str) -> ConfigDict:
   # A FlagValues of its own, so that each override can be tried alone.
   values = flags.FlagValues()
   argv = ["", f"--{name}={path}", *overrides]
+  # A config may start from another (`from configs import b16`), for every
+  # program alike: Python itself finds that for those of the top folder alone.
+  here = str(pathlib.Path.cwd())
+  sys.path.insert(0, here)
   try:
     config_flags.DEFINE_config_file(name, flag_values=values, sys_argv=argv)
     values(argv)
@@ -155,6 +160,8 @@ def _load(path: str, overrides: list[str], name: str) -> ConfigDict:
     raise UserError(
       f"{_name(overrides[0])}: {path} has no such field{did_you_mean}"
     ) from error
+  finally:
+    sys.path.remove(here)
   if not isinstance(values[name].value, ConfigDict):
     raise UserError(f"--{name}={path}: get_config() must return a ConfigDict")
   return values[name].value

@@ -368,7 +368,9 @@ def test_wit_is_fetched_grouped_and_written(tmp_path, server):
     "bomb/5": "too_many_pixels",
   }
   rows += [wit_cases.row(server.url(path)) for path in bad]
-  job = make_wit(tmp_path, rows, test_share=0.3)
+  # A record's split follows from its URL, and the server's port is any: with
+  # a half each, one of two million runs leaves a split empty.
+  job = make_wit(tmp_path, rows, test_share=0.5)
   folder, counts = run(job)
   assert {f["where"]: f["kind"] for f in report(job.output)} == {
     server.url(path): kind for path, kind in bad.items()
@@ -378,7 +380,7 @@ def test_wit_is_fetched_grouped_and_written(tmp_path, server):
   for split in shards.SPLITS:
     decoded, source = open_split(job.output, split)
     keys = [key_of(example.name) for example in source]
-    assert keys == sorted(keys) and len(keys) > 3
+    assert keys == sorted(keys) and keys
     for index, example in enumerate(source):
       found[example.name] = example
       record = decoded[index]
@@ -394,7 +396,7 @@ def test_wit_is_fetched_grouped_and_written(tmp_path, server):
   info = json.loads((folder.path / "dataset_info.json").read_text())
   assert "metadata_url" in info["redistributionInfo"]["license"]
   # Another run from the first byte on gives the same bytes.
-  again = make_wit(tmp_path, rows, "again", test_share=0.3)
+  again = make_wit(tmp_path, rows, "again", test_share=0.5)
   run(again)
   assert contents(again.output) == contents(job.output)
 
