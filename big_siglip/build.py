@@ -98,7 +98,7 @@ def identify(config: ConfigDict) -> Callable[[Any], jax.Array] | None:
     if config.loss.same in ("text", "either"):
       found.append(losses.text_id(batch["text"]))
     if config.loss.same in ("image", "either"):
-      found.append(losses.image_id(batch["index"]))
+      found.append(losses.image_id(batch["image_index"]))
     return jax.numpy.concatenate(found, axis=1)
 
   return ids
@@ -178,7 +178,7 @@ def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
     for name, x in {
       "image": image,
       "text": text,
-      "index": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+      "image_index": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
       "faults": faults,
     }.items()
   }

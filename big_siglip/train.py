@@ -192,7 +192,7 @@ class Loop:
       host_batch = next(self._batches)
     named = faults.from_rows(host_batch["skipped"])
     self._skipped.name(named, self._step + 1)
-    keys = ("image", "text", "index", "faults")
+    keys = ("image", "text", "image_index", "faults")
     batch = sharding.to_global(self._mesh, {k: host_batch[k] for k in keys})
     self._state, metrics = self._program.step(self._state, batch)
     self._settle()

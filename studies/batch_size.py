@@ -20,7 +20,7 @@ SETTINGS = {
   "examples": {"digits": 65_536, "scenes": 32_768},
   "batch_sizes": {
     "digits": (16, 64, 256, 1024, 2048),
-    "scenes": (16, 64, 256),  # 2,048 would take 16 steps and learn nothing.
+    "scenes": (16, 64, 256, 1024, 2048),
   },
   "rates": command.RATES,
   "seeds": command.SEEDS,

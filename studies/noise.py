@@ -19,8 +19,8 @@ from studies.training import Cell
 SETTINGS = {
   "examples": BATCH_SIZE["examples"],
   "shares": {
-    "digits": (0.0, 0.25, 0.5),
-    "scenes": (0.0, 0.25, 0.5),
+    "digits": (0.0, 0.1, 0.25, 0.5),
+    "scenes": (0.0, 0.1, 0.25, 0.5),
   },
   "batch_size": {"digits": 256, "scenes": 64},
   "rates": command.RATES,

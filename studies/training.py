@@ -161,7 +161,7 @@ def _program(cell: Cell):
     return {
       "image": images[index],
       "text": texts[owner, caption],
-      "index": index,
+      "image_index": index,
       "faults": jnp.zeros((len(index), len(COUNTERS)), jnp.int32),
     }
 

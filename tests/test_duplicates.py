@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
+from PIL import Image
 import pytest
 import runs
 from test_losses import (
@@ -17,7 +18,8 @@ from test_losses import (
   value_and_gradients,
 )
 
-from big_siglip import build, sharding
+from big_siglip import build, sharding, training_data
+from big_siglip.data import pipeline
 from big_siglip.errors import UserError
 from big_siglip.losses import (
   LogitStatistics,
@@ -278,7 +280,7 @@ def _batch(config):
   return {
     "image": rng.integers(0, 256, (size, pixels, pixels, 3), np.uint8),
     "text": text,
-    "index": np.arange(size) // 4,
+    "image_index": np.arange(size) // 4,
     "faults": np.zeros((size, 6), np.int32),
   }
 
@@ -290,6 +292,30 @@ def test_texts_images_or_either_make_an_example_the_same(same, pairs):
   config = runs.config(loss__duplicates="ignore", loss__same=same)
   ids = build.identify(config)(_batch(config))
   assert same_of(np.asarray(ids)).sum() - config.batch_size == pairs
+
+
+def test_captions_of_an_image_in_a_real_batch_are_the_same(tmp_path):
+  """Each caption an example: three of an image, two equal texts in all."""
+  rows = ["image,caption"]
+  for number in range(4):
+    pixels = np.full((8, 8, 3), 60 * number, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    rows += [f"{number}.png,{number} {i}" for i in range(2)]
+    rows += [f"{number}.png,{['a', 'b', 'c', 'a'][number]}"]
+  (tmp_path / "captions.csv").write_text("\n".join(rows))
+  data = dict(name="folder", path=str(tmp_path), split="all", captions="all")
+  changes = {f"data__{name}": value for name, value in data.items()}
+  for same, pairs in (("image", 4 * 3 * 2), ("text", 2), ("either", 26)):
+    options = dict(loss__duplicates="ignore", loss__same=same, batch_size=12)
+    config = runs.config(**changes, **options)
+    preprocess = build.preprocess(config)
+    source = training_data.train_source(config)
+    batches = pipeline.train_batches(source, preprocess, batch_size=12, seed=0)
+    batch = next(batches)
+    batches.close()
+    assert sorted(batch["index"]) == list(range(12))
+    ids = build.identify(config)(batch)
+    assert same_of(np.asarray(ids)).sum() - 12 == pairs
 
 
 def test_a_step_in_slices_finds_those_of_the_whole_batch():

@@ -17,6 +17,7 @@ from PIL import Image
 import pytest
 
 from big_siglip.data import faults, images, pipeline, rows, sources, text
+from big_siglip.data.mixture import Mixture
 from big_siglip.data.preprocess import Preprocess
 from big_siglip.errors import RunStopped, Stalled
 
@@ -194,6 +195,27 @@ def test_augmentation_changes_between_epochs_not_between_runs(
   images_of_0, texts_of_0 = zip(*seen[0], strict=True)
   assert len(set(images_of_0)) == len(images_of_0) >= 10
   assert len(set(texts_of_0)) == 2  # Both captions get their turn.
+
+
+def test_captions_of_an_image_have_its_number(folder, preprocess):
+  """In a mixture too, where another source may have as many examples."""
+  options = sources.Options(captions="all")
+  every = sources.open_source("folder", "all", folder, options)
+  mixed = Mixture(dict.fromkeys("ab", every), {"a": 1.0, "b": 2.0})
+  for source, examples in ((every, 40), (mixed, 80)):
+    batches = _batches(source, 6, preprocess, batch_size=40)
+    index, image_index = (
+      _column(batches, "index"),
+      _column(batches, "image_index"),
+    )
+    assert set(index) == set(range(examples)) - {22, 23, 62, 63}
+    for number, first in zip(index, image_index, strict=True):
+      # Two captions an image: the first of them is an even number.
+      assert first == number // 2 * 2
+      assert source[int(first)].image == source[int(number)].image
+  one = sources.open_source("folder", "all", folder)
+  (batch,) = _batches(one, 1, preprocess, batch_size=40)
+  np.testing.assert_array_equal(batch["image_index"], batch["index"])
 
 
 def test_plain_squash_is_the_same_in_every_epoch(folder):

@@ -192,6 +192,34 @@ def test_numbers_are_those_of_the_run(shown, digits):
   assert points == logged
 
 
+def test_evaluations_are_drawn_over_steps(shown, digits, copy):
+  def points(found, title):
+    """Returns (dash, [(x, y)]) of the curves of a chart."""
+    (chart,) = [
+      json.loads(a["data-chart"])
+      for a, text in found.all("figure")
+      if text.startswith(title)
+    ]
+    return [[(x, y) for x, y, *_ in c["points"]] for c in chart["curves"]]
+
+  (run,) = read_runs([str(digits)])
+  key = "evals/test/accuracy"
+  assert [step for step, _ in run.points(key)] == [3, 6]
+  assert points(shown[0], "test/accuracy") == [run.points(key)]
+  # What a watcher writes; recall at several k shares a chart.
+  folder = copy("watched")
+  name = "evals/found/image_to_text/recall"
+  at_1, at_5 = [(2, 0.25), (4, 0.5)], [(2, 0.75), (4, 1.0)]
+  lines = [
+    {"step": step, f"{name}@1": one, f"{name}@5": five}
+    for (step, one), (_, five) in zip(at_1, at_5, strict=True)
+  ]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (folder / "evaluations.jsonl").write_text(text)
+  found = render(folder)
+  assert points(found, "found/image_to_text/recall") == [at_1, at_5]
+
+
 def test_time_and_cost_are_those_of_starts_jsonl(shown, digits):
   start = json.loads((digits / "starts.jsonl").read_text())
   caption = "Of all starts together; waits between them do not count"

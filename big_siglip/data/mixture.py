@@ -113,6 +113,21 @@ def locate(source: Source, index: int) -> tuple[str, int]:
   return name, int(index)
 
 
+def image_index(source: Source, index: int) -> int:
+  """Returns the number of the first example with the image of this one.
+
+  Args:
+    source: what training draws from.
+    index: the number of an example of it.
+  """
+  if isinstance(source, Mixture):
+    _, part, number = source.part(index)
+    return int(index) - number + image_index(part, number)
+  # A `Subset` holds no image twice.
+  first = getattr(source, "image_index", None)
+  return int(first(index) if first else index)
+
+
 def opening_faults(source: Source, name: str = "") -> list[tuple[str, Fault]]:
   """Returns (name of the source, fault) for all that opening them found."""
   if isinstance(source, Mixture):

@@ -113,9 +113,11 @@ def train_batches(
 
   Returns:
     Batches of what `load` returns, b = batch_size / process_count rows, and
-    "index" int64 [b]: the number of each row's example in `source`; "faults"
-    int32 [b, K]: what happened before it was found, by `faults.COUNTERS`;
-    "skipped" `faults.SKIPPED` [b, MAX_SKIPS]: in whose place it came.
+    "index" int64 [b]: the number of each row's example in `source`;
+    "image_index" int64 [b]: that of the first example with the same image;
+    "faults" int32 [b, K]: what happened before it was found, by
+    `faults.COUNTERS`; "skipped" `faults.SKIPPED` [b, MAX_SKIPS]: in whose place
+    it came.
 
   Raises:
     UserError: an empty source, or sizes that do not fit.

@@ -12,7 +12,7 @@ import numpy as np
 
 from big_siglip.data import faults
 from big_siglip.data.delivery import Watch
-from big_siglip.data.mixture import locate
+from big_siglip.data.mixture import image_index, locate
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, RunStopped
 
@@ -53,7 +53,7 @@ class LoadRow:
   watch: Watch
 
   def __call__(self, row: int) -> Row:
-    """Returns arrays of row number `row`, "index", "faults" and "skipped"."""
+    """Returns arrays of row number `row`, and what `train_batches` adds."""
     draw = self.draws[self.place.position(int(row))]
     epoch, index = draw.epoch, draw.index
     substitutes = np.random.default_rng([self.seed, epoch, index, 1])
@@ -72,7 +72,8 @@ class LoadRow:
         index = draw.first + int(substitutes.integers(draw.count))
         continue
       told = faults.as_row(skipped, faults.take_retries(), MAX_SKIPS)
-      return {**arrays, "index": np.int64(index), **told}
+      numbers = {"index": index, "image_index": image_index(self.source, index)}
+      return {**arrays, **{k: np.int64(v) for k, v in numbers.items()}, **told}
     raise RunStopped(
       f"{MAX_TRIES} examples tried in a row and none can be used; the last:"
       f" {skipped[-1].name}: {skipped[-1].reason}"

@@ -50,7 +50,9 @@ class Source(Protocol):
   """What `open_source` returns; may be pickled, so that workers can read it.
 
   `[i]` raises `errors.BadExample` for an example that cannot be used. A source
-  may have `faults`, a tuple of `faults.Fault`: what was found at its opening.
+  may have `faults`, a tuple of `faults.Fault`: what was found at its opening;
+  and `image_index`, where several examples are of one image: from the number of
+  an example to that of the first one with its image.
   """
 
   class_names: tuple[str, ...] | None

@@ -56,9 +56,8 @@ class Examples:
       raise IndexError(index)
     caption = None
     if self._ends is not None:
-      number = int(np.searchsorted(self._ends, index, side="right"))
-      caption = index - (int(self._ends[number - 1]) if number else 0)
-      index = number
+      caption = index - self.image_index(index)
+      index = int(np.searchsorted(self._ends, index, side="right"))
     index = int(index if self._kept is None else self._kept[index])
     record = self._records.read(index)
     try:
@@ -66,6 +65,16 @@ class Examples:
     except BadExample as error:
       error.name = error.name or record.name
       raise
+
+  def image_index(self, index: int) -> int:
+    """Returns the number of the first example with the image of this one.
+
+    Where each caption is an example, those of an image have one number.
+    """
+    if self._ends is None:
+      return index
+    number = int(np.searchsorted(self._ends, index, side="right"))
+    return int(self._ends[number - 1]) if number else 0
 
   def _example(self, name: str, fields: Any, caption: int | None) -> Example:
     records = self._records
