@@ -2,6 +2,8 @@
 
 Towers may differ from those of the weights in resolution, patch size, text
 length and vocabulary; everything else must be alike.
+
+Shape letters: V and W pieces of two vocabularies, D width, S shared pieces.
 """
 
 from collections.abc import Mapping
@@ -16,7 +18,8 @@ import numpy as np
 from big_siglip import saved
 from big_siglip.data.sources import Source
 from big_siglip.data.sources.embedded import EmbeddedSource
-from big_siglip.errors import raise_problems
+from big_siglip.data.text import make_tokenizer
+from big_siglip.errors import raise_problems, UserError
 from big_siglip.models import restack, sizes
 from big_siglip.resampling import (
   resample_patches,
@@ -24,6 +27,8 @@ from big_siglip.resampling import (
   stretch_positions,
 )
 from big_siglip.sharding import path_string
+
+_PIECES = "text/token_embedding/embedding"
 
 
 def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
@@ -46,6 +51,7 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
     return random  # A new text tower for embeddings.
   source, data = _load(path, config.model.scan, mesh)
   _warn_of_differences(data, config.data, path)
+  shared = _shared_pieces(data, config.data) if "text" in taken else None
   leaves = {path_string(p): x for p, x in _leaves(source)}
   problems, renewed = [], []
 
@@ -58,7 +64,10 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
       problems.append(f"config.init.path={path}: has no {name}")
       return fresh
     old = leaves.pop(name)
-    if old.shape == fresh.shape:
+    if name == _PIECES and shared is not None:
+      if old.shape[1:] == fresh.shape[1:]:
+        return _take_pieces(old, fresh, shared, config.data.tokenizer)
+    elif old.shape == fresh.shape:
       return old
     new = _adapt(name, old, fresh, config)
     if new is None:
@@ -131,13 +140,50 @@ def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):
     new = resample_patches(old_host, fresh.shape[0])
   elif name == "text/position_embedding":
     new = stretch_positions(old_host, fresh.shape[0])
-  elif name == "text/token_embedding/embedding":
+  elif name == _PIECES:
     return fresh if old.shape[1] == fresh.shape[1] else None
   else:
     return None
   if new.shape != fresh.shape:
     return None
   return jax.device_put(np.asarray(new, fresh.dtype), fresh.sharding)
+
+
+def _shared_pieces(trained, given) -> np.ndarray | None:
+  """Returns [S, 2]: ids, in the config's tokenizer and in the weights'.
+
+  None: the weights' tokenizer is not known, or it is the config's.
+  """
+  name = trained.get("tokenizer")
+  if name is None or name == given.tokenizer:
+    return None
+  try:
+    old = make_tokenizer(name)
+  except UserError:  # Moved away since; the shape has to do.
+    return None
+  new = make_tokenizer(given.tokenizer)
+  theirs, ours = old.vocabulary(), new.vocabulary()
+  if theirs == ours:
+    return None
+  pairs = {ours[p]: theirs[p] for p in ours.keys() & theirs.keys()}
+  # Whatever it is called.
+  pairs[new.eos_id] = old.eos_id
+  return np.array(sorted(pairs.items()))
+
+
+def _take_pieces(old, fresh, shared: np.ndarray, tokenizer: str) -> jax.Array:
+  """Returns WD: of `old`, VD, what both vocabularies know; the rest is new."""
+  shared = shared[(shared < (fresh.shape[0], old.shape[0])).all(1)]
+  rows = np.array(fresh)
+  rows[shared[:, 0]] = np.asarray(old)[shared[:, 1]]
+  logging.warning(
+    "init: config.data.tokenizer=%r is not that of the weights: %d of %d "
+    "embeddings are of pieces that both know, the others are new",
+    tokenizer,
+    len(shared),
+    len(rows),
+  )
+  return jax.device_put(rows, fresh.sharding)
 
 
 def _warn_of_differences(trained, given, path: str) -> None:

@@ -26,6 +26,8 @@ from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.sharding import path_string
+from big_siglip.weights import sidecar
+from big_siglip.weights.export import make_folder
 from big_siglip.weights.tensors import Safetensors, save_safetensors
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -38,6 +40,9 @@ def save(folder: pathlib.Path, params: Any, config: ConfigDict) -> None:
     folder: to be made.
     params: of a plain `SigLIP`.
     config: `model` and `data`.
+
+  Raises:
+    UserError: the folder cannot be made.
   """
   settings = ConfigDict(config.model.to_dict())
   settings.attention = "xla"  # What every platform has.
@@ -47,7 +52,7 @@ def save(folder: pathlib.Path, params: Any, config: ConfigDict) -> None:
     path_string(key): leaf
     for key, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
-  folder.mkdir(parents=True)
+  make_folder(folder)
   for tower, tail, dtype in (
     ("image", (size, size, 3), np.uint8),
     ("text", (length,), np.int32),
@@ -71,13 +76,7 @@ def save(folder: pathlib.Path, params: Any, config: ConfigDict) -> None:
   workdir.keep_tokenizer(epath.Path(folder), config.data.tokenizer)
   tokenizer = workdir.find_tokenizer(epath.Path(folder)) or "bytes"
   settings = {
-    "image_size": size,
-    "resize": config.data.resize,
-    "text_length": length,
-    "tokenizer": pathlib.Path(tokenizer).name,
-    "lowercase": config.data.lowercase,
-    "clean": config.data.get("clean", "none"),
-    "pad_id": config.data.pad_id,
+    **sidecar.describe(config, pathlib.Path(tokenizer).name),
     "logit_scale": float(jnp.exp(leaves["logit_scale"])),
     "logit_bias": float(leaves["logit_bias"]),
   }

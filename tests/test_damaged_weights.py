@@ -85,6 +85,11 @@ NO_SAFETENSORS = {
   "negative": (_one([-1, -1]), "a has 4 bytes for shape [-1, -1]"),
   "huge": (_one([10**30]), "a has 4 bytes for shape"),
   "beyond": (_one([9], 0, 36), "is truncated: a ends beyond the file"),
+  "twice": (
+    _safetensors(b'{"a":{"dtype":"F32"},"a":{"dtype":"F32"}}'),
+    "is no safetensors file",
+  ),
+  "more": (_one([1]), "not all of it is named"),
   "a type": (_one([4], dtype="F8_E4M3"), "a has dtype F8_E4M3; known: "),
 }
 
@@ -167,6 +172,8 @@ def _damage(kind, content):
     return packed[: central + 10] + bytes([99]) + packed[central + 11 :]
   if kind == "PyTorch":
     return _archive([("archive/data.pkl", pickle.dumps({"a": 1}))])
+  if kind == "twice":
+    return _archive([*arrays, ("t.npy", arrays[0][1])])
   if kind == "a header":
     return _archive([("a.npy", b"\x93NUMPY\x01\x00\x05\x00((((((((")])
   stream = io.BytesIO()
@@ -185,6 +192,7 @@ def _damage(kind, content):
     ("encrypted", "is no whole .npz file"),
     ("unknown compression", "is no whole .npz file"),
     ("a header", "is no whole .npz file"),
+    ("twice", "m.npz: holds t twice"),
     ("PyTorch", "holds archive/data.pkl, which is no array"),
     ("int32", "holds int32, must hold floats"),
     ("bool", "holds bool, must hold floats"),

@@ -22,6 +22,7 @@ from big_siglip.embeddings.description import describe
 from big_siglip.embeddings.pipeline import embed_missing
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
+from big_siglip.weights import export
 
 COUNT = 24
 LOCKED = '(("image/.*", {"freeze": True}),)'
@@ -192,6 +193,32 @@ def test_a_whole_model_comes_out(trained, photos):
   np.testing.assert_allclose(
     other.logits(files, texts), expected, atol=1e-5, rtol=1e-5
   )
+
+
+def test_transformers_loads_what_is_exported(trained, photos, tmp_path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  run, out = trained / "embedded", tmp_path / "out"
+  folder, step = saved.find(str(run))
+  config = saved.load_config(folder)
+  params = saved.load_params(step, config, sharding.make_mesh())
+  export.to_huggingface(out, params, config)
+  theirs = transformers.AutoModel.from_pretrained(out).eval()
+  processor = transformers.AutoImageProcessor.from_pretrained(out)
+  ours = big_siglip.load(str(run))
+  files = sorted((photos / "images").iterdir())[:3]
+  texts = ["noise 1", "no 7"]
+  pixels = np.stack([ours.prepare_image(file) for file in files])
+  seen = processor([Image.open(file) for file in files], return_tensors="np")
+  seen = (seen["pixel_values"].transpose(0, 2, 3, 1) + 1) * 127.5
+  assert np.abs(pixels - seen).max() <= 1.001
+  pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+  tokens = ours.preprocess.tokenizer(texts, ours.preprocess.text_length)
+  with torch.no_grad():
+    expected = theirs(
+      input_ids=torch.tensor(tokens).long(), pixel_values=torch.tensor(pixels)
+    ).logits_per_image
+  np.testing.assert_allclose(ours.logits(files, texts), expected, atol=1e-4)
 
 
 def test_another_image_tower_is_refused_at_the_start_and_at_the_end(

@@ -8,11 +8,17 @@ import pytest
 import runs
 
 from big_siglip import build, initial, saved
+from big_siglip.data import vocabulary
+from big_siglip.data.text import ByteTokenizer, make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
 from big_siglip.models import SigLIP
 
-TRAINED = {"model__image__pooling": "map", "total_steps": 3}
+TRAINED = {
+  "model__image__pooling": "map",
+  "model__text__vocab_size": 300,
+  "total_steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +92,7 @@ def test_resolution_length_and_vocabulary_may_change(trained, caplog):
   changes = {
     "model__image__image_size": 32,
     "model__text__length": 20,
-    "model__text__vocab_size": 300,
+    "model__text__vocab_size": 400,
   }
   _, started, random = _start(init__path=str(folder), **changes)
   adapted = {
@@ -102,6 +108,29 @@ def test_resolution_length_and_vocabulary_may_change(trained, caplog):
   np.testing.assert_array_equal(new[[0, -1]], old[[0, -1]])
   for path in adapted:
     assert path in caplog.text
+
+
+def test_a_new_tokenizer_keeps_what_both_know(trained, tmp_path, caplog):
+  folder, params = trained
+  file = tmp_path / "mine.model"
+  texts = ["a dog runs on the beach", "two cats beside the window"] * 9
+  vocabulary.train(texts, file, vocab_size=300)
+  path = "text/token_embedding/embedding"
+  for size in (300, 310):  # As many embeddings as the weights have, and more.
+    _, started, random = _start(
+      init__path=str(folder),
+      data__tokenizer=str(file),
+      model__text__vocab_size=size,
+    )
+    new = make_tokenizer(str(file)).vocabulary()
+    known = {name: new[name] for name in ("</s>", "<0x41>", "<0xFF>")}
+    for name, number in known.items():
+      old = params[path][ByteTokenizer().vocabulary()[name]]
+      np.testing.assert_array_equal(started[path][number], old)
+    np.testing.assert_array_equal(
+      started[path][new["a"]], random[path][new["a"]]
+    )
+    assert f"is not that of the weights: 259 of {size} embed" in caplog.text
 
 
 def test_other_preprocessing_is_said(trained, caplog):

@@ -55,9 +55,5 @@ def test_its_shapes_give_its_config(checkpoint, name):
     identity = huggingface.identity_head(config)
     shapes |= {key: s for key, s, _ in identity}
     config.text.head = True  # As a matrix that changes nothing.
-  # How many pixels no patch covers is not in the arrays.
-  patch = int(config.image.size.partition("/")[2])
-  config.image.image_size -= config.image.image_size % patch
-  config.image.drop_border = False
   inferred = FORMATS[name].infer_config(shapes, "file")
   assert inferred.to_dict() == config.to_dict()

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import pathlib
 import pickle
+import re
 
 import jax
 import model_cases
@@ -18,8 +20,10 @@ from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.saved import load_weights
 from big_siglip.weights import big_vision, export, huggingface, open_weights
+from big_siglip.weights.npz import save_npz
+from big_siglip.weights.preprocessing import find_preprocessing
 from big_siglip.weights.rules import write_params
-from big_siglip.weights.tensors import save_npz, save_safetensors
+from big_siglip.weights.tensors import save_safetensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -142,6 +146,72 @@ def test_a_text_tower_without_a_head_is_exported_with_an_identity(tmp_path):
   np.testing.assert_allclose(got, ours[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", sorted(export.FORMATS))
+def test_the_preprocessing_goes_out_and_comes_in(
+  tmp_path, shared_data, caplog, name
+):
+  model = model_cases.model_config(
+    dict(image_size=20, drop_border=True),  # 4 pixels that no patch covers.
+    dict(vocab_size=1_000),
+    embed_dim=32,
+  )
+  spiece = shared_data / "tokenizers" / "sentencepiece_test_1k.model"
+  config = _config(model, str(spiece), pad_id=0, resize="big_vision")
+  config.data.update(lowercase=False, clean="html")
+  suffix = {"big_vision": "m.npz", "open_clip": "m.safetensors"}.get(name, "m")
+  params = model_cases.random_params(SigLIP(model))
+  export.FORMATS[name](tmp_path / "out" / suffix, params, config)
+  moved = tmp_path / "moved"
+  (tmp_path / "out").rename(moved)
+  weights = open_weights(str(moved / suffix))
+  assert weights.model.image.image_size == 20
+  assert weights.model.image.drop_border
+  found = find_preprocessing(weights)
+  copy = pathlib.Path(found.pop("tokenizer"))
+  assert copy.read_bytes() == spiece.read_bytes()
+  assert moved in copy.parents
+  assert found == dict(
+    lowercase=False, clean="html", pad_id=0, resize="big_vision"
+  )
+  said = "does not do config.data.resize='big_vision'" in caplog.text
+  assert said == (name == "huggingface")
+  (file,) = moved.rglob("*preprocessing.json")
+  text = file.read_text()
+  for spoilt, what in (
+    ('"image_size": 40', "image_size=40 is said beside it"),
+    ('"image_size": true', "image_size=True: must be a whole number"),
+    ('"lowercase": 1', "lowercase=1: must be true or false"),
+    ('"clean": []', "clean=[]: must be one of none, html"),
+    ('"tokenizer": "../x"', "tokenizer='../x': must be bytes or a file"),
+  ):
+    if name == "huggingface" and spoilt.endswith("40"):
+      continue  # Its config.json says so already.
+    key = spoilt.partition(":")[0]
+    file.write_text(re.sub(rf"{key}: [^,\n]+", spoilt, text))
+    with pytest.raises(UserError) as error:
+      open_weights(str(moved / suffix))
+    assert what in str(error.value)
+
+
+def test_open_clip_says_pixels_and_resizing_beside_its_weights(tmp_path):
+  params, config = _random()
+  export.to_open_clip(tmp_path / "m.safetensors", params, config)
+  (tmp_path / "m.preprocessing.json").unlink()
+  file = tmp_path / "open_clip_config.json"
+  settings = dict(
+    model_cfg=dict(vision_cfg=dict(image_size=20)),
+    preprocess_cfg=dict(interpolation="bilinear", resize_mode="squash"),
+  )
+  file.write_text(json.dumps(settings))
+  weights = open_weights(str(tmp_path))
+  assert weights.model.image.image_size == 20
+  assert weights.model.image.drop_border
+  assert weights.preprocessing["resize"] == "bilinear"
+  file.write_text("{}")
+  with pytest.raises(UserError, match="open_clip_config.json: says no image_s"):
+    open_weights(str(tmp_path))
+
+
 def test_weights_land_on_the_mesh_in_their_shards(tmp_path):
   params, config = _random()
   export.to_big_vision(tmp_path / "m.npz", params, config)
@@ -231,6 +301,15 @@ def test_a_sharded_folder_of_safetensors_is_one_model(tmp_path):
   assert (tmp_path / "many" / "model.safetensors.index.json").exists()
   one, many = (_read(tmp_path / name)[0] for name in ("one", "many"))
   runs.assert_same(runs.flatten(many), runs.flatten(one))
+  index = tmp_path / "many" / "model.safetensors.index.json"
+  settings = json.loads(index.read_text())
+  (tmp_path / "many" / "more.safetensors").write_bytes(
+    (tmp_path / "one" / "model.safetensors").read_bytes()
+  )
+  settings["weight_map"]["more"] = "more.safetensors"
+  index.write_text(json.dumps(settings))
+  with pytest.raises(UserError, match="stands in another file as well"):
+    _read(tmp_path / "many")
 
 
 def test_a_model_in_use_equals_transformers_with_its_own_processor(
@@ -274,23 +353,37 @@ def test_a_model_in_use_equals_transformers_with_its_own_processor(
 
 
 def _import(tmp_path, shared_data, *flags, vocab_size=1_000):
+  """Imports a repository of the hub that was fetched before."""
   from test_tools import tool
 
   model = model_cases.model_config(
     {}, dict(vocab_size=vocab_size), embed_dim=32
   )
   params = model_cases.random_params(SigLIP(model))
-  export.to_huggingface(tmp_path / "hf", params, _config(model))
+  repository = tmp_path / "hub" / "models--someone--siglip"
+  folder = repository / "snapshots" / "0123abcd"
+  export.to_huggingface(folder, params, _config(model))
+  (folder / "preprocessing.json").unlink()  # Others write none.
+  (repository / "refs").mkdir(exist_ok=True)
+  (repository / "refs" / "main").write_text("0123abcd")
   spiece = shared_data / "tokenizers" / "sentencepiece_test_1k.model"
   return params, tool(
     "import_weights",
-    f"--weights={tmp_path}/hf",
+    "--weights=someone/siglip",
     f"--output={tmp_path}/model",
     *(flags or (f"--tokenizer={spiece}",)),
   )
 
 
-def test_an_imported_folder_is_a_model_that_evaluates(tmp_path, shared_data):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_an_imported_repository_is_a_model_that_evaluates(
+  tmp_path, shared_data, hub
+):
   from test_tools import tool
 
   params, (status, output, message) = _import(tmp_path, shared_data)
@@ -328,7 +421,7 @@ def test_an_imported_folder_is_a_model_that_evaluates(tmp_path, shared_data):
   ],
 )
 def test_a_tokenizer_that_does_not_fit_is_named(
-  tmp_path, shared_data, flags, vocab_size, said
+  tmp_path, shared_data, hub, flags, vocab_size, said
 ):
   _, (status, _, message) = _import(
     tmp_path, shared_data, *flags, vocab_size=vocab_size

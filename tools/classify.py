@@ -13,9 +13,11 @@ The softmax's says which label is likeliest if one of them must be right.
 import json
 import pathlib
 import sys
+import warnings
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -36,6 +38,8 @@ _BATCH = 64  # Images in memory at once.
 def main(argv: list[str]) -> None:
   """Prints a table, or a line of JSON for each image."""
   logging.set_verbosity(logging.ERROR)
+  # Of Pillow; what matters of an image is said in a line of ours.
+  warnings.filterwarnings("ignore", module="PIL")
   # A file's name may be any bytes, and is printed.
   sys.stdout.reconfigure(errors="backslashreplace")
   with exit_on_error():
@@ -91,6 +95,8 @@ def read_labels(given: str | None) -> list[str]:
         f"--labels={given}: must be UTF-8 text ({error})"
       ) from error
     labels = [line.strip() for line in lines if line.strip()]
+  elif "," not in given and file.suffix in (".txt", ".csv"):
+    raise UserError(f"--labels={given}: no such file")
   else:
     labels = [label.strip() for label in given.split(",")]
   if not labels or "" in labels:
@@ -165,4 +171,4 @@ def _print_scores(file, labels, logits, probabilities) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

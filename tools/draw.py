@@ -8,6 +8,7 @@ those of the first classification evaluator in the run's config.
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -15,11 +16,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 
 def main(argv: list[str]) -> None:
   """Draws the picture and prints the table."""
-  del argv
   logging.set_verbosity(logging.WARNING)
   from big_siglip import picture, platforms, saved  # Loads JAX.
 
   with exit_on_error():
+    if argv[1:]:
+      raise UserError(f"{argv[1]!r}: belongs to no flag")
     platforms.prepare()
     if not _WORKDIR.value:
       raise UserError("--workdir=RUN must be given")
@@ -33,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

@@ -14,9 +14,11 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, RunStopped, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -45,6 +47,8 @@ _SECONDS = 10.0  # Between lines of progress.
 def main(argv: list[str]) -> None:
   """Embeds what is missing and prints counts and speed."""
   logging.set_verbosity(logging.ERROR)
+  # Of Pillow; what cannot be read is listed.
+  warnings.filterwarnings("ignore", module="PIL")
   with exit_on_error():
     _check_flags(argv[1:])
     import big_siglip
@@ -167,4 +171,4 @@ def _print_result(result, kind) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

@@ -13,25 +13,28 @@ import pathlib
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or RUN/checkpoints/STEP."
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "stablehlo"]
+_ENDINGS = {"big_vision": ".npz", "open_clip": ".safetensors"}  # Of a file.
 _FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
 
 
 def main(argv: list[str]) -> None:
   """Exports, and prints where to."""
-  del argv
   logging.set_verbosity(logging.WARNING)
   from big_siglip import platforms, saved, serving, sharding
   from big_siglip.models import merged
   from big_siglip.weights import export
 
   with exit_on_error():
+    if argv[1:]:
+      raise UserError(f"{argv[1]!r}: belongs to no flag")
     platforms.prepare()
     for name in ("checkpoint", "output"):
       if not flags.FLAGS[name].value:
@@ -39,6 +42,9 @@ def main(argv: list[str]) -> None:
     run, checkpoint = saved.find(_CHECKPOINT.value)
     config = saved.load_config(run)
     output = pathlib.Path(_OUTPUT.value).expanduser()
+    ending = _ENDINGS.get(_FORMAT.value, output.suffix)
+    if output.suffix != ending:
+      raise UserError(f"--output={output}: must end in {ending}")
     if output.exists():
       raise UserError(f"--output={output}: exists already")
     params = saved.load_params(checkpoint, config, sharding.make_mesh())
@@ -49,4 +55,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

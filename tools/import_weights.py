@@ -15,6 +15,7 @@ import json
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _WEIGHTS = flags.DEFINE_string(
@@ -31,7 +32,6 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 def main(argv: list[str]) -> None:
   """Imports, and prints what was found."""
-  del argv
   logging.set_verbosity(logging.WARNING)
   from etils import epath
   import jax
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
   from big_siglip.weights.preprocessing import find_preprocessing
 
   with exit_on_error():
+    if argv[1:]:
+      raise UserError(f"{argv[1]!r}: belongs to no flag")
     platforms.prepare()
     for name in ("weights", "output"):
       if not flags.FLAGS[name].value:
@@ -73,4 +75,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

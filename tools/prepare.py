@@ -23,6 +23,7 @@ import types
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder of the data set.")
@@ -185,4 +186,4 @@ if __name__ == "__main__":
   # Taken away first: absl would not tell Beam's flags from files.
   _cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
   _BEAM = sys.argv[_cut + 1 :]
-  app.run(main, sys.argv[:_cut])
+  app.run(main, sys.argv[:_cut], flags_parser=parse_arguments)

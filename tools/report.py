@@ -10,6 +10,7 @@ file that opens offline, in any browser. A run may still be in progress.
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
@@ -38,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

@@ -16,6 +16,7 @@ import sys
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -106,4 +107,4 @@ def _search(reader, query):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

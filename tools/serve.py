@@ -17,6 +17,7 @@ import warnings
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -140,4 +141,4 @@ def _make_server():
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

@@ -15,6 +15,7 @@ import pathlib
 
 from absl import app, flags, logging
 
+from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _DATA = flags.DEFINE_string("data", "folder", "As config.data.name.")
@@ -96,4 +97,4 @@ def _check_flags(arguments, model_types, cleanings) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_arguments)

@@ -51,6 +51,11 @@ class ByteTokenizer:
     ids = _until_end(ids, self.eos_id, self.pad_id)
     return bytes(i - 3 for i in ids if i >= 3).decode("utf-8", "replace")
 
+  def vocabulary(self) -> dict[str, int]:
+    """Returns the ids of all tokens, by SentencePiece's names."""
+    names = ["<pad>", "</s>", "<unk>", *(f"<0x{b:02X}>" for b in range(256))]
+    return {name: number for number, name in enumerate(names)}
+
 
 class SentencePieceTokenizer:
   """A SentencePiece model file, such as SigLIP's c4_en or SigLIP 2's Gemma.
@@ -105,6 +110,11 @@ class SentencePieceTokenizer:
     """Returns the id of a piece by its name, such as "<pad>"."""
     number = self._processor.piece_to_id(token)
     return number if self._processor.id_to_piece(number) == token else None
+
+  def vocabulary(self) -> dict[str, int]:
+    """Returns the ids of all pieces."""
+    pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
+    return {piece: number for number, piece in enumerate(pieces)}
 
   def __getstate__(self) -> dict[str, object]:
     return {k: v for k, v in vars(self).items() if k != "_processor"}

@@ -12,7 +12,7 @@ import numpy as np
 from big_siglip.errors import UserError
 from big_siglip.models import sizes
 from big_siglip.weights import rules as r
-from big_siglip.weights.model_config import make_model_config
+from big_siglip.weights.model_config import image_size_of, make_model_config
 
 _ENCODERS = {"image": "img/Transformer", "text": "txt/Encoder_0"}
 
@@ -146,7 +146,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
     head = shapes.get("txt/head/kernel")
     return make_model_config(
       image=image,
-      image_size=patch * round(tokens**0.5),
+      image_size=image_size_of(patch, tokens),
       text=text,
       vocab_size=vocab,
       length=shapes["txt/pos_embedding"][-2],

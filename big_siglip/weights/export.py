@@ -1,4 +1,7 @@
-"""Writes a model as transformers, big_vision and open_clip read it."""
+"""Writes a model as transformers, big_vision and open_clip read it.
+
+The preprocessing goes with it, in a file of our own where theirs have no place.
+"""
 
 import itertools
 import json
@@ -13,9 +16,11 @@ from big_siglip.weights import (
   export_tokenizer,
   huggingface,
   open_clip,
+  sidecar,
 )
+from big_siglip.weights.npz import save_npz
 from big_siglip.weights.rules import write_params
-from big_siglip.weights.tensors import save_npz, save_safetensors
+from big_siglip.weights.tensors import save_safetensors
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3, "big_vision": 2}
 
@@ -37,7 +42,7 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
     write_params(params, huggingface.rules(model)),
     huggingface.identity_head(model),
   )
-  _make(folder)
+  make_folder(folder)
   save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
   _write_json(folder / "config.json", made)
   _write_json(folder / "preprocessor_config.json", _image_processor(config))
@@ -47,14 +52,21 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
       folder,
       data.clean,
     )
-  export_tokenizer.save(folder, data, model.text.length)
+  if data.resize == "big_vision":
+    logging.warning(
+      "%s: its image processor does not do config.data.resize='big_vision'; "
+      "'bilinear' stands there, the nearest that it knows",
+      folder,
+    )
+  name = export_tokenizer.save(folder, data, model.text.length)
+  sidecar.save(folder, config, name)
 
 
 def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
   """Writes a .npz with a `params/` before each name, layer by layer."""
   _check_pooling(config.model)
   rules = big_vision.rules(config.model)
-  _make(file.parent)
+  make_folder(file.parent)
   save_npz(
     file,
     (
@@ -62,14 +74,21 @@ def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
       for key, shape, array in write_params(params, rules)
     ),
   )
+  _save_beside(file, config)
 
 
 def to_open_clip(file: pathlib.Path, params: Any, config: Any) -> None:
   """Writes a .safetensors file of `CustomTextCLIP`."""
   _check_pooling(config.model)
   rules = open_clip.rules(config.model)
-  _make(file.parent)
+  make_folder(file.parent)
   save_safetensors(file, write_params(params, rules), {"format": "pt"})
+  _save_beside(file, config)
+
+
+def _save_beside(file: pathlib.Path, config: Any) -> None:
+  name = sidecar.copy_tokenizer(file, config.data.tokenizer)
+  sidecar.save(file, config, name)
 
 
 FORMATS = {
@@ -100,7 +119,12 @@ def _image_processor(config: Any) -> dict[str, Any]:
   }
 
 
-def _make(folder: pathlib.Path) -> None:
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes a folder that is to hold an export.
+
+  Raises:
+    UserError: it cannot be made.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -6,11 +6,13 @@ import shutil
 import string
 from typing import Any
 
+from absl import logging
+
 from big_siglip.data.text import is_json, make_tokenizer
 
 
-def save(folder: pathlib.Path, data: Any, length: int) -> None:
-  """Writes the tokenizer's file and tokenizer_config.json.
+def save(folder: pathlib.Path, data: Any, length: int) -> str:
+  """Writes the tokenizer's file, which it names, and tokenizer_config.json.
 
   Args:
     folder: there already.
@@ -19,7 +21,13 @@ def save(folder: pathlib.Path, data: Any, length: int) -> None:
   """
   if data.tokenizer == "bytes":
     _write_json(folder / "tokenizer_config.json", _byte_tokenizer(length))
-    return
+    if data.lowercase:
+      logging.warning(
+        "%s: its tokenizer, ByT5's, does not do config.data.lowercase; do that "
+        "before",
+        folder,
+      )
+    return "bytes"
   tokenizer = make_tokenizer(data.tokenizer, pad_id=data.pad_id)
   common = {
     "processor_class": "SiglipProcessor",
@@ -33,8 +41,8 @@ def save(folder: pathlib.Path, data: Any, length: int) -> None:
     names = {number: token for token, number in tokenizer.vocabulary().items()}
     end = names[tokenizer.eos_id]
     _set_rules(made, end, tokenizer.eos_id, data.lowercase)
-    text = json.dumps(made, ensure_ascii=False)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    text, name = json.dumps(made, ensure_ascii=False), "tokenizer.json"
+    (folder / name).write_text(text, encoding="utf-8")
     own = {
       "tokenizer_class": "PreTrainedTokenizerFast",
       "eos_token": end,
@@ -42,7 +50,8 @@ def save(folder: pathlib.Path, data: Any, length: int) -> None:
     }
   # SigLIP pads with the end of a sentence, SigLIP 2 with a piece of its own.
   elif data.pad_id == tokenizer.eos_id:
-    shutil.copyfile(data.tokenizer, folder / "spiece.model")
+    name = "spiece.model"
+    shutil.copyfile(data.tokenizer, folder / name)
     own = {
       "tokenizer_class": "SiglipTokenizer",
       "do_lower_case": data.lowercase,
@@ -51,7 +60,8 @@ def save(folder: pathlib.Path, data: Any, length: int) -> None:
       "pad_token": "</s>",
     }
   else:
-    shutil.copyfile(data.tokenizer, folder / "tokenizer.model")
+    name = "tokenizer.model"
+    shutil.copyfile(data.tokenizer, folder / name)
     own = {
       "tokenizer_class": "Siglip2Tokenizer",
       "do_lower_case": data.lowercase,
@@ -63,6 +73,7 @@ def save(folder: pathlib.Path, data: Any, length: int) -> None:
       "add_eos_token": True,
     }
   _write_json(folder / "tokenizer_config.json", {**common, **own})
+  return name
 
 
 def _set_rules(

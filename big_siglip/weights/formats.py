@@ -1,13 +1,21 @@
 """Says whose weights a file or folder holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 import re
 from typing import Any
 
 from big_siglip.errors import UserError
-from big_siglip.weights import big_vision, huggingface, open_clip, tensors
+from big_siglip.models import sizes
+from big_siglip.weights import (
+  big_vision,
+  huggingface,
+  npz,
+  open_clip,
+  sidecar,
+  tensors,
+)
 from big_siglip.weights.rules import Reader, Rule
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,6 +31,8 @@ class Weights:
     model: our `config.model` of them.
     rules: the table from their names to ours.
     folder: what lies beside them (tokenizer, preprocessing), or None.
+    preprocessing: as much of it as a file of ours or of open_clip's says:
+      image_size and fields of `config.data`.
   """
 
   format: str
@@ -30,6 +40,7 @@ class Weights:
   model: Any
   rules: Sequence[Rule]
   folder: pathlib.Path | None
+  preprocessing: Mapping[str, Any]
 
 
 def open_weights(path: str) -> Weights:
@@ -53,15 +64,21 @@ def open_weights(path: str) -> Weights:
   reader = tensors.Safetensors(place)
   shapes = reader.shapes()
   folder = place if place.is_dir() else place.parent
+  known = sidecar.read(place)
   if any(key.startswith("visual.trunk.") for key in shapes):
     model = open_clip.infer_config(shapes, reader.path)
-    return Weights("open_clip", reader, model, open_clip.rules(model), folder)
+    known = known or open_clip.read_preprocessing(folder)
+    _set_image_size(model, known, reader.path)
+    rules = open_clip.rules(model)
+    return Weights("open_clip", reader, model, rules, folder, known)
   config = folder / "config.json"
   if config.is_file():
     model = huggingface.model_config(tensors.read_json(config), str(config))
   else:
     model = huggingface.infer_config(shapes, reader.path)
-  return Weights("huggingface", reader, model, huggingface.rules(model), folder)
+    _set_image_size(model, known, reader.path)
+  rules = huggingface.rules(model)
+  return Weights("huggingface", reader, model, rules, folder, known)
 
 
 def _open_npz(place: pathlib.Path) -> Weights:
@@ -74,14 +91,30 @@ def _open_npz(place: pathlib.Path) -> Weights:
     )
   if place.suffix != ".npz":
     raise UserError(f"{place}: must be .safetensors, .npz or a folder")
-  reader: Reader = tensors.Npz(place)
+  reader: Reader = npz.Npz(place)
   if big_vision.SummedPositions.EXTRA in reader.shapes():
     reader = big_vision.SummedPositions(reader)
   shapes = reader.shapes()
   model = big_vision.infer_config(shapes, reader.path)
   stacked = big_vision.stacked_towers(shapes)
   rules = big_vision.rules(model, stacked)
-  return Weights("big_vision", reader, model, rules, None)
+  known = sidecar.read(place)
+  _set_image_size(model, known, reader.path)
+  return Weights("big_vision", reader, model, rules, None, known)
+
+
+def _set_image_size(model: Any, known: Mapping[str, Any], path: str) -> None:
+  """Says how many pixels there are with those that no patch covers."""
+  image, pixels = model.image, known.get("image_size")
+  if pixels is None:
+    return
+  patch = sizes.resolve_image(image).patch_size
+  if pixels // patch != image.image_size // patch:
+    raise UserError(
+      f"{path}: image_size={pixels} is said beside it, and its patches of "
+      f"{patch} pixels cover {image.image_size // patch * patch}"
+    )
+  image.image_size, image.drop_border = pixels, pixels % patch != 0
 
 
 def _download(repository: str) -> pathlib.Path:

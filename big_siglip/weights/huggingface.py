@@ -12,7 +12,7 @@ import numpy as np
 from big_siglip.errors import UserError
 from big_siglip.models import sizes
 from big_siglip.weights import rules as r
-from big_siglip.weights.model_config import make_model_config
+from big_siglip.weights.model_config import image_size_of, make_model_config
 
 # What transformers assumes where config.json is silent.
 _VISION = {
@@ -232,7 +232,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
     image=sizes.TowerSize(
       output, depths[0], mlp_dims[0], known_heads(output, path), patch
     ),
-    image_size=patch * round(tokens**0.5),
+    image_size=image_size_of(patch, tokens),
     text=sizes.TowerSize(
       width, depths[1], mlp_dims[1], known_heads(width, path)
     ),

@@ -51,6 +51,16 @@ def make_model_config(
   )
 
 
+def image_size_of(patch: int, positions: int) -> int:
+  """Returns the pixels of an image that so many square patches cover.
+
+  Arrays do not say how many more no patch covers. The published models with
+  pixels to spare are So400m/14 of SigLIP and SigLIP 2, 27 patches of 384.
+  """
+  side = round(positions**0.5)
+  return 384 if (patch, side) == (14, 27) else patch * side
+
+
 def _name(size: sizes.TowerSize) -> str:
   """Returns the tower with these dimensions; "mu" to be overridden."""
   for name, known in sizes.TOWERS.items():

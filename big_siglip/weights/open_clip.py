@@ -5,13 +5,15 @@ own TextTransformer (open_clip/convert.py, model_configs/ViT-*-SigLIP*.json).
 """
 
 from collections.abc import Iterator, Mapping
+import pathlib
 from typing import Any
 
 from big_siglip.errors import UserError
 from big_siglip.models import sizes
 from big_siglip.weights import rules as r
 from big_siglip.weights.huggingface import known_heads
-from big_siglip.weights.model_config import make_model_config
+from big_siglip.weights.model_config import image_size_of, make_model_config
+from big_siglip.weights.tensors import read_json
 
 _TRUNK = "visual.trunk"
 
@@ -110,7 +112,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
         known_heads(width, path),
         patch,
       ),
-      image_size=patch * round(tokens**0.5),
+      image_size=image_size_of(patch, tokens),
       text=sizes.TowerSize(
         text_width,
         _depth(shapes, "text.transformer.resblocks."),
@@ -128,6 +130,29 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
     raise UserError(
       f"{path}: holds no SigLIP model of open_clip ({error})"
     ) from error
+
+
+def read_preprocessing(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns image_size and resize of the open_clip_config.json in a folder.
+
+  Raises:
+    UserError: it is damaged, or resizes in a way that we do not know.
+  """
+  file = folder / "open_clip_config.json"
+  if not file.is_file():
+    return {}
+  found = read_json(file)
+  try:
+    pixels = found["model_cfg"]["vision_cfg"]["image_size"]
+    resize = found.get("preprocess_cfg", {}).get("interpolation", "bicubic")
+  except (KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{file}: says no image_size ({error!r})") from error
+  if type(pixels) is not int or resize not in ("bicubic", "bilinear"):
+    raise UserError(
+      f"{file}: image_size={pixels!r}, interpolation={resize!r}: must be a "
+      "whole number, and bicubic or bilinear"
+    )
+  return {"image_size": pixels, "resize": resize}
 
 
 def _depth(shapes, prefix: str) -> int:

@@ -23,7 +23,8 @@ def find_preprocessing(
   SigLIP pads with 1, the end of a sentence, and SigLIP 2 with 0 (big_vision's
   pp/ops_text.py and pp/proj/paligemma/ops.py), unless tokenizer_config.json
   names another token; both lowercase and clean nothing else. The resizing is
-  that of preprocessor_config.json, or big_vision's for its own files.
+  that of preprocessor_config.json, or big_vision's for its own files. What an
+  export of ours says beside the weights (`sidecar`) goes before all that.
 
   Args:
     weights: see `open_weights`.
@@ -34,12 +35,13 @@ def find_preprocessing(
     UserError: there is no tokenizer, or one of another vocabulary, or the
       resizing is not known.
   """
+  known = weights.preprocessing
   pad_id = 0 if weights.model.text.vocab_size == _GEMMA else 1
   beside = tokenizer is None
   if beside:
-    tokenizer = _find_tokenizer(weights)
+    tokenizer = known.get("tokenizer") or _find_tokenizer(weights)
   _check_vocabulary(tokenizer, weights)
-  if beside:
+  if beside and weights.folder is not None:
     pad_id = _pad_id(weights.folder, tokenizer, pad_id)
   resize = "big_vision" if weights.format == "big_vision" else "bicubic"
   if weights.folder is not None:
@@ -48,10 +50,10 @@ def find_preprocessing(
       resize = _resize(config)
   return {
     "tokenizer": tokenizer,
-    "lowercase": True,
-    "clean": "none",
-    "pad_id": pad_id,
-    "resize": resize,
+    "lowercase": known.get("lowercase", True),
+    "clean": known.get("clean", "none"),
+    "pad_id": known.get("pad_id", pad_id),
+    "resize": known.get("resize", resize),
   }
 
 
@@ -74,8 +76,10 @@ def _find_tokenizer(weights: Weights) -> str:
 def _check_vocabulary(tokenizer: str, weights: Weights) -> None:
   pieces = make_tokenizer(tokenizer).vocab_size
   embedded = weights.model.text.vocab_size
-  # A few embeddings more are padding, up to a round number.
-  if not _PADDED * embedded <= pieces <= embedded:
+  # A few embeddings more are padding, up to a round number. Bytes are named by
+  # an export of ours alone, which knows.
+  least = 0 if tokenizer == "bytes" else _PADDED * embedded
+  if not least <= pieces <= embedded:
     raise UserError(
       f"--tokenizer={tokenizer}: has {pieces:,} pieces, and the model embeds "
       f"{embedded:,}"

@@ -1,6 +1,6 @@
-"""Files of arrays: safetensors and npz, read one array at a time.
+"""Safetensors files, read and written one array at a time.
 
-safetensors files are read with plain file reads, not mapped into memory: pages
+They are read with plain file reads, not mapped into memory: pages
 of a mapped file would count as the process's own, and a model of 3.5 GB would
 take 7.
 """
@@ -14,10 +14,7 @@ import operator
 import os
 import pathlib
 import threading
-import tokenize
 from typing import Any
-import zipfile
-import zlib
 
 import ml_dtypes
 import numpy as np
@@ -32,25 +29,13 @@ _DTYPES = {
   "I64": np.dtype(np.int64),
   "I32": np.dtype(np.int32),
 }
-# What damaged files make their readers raise: JSON that is none, or is none of
-# a header's; archives and the headers of numpy's arrays within.
+# What a damaged file makes its reader raise: JSON that is none of a header's.
 _DAMAGED_JSON = (
   ValueError,
   KeyError,
   TypeError,
   AttributeError,
   RecursionError,
-)
-_DAMAGED_NPZ = (
-  zipfile.BadZipFile,
-  zlib.error,
-  OSError,
-  ValueError,
-  EOFError,
-  RuntimeError,  # Encrypted, or compressed in a way that Python does not know.
-  SyntaxError,
-  tokenize.TokenError,
-  MemoryError,
 )
 _MOST_HEADER_BYTES = 100_000_000  # As the format's own library.
 Shape = tuple[int, ...]
@@ -77,7 +62,10 @@ class Safetensors:
     self._scratch = threading.local()  # New memory costs more than reading.
     self._entries: dict[str, _Entry] = {}
     for file in _parts(path):
-      self._entries.update(_header(file))
+      entries = _header(file)
+      for key in entries.keys() & self._entries.keys():
+        raise UserError(f"{file}: {key} stands in another file as well")
+      self._entries.update(entries)
 
   def shapes(self) -> dict[str, Shape]:
     """Returns {key: shape}."""
@@ -99,62 +87,6 @@ class Safetensors:
           raise UserError(f"{entry.file}: is truncated: {key} ends early")
         done += count
     return buffer[:size].view(entry.dtype).reshape(entry.shape)
-
-
-class Npz:
-  """A .npz file, as big_vision writes; keys without a leading "params/"."""
-
-  def __init__(self, path: pathlib.Path):
-    """Reads the list of arrays and their headers.
-
-    Raises:
-      UserError: not a .npz, truncated, or it holds Python objects.
-    """
-    self.path = str(path)
-    self._names: dict[str, str] = {}
-    self._shapes: dict[str, Shape] = {}
-    try:
-      self._file = zipfile.ZipFile(path)
-      for name in self._file.namelist():
-        if not name.endswith(".npy"):
-          raise UserError(f"{path}: holds {name}, which is no array")
-        key = name.removesuffix(".npy").removeprefix("params/")
-        self._names[key] = name
-        self._shapes[key] = self._read_shape(name)
-    except UserError:
-      raise
-    except _DAMAGED_NPZ as error:
-      raise UserError(f"{path}: is no whole .npz file ({error})") from error
-
-  def _read_shape(self, name: str) -> Shape:
-    with self._file.open(name) as stream:
-      version = np.lib.format.read_magic(stream)
-      header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-      )
-      shape, _, dtype = header(stream)
-    if dtype.hasobject:
-      raise UserError(
-        f"{self.path}: {name} holds Python objects, which are never loaded"
-      )
-    return shape
-
-  def shapes(self) -> dict[str, Shape]:
-    """Returns {key: shape}."""
-    return dict(self._shapes)
-
-  def read(self, key: str) -> np.ndarray:
-    """Returns one array; two bytes of unknown type are bfloat16."""
-    try:
-      with self._file.open(self._names[key]) as stream:
-        array = np.lib.format.read_array(stream, allow_pickle=False)
-    except _DAMAGED_NPZ as error:
-      raise UserError(f"{self.path}: {key} is damaged ({error})") from error
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
-      array = array.view(ml_dtypes.bfloat16)
-    return array
 
 
 def new_array(shape: Shape, dtype: Any) -> np.ndarray:
@@ -195,20 +127,6 @@ def save_safetensors(
       value = np.asarray(array(), np.float32, order="C")
       assert value.shape == tuple(shape)
       value.tofile(stream)
-  partial.replace(path)
-
-
-def save_npz(
-  path: pathlib.Path,
-  tensors: Iterable[tuple[str, Shape, Callable[[], np.ndarray]]],
-) -> None:
-  """Writes float32 arrays, one at a time, and gives the file its name last."""
-  partial = path.with_name(f".{path.name}.partial")
-  with zipfile.ZipFile(partial, "w", allowZip64=True) as file:
-    for key, _, array in tensors:
-      with file.open(f"{key}.npy", "w", force_zip64=True) as stream:
-        value = np.asarray(array(), np.float32, order="C")
-        np.lib.format.write_array(stream, value, allow_pickle=False)
   partial.replace(path)
 
 
@@ -259,7 +177,7 @@ def _header(file: pathlib.Path) -> dict[str, _Entry]:
     if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
       raise UserError(f"{file}: is no safetensors file, or is truncated")
     try:
-      header = json.loads(stream.read(length))
+      header = json.loads(stream.read(length), object_pairs_hook=_no_twice)
       header.pop("__metadata__", None)
       entries = {
         key: _entry(file, key, value, 8 + length)
@@ -269,10 +187,26 @@ def _header(file: pathlib.Path) -> dict[str, _Entry]:
       raise
     except _DAMAGED_JSON as error:
       raise UserError(f"{file}: is no safetensors file") from error
+  used = 8 + length
   for key, entry in entries.items():
-    if entry.start + math.prod(entry.shape) * entry.dtype.itemsize > size:
+    count = math.prod(entry.shape) * entry.dtype.itemsize
+    used += count
+    if entry.start + count > size:
       raise UserError(f"{file}: is truncated: {key} ends beyond the file")
+  if used != size:
+    raise UserError(
+      f"{file}: its arrays take {used} bytes, and it has {size}: not all of it "
+      "is named, or some of it twice"
+    )
   return entries
+
+
+def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns a JSON object; the library itself would keep the last of two."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError("a name stands there twice")
+  return found
 
 
 def _entry(file, key, value, offset) -> _Entry:

@@ -1,0 +1,101 @@
+"""The preprocessing of an export, in a JSON file beside the weights.
+
+Other projects' formats have no place for all of it: big_vision's and
+open_clip's hold arrays alone, and transformers' processors neither resize as
+big_vision nor resolve entities. `m.npz` has `m.preprocessing.json`, a folder
+`preprocessing.json`; others ignore it, and our import goes by it.
+"""
+
+from collections.abc import Callable
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from big_siglip.data.cleaning import CLEANINGS
+from big_siglip.data.images import BIG_VISION, RESIZE_METHODS
+from big_siglip.data.text import is_json
+from big_siglip.errors import UserError
+from big_siglip.weights.tensors import read_json
+
+_NAME = "preprocessing.json"
+
+
+def describe(config: Any, tokenizer: str) -> dict[str, Any]:
+  """Returns what has to be done before a tower.
+
+  Args:
+    config: `model` and `data`.
+    tokenizer: the name of its file beside the export, or "bytes".
+  """
+  return {
+    "image_size": config.model.image.image_size,
+    "resize": config.data.resize,
+    "text_length": config.model.text.length,
+    "tokenizer": tokenizer,
+    "lowercase": config.data.lowercase,
+    "clean": config.data.get("clean", "none"),
+    "pad_id": config.data.pad_id,
+  }
+
+
+def save(place: pathlib.Path, config: Any, tokenizer: str) -> None:
+  """Writes it beside an exported file, or into an exported folder."""
+  text = json.dumps(describe(config, tokenizer), indent=2) + "\n"
+  _file(place).write_text(text)
+
+
+def copy_tokenizer(file: pathlib.Path, tokenizer: str) -> str:
+  """Copies a tokenizer beside an exported file; returns its new name."""
+  if tokenizer == "bytes":
+    return tokenizer
+  ending = ".tokenizer.json" if is_json(tokenizer) else ".tokenizer.model"
+  copy = file.with_suffix(ending)
+  shutil.copyfile(pathlib.Path(tokenizer).expanduser(), copy)
+  return copy.name
+
+
+def read(place: pathlib.Path) -> dict[str, Any]:
+  """Returns what `save` wrote, with the tokenizer's path; {} if nothing.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  file = _file(place)
+  if not file.is_file():
+    return {}
+  found = read_json(file)
+  for field, (is_right, allowed) in _RULES.items():
+    if not is_right(found.get(field)):
+      raise UserError(
+        f"{file}: {field}={found.get(field)!r}: must be {allowed}"
+      )
+  if found["tokenizer"] != "bytes":
+    found["tokenizer"] = str(file.parent / found["tokenizer"])
+  return found
+
+
+def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
+  return lambda value: value in words, f"one of {', '.join(words)}"
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) is int and value >= 0
+
+
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and pathlib.Path(value).name == value
+
+
+_RULES = {
+  "image_size": (_is_number, "a whole number"),
+  "resize": _one_of(*RESIZE_METHODS, BIG_VISION),
+  "tokenizer": (_is_name, "bytes or a file beside it"),
+  "lowercase": (lambda value: isinstance(value, bool), "true or false"),
+  "clean": _one_of(*CLEANINGS),
+  "pad_id": (_is_number, "a whole number"),
+}
+
+
+def _file(place: pathlib.Path) -> pathlib.Path:
+  return place / _NAME if place.is_dir() else place.with_suffix(f".{_NAME}")
