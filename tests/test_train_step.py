@@ -165,6 +165,33 @@ def test_frozen_parameters_do_not_move_and_have_no_gradient():
   )
 
 
+def test_a_frozen_tower_has_no_backward_pass():
+  """Counted in the program: a locked tower costs its forward pass alone."""
+  batch = {
+    "image": jax.ShapeDtypeStruct((16, 16, 16, 3), np.uint8),
+    "text": jax.ShapeDtypeStruct((16, 16), np.int32),
+    "faults": jax.ShapeDtypeStruct((16, 6), np.int32),
+  }
+  config = runs.config(loss__name="sigmoid")
+
+  def cost(rules):
+    config.optimizer.rules = rules
+    program = build.program(config, build.mesh(config))
+    lowered = program.step.lower(program.abstract_state, batch)
+    return lowered.cost_analysis()["flops"]
+
+  def forward(params, image):
+    return SigLIP(config.model).apply({"params": params}, image, None)[0]
+
+  program = build.program(config, build.mesh(config))
+  params = program.abstract_state.params
+  lowered = jax.jit(forward).lower(params, batch["image"])
+  alone = lowered.cost_analysis()["flops"]
+  saved = cost(()) - cost((("image/.*", {"freeze": True}),))
+  # Twice the forward pass, but for what leads to pixels alone.
+  assert saved > 1.5 * alone
+
+
 def test_the_program_donates_its_state_and_trains_like_its_parts():
   config = runs.config(loss__name="sigmoid")
   config.optimizer.warmup_steps = 0

@@ -32,7 +32,7 @@ class Weights:
     rules: the table from their names to ours.
     folder: what lies beside them (tokenizer, preprocessing), or None.
     preprocessing: as much of it as a file of ours or of open_clip's says:
-      image_size and fields of `config.data`.
+      image_size, num_heads and fields of `config.data`.
   """
 
   format: str
@@ -66,7 +66,7 @@ def open_weights(path: str) -> Weights:
   folder = place if place.is_dir() else place.parent
   known = sidecar.read(place)
   if any(key.startswith("visual.trunk.") for key in shapes):
-    model = open_clip.infer_config(shapes, reader.path)
+    model = open_clip.infer_config(shapes, reader.path, known.get("num_heads"))
     known = known or open_clip.read_preprocessing(folder)
     _set_image_size(model, known, reader.path)
     rules = open_clip.rules(model)

@@ -248,8 +248,8 @@ def known_heads(width: int, path: str) -> int:
     if size.width == width:
       return size.num_heads
   raise UserError(
-    f"{path}: no published tower has width {width}; put its config.json beside "
-    "it, which says the number of heads"
+    f"{path}: no published tower has width {width}, and nothing beside it (the "
+    "config.json of transformers) says how many heads share it"
   )
 
 

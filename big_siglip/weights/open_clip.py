@@ -93,8 +93,17 @@ def _norm(theirs, ours) -> Iterator[r.Rule]:
   yield r.rule(f"{theirs}.bias", f"{ours}/bias")
 
 
-def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
+def infer_config(
+  shapes: Mapping[str, tuple[int, ...]],
+  path: str,
+  heads: Mapping[str, int] | None = None,
+) -> Any:
   """Returns our `config.model` of the arrays' shapes.
+
+  Args:
+    shapes: of all arrays.
+    path: for messages.
+    heads: of "image" and "text"; None: those of the published towers.
 
   Raises:
     UserError: no SigLIP model, or of a width that no published tower has.
@@ -104,12 +113,16 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
     tokens = shapes[f"{_TRUNK}.pos_embed"][1]
     vocab, text_width = shapes["text.token_embedding.weight"]
     head = shapes.get("text.text_projection.weight")
+    heads = heads or {
+      "image": known_heads(width, path),
+      "text": known_heads(text_width, path),
+    }
     return make_model_config(
       image=sizes.TowerSize(
         width,
         _depth(shapes, f"{_TRUNK}.blocks."),
         shapes[f"{_TRUNK}.blocks.0.mlp.fc1.weight"][0],
-        known_heads(width, path),
+        heads["image"],
         patch,
       ),
       image_size=image_size_of(patch, tokens),
@@ -117,7 +130,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
         text_width,
         _depth(shapes, "text.transformer.resblocks."),
         shapes["text.transformer.resblocks.0.mlp.c_fc.weight"][0],
-        known_heads(text_width, path),
+        heads["text"],
       ),
       vocab_size=vocab,
       length=shapes["text.positional_embedding"][0],

@@ -41,7 +41,7 @@ def find_preprocessing(
   if beside:
     tokenizer = known.get("tokenizer") or _find_tokenizer(weights)
   _check_vocabulary(tokenizer, weights)
-  if beside and weights.folder is not None:
+  if beside and weights.folder is not None and "pad_id" not in known:
     pad_id = _pad_id(weights.folder, tokenizer, pad_id)
   resize = "big_vision" if weights.format == "big_vision" else "bicubic"
   if weights.folder is not None:

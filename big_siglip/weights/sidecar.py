@@ -2,7 +2,8 @@
 
 Other projects' formats have no place for all of it: big_vision's and
 open_clip's hold arrays alone, and transformers' processors neither resize as
-big_vision nor resolve entities. `m.npz` has `m.preprocessing.json`, a folder
+big_vision nor resolve entities. Nor do arrays alone say how many heads share a
+width. `m.npz` has `m.preprocessing.json`, a folder
 `preprocessing.json`; others ignore it, and our import goes by it.
 """
 
@@ -16,6 +17,7 @@ from big_siglip.data.cleaning import CLEANINGS
 from big_siglip.data.images import BIG_VISION, RESIZE_METHODS
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
+from big_siglip.models import sizes
 from big_siglip.weights.tensors import read_json
 
 _NAME = "preprocessing.json"
@@ -41,8 +43,13 @@ def describe(config: Any, tokenizer: str) -> dict[str, Any]:
 
 def save(place: pathlib.Path, config: Any, tokenizer: str) -> None:
   """Writes it beside an exported file, or into an exported folder."""
-  text = json.dumps(describe(config, tokenizer), indent=2) + "\n"
-  _file(place).write_text(text)
+  model = config.model
+  heads = {
+    "image": sizes.resolve_image(model.image).num_heads,
+    "text": sizes.resolve_text(model.text).num_heads,
+  }
+  made = {**describe(config, tokenizer), "num_heads": heads}
+  _file(place).write_text(json.dumps(made, indent=2) + "\n")
 
 
 def copy_tokenizer(file: pathlib.Path, tokenizer: str) -> str:
@@ -83,6 +90,14 @@ def _is_number(value: Any) -> bool:
   return type(value) is int and value >= 0
 
 
+def _are_heads(value: Any) -> bool:
+  return (
+    isinstance(value, dict)
+    and value.keys() == {"image", "text"}
+    and all(_is_number(number) and number for number in value.values())
+  )
+
+
 def _is_name(value: Any) -> bool:
   return isinstance(value, str) and pathlib.Path(value).name == value
 
@@ -94,6 +109,7 @@ _RULES = {
   "lowercase": (lambda value: isinstance(value, bool), "true or false"),
   "clean": _one_of(*CLEANINGS),
   "pad_id": (_is_number, "a whole number"),
+  "num_heads": (_are_heads, "whole numbers for image and text"),
 }
 
 
