@@ -142,7 +142,7 @@ def get_config() -> ConfigDict:
       "path": config_dict.placeholder(str),
       "split": "test",
       "every": 100,  # steps; also after the last one.
-      "batch_size": 360,
+      "batch_size": 90,  # Rows a device embeds at once.
       "templates": ("a photo of the digit {}.", "a handwritten {}."),
       # docs/evaluation.md tells what these files hold.
       "templates_file": config_dict.placeholder(str),  # In place of templates.

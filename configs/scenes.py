@@ -143,7 +143,7 @@ def get_config() -> ConfigDict:
       "path": config_dict.placeholder(str),
       "split": "test",
       "every": 200,  # steps; also after the last one.
-      "batch_size": 250,
+      "batch_size": 64,  # Rows a device embeds at once.
       "captions_file": config_dict.placeholder(str),  # Or Karpathy's, XM3600's.
       "max_captions": config_dict.placeholder(int),  # Of an image; None: all.
       "language": config_dict.placeholder(str),  # Of XM3600; None: all.

@@ -1,6 +1,7 @@
 """Whole evaluators on tiny images and a model of two matrices.
 
-Their numbers must not depend on how the data is cut into batches and devices.
+Their numbers must not depend on how many devices there are, nor, but for
+rounding, on how the data is cut into batches.
 """
 
 import csv
@@ -25,13 +26,15 @@ from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Example, open_source, Options
 from big_siglip.data.text import ByteTokenizer
 from big_siglip.errors import UserError
+from big_siglip.evaluators import embed as embed_module
 from big_siglip.evaluators import (
   Embedders,
   make_embedders,
   make_evaluator,
 )
-from big_siglip.evaluators.embed import embed_all, make_embed
+from big_siglip.evaluators.embed import batch_devices, embed_all, make_embed
 from big_siglip.models import SigLIP
+from big_siglip.models.sizes import resolve_image
 from big_siglip.sharding import AXES
 
 CLASS_NAMES = ("red", "green", "blue")
@@ -108,6 +111,7 @@ def evaluate(spec, mesh, source=None):
     make_embed(embed_text, mesh),
     make_embed(image_features, mesh),
     lambda params: (SCALE, BIAS),
+    batch_devices(mesh),
   )
   section = {"data": "colours", "path": None, "split": "test", "every": 1}
   spec = {**section, **spec}
@@ -240,6 +244,19 @@ def test_evaluation_without_any_readable_example_says_so():
     embed_all(embed, np.float32(1), [batch], inputs="text")
 
 
+@pytest.mark.parametrize("kind", ["retrieval", "calibration"])
+def test_nothing_to_ask_by_is_an_error(kind, tmp_path):
+  Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+  entry = {"filename": "a.png", "split": "test", "sentences": []}
+  file = tmp_path / "dataset.json"
+  file.write_text(json.dumps({"images": [entry]}))
+  spec = {**CALIBRATION, "kind": kind, "path": str(tmp_path)}
+  spec["captions_file"] = str(file)
+  with pytest.raises(UserError, match="has no caption to ask by") as error:
+    evaluate(spec, make_mesh(1))
+  assert f"captions_file={str(file)!r}" in str(error.value)
+
+
 def test_classification_of_unlabelled_data_is_an_error():
   source = Source()
   source.class_names = None
@@ -306,18 +323,28 @@ FEWSHOT = dict(kind="fewshot", batch_size=5, shots=(1, 5), seeds=2, l2=16.0)
 LINEAR = dict(kind="linear_probe", batch_size=5, penalties=(0.01, 1.0))
 
 
-@pytest.mark.parametrize(
-  "spec",
-  [CALIBRATION, HEALTH, {**FEWSHOT, **PROBE}, {**LINEAR, **PROBE}],
-  ids=lambda spec: spec["kind"],
-)
-def test_other_kinds_are_the_same_for_any_batches(spec):
-  one = evaluate(spec, make_mesh(1)).metrics
-  for batch_size, devices in ((19, 8), (7, 2)):
-    more = evaluate({**spec, "batch_size": batch_size}, make_mesh(devices))
-    assert more.metrics == pytest.approx(one, rel=1e-5)
-  assert one["skipped"] == (2 if "train_split" in spec else 1)
-  assert all(np.isfinite(value) for value in one.values())
+KINDS = [
+  CLASSIFICATION,
+  dict(kind="retrieval", batch_size=5, **NO_FILE),
+  {**FEWSHOT, **PROBE},
+  {**LINEAR, **PROBE},
+  CALIBRATION,
+  HEALTH,
+]
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec["kind"])
+def test_every_kind_is_the_same_to_the_last_bit_on_any_devices(spec):
+  one = evaluate(spec, make_mesh(1))
+  for devices, fsdp in ((2, 1), (8, 2)):
+    more = evaluate(spec, make_mesh(devices, fsdp))
+    assert more.metrics == one.metrics
+    assert more.details == one.details
+  assert one.metrics["skipped"] == (2 if "train_split" in spec else 1)
+  assert all(np.isfinite(value) for value in one.metrics.values())
+  # Other batches: products of other shapes, which round otherwise.
+  other = evaluate({**spec, "batch_size": 19}, make_mesh(1))
+  assert other.metrics == pytest.approx(one.metrics, rel=1e-5)
 
 
 def numpy_pairs():
@@ -395,6 +422,25 @@ def test_a_model_has_scale_bias_and_features():
   embedding, _ = embedders.image(params, image, {})
   np.testing.assert_allclose(unit(np.array(features)), embedding, atol=1e-6)
   assert not np.allclose(features, embedding)
+
+
+def test_slices_of_a_cpu_change_no_bit_with_the_devices(monkeypatch):
+  model = SigLIP(model_cases.model_config())
+  params = model_cases.random_params(model)
+  size = model.config.image.image_size
+  image = np.random.default_rng(0).integers(
+    0, 255, (40, size, size, 3), np.uint8
+  )
+  plain = make_embedders(model, make_mesh(1)).image(params, image, {})[0]
+  patch = resolve_image(model.config.image).patch_size
+  monkeypatch.setattr(embed_module, "_CACHED_TOKENS", 2 * (size // patch) ** 2)
+  found = []
+  for devices in (1, 2, 8):  # 5 images each: slices of 2, 2 and 1.
+    embed = make_embedders(model, make_mesh(devices)).image
+    rows = np.split(image, 40 // (5 * devices))
+    found.append(np.concatenate([embed(params, x, {})[0] for x in rows]))
+    np.testing.assert_array_equal(found[-1], found[0])
+  np.testing.assert_allclose(found[0], plain, atol=1e-6)
 
 
 def test_photos_are_classified_by_wordnet_id(shared_data, tmp_path):

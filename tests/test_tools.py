@@ -1,7 +1,9 @@
 """The tools, on a run that this test trains."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -30,15 +32,59 @@ def tool(name, *arguments):
   return done.returncode, done.stdout, done.stderr
 
 
+def evaluate(*arguments, processes=1, devices=1):
+  """Returns the JSON object of tools/evaluate.py, run as several processes."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+  if processes > 1:
+    arguments = ["--distributed", *arguments]
+    environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+    environment["JAX_NUM_PROCESSES"] = str(processes)
+  running = [
+    subprocess.Popen(
+      [sys.executable, "tools/evaluate.py", "--json", *arguments],
+      cwd=runs.ROOT,
+      env={**environment, "JAX_PROCESS_ID": str(number)},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(processes)
+  ]
+  outputs = [process.communicate(timeout=300)[0] for process in running]
+  assert [process.returncode for process in running] == [0] * processes
+  # What connects the processes prints lines, too.
+  found = [line for text in outputs for line in text.splitlines()]
+  (line,) = [line for line in found if line.startswith("{")]
+  return json.loads(line)
+
+
 def test_evaluate_repeats_what_training_measured(workdir):
-  status, output, _ = tool("evaluate", f"--checkpoint={workdir}", "--json")
-  assert status == 0
-  answer = json.loads(output)
+  """Two processes of two devices say to the last bit what one device said."""
+  answer = evaluate(f"--checkpoint={workdir}", processes=2, devices=2)
   trained = {k: v for m in read_metrics(workdir) for k, v in m.items()}
-  assert answer["step"] == 6
-  # On one device as on four: at most one of 360 images may change sides.
-  measured = answer["evals/test/accuracy"]
-  assert abs(measured - trained["evals/test/accuracy"]) < 1.5 / 360
+  assert answer.pop("step") == 6
+  assert set(answer) > {"evals/test/accuracy", "evals/test/per_class"}
+  assert answer == {name: trained[name] for name in answer}
+
+
+@pytest.mark.slow
+def test_every_kind_is_the_same_on_any_devices_and_processes(workdir):
+  arguments = [
+    f"--checkpoint={workdir}",
+    f"--evals={runs.ROOT / 'configs' / 'evals' / 'digits.py'}",
+  ]
+  one = evaluate(*arguments)
+  assert len(one) > 50 and all(value is not None for value in one.values())
+  for processes, devices in ((1, 8), (2, 2)):
+    assert evaluate(*arguments, processes=processes, devices=devices) == one
+
+
+def test_evaluate_watches_alone(workdir):
+  status, _, error = tool("evaluate", f"--watch={workdir}", "--distributed")
+  assert status == 2
+  assert "--watch: must be one process" in error.splitlines()[-1]
 
 
 def test_evaluate_takes_other_evaluators(workdir):

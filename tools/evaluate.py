@@ -11,6 +11,7 @@ did. Prints a table; --json prints one JSON object a checkpoint instead.
 --output=FOLDER writes evaluation.json and pictures. --watch evaluates every new
 checkpoint of a run, writes RUN/evaluations.jsonl and RUN/evaluations/, and ends
 with the run, or when it is told to (SIGTERM); started again, it goes on.
+--distributed shares the work among processes, each started by the same command.
 docs/evaluation.md says what is measured.
 """
 
@@ -36,6 +37,9 @@ _POLL = flags.DEFINE_float(
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Folder for evaluation.json and pictures."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join other processes, as config.distributed does."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON objects.")
 
 _Given = tuple[ConfigDict | None, ConfigDict | None]
@@ -55,6 +59,8 @@ def main(given: _Given) -> None:
 
   with exit_on_error():
     platforms.prepare()
+    if _WATCH.value is not None and _DISTRIBUTED.value:
+      raise UserError("--watch: must be one process, without --distributed")
     if (_CHECKPOINT.value is None) == (_WATCH.value is None):
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
     if _WATCH.value is not None:
@@ -64,15 +70,22 @@ def main(given: _Given) -> None:
 
 
 def _evaluate(path: str, given: _Given) -> None:
-  from big_siglip import build, evaluation, saved, sharding
+  import jax
 
+  from big_siglip import build, evaluation, processes, saved, sharding
+
+  if _DISTRIBUTED.value:
+    processes.join()
   run, checkpoint = saved.find(path)
   config = evaluation.with_evals(saved.load_config(run), *given)
   # How many devices trained it, and with which batch, does not matter here.
   mesh = sharding.make_mesh()
   evaluators = build.evaluators(config, mesh)
   params = saved.load_params(checkpoint, config, mesh)
-  results = evaluation.run(evaluators, params)
+  with processes.stopping_together():
+    results = evaluation.run(evaluators, params)
+  if jax.process_index() != 0:
+    return  # One speaks for all.
   files = _write_output(checkpoint, config, results)
   if _JSON.value:
     step = {"step": int(checkpoint.name)}

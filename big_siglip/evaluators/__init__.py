@@ -56,8 +56,9 @@ def make_evaluator(
   cannot be read is left out, named in the log and counted in "skipped".
 
   Args:
-    spec: a section of `config.evals`: kind, data, split, batch_size (over all
-      processes) and the kind's own fields.
+    spec: a section of `config.evals`: kind, data, split, batch_size (rows that
+      each device embeds at once: so the last bit of an embedding depends on
+      them, but not on the number of devices) and the kind's own fields.
     open_split: opens a split of the data set; captions are read here, once.
     preprocess: without augmentation.
     embedders: see `make_embedders`.
@@ -65,7 +66,10 @@ def make_evaluator(
   Raises:
     UserError: an unknown kind, or what does not fit the data set.
   """
-  loader = _Loader(preprocess, spec.batch_size)
+  where = f"data={spec.data!r}"
+  if file := spec.get("captions_file"):
+    where = f"captions_file={file!r}"
+  loader = _Loader(where, preprocess, spec.batch_size, embedders.devices)
   match spec.kind:
     case "classification":
       return _classification(spec, open_split(spec.split), loader, embedders)
@@ -196,9 +200,13 @@ def _digest(example: Example) -> Batch:
 class _Loader:
   """Starts passes over images and texts, in this process's share."""
 
-  def __init__(self, preprocess: Preprocess, batch_size: int):
+  def __init__(
+    self, where: str, preprocess: Preprocess, batch_size: int, devices: int
+  ):
+    self._where = where
     self._preprocess = preprocess
     self._batch_size = batch_size
+    self._devices = devices
 
   def images(
     self,
@@ -232,19 +240,22 @@ class _Loader:
     """Returns the captions of all images."""
     every = [text for group in texts for text in group]
     if not every:
-      raise UserError("config.evals: the data set has no captions")
+      raise UserError(f"config.evals: {self._where}: has no caption to ask by")
     return Captions(self.texts(every), _owners(texts))
 
   def _batches(
     self, length: int, load: Callable[[int], Batch]
   ) -> Iterator[Batch]:
-    """Starts a pass of this process, in batches no larger than needed."""
+    """Starts a pass of this process.
+
+    How many rows a device has at once must not depend on the devices.
+    """
     processes = jax.process_count()
-    most = -(-length // processes) * processes
+    rows = min(self._batch_size, length) * self._devices
     return eval_batches(
       length,
       load,
-      batch_size=min(self._batch_size, most),
+      batch_size=-(-rows // processes) * processes,
       process_index=jax.process_index(),
       process_count=processes,
     )

@@ -35,12 +35,14 @@ class Embedders(NamedTuple):
     text: embeds texts.
     features: what the image tower says before it is made a unit vector.
     logits: params -> (scale, bias) of the logits; the scale is no logarithm.
+    devices: how many share the rows of a batch.
   """
 
   image: Embed
   text: Embed
   features: Embed
   logits: Callable[[Any], tuple[float, float]]
+  devices: int
 
 
 def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
@@ -57,9 +59,10 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     def apply(image: jax.Array) -> jax.Array:
       return model.apply({"params": params}, image, None)[0]
 
-    if not _on_one_cpu(mesh) or image.ndim == 2:
+    if mesh.devices.flat[0].platform != "cpu" or image.ndim == 2:
       return apply(image)
-    return _in_slices(apply, image, max(_CACHED_TOKENS // tokens, 1))
+    size = max(_CACHED_TOKENS // tokens, 1)
+    return _in_slices(apply, image, size, batch_devices(mesh))
 
   def embed_text(params: Any, text: jax.Array) -> jax.Array:
     return model.apply({"params": params}, None, text)[1]
@@ -76,24 +79,36 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     make_embed(embed_text, mesh),
     make_embed(image_features, mesh),
     logits,
+    batch_devices(mesh),
   )
 
 
-def _on_one_cpu(mesh: Mesh) -> bool:
-  return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+def batch_devices(mesh: Mesh) -> int:
+  """Returns how many devices of a mesh share the rows of a batch."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def _in_slices(
-  apply: Callable[[jax.Array], jax.Array], rows: jax.Array, size: int
+  apply: Callable[[jax.Array], jax.Array],
+  rows: jax.Array,
+  size: int,
+  devices: int,
 ) -> jax.Array:
-  """Returns `apply` of all rows, computed for up to `size` of them at once."""
-  count = -(-len(rows) // size)
-  size = -(-len(rows) // count)
-  surplus = count * size - len(rows)
-  padded = jnp.pad(rows, [(0, surplus)] + [(0, 0)] * (rows.ndim - 1))
-  slices = padded.reshape(count, size, *rows.shape[1:])
-  result = jax.lax.map(apply, slices)
-  return result.reshape(count * size, -1)[: len(rows)]
+  """Returns `apply` of all rows, computed for up to `size` a device at once."""
+  own = len(rows) // devices
+  count = -(-own // size)
+  if count == 1:
+    return apply(rows)
+  size = -(-own // count)
+  # A device's rows lie together; a slice takes some of each device's.
+  shape = rows.shape[1:]
+  by_device = rows.reshape(devices, own, *shape)
+  surplus = [(0, 0), (0, count * size - own)] + [(0, 0)] * len(shape)
+  slices = jnp.pad(by_device, surplus).reshape(devices, count, size, *shape)
+  slices = slices.swapaxes(0, 1).reshape(count, devices * size, *shape)
+  result = jax.lax.map(apply, slices).reshape(count, devices, size, -1)
+  result = result.swapaxes(0, 1).reshape(devices, count * size, -1)
+  return result[:, :own].reshape(len(rows), -1)
 
 
 def make_embed(
@@ -109,8 +124,7 @@ def make_embed(
     apply: (params, inputs [B, ...]) -> BD.
     mesh: the mesh of `big_siglip.sharding.make_mesh`.
   """
-  devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  multiple = max(devices // jax.process_count(), 1)
+  multiple = max(batch_devices(mesh) // jax.process_count(), 1)
 
   def run(params, inputs, labels):
     return apply(params, inputs).astype(jnp.float32), labels

@@ -14,7 +14,7 @@ def _section(kind: str, **own) -> ConfigDict:
     "path": config_dict.placeholder(str),
     "split": "test",
     "every": 1,  # steps, where a config uses it in training.
-    "batch_size": 360,
+    "batch_size": 90,  # Rows a device embeds at once.
   }
   return ConfigDict({**section, **own})
 

@@ -18,7 +18,7 @@ def _section(**changes) -> ConfigDict:
     "path": config_dict.placeholder(str),
     "split": "validation",
     "every": 1,
-    "batch_size": 512,
+    "batch_size": 64,  # Rows a device embeds at once.
     "templates": (),
     "templates_file": "configs/prompts/clip_paper.txt",  # 81; clip_best: 8.
     "label_key": config_dict.placeholder(str),

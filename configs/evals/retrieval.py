@@ -17,7 +17,7 @@ def _section(file: str, **changes) -> ConfigDict:
     "path": ".",  # The folder of the images.
     "split": "test",
     "every": 1,
-    "batch_size": 512,
+    "batch_size": 64,  # Rows a device embeds at once.
     "captions_file": file,
     "max_captions": 5,  # Some images of COCO have six or seven.
     "language": config_dict.placeholder(str),  # Of XM3600; None: all.
