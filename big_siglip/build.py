@@ -19,7 +19,6 @@ from big_siglip.data.sources import Options, Source
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
-from big_siglip.microbatch import Slices
 from big_siglip.models import make_model
 from big_siglip.models.sizes import resolve_image
 from big_siglip.optimizer import make_optimizer
@@ -268,11 +267,11 @@ def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):
   )
 
 
-def _slices(config: ConfigDict, device_mesh: Mesh) -> Slices | None:
+def _slices(config: ConfigDict, device_mesh: Mesh) -> sharding.Slices | None:
   if config.microbatch in (None, config.batch_size):
     return None
   count = config.batch_size // config.microbatch
-  return Slices(count, device_mesh, sharding.BATCH_AXES)
+  return sharding.Slices(count, device_mesh, sharding.BATCH_AXES)
 
 
 def _frozen(params: Any, config: ConfigDict) -> Any:

@@ -56,6 +56,7 @@ FIELDS = {
     "attention": str,
     "remat": str,
     "scan": bool,
+    "slice_tokens": _OPTIONAL_INT,
     "lora": {"rank": int, "alpha": _NUMBER, "targets": str},
     "logit_scale_init": _NUMBER,
     "logit_bias_init": _NUMBER,

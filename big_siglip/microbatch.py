@@ -10,56 +10,14 @@ Shape letters: B examples of the whole batch, k slices.
 """
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+
+from big_siglip.sharding import Slices
 
 Embed = Callable[..., tuple[jax.Array, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Slices:
-  """How a batch is cut: each device cuts its own rows, so that none moves.
-
-  Attributes:
-    count: k, which divides the rows of every device.
-    mesh: the devices.
-    axes: mesh axes that share the batch.
-  """
-
-  count: int
-  mesh: Mesh
-  axes: tuple[str, ...]
-
-  def cut(self, x: jax.Array) -> jax.Array:
-    """Returns [B, ...] as [k, B / k, ...]."""
-    devices = self._devices()
-    x = x.reshape(devices, self.count, -1, *x.shape[1:])
-    x = self._constrain(x, P(self.axes))
-    x = x.swapaxes(0, 1).reshape(self.count, -1, *x.shape[3:])
-    return self._constrain(x, P(None, self.axes))
-
-  def join(self, x: jax.Array) -> jax.Array:
-    """Returns [k, B / k, ...] as [B, ...], in the order before `cut`."""
-    devices = self._devices()
-    x = x.reshape(self.count, devices, -1, *x.shape[2:])
-    x = self._constrain(x, P(None, self.axes))
-    x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
-    return self._constrain(x, P(self.axes))
-
-  def _devices(self) -> int:
-    count = 1
-    for axis in self.axes:
-      count *= self.mesh.shape[axis]
-    return count
-
-  def _constrain(self, x: jax.Array, spec: P) -> jax.Array:
-    sharding = NamedSharding(self.mesh, spec)
-    return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def value_and_grad(

@@ -6,6 +6,8 @@ Mesh axes are `data`, `fsdp` and `tensor`, in that order. A batch is split over
 """
 
 from collections.abc import Sequence
+import dataclasses
+import math
 import re
 from typing import Any
 
@@ -131,6 +133,46 @@ def to_global(mesh: Mesh, batch: Any) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+  """How a batch is cut: each device cuts its own rows, so that none moves.
+
+  Shape letters: B examples of the whole batch, k slices.
+
+  Attributes:
+    count: k, which divides the rows of every device.
+    mesh: the devices.
+    axes: mesh axes that share the batch.
+  """
+
+  count: int
+  mesh: Mesh
+  axes: tuple[str, ...]
+
+  def cut(self, x: jax.Array) -> jax.Array:
+    """Returns [B, ...] as [k, B / k, ...]."""
+    devices = self._devices()
+    x = x.reshape(devices, self.count, -1, *x.shape[1:])
+    x = self._constrain(x, P(self.axes))
+    x = x.swapaxes(0, 1).reshape(self.count, -1, *x.shape[3:])
+    return self._constrain(x, P(None, self.axes))
+
+  def join(self, x: jax.Array) -> jax.Array:
+    """Returns [k, B / k, ...] as [B, ...], in the order before `cut`."""
+    devices = self._devices()
+    x = x.reshape(self.count, devices, -1, *x.shape[2:])
+    x = self._constrain(x, P(None, self.axes))
+    x = x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
+    return self._constrain(x, P(self.axes))
+
+  def _devices(self) -> int:
+    return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+  def _constrain(self, x: jax.Array, spec: P) -> jax.Array:
+    sharding = NamedSharding(self.mesh, spec)
+    return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def state_sharding(state: Any, mesh: Mesh) -> Any:

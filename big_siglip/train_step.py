@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from big_siglip.microbatch import Slices, value_and_grad
+from big_siglip.microbatch import value_and_grad
+from big_siglip.sharding import Slices
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]  # Scalars.

@@ -83,6 +83,8 @@ def get_config() -> ConfigDict:
   # True need a third of the memory and compile in a third of the time.
   c.model.remat = "none"  # Keep all activations.
   c.model.scan = False  # Compile every block.
+  # Tokens of a device that go through a block at once; None: all.
+  c.model.slice_tokens = config_dict.placeholder(int)
   c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
     {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
   )

@@ -72,6 +72,8 @@ def get_config() -> ConfigDict:
   c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
   c.model.remat = "none"
   c.model.scan = False  # A loop over layers compiles faster, runs slower.
+  # Tokens of a device that go through a block at once; None: all.
+  c.model.slice_tokens = config_dict.placeholder(int)
   c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
     {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
   )

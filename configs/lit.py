@@ -78,6 +78,8 @@ def get_config() -> ConfigDict:
   c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
   c.model.remat = "full"  # Keep block inputs alone: a third more FLOPs.
   c.model.scan = True  # Compile one block a tower, not all.
+  # Tokens of a device that go through a block at once; None: all.
+  c.model.slice_tokens = config_dict.placeholder(int)
   c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
     {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
   )

@@ -10,8 +10,9 @@ import runs
 
 from big_siglip import build, losses, sharding
 from big_siglip.config import device_problems
-from big_siglip.microbatch import Slices, value_and_grad
+from big_siglip.microbatch import value_and_grad
 from big_siglip.models import SigLIP
+from big_siglip.sharding import Slices
 
 # Widths that every mesh axis divides.
 DIVISIBLE = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from big_siglip import sharding
-from big_siglip.models.dense import add_bias, Dense
+from big_siglip.models.dense import add_bias, Dense, product
 from big_siglip.models.short_attention import suits
 from big_siglip.models.transformer import Encoder
 
@@ -90,6 +90,28 @@ def test_dense_starts_as_linen_and_computes_the_same():
     np.testing.assert_allclose(
       actual.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("axes,shape", [(1, (24, 3, 8)), (2, (3, 8, 24))])
+def test_a_kernel_gradient_as_a_matrix_equals_plain_numpy(axes, shape):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (4, 5, *shape[:axes]))
+  kernel = jax.random.normal(keys[1], shape)
+  d_y = jax.random.normal(keys[2], (4, 5, *shape[axes:]))
+  y, backward = jax.vjp(lambda *a: product(*a, axes), x, kernel)
+  actual = (y, *backward(d_y))
+  x, kernel, d_y = (np.asarray(a, np.float64) for a in (x, kernel, d_y))
+  if axes == 1:
+    d_x, d_kernel = "blhs,dhs->bld", "bld,blhs->dhs"
+  else:
+    d_x, d_kernel = "bld,hsd->blhs", "blhs,bld->hsd"
+  expected = (
+    np.tensordot(x, kernel, axes),
+    np.einsum(d_x, d_y, kernel),
+    np.einsum(d_kernel, x, d_y),
+  )
+  for a, e in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
 def test_a_bias_gradient_in_bfloat16_is_summed_in_float32():

@@ -2,12 +2,14 @@
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 from model_cases import example_inputs, model_config, random_params
 import numpy as np
 import pytest
 
+from big_siglip import sharding
 from big_siglip.models import REMAT_POLICIES, SigLIP, sizes
-from big_siglip.models.transformer import Attention
+from big_siglip.models.transformer import Attention, Encoder, slice_count
 
 
 def test_attention_equals_linen_in_initialization_and_value():
@@ -82,3 +84,48 @@ def test_remat_changes_memory_and_not_gradients(scan):
       assert memory < memory_of_all
   if scan:
     assert results["full"][1] < results["projections"][1]
+
+
+@pytest.mark.parametrize(
+  "rows,length,limit,count",
+  [
+    (128, 256, 8_192, 4),
+    (128, 64, 8_192, 1),
+    (6, 10, 45, 2),  # 3 rows at once, though 4 would fit: 4 do not divide 6.
+    (7, 10, 45, 7),
+    (5, 100, 8, 5),  # A row is never cut.
+  ],
+)
+def test_slices_are_as_few_as_the_limit_allows(rows, length, limit, count):
+  assert slice_count(rows, length, limit) == count
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_slices_of_a_block_change_no_value_and_no_gradient(scan):
+  """Four rows on each of eight devices: two slices of two rows."""
+  split = sharding.batch_sharding(sharding.make_mesh(fsdp=4))
+  x = jax.random.normal(jax.random.key(0), (32, 6, 24))
+  parts = "float32", "xla", "full", scan, split
+  whole, sliced = (Encoder(2, 3, 40, *parts, n) for n in (None, 12))
+  params = whole.init(jax.random.key(1), x[:1])
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, sliced.init(jax.random.key(1), x[:1])
+  )
+
+  def run(encoder):
+    def score(params, x):
+      y = encoder.apply(params, x)
+      return (y * jnp.arange(y.size).reshape(y.shape) / y.size).sum(), y
+
+    step = jax.jit(jax.grad(score, (0, 1), has_aux=True))
+    text = step.lower(params, x).as_text()
+    return step(params, x), text.count("optimization_barrier")
+
+  expected, before = run(whole)
+  actual, after = run(sliced)
+  assert after > before  # They are sliced.
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6),
+    actual,
+    expected,
+  )

@@ -48,7 +48,36 @@ class Dense(nn.Module):
     if self.flat:
       kernel, bias = kernel.reshape(matrix), bias.reshape(-1)
     axes = 1 if self.flat else len(self.inputs)
-    return add_bias(jnp.tensordot(x, kernel, axes), bias)
+    multiply = product if kernel.ndim > 2 else jnp.tensordot
+    return add_bias(multiply(x, kernel, axes), bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
+  """Returns x kernel, summed over the last `axes` of x; (N.. F..) -> N.. F...
+
+  The kernel's gradient is computed as a matrix. As JAX derives it, it has an
+  axis of the heads' size, say 72, which a TPU fills up to 128.
+  """
+  return jnp.tensordot(x, kernel, axes)
+
+
+def _product_backward(axes, saved, d_y):
+  x, kernel = saved
+  _, backward = jax.vjp(lambda x: jnp.tensordot(x, kernel, axes), x)
+  (d_x,) = backward(d_y)
+  outer = x.ndim - axes
+  x, d_y = (a.reshape(*a.shape[:outer], -1) for a in (x, d_y))
+  d_kernel = jnp.tensordot(x, d_y, (tuple(range(outer)),) * 2)
+  # Without a barrier XLA would do as JAX does.
+  d_kernel = jax.lax.optimization_barrier(d_kernel)
+  return d_x, d_kernel.reshape(kernel.shape)
+
+
+product.defvjp(
+  lambda x, kernel, axes: (product(x, kernel, axes), (x, kernel)),
+  _product_backward,
+)
 
 
 @jax.custom_vjp

@@ -48,6 +48,7 @@ class SigLIP(nn.Module):
       config.remat,
       config.scan,
       self.sharding,
+      config.get("slice_tokens"),  # Models saved before have no such field.
     )
     self.image = ImageTower(config.image, *shared)
     self.text = TextTower(config.text, *shared)

@@ -33,6 +33,7 @@ class TextTower(nn.Module):
     remat: name of `remat.REMAT_POLICIES`.
     scan: stack the blocks' parameters and loop over them.
     sharding: of the encoder's activations; None: as the compiler likes.
+    slice_tokens: that go through a block at once; see `transformer.Encoder`.
   """
 
   config: Any
@@ -42,6 +43,7 @@ class TextTower(nn.Module):
   remat: str
   scan: bool
   sharding: NamedSharding | None = None
+  slice_tokens: int | None = None
 
   @nn.compact
   def __call__(self, text: jax.Array) -> jax.Array:
@@ -69,6 +71,7 @@ class TextTower(nn.Module):
       self.remat,
       self.scan,
       self.sharding,
+      self.slice_tokens,
       name="encoder",
     )(x)
     if pooling == "map":

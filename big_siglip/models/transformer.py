@@ -4,6 +4,7 @@ Shape letters: B batch, L tokens, D width, F hidden units, H heads.
 """
 
 import functools
+import math
 
 from flax import linen as nn
 import jax
@@ -22,6 +23,7 @@ from big_siglip.models.dense import Dense, gelu
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes
+from big_siglip.sharding import Slices
 
 
 class Attention(nn.Module):
@@ -136,6 +138,8 @@ class Encoder(nn.Module):
       leading axis: compile time does not grow with depth.
     sharding: of the activations between blocks, whose first dimension is the
       batch; None: as the compiler likes.
+    slice_tokens: that go through a block at once on a device; what has more
+      goes in slices, one after the other. None, or without `sharding`: all.
   """
 
   depth: int
@@ -146,6 +150,7 @@ class Encoder(nn.Module):
   remat: str
   scan: bool
   sharding: NamedSharding | None = None
+  slice_tokens: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -172,17 +177,59 @@ class Encoder(nn.Module):
       self.sharding,
       length,
     )
+    slices = self._slices(*x.shape[:2])
+    parts = tuple(slices.cut(x)) if slices else (x,)
+    parts = tuple(constrain(part, sharding) for part in parts)
     if self.scan:
-      x, _ = nn.scan(
-        lambda block, x: (constrain(block(x), self.sharding), None),
+      parts, _ = nn.scan(
+        lambda block, parts: (in_turn(block, parts, sharding), None),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=self.depth,
-      )(make(name="blocks"), constrain(x, self.sharding))
+      )(make(name="blocks"), parts)
     else:
       for index in range(self.depth):
-        x = make(name=f"block_{index}")(constrain(x, self.sharding))
+        parts = in_turn(make(name=f"block_{index}"), parts, sharding)
+    x = slices.join(jnp.stack(parts)) if slices else parts[0]
     return layer_norm(self.dtype, name="norm")(lay_back(x, length, sharding))
+
+  def _slices(self, batch: int, length: int) -> Slices | None:
+    # Parameters are initialised on a batch of one.
+    if self.slice_tokens is None or self.sharding is None or batch == 1:
+      return None
+    mesh, axes = self.sharding.mesh, self.sharding.spec[0]
+    rows = batch // math.prod(mesh.shape[axis] for axis in axes)
+    count = slice_count(rows, length, self.slice_tokens)
+    return Slices(count, mesh, axes) if count > 1 else None
+
+
+def slice_count(rows: int, length: int, limit: int) -> int:
+  """Returns the fewest equal slices of `rows` of `length` within the limit.
+
+  A single row may be longer than that.
+  """
+  fitting = max(1, min(rows, limit // length))
+  return next(
+    count
+    for count in range(1, rows + 1)
+    if rows % count == 0 and rows // count <= fitting
+  )
+
+
+def in_turn(
+  block: nn.Module, parts: tuple[jax.Array, ...], sharding: NamedSharding | None
+) -> tuple[jax.Array, ...]:
+  """Applies a block to slices of a batch, one after the other.
+
+  Left to itself XLA computes them side by side; then none of what they make
+  stays in a TPU's fast memory, which is what slices are for.
+  """
+  done = []
+  for part in parts:
+    if done:
+      part, done[-1] = jax.lax.optimization_barrier((part, done[-1]))
+    done.append(constrain(block(part), sharding))
+  return tuple(done)
 
 
 def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:

@@ -32,6 +32,7 @@ class ImageTower(nn.Module):
     remat: name of `remat.REMAT_POLICIES`.
     scan: stack the blocks' parameters and loop over them.
     sharding: of the encoder's activations; None: as the compiler likes.
+    slice_tokens: that go through a block at once; see `transformer.Encoder`.
   """
 
   config: Any
@@ -41,6 +42,7 @@ class ImageTower(nn.Module):
   remat: str
   scan: bool
   sharding: NamedSharding | None = None
+  slice_tokens: int | None = None
 
   @nn.compact
   def __call__(self, image: jax.Array) -> jax.Array:
@@ -71,6 +73,7 @@ class ImageTower(nn.Module):
       self.remat,
       self.scan,
       self.sharding,
+      self.slice_tokens,
       name="encoder",
     )(x)
     if pooling == "map":

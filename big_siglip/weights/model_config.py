@@ -44,6 +44,7 @@ def make_model_config(
       "attention": "auto",
       "remat": "none",
       "scan": True,
+      "slice_tokens": config_dict.placeholder(int),
       "lora": {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"},
       "logit_scale_init": 10.0,
       "logit_bias_init": -10.0,
