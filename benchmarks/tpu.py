@@ -32,6 +32,7 @@ TOPOLOGY = "v5e:16x16"
 REFERENCE = {"so400m": (2_932, 16.1), "b16": (477, 1.5)}
 STEPS = (
   ("so400m", {"mesh.fsdp": 128}),
+  ("so400m", {"mesh.fsdp": 128, "model.slice_tokens": 10**6}),  # None.
   ("so400m", {}),
   ("b16", {}),
   ("b16", {"model.scan": True, "model.remat": "full"}),
