@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -201,6 +204,32 @@ def test_class_files_of_imagenet_match_the_data_sets():
   for classes in of.values():
     number = classes.of_label["n07697537"]  # Hot dogs are in all of them.
     assert classes.names[number] == ("hot dog",)
+
+
+def test_the_command_for_objectnet_makes_its_classes(tmp_path):
+  """As docs/evaluation.md has it, on a file of the form of the data set's."""
+  names = {"Alarm clock": "analog clock; digital clock", "Banana": "banana"}
+  write(tmp_path, "objectnet_to_imagenet_1k.json", names)
+  docs = CLASSES.parents[1] / "docs" / "evaluation.md"
+  (line,) = [
+    text.strip()
+    for text in docs.read_text().splitlines()
+    if "objectnet_to_imagenet_1k.json'" in text
+  ]
+  (code,) = re.fullmatch('python -c "(.*)"', line).groups()
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  file = write(tmp_path, "objectnet.json", done.stdout)
+  # Labels as the data set has them, of which ImageNet lacks some.
+  labels = ("Air freshener", "Alarm clock", "Backpack", "Banana")
+  classes = read_classes(file, labels)
+  assert classes.names == (("alarm clock",), ("banana",))
+  assert [classes.of_label.get(n) for n in range(4)] == [None, 0, None, 1]
 
 
 @pytest.mark.parametrize(("name", "count"), [("paper", 81), ("best", 8)])
