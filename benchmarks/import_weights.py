@@ -70,7 +70,7 @@ def write_random(folder: pathlib.Path) -> pathlib.Path:
   from ml_collections import ConfigDict
 
   config = ConfigDict({"model": model})
-  abstract = build.abstract_params(SigLIP(model), config)
+  abstract = build.abstract_params(SigLIP(model), config, whole=True)
   rng = np.random.default_rng(0)
   tensors = [
     (key, shape, lambda s=shape: rng.standard_normal(s, np.float32))

@@ -134,7 +134,7 @@ def write(
     }
     for name, result in results.items()
   }
-  content = {"checkpoint": str(checkpoint), "step": int(checkpoint.name)}
+  content = {"checkpoint": str(checkpoint), "step": step_of(checkpoint)}
   try:
     old = _read(file)
     if all(old.get(key) == value for key, value in content.items()):
@@ -144,6 +144,11 @@ def write(
     workdir.write_whole(file, json.dumps(content) + "\n")
   except OSError as error:
     raise UserError(f"{file}: not writable ({error.strerror})") from error
+
+
+def step_of(checkpoint: epath.Path) -> int:
+  """Returns the step of a checkpoint; 0 for published weights."""
+  return int(checkpoint.name) if checkpoint.name.isdecimal() else 0
 
 
 def _read(file: epath.Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A trained model, found again: a folder or file -> config and parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import hashlib
 import json
 from typing import Any
@@ -70,10 +70,27 @@ def load(
   Raises:
     UserError: there is no model, or none that is whole.
   """
+  _, config, load_params_on = open_model(path, tokenizer=tokenizer)
+  return config, load_params_on(mesh)
+
+
+def open_model(
+  path: str, *, tokenizer: bool = True
+) -> tuple[epath.Path, ConfigDict, Callable[[Mesh], Any]]:
+  """Does what `load` does, but for the parameters, which take longer.
+
+  Returns:
+    What was found (the checkpoint's folder, or `path` itself), the config, and
+    a function that loads the parameters.
+  """
   if is_run(path):
     run, checkpoint = find(path)
     config = load_config(run)
-    return config, load_params(checkpoint, config, mesh)
+    return (
+      checkpoint,
+      config,
+      lambda mesh: load_params(checkpoint, config, mesh),
+    )
   weights = open_weights(path)
   try:
     config = published_config(weights)
@@ -81,7 +98,11 @@ def load(
     if tokenizer:
       raise
     config = ConfigDict({"model": weights.model, "data": {}})
-  return config, load_weights(weights, config, mesh)
+  return (
+    epath.Path(path),
+    config,
+    lambda mesh: load_weights(weights, config, mesh),
+  )
 
 
 def load_config(run: epath.Path) -> ConfigDict:

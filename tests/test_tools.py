@@ -142,7 +142,7 @@ def test_draw_writes_a_picture_and_a_table(workdir):
   "name,arguments,said",
   [
     ("evaluate", [], "--checkpoint=RUN or --watch=RUN must be given"),
-    ("evaluate", ["--checkpoint=nowhere"], "no run with a checkpoint"),
+    ("evaluate", ["--checkpoint=nowhere"], "nowhere: no such file or folder"),
     ("evaluate", ["--checkpoint=x", "--evals=y.py"], "--evals=y.py: no such"),
     ("draw", ["--workdir=nowhere"], "no run with a checkpoint"),
   ],

@@ -231,6 +231,12 @@ def _write_another_kind(kind, tmp_path):
   if kind == "pickle":
     (tmp_path / "model.bin").write_bytes(pickle.dumps({"a": 1}))
     return tmp_path / "model.bin", "pickled code, which is never loaded"
+  if kind == "pickle in a folder":
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    return tmp_path / "hf", "no safetensors file, but pytorch_model.bin, pick"
+  if kind == "an empty folder":
+    return tmp_path, "holds no run and no safetensors file"
   if kind == "pickle as npz":
     np.savez(tmp_path / "m.npz", **{"t": np.array([{}], object)})
     return tmp_path / "m.npz", "holds Python objects, which are never loaded"
@@ -273,7 +279,14 @@ def _spoil(kind, folder):
   return said
 
 
-OTHER_KINDS = ["pickle", "pickle as npz", "text as npz", "text as safetensors"]
+OTHER_KINDS = [
+  "pickle",
+  "pickle as npz",
+  "pickle in a folder",
+  "an empty folder",
+  "text as npz",
+  "text as safetensors",
+]
 
 
 @pytest.mark.parametrize("kind", [*OTHER_KINDS, "nothing"])
@@ -396,8 +409,12 @@ def test_an_imported_repository_is_a_model_that_evaluates(
   runs.assert_same(runs.flatten(ours.params), runs.flatten(params))
   assert ours.preprocess.resize == "bicubic"
   assert (tmp_path / "model" / "tokenizer.model").exists()
+  file = tmp_path / "m.npz"
+  flags = "--checkpoint=" + str(tmp_path / "model"), f"--output={file}"
+  status, _, message = tool("export_weights", *flags, "--format=big_vision")
+  assert status == 0, message
   runs.scratch()
-  evaluate = "evaluate", f"--checkpoint={tmp_path}/model"
+  evaluate = "evaluate", f"--checkpoint={file}"
   status, _, message = tool(*evaluate, f"--config={runs.CONFIG}")
   assert (status, message.count("\n")) == (2, 1)
   assert "config.data.resize='bilinear' (checkpoint: 'bicubic')" in message

@@ -26,7 +26,9 @@ from big_siglip.command_line import parse_evaluation
 from big_siglip.errors import exit_on_error
 
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "A run's folder, or RUN/checkpoints/STEP."
+  "checkpoint",
+  None,
+  "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
 )
 _WATCH = flags.DEFINE_string(
   "watch", None, "A run's folder: evaluate each checkpoint as it appears."
@@ -76,19 +78,19 @@ def _evaluate(path: str, given: _Given) -> None:
 
   if _DISTRIBUTED.value:
     processes.join()
-  run, checkpoint = saved.find(path)
-  config = evaluation.with_evals(saved.load_config(run), *given)
+  checkpoint, trained, load_params = saved.open_model(path)
+  config = evaluation.with_evals(trained, *given)
   # How many devices trained it, and with which batch, does not matter here.
   mesh = sharding.make_mesh()
   evaluators = build.evaluators(config, mesh)
-  params = saved.load_params(checkpoint, config, mesh)
+  params = load_params(mesh)
   with processes.stopping_together():
     results = evaluation.run(evaluators, params)
   if jax.process_index() != 0:
     return  # One speaks for all.
   files = _write_output(checkpoint, config, results)
   if _JSON.value:
-    step = {"step": int(checkpoint.name)}
+    step = {"step": evaluation.step_of(checkpoint)}
     print(json.dumps({**step, **evaluation.flat(results)}))
     return
   print(f"{checkpoint}")

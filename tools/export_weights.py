@@ -17,7 +17,9 @@ from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "A run's or model's folder, or RUN/checkpoints/STEP."
+  "checkpoint",
+  None,
+  "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "stablehlo"]
 _ENDINGS = {"big_vision": ".npz", "open_clip": ".safetensors"}  # Of a file.
@@ -39,15 +41,14 @@ def main(argv: list[str]) -> None:
     for name in ("checkpoint", "output"):
       if not flags.FLAGS[name].value:
         raise UserError(f"--{name} must be given")
-    run, checkpoint = saved.find(_CHECKPOINT.value)
-    config = saved.load_config(run)
+    _, config, load_params = saved.open_model(_CHECKPOINT.value)
     output = pathlib.Path(_OUTPUT.value).expanduser()
     ending = _ENDINGS.get(_FORMAT.value, output.suffix)
     if output.suffix != ending:
       raise UserError(f"--output={output}: must end in {ending}")
     if output.exists():
       raise UserError(f"--output={output}: exists already")
-    params = saved.load_params(checkpoint, config, sharding.make_mesh())
+    params = load_params(sharding.make_mesh())
     params = merged(params, config.model)
     formats = {**export.FORMATS, "stablehlo": serving.save}
     formats[_FORMAT.value](output, params, config)

@@ -147,7 +147,9 @@ async function classify() {
   byId("explained").hidden = false;
   const results = answer.images.map((result, i) => showResult(result, images[i]));
   byId("results").replaceChildren(...results);
-  return `${count(images)} scored in ${seconds} s`;
+  const scored = answer.images.filter((result) => !result.error).length;
+  const skipped = scored < images.length ? `${scored} of ` : "";
+  return `${skipped}${count(images)} scored in ${seconds} s`;
 }
 
 function showResult(result, image) {

@@ -84,7 +84,7 @@ def open_weights(path: str) -> Weights:
 def _open_npz(place: pathlib.Path) -> Weights:
   with place.open("rb") as stream:
     start = stream.read(4)
-  if place.suffix in (".bin", ".pt", ".pth", ".pkl") or start[:1] == b"\x80":
+  if place.suffix in tensors.PICKLED or start[:1] == b"\x80":
     raise UserError(
       f"{place}: may hold pickled code, which is never loaded; convert it to "
       "safetensors where it comes from"

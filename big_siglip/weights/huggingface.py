@@ -12,7 +12,11 @@ import numpy as np
 from big_siglip.errors import UserError
 from big_siglip.models import sizes
 from big_siglip.weights import rules as r
-from big_siglip.weights.model_config import image_size_of, make_model_config
+from big_siglip.weights.model_config import (
+  image_size_of,
+  known_heads,
+  make_model_config,
+)
 
 # What transformers assumes where config.json is silent.
 _VISION = {
@@ -242,17 +246,6 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
   )
 
 
-def known_heads(width: int, path: str) -> int:
-  """Returns the heads of the published tower of that width."""
-  for size in sizes.TOWERS.values():
-    if size.width == width:
-      return size.num_heads
-  raise UserError(
-    f"{path}: no published tower has width {width}, and nothing beside it (the "
-    "config.json of transformers) says how many heads share it"
-  )
-
-
 def to_config(model: Any) -> dict[str, Any]:
   """Returns the config.json of a `config.model`.
 
@@ -290,6 +283,9 @@ def to_config(model: Any) -> dict[str, Any]:
       "vocab_size": model.text.vocab_size,
       "max_position_embeddings": model.text.length,
       "projection_size": model.embed_dim or image.width,
+      # Nobody asks for them, and its defaults lie beyond small vocabularies.
+      "bos_token_id": None,
+      "eos_token_id": None,
     },
     "vision_config": {
       **section("siglip_vision_model", image),

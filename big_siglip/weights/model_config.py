@@ -4,6 +4,7 @@ import dataclasses
 
 from ml_collections import config_dict, ConfigDict
 
+from big_siglip.errors import UserError
 from big_siglip.models import sizes
 
 
@@ -60,6 +61,17 @@ def image_size_of(patch: int, positions: int) -> int:
   """
   side = round(positions**0.5)
   return 384 if (patch, side) == (14, 27) else patch * side
+
+
+def known_heads(width: int, path: str) -> int:
+  """Returns the heads of the published tower of that width."""
+  for size in sizes.TOWERS.values():
+    if size.width == width:
+      return size.num_heads
+  raise UserError(
+    f"{path}: no published tower has width {width}, and nothing beside it (the "
+    "config.json of transformers) says how many heads share it"
+  )
 
 
 def _name(size: sizes.TowerSize) -> str:

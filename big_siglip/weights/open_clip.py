@@ -11,8 +11,11 @@ from typing import Any
 from big_siglip.errors import UserError
 from big_siglip.models import sizes
 from big_siglip.weights import rules as r
-from big_siglip.weights.huggingface import known_heads
-from big_siglip.weights.model_config import image_size_of, make_model_config
+from big_siglip.weights.model_config import (
+  image_size_of,
+  known_heads,
+  make_model_config,
+)
 from big_siglip.weights.tensors import read_json
 
 _TRUNK = "visual.trunk"

@@ -37,6 +37,7 @@ _DAMAGED_JSON = (
   AttributeError,
   RecursionError,
 )
+PICKLED = (".bin", ".pt", ".pth", ".pkl")  # Endings of what is never loaded.
 _MOST_HEADER_BYTES = 100_000_000  # As the format's own library.
 Shape = tuple[int, ...]
 
@@ -145,6 +146,14 @@ def _parts(path: pathlib.Path) -> list[pathlib.Path]:
         raise UserError(f"{index}: names {file.name}, which is missing")
     return files
   files = sorted(path.glob("*.safetensors"))
+  if not files:
+    pickled = [f.name for f in path.iterdir() if f.suffix in PICKLED]
+    said = (
+      f"{pickled[0]}, pickled code, which is never loaded" if pickled else ""
+    )
+    raise UserError(
+      f"{path}: holds no run and no safetensors file{said and ', but ' + said}"
+    )
   if len(files) != 1:
     raise UserError(
       f"{path}: holds {len(files)} safetensors files and no "
