@@ -52,7 +52,7 @@ _CHOICES = {
   "optimizer.mu_dtype": ("float32", "bfloat16"),
   "data.deduplicate": ("none", "image", "name"),
   "data.captions": ("random", "all"),
-  "data.decoder": ("pillow", "simplejpeg"),
+  "data.decoder": ("pillow", "fast"),
   "data.clean": CLEANINGS,
   "data.resize": ("bilinear", "bicubic", "big_vision"),
 }

@@ -12,7 +12,7 @@ from etils import epath
 from matplotlib.figure import Figure
 import numpy as np
 
-from big_siglip.data import faults, images
+from big_siglip.data import faults
 from big_siglip.data.mixture import epochs, locate
 from big_siglip.data.pipeline import train_batches
 from big_siglip.data.preprocess import Preprocess
@@ -116,7 +116,7 @@ def _stages(
         with timed("decode"):
           pixels, box = preprocess.decode(image, rng)
         with timed("resize"):
-          image = images.resize(pixels, size, preprocess.resize, box)
+          image = preprocess.squash(pixels, box)
     except BadExample:
       continue
     with timed("tokenize"):

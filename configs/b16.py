@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
         "language_key": "language",
       },
       "retry_seconds": 60.0,  # How long to try where storage does not answer.
-      "decoder": "simplejpeg",  # Fast; pillow: exact (docs/data.md).
+      "decoder": "fast",  # Or pillow, exact (docs/data.md).
       "resize": "bilinear",  # bilinear, bicubic or big_vision.
       "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.
       "flip": False,  # Captions may say left or right.

@@ -132,7 +132,7 @@ def get_config() -> ConfigDict:
         "language_key": "language",
       },
       "retry_seconds": 60.0,  # How long to try where storage does not answer.
-      "decoder": "pillow",  # pillow, exact, or simplejpeg, fast (docs/data.md).
+      "decoder": "pillow",  # pillow, exact, or fast (docs/data.md).
       "resize": "bicubic",  # bilinear, bicubic or big_vision.
       "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.
       "flip": False,

@@ -126,7 +126,7 @@ def get_config() -> ConfigDict:
         "language_key": "language",
       },
       "retry_seconds": 60.0,  # How long to try where storage does not answer.
-      "decoder": "pillow",  # pillow, exact, or simplejpeg, fast (docs/data.md).
+      "decoder": "pillow",  # pillow, exact, or fast (docs/data.md).
       "resize": "bilinear",  # bilinear, bicubic or big_vision.
       "crop_min_area": 0.5,  # 1: squash the whole image, as SigLIP does.
       "flip": False,

@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
         "language_key": "language",
       },
       "retry_seconds": 60.0,  # How long to try where storage does not answer.
-      "decoder": "pillow",  # pillow, exact, or simplejpeg, fast (docs/data.md).
+      "decoder": "pillow",  # pillow, exact, or fast (docs/data.md).
       "resize": "bicubic",  # As the images were embedded.
       "crop_min_area": 1.0,  # Embeddings are not augmented.
       "flip": False,

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from big_siglip.data import images
+from big_siglip.data import fast_images, images
 from big_siglip.errors import UserError
 
 
@@ -172,21 +172,22 @@ def _photo(height, width, **options):
 
 
 def _fast(data, size, choose_box=None):
-  pixels, box = images.decode_for(data, size, choose_box)
-  return images.resize(pixels, size, box=box)
+  pixels, box = fast_images.decode(data, size, choose_box)
+  return fast_images.resize(pixels, size, box)
 
 
 def test_fast_decoder_reads_no_more_pixels_than_needed():
   data = _photo(480, 640)
   for size, shape in ((480, (480, 640)), (224, (240, 320)), (60, (60, 80))):
-    pixels, _ = images.decode_for(data, size)
+    pixels, _ = fast_images.decode(data, size)
     assert pixels.shape == (*shape, 3)
   # Small images are not enlarged; and half a width needs twice the pixels.
-  assert images.decode_for(data, 700)[0].shape == (480, 640, 3)
-  pixels, box = images.decode_for(data, 160, lambda h, w: (0, 0, w / 2, h))
+  assert fast_images.decode(data, 700)[0].shape == (480, 640, 3)
+  pixels, box = fast_images.decode(data, 160, lambda h, w: (0, 0, w / 2, h))
   assert pixels.shape == (240, 320, 3) and box == (0, 0, 160, 240)
-  # At full size it is Pillow's own arithmetic.
-  np.testing.assert_array_equal(_fast(data, 480), _exact(data, 480))
+  # At full size its pixels are Pillow's own.
+  pixels, _ = fast_images.decode(data, 480)
+  np.testing.assert_array_equal(pixels, images.decode(data))
 
 
 def test_each_scale_covers_the_image_to_its_edge():
@@ -252,7 +253,7 @@ def test_tricky_images_come_out_alike_with_both_decoders(shared_data):
       assert fast == exact, file.name
       refused += 1
     else:
-      assert _difference(fast, exact).mean() < 3, file.name
+      assert _difference(fast, exact).mean() < 4, file.name
   assert 0 < refused < 20
 
 
@@ -280,6 +281,51 @@ def test_every_cut_of_a_jpeg_is_refused_by_both_decoders_or_by_none():
 
 def test_fast_decoder_refuses_too_many_pixels_before_decoding():
   data = _photo(80, 80)
-  images.decode_for(data, 16, max_pixels=6_400)
+  fast_images.decode(data, 16, max_pixels=6_400)
   with pytest.raises(images.BadImage, match="80x80 is more than 6399 pixels"):
-    images.decode_for(data, 16, max_pixels=6_399)
+    fast_images.decode(data, 16, max_pixels=6_399)
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (448, 300), (100, 150)])
+def test_fast_resize_antialiases_as_pillow_does(shape):
+  image = images.resize(images.decode(_photo(480, 640)), shape)
+  fast = fast_images.resize(image, 224)
+  assert fast.shape == (224, 224, 3) and fast.dtype == np.uint8
+  assert _difference(fast, images.resize(image, 224)).mean() < 0.6
+  # Noise has all that aliasing could fold back: far from no antialiasing.
+  noise = _noise(*shape)
+  exact = images.resize(noise, 224)
+  aliased = _difference(images.resize(noise, 224, "big_vision"), exact).mean()
+  blurred = _difference(fast_images.resize(noise, 224), exact).mean()
+  assert blurred < max(0.6 * aliased, 1)
+
+
+def test_fast_resize_cuts_between_pixels():
+  ramp = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8), (128, 128))
+  image = np.stack([ramp, ramp.T, ramp], -1)
+  for box in ((3.3, 10.25, 100.5, 127.9), (0, 0, 64.5, 20), (0, 0, 128, 127.5)):
+    for size in (16, 48, 224):
+      exact = images.resize(image, size, box=box)
+      difference = _difference(fast_images.resize(image, size, box), exact)
+      assert difference.max() <= 2, (box, size)
+
+
+def test_fast_resize_of_much_larger_images_is_pillows():
+  image = _noise(64, 500)
+  np.testing.assert_array_equal(
+    fast_images.resize(image, 16), images.resize(image, 16)
+  )
+
+
+def test_fast_decoder_looks_for_exif_where_pillow_does():
+  """A comment may hold anything; so may what follows the first scan."""
+  image = Image.fromarray(_noise(64, 96))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  turned = _encode(image, "jpeg", exif=exif, comment=b"x" * 70)
+  plain = _encode(image, "jpeg", comment=b"Exif\0\0, Orientation")
+  assert fast_images.decode(turned, 96)[0].shape == (96, 64, 3)
+  assert fast_images.decode(plain, 96)[0].shape == (64, 96, 3)
+  # Fill bytes before a segment are allowed and rare: Pillow reads those.
+  padded = turned[:2] + b"\xff\xff" + turned[2:]
+  assert fast_images.decode(padded, 96)[0].shape == (96, 64, 3)

@@ -12,11 +12,12 @@ import sys
 import threading
 
 from absl import flags
+import grain
 import numpy as np
 from PIL import Image
 import pytest
 
-from big_siglip.data import faults, images, pipeline, rows, sources, text
+from big_siglip.data import faults, images, order, pipeline, rows, sources, text
 from big_siglip.data.mixture import Mixture
 from big_siglip.data.preprocess import Preprocess
 from big_siglip.errors import RunStopped, Stalled
@@ -233,7 +234,7 @@ def test_plain_squash_is_the_same_in_every_epoch(folder):
 def test_both_decoders_cut_the_same_boxes(folder, preprocess):
   """Pixels of JPEG's own scaling are close; everything drawn is equal."""
   source = sources.open_source("folder", "all", folder)
-  fast = dataclasses.replace(preprocess, decoder="simplejpeg")
+  fast = dataclasses.replace(preprocess, decoder="fast")
   for exact, near in zip(
     _batches(source, 3, preprocess), _batches(source, 3, fast), strict=True
   ):
@@ -447,3 +448,12 @@ def test_evaluation_sees_every_example_once_in_order(length, processes):
   expected = [i + 1 for i in range(length) if i != 4]
   np.testing.assert_array_equal(rows[mask], expected)
   assert not rows[~mask].any() and len(rows) == -(-length // 8) * 8
+
+
+def test_the_order_is_that_of_grains_own_shuffle():
+  for length, seed in ((1, 3), (7, 0), (384, 5), (70_000, 2**32 - 1)):
+    draws = order.draws((length,), (100,), seed)
+    shuffled = grain.MapDataset.range(length).seed(seed).shuffle().repeat()
+    for place in (*range(0, 3 * length, max(1, length // 9)), 10**12 + 3):
+      assert draws[place].index == shuffled[place]
+      assert draws[place].epoch == place // length

@@ -22,6 +22,7 @@ from big_siglip.data.sources import Example, Source
 from big_siglip.errors import RunStopped, UserError
 
 MAX_RESTARTS = 3  # Times that lost worker processes are replaced.
+_ROWS_AT_ONCE = 16  # That a thread loads.
 
 Batch = dict[str, np.ndarray]
 
@@ -136,8 +137,7 @@ def train_batches(
   load_row = rows.LoadRow(source, load, seed, place, draws, watch)
 
   def batches_from(start: int) -> Delivery:
-    examples = grain.MapDataset.range(start * count, sys.maxsize).map(load_row)
-    batches = _batches(examples, count, num_workers, num_threads)
+    batches = _batches(load_row, start, count, num_workers, num_threads)
     where = ": a worker process is stuck; its warning above names the example"
     return Delivery(
       iter(batches),
@@ -149,20 +149,44 @@ def train_batches(
 
 
 def _batches(
-  examples: grain.MapDataset, count: int, num_workers: int, num_threads: int
+  load_row: rows.LoadRow,
+  start: int,
+  count: int,
+  num_workers: int,
+  num_threads: int,
 ) -> grain.IterDataset:
+  """Returns the batches of `count` rows from number `start` on."""
   if num_workers:
     # Workers take turns, so each must return whole batches.
     options = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads)
     return (
-      examples.batch(count, drop_remainder=True)
+      _parts(load_row, start, count)
+      .batch(1, drop_remainder=True, batch_fn=rows.stack)
       .to_iter_dataset(options)
       .mp_prefetch(grain.MultiprocessingOptions(num_workers))
     )
-  # All threads work on the next batch; at most one more waits in memory.
-  buffered = 2 * count if num_threads else 0
+  # All threads work on the next batch; at most one more waits in memory. Each
+  # takes some rows at a time: handing over every single one would cost a tenth.
+  few = _rows_at_once(count, num_threads)
+  parts = count // few
+  buffered = 2 * parts if num_threads else 0
   options = grain.ReadOptions(num_threads, prefetch_buffer_size=buffered)
-  return examples.to_iter_dataset(options).batch(count, drop_remainder=True)
+  return (
+    _parts(load_row, start * parts, few)
+    .to_iter_dataset(options)
+    .batch(parts, drop_remainder=True, batch_fn=rows.stack)
+  )
+
+
+def _parts(load_row: rows.LoadRow, start: int, count: int) -> grain.MapDataset:
+  numbers = grain.MapDataset.range(start, sys.maxsize)
+  return numbers.map(rows.LoadRows(load_row, count))
+
+
+def _rows_at_once(count: int, num_threads: int) -> int:
+  """Returns a divisor of a batch's rows that leaves work for every thread."""
+  most = max(1, min(_ROWS_AT_ONCE, count // max(num_threads, 1)))
+  return max(n for n in range(1, most + 1) if count % n == 0)
 
 
 def eval_batches(

@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from big_siglip.data import images
+from big_siglip.data import fast_images, images
 from big_siglip.data.sources import Example
 from big_siglip.data.text import Tokenizer
 
@@ -19,7 +19,7 @@ class Preprocess:
     image_size: side of the result in pixels.
     text_length: tokens.
     resize: "bilinear", "bicubic" or "big_vision".
-    decoder: "pillow", exact, or "simplejpeg", fast: see `images.decode_for`.
+    decoder: "pillow", exact, or "fast": see `fast_images`.
     crop_min_area: the least share of the area that a random crop keeps; 1.0
       for a plain squash of the whole image, as SigLIP does.
     flip: mirror every other image. Not for captions with left and right.
@@ -51,7 +51,7 @@ class Preprocess:
     image = example.image
     if not isinstance(image, np.ndarray):
       pixels, box = self.decode(image, rng)
-      image = images.resize(pixels, self.image_size, self.resize, box)
+      image = self.squash(pixels, box)
     return {
       "image": images.flip(image) if flip else image,
       "text": self.tokenizer([text], self.text_length)[0],
@@ -73,7 +73,13 @@ class Preprocess:
         images.random_box, rng=rng, min_area=self.crop_min_area
       )
     # Without antialiasing every pixel counts.
-    if self.decoder == "simplejpeg" and self.resize != images.BIG_VISION:
-      return images.decode_for(image, self.image_size, choose_box)
+    if self.decoder == "fast" and self.resize != images.BIG_VISION:
+      return fast_images.decode(image, self.image_size, choose_box)
     pixels = images.decode(image)
     return pixels, choose_box and choose_box(*pixels.shape[:2])
+
+  def squash(self, pixels: np.ndarray, box: images.Box | None) -> np.ndarray:
+    """Returns uint8 [image_size, image_size, 3] of what `decode` returned."""
+    if self.decoder == "fast" and self.resize == "bilinear":
+      return fast_images.resize(pixels, self.image_size, box)
+    return images.resize(pixels, self.image_size, self.resize, box)

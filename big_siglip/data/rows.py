@@ -1,18 +1,19 @@
 """One row of a batch: which example it is, and what if that is no good."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 from absl import logging
-import grain
 import numpy as np
 
 from big_siglip.data import faults
 from big_siglip.data.delivery import Watch
 from big_siglip.data.mixture import image_index, locate
+from big_siglip.data.order import Draws
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, RunStopped
 
@@ -49,15 +50,14 @@ class LoadRow:
   load: Callable[[Example, np.random.Generator], Row]
   seed: int
   place: Placement
-  draws: grain.MapDataset  # Position -> Draw.
+  draws: Draws
   watch: Watch
 
   def __call__(self, row: int) -> Row:
     """Returns arrays of row number `row`, and what `train_batches` adds."""
     draw = self.draws[self.place.position(int(row))]
     epoch, index = draw.epoch, draw.index
-    substitutes = np.random.default_rng([self.seed, epoch, index, 1])
-    skipped = []
+    skipped, substitutes = [], None
     faults.take_retries()  # Of a row that was never finished.
     for _ in range(MAX_TRIES):
       name = ""
@@ -69,6 +69,9 @@ class LoadRow:
           arrays = self.load(example, rng)
       except BadExample as e:
         skipped.append(faults.Fault.of(index, name, e))
+        substitutes = substitutes or np.random.default_rng(
+          [self.seed, draw.epoch, draw.index, 1]
+        )
         index = draw.first + int(substitutes.integers(draw.count))
         continue
       told = faults.as_row(skipped, faults.take_retries(), MAX_SKIPS)
@@ -82,6 +85,25 @@ class LoadRow:
   def _what(self, index: int) -> str:
     name, number = locate(self.source, index)
     return f"example {number} of {name or 'the data'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadRows:
+  """Loads some rows that follow each other."""
+
+  load_row: Callable[[int], Row]
+  count: int
+
+  def __call__(self, number: int) -> list[Row]:
+    """Returns rows [number * count, (number + 1) * count)."""
+    first = int(number) * self.count
+    return [self.load_row(row) for row in range(first, first + self.count)]
+
+
+def stack(parts: Sequence[Sequence[Row]]) -> Row:
+  """Returns a batch of all rows of what some `LoadRows` returned."""
+  loaded = list(itertools.chain.from_iterable(parts))
+  return {name: np.stack([row[name] for row in loaded]) for name in loaded[0]}
 
 
 @dataclasses.dataclass(frozen=True)

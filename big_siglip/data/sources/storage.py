@@ -213,7 +213,14 @@ def write_atomically(path: str, data: bytes) -> None:
 
 
 def _read_local(path: str, start: int, stop: int | None) -> bytes:
-  with open(local_path(path), "rb") as file:
+  path = local_path(path)
+  if stop is not None:
+    with open(path, "rb", buffering=0) as file:
+      data = os.pread(file.fileno(), stop - start, start)
+    if len(data) == stop - start:
+      return data
+  # All of it; or it ends before, or the system brings no more at once.
+  with open(path, "rb") as file:
     file.seek(start)
     return file.read() if stop is None else file.read(stop - start)
 
