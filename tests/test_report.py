@@ -209,15 +209,24 @@ def test_evaluations_are_drawn_over_steps(shown, digits, copy):
   # What a watcher writes; recall at several k shares a chart.
   folder = copy("watched")
   name = "evals/found/image_to_text/recall"
-  at_1, at_5 = [(2, 0.25), (4, 0.5)], [(2, 0.75), (4, 1.0)]
+  at_1, at_5 = [(2, 0.0), (4, 0.0)], [(2, 0.75), (4, 1.0)]
   lines = [
-    {"step": step, f"{name}@1": one, f"{name}@5": five}
+    {"step": step, f"{name}@10": 1.0, f"{name}@5": five, f"{name}@1": one}
     for (step, one), (_, five) in zip(at_1, at_5, strict=True)
   ]
+  lines[0] |= {f"evals/few/accuracy_{k}shot": 0.0 for k in (1, 10, 5)}
   text = "".join(json.dumps(line) + "\n" for line in lines)
   (folder / "evaluations.jsonl").write_text(text)
   found = render(folder)
-  assert points(found, "found/image_to_text/recall") == [at_1, at_5]
+  at_10 = [(2, 1.0), (4, 1.0)]
+  drawn = points(found, "found/image_to_text/recall")
+  assert drawn == [at_1, at_5, at_10]
+  # Numbers in names count as numbers, and an axis of shares starts at 0.
+  rows = [row[0] for row in found.rows("The last value of every metric")]
+  shots = [f"few/accuracy_{k}shot" for k in (1, 5, 10)]
+  assert [row for row in rows if row in shots] == shots
+  nothing = axes.Axes([(1, 0.0)], share=True, log=False)
+  assert nothing.y(0.0) == axes.HEIGHT - axes.BOTTOM
 
 
 def test_time_and_cost_are_those_of_starts_jsonl(shown, digits):

@@ -41,8 +41,8 @@ class Axes:
     self._log = log and low > 0 and high > 100 * low
     if self._log:
       low, high = math.log10(low), math.log10(high)
-    if share and low >= 0 and 0 < high <= 1:
-      self._low, self._high = 0.0, 1.0 if high > 0.3 else 1.2 * high
+    if share and 0 <= low <= high <= 1:
+      self._low, self._high = 0.0, 1.2 * high if 0 < high <= 0.3 else 1.0
     else:
       low, high = _range(low, high)
       margin = 0.04 * (high - low)

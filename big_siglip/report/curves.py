@@ -1,6 +1,7 @@
 """Which charts a report has: what was logged, and what was evaluated."""
 
 from collections.abc import Iterable, Sequence
+import re
 
 from big_siglip.report.charts import Chart, Curve
 from big_siglip.report.runs import Run
@@ -66,9 +67,8 @@ def evaluation_charts(
       groups.setdefault(title, {})[label] = name
   first, others = [], []
   for title, named in groups.items():
-    by_k = dict(sorted(named.items(), key=lambda item: _number(item[0])))
     share = all(is_share(name) for name in named.values())
-    if chart := _chart(runs, title, by_k, share, False):
+    if chart := _chart(runs, title, named, share, False):
       (first if share else others).append(chart)
   return (first, others) if first else (others, [])
 
@@ -77,8 +77,7 @@ def evaluated(runs: Iterable[Run]) -> list[str]:
   """Returns the names of all evaluations, evals/NAME/METRIC."""
   names = {name for run in runs for name in run.names()}
   return sorted(
-    (name for name in names if name.startswith("evals/")),
-    key=lambda name: (name.partition("@")[0], _number(name)),
+    (name for name in names if name.startswith("evals/")), key=_natural
   )
 
 
@@ -125,7 +124,7 @@ def _chart(
   return Chart(title, curves, x_label, share, log)
 
 
-def _number(name: str) -> int:
-  """Returns the K of recall@K; 0 of what has none."""
-  k = name.rpartition("@")[2]
-  return int(k) if k.isdecimal() else 0
+def _natural(name: str) -> list[str | int]:
+  """Returns a key that sorts numbers in names as numbers: @5 before @10."""
+  parts = re.split("([0-9]+)", name)
+  return [int(x) if i % 2 else x for i, x in enumerate(parts)]
