@@ -35,6 +35,7 @@ bench-tpu: .venv/tpu
 # Against tf.data and open_clip's pipeline, in an environment of their own.
 bench-data: .venv/base .venv-tf/done
 	$(RUN) -m benchmarks.data --peers=.venv-tf/bin/python
+	$(RUN) -m benchmarks.tar_index
 
 bench-ring: .venv/base
 	$(RUN) -m benchmarks.ring
