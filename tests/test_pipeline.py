@@ -298,9 +298,12 @@ def test_real_truncated_photo_is_skipped_among_good_ones(
   assert {fault.name for fault in skipped} == {"truncated_jpeg.jpg"}
 
 
+FREED = threading.Event()  # Ends the waiting, so that the process can end.
+
+
 @dataclasses.dataclass(frozen=True)
 class Trap:
-  """Example `index` waits for ever, or kills the process that reads it."""
+  """Example `index` waits until it is freed, or kills the process that reads it."""
 
   index: int
   how: str
@@ -312,7 +315,7 @@ class Trap:
 
   def __getitem__(self, index):
     if index == self.index and self.how == "stuck":
-      threading.Event().wait()
+      FREED.wait()
     if index == self.index and not os.path.exists(self.marker):
       if self.how == "once":
         pathlib.Path(self.marker).touch()
@@ -329,10 +332,12 @@ def test_a_stuck_thread_is_noticed_and_named(caplog):
     num_threads=2,
     stall_seconds=1.5,
   )
+  FREED.clear()
   with pytest.raises(Stalled, match="no data for 1.5 seconds .*: example 7 of"):
     for _ in range(3):
       next(batches)
   batches.close()  # Does not wait for the thread that is stuck.
+  FREED.set()
   assert "loading example 7 of the data for" in caplog.text
 
 
