@@ -303,7 +303,7 @@ FREED = threading.Event()  # Ends the waiting, so that the process can end.
 
 @dataclasses.dataclass(frozen=True)
 class Trap:
-  """Example `index` waits until it is freed, or kills the process that reads it."""
+  """Example `index` waits until freed, or kills the process that reads it."""
 
   index: int
   how: str
@@ -316,7 +316,7 @@ class Trap:
   def __getitem__(self, index):
     if index == self.index and self.how == "stuck":
       FREED.wait()
-    if index == self.index and not os.path.exists(self.marker):
+    elif index == self.index and not os.path.exists(self.marker):
       if self.how == "once":
         pathlib.Path(self.marker).touch()
       os.kill(os.getpid(), signal.SIGKILL)
