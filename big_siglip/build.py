@@ -52,7 +52,7 @@ def mesh(
     UserError: mesh or batch do not fit the devices.
   """
   device_mesh = sharding.make_mesh(**config.mesh, devices=devices)
-  batch_devices = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+  batch_devices = sharding.batch_devices(device_mesh)
   raise_problems(device_problems(config, batch_devices))
   if devices is None and batch_devices % jax.process_count():
     raise UserError(

@@ -112,6 +112,11 @@ def mesh_shape(
   return tuple(sizes)
 
 
+def batch_devices(mesh: Mesh) -> int:
+  """Returns how many devices of a mesh share the rows of a batch."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())

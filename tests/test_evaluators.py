@@ -32,10 +32,10 @@ from big_siglip.evaluators import (
   make_embedders,
   make_evaluator,
 )
-from big_siglip.evaluators.embed import batch_devices, embed_all, make_embed
+from big_siglip.evaluators.embed import embed_all, make_embed
 from big_siglip.models import SigLIP
 from big_siglip.models.sizes import resolve_image
-from big_siglip.sharding import AXES
+from big_siglip.sharding import AXES, batch_devices
 
 CLASS_NAMES = ("red", "green", "blue")
 CORRUPT = 5

@@ -16,7 +16,7 @@ import numpy as np
 
 from big_siglip.errors import UserError
 from big_siglip.models.sizes import resolve_image
-from big_siglip.sharding import BATCH_AXES, replicated, to_global
+from big_siglip.sharding import batch_devices, replicated, to_global
 
 # What a CPU embeds at once: more activations than that leave its cache between
 # one operation and the next, which cost a sixth of the time (B/16, batch 32).
@@ -81,11 +81,6 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     logits,
     batch_devices(mesh),
   )
-
-
-def batch_devices(mesh: Mesh) -> int:
-  """Returns how many devices of a mesh share the rows of a batch."""
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def _in_slices(

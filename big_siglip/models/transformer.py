@@ -4,7 +4,6 @@ Shape letters: B batch, L tokens, D width, F hidden units, H heads.
 """
 
 import functools
-import math
 
 from flax import linen as nn
 import jax
@@ -23,7 +22,7 @@ from big_siglip.models.dense import Dense, gelu
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes
-from big_siglip.sharding import Slices
+from big_siglip.sharding import batch_devices, Slices
 
 
 class Attention(nn.Module):
@@ -198,7 +197,7 @@ class Encoder(nn.Module):
     if self.slice_tokens is None or self.sharding is None or batch == 1:
       return None
     mesh, axes = self.sharding.mesh, self.sharding.spec[0]
-    rows = batch // math.prod(mesh.shape[axis] for axis in axes)
+    rows = batch // batch_devices(mesh)
     count = slice_count(rows, length, self.slice_tokens)
     return Slices(count, mesh, axes) if count > 1 else None
 
