@@ -14,6 +14,7 @@ import threading
 
 import format_cases
 import fsspec
+import loading
 import numpy as np
 import pytest
 from test_tools import tool
@@ -578,7 +579,9 @@ def test_tricky_images_in_a_shard_are_read_or_named(shared_data, tmp_path):
       bad.add(index)
   batches = pipeline.train_batches(
     source,
-    lambda example, rng: {"n": images_module.decode(example.image).ndim},
+    loading.OneByOne(
+      lambda example, rng: {"n": images_module.decode(example.image).ndim}
+    ),
     batch_size=len(files),
     seed=0,
     num_threads=0,

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import loading
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def _mixture(bad=(), lengths=LENGTHS, weights=WEIGHTS):
 
 def _batches(source, count, **options):
   options = dict(batch_size=17, seed=3, num_threads=0) | options
-  batches = pipeline.train_batches(source, _load, **options)
+  batches = pipeline.train_batches(source, loading.OneByOne(_load), **options)
   try:
     return list(itertools.islice(batches, count))
   finally:
@@ -173,7 +174,7 @@ def test_resumed_on_two_one_and_four_processes_it_is_the_same_run():
     for process in range(count):
       batches = pipeline.train_batches(
         _mixture(bad=(5,)),
-        _load,
+        loading.OneByOne(_load),
         seed=3,
         start=start,
         process_index=process,
@@ -238,8 +239,8 @@ class Billion:
   def __getitem__(self, index):
     return sources.Example(b"", ("",), str(index))
 
-def load(example, rng):
-  return {"number": np.int64(example.name)}
+def load(examples, seeds, out=None):
+  return {"number": np.array([int(e.name) for e in examples])}, {}
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tracemalloc.start()

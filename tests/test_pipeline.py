@@ -13,6 +13,7 @@ import threading
 
 from absl import flags
 import grain
+import loading
 import numpy as np
 from PIL import Image
 import pytest
@@ -41,13 +42,16 @@ class Numbers:
     return sources.Example(image, (str(index),), f"number {index}")
 
 
-def _load_number(example, rng):
+def _number(example, rng):
   if example.image == b"bad":
     raise images.BadImage("is bad")
   return {
     "number": np.int64(int(example.texts[0])),
     "draw": rng.random(),
   }
+
+
+_load_number = loading.OneByOne(_number)
 
 
 def _batches(source, count, load=_load_number, **options):

@@ -8,6 +8,7 @@ import tarfile
 
 from etils import epath
 import format_cases
+import loading
 import numpy as np
 import pytest
 import runs
@@ -176,7 +177,7 @@ def test_two_processes_list_what_one_would_skip(tmp_path):
   source = sources.open_source("tar", "all", config.data.path, options)
   batches = pipeline.train_batches(
     source,
-    lambda example, rng: _decoded(example),
+    loading.OneByOne(lambda example, rng: _decoded(example)),
     batch_size=16,
     seed=config.seed,
     num_threads=0,

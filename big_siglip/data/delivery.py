@@ -28,6 +28,7 @@ class Delivery(Iterator[_T]):
     *,
     stall_seconds: float = 0,
     what: Callable[[], str] = lambda: "",
+    at_close: Callable[[], None] = lambda: None,
   ):
     """Starts to fetch.
 
@@ -35,10 +36,12 @@ class Delivery(Iterator[_T]):
       items: with a method `close`.
       stall_seconds: how long `next` waits; 0: for ever.
       what: says, in a few words, what keeps `items` busy.
+      at_close: ends what works for `items`.
     """
     self._items = items
     self._patience = stall_seconds or None
     self._what = what
+    self._at_close = at_close
     self._queue: queue.Queue[tuple[_T | None, BaseException | None]]
     self._queue = queue.Queue(maxsize=1)
     self._closing = False
@@ -83,6 +86,7 @@ class Delivery(Iterator[_T]):
     self._thread.join(0 if self._stalled else _CLOSING_SECONDS)
     if not self._thread.is_alive():
       self._items.close()
+    self._at_close()
 
 
 class Watch:
@@ -95,7 +99,7 @@ class Watch:
 
   def _reset(self) -> None:
     self._lock = threading.Lock()
-    self._busy: dict[int, tuple[float, str]] = {}
+    self._busy: dict[int, tuple[float, Callable[[], str]]] = {}
     self._watching = False
 
   def __getstate__(self) -> dict[str, Any]:
@@ -105,8 +109,8 @@ class Watch:
     self.__init__(**state)
 
   @contextlib.contextmanager
-  def loading(self, what: str) -> Iterator[None]:
-    """Notes that this thread loads `what` inside the block."""
+  def loading(self, what: Callable[[], str]) -> Iterator[None]:
+    """Notes that this thread loads what `what` says inside the block."""
     thread = threading.get_ident()
     self._busy[thread] = (time.monotonic(), what)
     if self._patience and not self._watching:
@@ -121,8 +125,8 @@ class Watch:
     busy = list(self._busy.values())
     if not busy:
       return ""
-    since, what = min(busy)
-    return f"{what} for {time.monotonic() - since:.0f} seconds"
+    since, what = min(busy, key=lambda entry: entry[0])
+    return f"{what()} for {time.monotonic() - since:.0f} seconds"
 
   def _start(self) -> None:
     with self._lock:
@@ -139,4 +143,4 @@ class Watch:
         waited = time.monotonic() - since
         if waited > self._patience and (since, what) not in told:
           told.add((since, what))
-          logging.warning("loading %s for %.0f seconds so far", what, waited)
+          logging.warning("loading %s for %.0f seconds so far", what(), waited)

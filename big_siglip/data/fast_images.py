@@ -9,6 +9,7 @@ from collections.abc import Callable
 import functools
 import io
 import math
+import struct
 
 import cv2
 import numpy as np
@@ -20,6 +21,12 @@ from big_siglip.data.images import Box
 
 # Every image has a thread already; a pool in each of them would only cost.
 cv2.setNumThreads(1)
+
+# JPEG's markers (ITU T.81, table B.1).
+_FRAMES = (0xC0, 0xC1, 0xC2)  # Baseline, extended, progressive.
+_SCAN, _ADOBE = 0xDA, 0xEE
+_YCC = 1  # What Adobe's segment calls the colors of nearly all files.
+_FRAME = struct.Struct(">BHHB")
 
 _LARGEST_SHRINK = 4  # Beyond, where few images are, Pillow resizes.
 
@@ -73,7 +80,12 @@ def decode(
   return image, (left * scale, top * scale, right * scale, bottom * scale)
 
 
-def resize(image: np.ndarray, size: int, box: Box | None = None) -> np.ndarray:
+def resize(
+  image: np.ndarray,
+  size: int,
+  box: Box | None = None,
+  out: np.ndarray | None = None,
+) -> np.ndarray:
   """Squashes to a square nearly as Pillow's antialiased bilinear filter does.
 
   Pillow's filter is a triangle as wide as two new pixels. Here the image is
@@ -84,9 +96,10 @@ def resize(image: np.ndarray, size: int, box: Box | None = None) -> np.ndarray:
     image: uint8 [H, W, 3].
     size: side in pixels.
     box: what to cut out first; None for nothing.
+    out: uint8 [size, size, 3] to write to, where OpenCV resizes.
 
   Returns:
-    uint8 [size, size, 3].
+    uint8 [size, size, 3]: `out`, if it was written to.
   """
   whole = (0, 0, image.shape[1], image.shape[0])
   left, top, right, bottom = box = box or whole
@@ -98,7 +111,9 @@ def resize(image: np.ndarray, size: int, box: Box | None = None) -> np.ndarray:
       image, -1, _taps(across), _taps(down), borderType=cv2.BORDER_REPLICATE
     )
   if box == whole:
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(
+      image, (size, size), dst=out, interpolation=cv2.INTER_LINEAR
+    )
   # The edges of a box lie between pixels.
   old_of_new = np.array(
     [
@@ -110,6 +125,7 @@ def resize(image: np.ndarray, size: int, box: Box | None = None) -> np.ndarray:
     image,
     old_of_new,
     (size, size),
+    dst=out,
     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_REPLICATE,
   )
@@ -133,33 +149,34 @@ def _taps(shrink: float) -> np.ndarray:
 
 
 def _plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
-  """Returns (height, width) of a JPEG file that simplejpeg may decode."""
+  """Returns (height, width) of a JPEG file that simplejpeg may decode.
+
+  Everything is read off the segments before the first scan, which is all that
+  Pillow looks at; simplejpeg's own header has no orientation.
+  """
   if not data.startswith(b"\xff\xd8"):
     return None
+  shape, plain, place = None, False, 2
   try:
-    height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-    if colors not in ("YCbCr", "Gray"):
+    while (kind := data[place + 1]) != _SCAN:
+      if data[place] != 0xFF or not 0xC0 <= kind < 0xFF:
+        return None
+      if kind in _FRAMES:
+        # Bits, height, width, number of colors; then three bytes for each.
+        bits, height, width, colors = _FRAME.unpack_from(data, place + 4)
+        ids = data[place + 10 : place + 10 + 3 * colors : 3]
+        plain = bits == 8 and (colors == 1 or ids == b"\1\2\3")
+        shape = height, width
+      elif kind == _ADOBE and data[place + 15] != _YCC:
+        return None
+      place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    if not plain:
       return None
-    header = _header(data)
+    header = data[:place]
     if b"Exif\0\0" in header or b"rientation" in header:
       with Image.open(io.BytesIO(data)) as image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
           return None
   except Exception:  # Whatever is wrong with it: Pillow says so.
     return None
-  return height, width
-
-
-def _header(data: bytes) -> bytes:
-  """Returns the segments before the first scan, all that Pillow looks at.
-
-  Raises:
-    ValueError: there is something else between them.
-    IndexError: there is no scan.
-  """
-  place = 2
-  while data[place + 1] != 0xDA:
-    if data[place] != 0xFF or not 0xC0 <= data[place + 1] < 0xFF:
-      raise ValueError(f"no segment at byte {place}")
-    place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-  return data[:place]
+  return shape

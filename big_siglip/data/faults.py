@@ -69,29 +69,31 @@ class Fault:
     return cls(index, error.kind, name, " ".join(str(error).split()))
 
 
-def as_row(
-  faults: Sequence[Fault], retried: int, length: int
+def as_rows(
+  told: Sequence[tuple[Sequence[Fault], int]], length: int
 ) -> dict[str, np.ndarray]:
-  """Returns what a row of a batch carries of its faults.
+  """Returns what n rows of a batch carry of their faults.
 
   Args:
-    faults: of the examples in whose place the row's one came.
-    retried: reads that went well at a later try.
-    length: how many faults are named; all are counted.
+    told: for each row the faults of the examples in whose place its own came,
+      and how many reads went well at a later try.
+    length: how many faults of a row are named; all are counted.
 
   Returns:
-    "faults" int32 [len(COUNTERS)] and "skipped" `SKIPPED` [length].
+    "faults" int32 [n, len(COUNTERS)] and "skipped" `SKIPPED` [n, length].
   """
-  counts = np.zeros(len(COUNTERS), np.int32)
-  for fault in faults:
-    counts[KINDS.index(fault.kind)] += 1
-  counts[-1] = retried
-  skipped = np.zeros(length, SKIPPED)
+  counts = np.zeros((len(told), len(COUNTERS)), np.int32)
+  skipped = np.zeros((len(told), length), SKIPPED)
   skipped["index"] = -1
-  for row, fault in zip(skipped, faults, strict=False):
-    texts = (text.encode() for text in (fault.kind, fault.name, fault.reason))
-    row["index"] = fault.index
-    row["kind"], row["name"], row["reason"] = texts
+  for row, (faults, retried) in enumerate(told):
+    if retried:
+      counts[row, -1] = retried
+    for fault in faults:
+      counts[row, KINDS.index(fault.kind)] += 1
+    for place, fault in zip(skipped[row], faults, strict=False):
+      texts = (text.encode() for text in (fault.kind, fault.name, fault.reason))
+      place["index"] = fault.index
+      place["kind"], place["name"], place["reason"] = texts
   return {"faults": counts, "skipped": skipped}
 
 

@@ -13,18 +13,16 @@ import sys
 
 from absl import logging
 import grain
-import numpy as np
 
 from big_siglip.data import order, rows
 from big_siglip.data.delivery import Delivery, Watch
 from big_siglip.data.mixture import Mixture
-from big_siglip.data.sources import Example, Source
+from big_siglip.data.sources import Source
 from big_siglip.errors import RunStopped, UserError
 
 MAX_RESTARTS = 3  # Times that lost worker processes are replaced.
-_ROWS_AT_ONCE = 16  # That a thread loads.
 
-Batch = dict[str, np.ndarray]
+Batch = rows.Batch
 
 
 class TrainBatches(Iterator[Batch]):
@@ -84,7 +82,7 @@ class TrainBatches(Iterator[Batch]):
 
 def train_batches(
   source: Source,
-  load: Callable[[Example, np.random.Generator], Batch],
+  load: rows.Load,
   *,
   batch_size: int,
   seed: int,
@@ -99,8 +97,8 @@ def train_batches(
 
   Args:
     source: the examples, or a `Mixture`; picklable if there are workers.
-    load: turns an example into arrays of fixed shapes; all it draws comes from
-      its rng, which depends on (seed, epoch, index) alone.
+    load: turns examples into arrays, such as a `Preprocess`; all it draws comes
+      from a seed for each of them, which depends on (seed, epoch, index) alone.
     batch_size: over all processes.
     seed: in [0, 2**32).
     start: the first global batch to return.
@@ -134,59 +132,30 @@ def train_batches(
     lengths, weights = source.lengths, source.weights
   draws = order.draws(lengths, weights, seed)
   watch = Watch(stall_seconds / 2)
-  load_row = rows.LoadRow(source, load, seed, place, draws, watch)
+  load_rows = rows.LoadRows(source, load, seed, place, draws, watch)
 
   def batches_from(start: int) -> Delivery:
-    batches = _batches(load_row, start, count, num_workers, num_threads)
+    load_batch = rows.LoadBatch(load_rows, count, num_threads)
+    # Whenever some threads have nothing left to do for a batch, they begin the
+    # next; at most one more waits in memory.
+    ahead = 2 if num_threads else 0
+    batches = (
+      grain.MapDataset.range(start, sys.maxsize)
+      .map(load_batch)
+      .to_iter_dataset(grain.ReadOptions(ahead, prefetch_buffer_size=ahead))
+    )
+    if num_workers:
+      options = grain.MultiprocessingOptions(num_workers)
+      batches = batches.mp_prefetch(options)
     where = ": a worker process is stuck; its warning above names the example"
     return Delivery(
       iter(batches),
       stall_seconds=stall_seconds,
       what=lambda: where if num_workers else f": {watch.longest()}",
+      at_close=load_batch.close,
     )
 
   return TrainBatches(batches_from, start)
-
-
-def _batches(
-  load_row: rows.LoadRow,
-  start: int,
-  count: int,
-  num_workers: int,
-  num_threads: int,
-) -> grain.IterDataset:
-  """Returns the batches of `count` rows from number `start` on."""
-  if num_workers:
-    # Workers take turns, so each must return whole batches.
-    options = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads)
-    return (
-      _parts(load_row, start, count)
-      .batch(1, drop_remainder=True, batch_fn=rows.stack)
-      .to_iter_dataset(options)
-      .mp_prefetch(grain.MultiprocessingOptions(num_workers))
-    )
-  # All threads work on the next batch; at most one more waits in memory. Each
-  # takes some rows at a time: handing over every single one would cost a tenth.
-  few = _rows_at_once(count, num_threads)
-  parts = count // few
-  buffered = 2 * parts if num_threads else 0
-  options = grain.ReadOptions(num_threads, prefetch_buffer_size=buffered)
-  return (
-    _parts(load_row, start * parts, few)
-    .to_iter_dataset(options)
-    .batch(parts, drop_remainder=True, batch_fn=rows.stack)
-  )
-
-
-def _parts(load_row: rows.LoadRow, start: int, count: int) -> grain.MapDataset:
-  numbers = grain.MapDataset.range(start, sys.maxsize)
-  return numbers.map(rows.LoadRows(load_row, count))
-
-
-def _rows_at_once(count: int, num_threads: int) -> int:
-  """Returns a divisor of a batch's rows that leaves work for every thread."""
-  most = max(1, min(_ROWS_AT_ONCE, count // max(num_threads, 1)))
-  return max(n for n in range(1, most + 1) if count % n == 0)
 
 
 def eval_batches(

@@ -1,18 +1,20 @@
-"""From an example to what the model sees of it."""
+"""From examples to what the model sees of them."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 
 import numpy as np
 
 from big_siglip.data import fast_images, images
+from big_siglip.data.rows import Batch, Seed
 from big_siglip.data.sources import Example
 from big_siglip.data.text import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-  """Decodes, augments and tokenizes one example; pure and picklable.
+  """Decodes, augments and tokenizes examples; pure and picklable.
 
   Attributes:
     tokenizer: (texts, length) -> int32 [len(texts), length].
@@ -34,31 +36,67 @@ class Preprocess:
   flip: bool = False
 
   def __call__(
-    self, example: Example, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
-    """Returns "image" uint8 [H, W, 3], "text" int32 [text_length].
+    self,
+    examples: Sequence[Example],
+    seeds: Sequence[Seed],
+    out: Batch | None = None,
+  ) -> tuple[Batch, dict[int, images.BadImage]]:
+    """Returns rows, and which of them are no good: see `rows.Load`.
 
-    Embedded images stay as they are, float32 [E].
+    The rows are "image" uint8 [n, H, W, 3], "text" int32 [n, text_length].
+    Embedded images stay as they are, float32 [n, E].
+    """
+    rngs = list(map(self._rng, examples, seeds))
+    texts = list(map(_draw_text, examples, rngs))
+    tokens = self.tokenizer(texts, self.text_length)
+    if out is not None:
+      pixels = out["image"]
+    elif isinstance(first := examples[0].image, np.ndarray):
+      pixels = np.empty((len(examples), *first.shape), first.dtype)
+    else:
+      size = self.image_size
+      pixels = np.empty((len(examples), size, size, 3), np.uint8)
+    bad = {}
+    for i, (example, rng) in enumerate(zip(examples, rngs, strict=True)):
+      try:
+        self.image(example.image, rng, pixels[i])
+      except images.BadImage as error:
+        bad[i] = error
+    return {"image": pixels, "text": tokens}, bad
+
+  def image(
+    self,
+    image: bytes | np.ndarray,
+    rng: np.random.Generator | None = None,
+    out: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Returns uint8 [image_size, image_size, 3] of an encoded image.
+
+    Args:
+      image: encoded; if embedded, float32 [E], it stays as it is.
+      rng: needed for augmentation alone.
+      out: an array to write to.
 
     Raises:
-      BadImage: the image cannot be decoded.
+      BadImage: it cannot be decoded.
     """
-    if example.weights:
-      text = example.texts[rng.choice(len(example.texts), p=example.weights)]
+    if isinstance(image, np.ndarray):
+      seen = image
     else:
-      text = example.texts[rng.integers(len(example.texts))]
-    flip = self.flip and rng.random() < 0.5
-    image = example.image
-    if not isinstance(image, np.ndarray):
-      pixels, box = self.decode(image, rng)
-      image = self.squash(pixels, box)
-    return {
-      "image": images.flip(image) if flip else image,
-      "text": self.tokenizer([text], self.text_length)[0],
-    }
+      flip = self.flip and rng.random() < 0.5
+      seen = self.squash(*self.decode(image, rng), out)
+      seen = images.flip(seen) if flip else seen
+    if out is not None and seen is not out:
+      out[:] = seen
+    return seen
+
+  def _rng(self, example: Example, seed: Seed) -> np.random.Generator | None:
+    """Returns none where nothing is drawn: to make one takes its time."""
+    draws = self.flip or self.crop_min_area < 1.0 or len(example.texts) > 1
+    return np.random.default_rng(seed) if draws else None
 
   def decode(
-    self, image: bytes, rng: np.random.Generator
+    self, image: bytes, rng: np.random.Generator | None
   ) -> tuple[np.ndarray, images.Box | None]:
     """Returns uint8 [H, W, 3], and the box to cut from it (None: all).
 
@@ -78,8 +116,24 @@ class Preprocess:
     pixels = images.decode(image)
     return pixels, choose_box and choose_box(*pixels.shape[:2])
 
-  def squash(self, pixels: np.ndarray, box: images.Box | None) -> np.ndarray:
-    """Returns uint8 [image_size, image_size, 3] of what `decode` returned."""
+  def squash(
+    self,
+    pixels: np.ndarray,
+    box: images.Box | None,
+    out: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Returns uint8 [image_size, image_size, 3] of what `decode` returned.
+
+    It is written to `out` where there is one and the decoder can.
+    """
     if self.decoder == "fast" and self.resize == "bilinear":
-      return fast_images.resize(pixels, self.image_size, box)
+      return fast_images.resize(pixels, self.image_size, box, out)
     return images.resize(pixels, self.image_size, self.resize, box)
+
+
+def _draw_text(example: Example, rng: np.random.Generator | None) -> str:
+  if len(example.texts) == 1:
+    return example.texts[0]
+  if example.weights:
+    return example.texts[rng.choice(len(example.texts), p=example.weights)]
+  return example.texts[rng.integers(len(example.texts))]

@@ -1,11 +1,11 @@
-"""One row of a batch: which example it is, and what if that is no good."""
+"""The rows of a batch: which examples they are, and what if one is no good."""
 
 from collections.abc import Callable, Sequence
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import itertools
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 import numpy as np
@@ -13,14 +13,40 @@ import numpy as np
 from big_siglip.data import faults
 from big_siglip.data.delivery import Watch
 from big_siglip.data.mixture import image_index, locate
-from big_siglip.data.order import Draws
+from big_siglip.data.order import Draw, Draws
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, RunStopped
 
 MAX_TRIES = 16  # Examples to try for one slot of a batch.
 MAX_SKIPS = 4  # Examples left out that one slot can name.
+_ROWS_AT_ONCE = 32  # That a thread loads.
 
 Row = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]
+Seed = tuple[int, ...]  # For `np.random.default_rng`.
+
+
+class Load(Protocol):
+  """From examples to arrays."""
+
+  def __call__(
+    self,
+    examples: Sequence[Example],
+    seeds: Sequence[Seed],
+    out: Batch | None = None,
+  ) -> tuple[Batch, dict[int, BadExample]]:
+    """Returns the rows of n examples, and what is wrong with some of them.
+
+    Args:
+      examples: n of them.
+      seeds: where all randomness of each comes from.
+      out: arrays of n rows, as another call returned them, that may be written
+        to and returned.
+
+    Returns:
+      Arrays [n, ...], of the same shapes for any examples; and by their places
+      among these the bad ones, whose rows hold anything.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,72 +64,182 @@ class Placement:
     return slot * self.rows + row
 
 
+@dataclasses.dataclass
+class _Slot:
+  """A row to be filled: by the example drawn, or by another if that is bad.
+
+  Attributes:
+    seed: of the run.
+    draw: what stands there.
+    index: the example to try.
+    skipped: those tried before.
+    retried: reads that went well at a later try.
+  """
+
+  seed: int
+  draw: Draw
+  index: int
+  skipped: list[faults.Fault] = dataclasses.field(default_factory=list)
+  retried: int = 0
+
+  def skip(self, name: str, error: BadExample) -> None:
+    """Turns to another example.
+
+    Raises:
+      RunStopped: `MAX_TRIES` examples are no good.
+    """
+    self.skipped.append(faults.Fault.of(self.index, name, error))
+    if len(self.skipped) == MAX_TRIES:
+      raise RunStopped(
+        f"{MAX_TRIES} examples tried in a row and none can be used; the last:"
+        f" {self.skipped[-1].name}: {self.skipped[-1].reason}"
+      )
+    self.index = self.draw.first + int(self._others.integers(self.draw.count))
+
+  @functools.cached_property
+  def _others(self) -> np.random.Generator:
+    return np.random.default_rng(
+      [self.seed, self.draw.epoch, self.draw.index, 1]
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class LoadRow:
-  """Loads a row of a training batch, or another one if that is no good.
+class LoadRows:
+  """Loads training rows that follow each other, all of them good.
 
   Raises:
-    RunStopped: `MAX_TRIES` examples in a row are no good.
+    RunStopped: `MAX_TRIES` examples for one of them are no good.
   """
 
   source: Source
-  load: Callable[[Example, np.random.Generator], Row]
+  load: Load
   seed: int
   place: Placement
   draws: Draws
   watch: Watch
 
-  def __call__(self, row: int) -> Row:
-    """Returns arrays of row number `row`, and what `train_batches` adds."""
-    draw = self.draws[self.place.position(int(row))]
-    epoch, index = draw.epoch, draw.index
-    skipped, substitutes = [], None
-    faults.take_retries()  # Of a row that was never finished.
-    for _ in range(MAX_TRIES):
-      name = ""
-      try:
-        rng = np.random.default_rng([self.seed, epoch, index])
-        with self.watch.loading(self._what(index)):
-          example = self.source[index]
-          name = example.name
-          arrays = self.load(example, rng)
-      except BadExample as e:
-        skipped.append(faults.Fault.of(index, name, e))
-        substitutes = substitutes or np.random.default_rng(
-          [self.seed, draw.epoch, draw.index, 1]
-        )
-        index = draw.first + int(substitutes.integers(draw.count))
-        continue
-      told = faults.as_row(skipped, faults.take_retries(), MAX_SKIPS)
-      numbers = {"index": index, "image_index": image_index(self.source, index)}
-      return {**arrays, **{k: np.int64(v) for k, v in numbers.items()}, **told}
-    raise RunStopped(
-      f"{MAX_TRIES} examples tried in a row and none can be used; the last:"
-      f" {skipped[-1].name}: {skipped[-1].reason}"
-    )
+  def __call__(self, first: int, count: int, out: Batch | None = None) -> Batch:
+    """Returns arrays of `count` rows, and what `train_batches` adds.
 
-  def _what(self, index: int) -> str:
+    A decoder drives all else out of a processor's caches. So every step is
+    taken for all rows before the next: the small ones cost half as much.
+
+    Args:
+      first: number of the first row.
+      count: of rows.
+      out: arrays to write to, as another call returned them.
+    """
+    faults.take_retries()  # Of rows that were never finished.
+    slots = [
+      _Slot(self.seed, draw, draw.index)
+      for draw in map(self._draw, range(first, first + count))
+    ]
+    examples = [self._read(slot) for slot in slots]
+    loaded, bad = self._load(slots, examples, out)
+    for i, error in bad.items():
+      for name, value in self._replace(slots[i], examples[i], error).items():
+        shape = (count, *value.shape[1:])
+        loaded.setdefault(name, np.empty(shape, value.dtype))[i] = value[0]
+    indices = [slot.index for slot in slots]
+    images = [image_index(self.source, index) for index in indices]
+    loaded["index"] = np.array(indices, np.int64)
+    loaded["image_index"] = np.array(images, np.int64)
+    told = [(slot.skipped, slot.retried) for slot in slots]
+    loaded |= faults.as_rows(told, MAX_SKIPS)
+    if out is None:
+      return loaded
+    for name, value in loaded.items():
+      if value is not out[name]:
+        out[name][:] = value
+    return out
+
+  def _draw(self, row: int) -> Draw:
+    return self.draws[self.place.position(row)]
+
+  def _read(self, slot: _Slot) -> Example:
+    """Returns the slot's example, or the first one that can be read."""
+    while True:
+      try:
+        with self.watch.loading(lambda: self._name(slot.index)):
+          return self.source[slot.index]
+      except BadExample as error:
+        slot.skip("", error)
+      finally:
+        slot.retried += faults.take_retries()
+
+  def _load(
+    self,
+    slots: Sequence[_Slot],
+    examples: Sequence[Example],
+    out: Batch | None,
+  ) -> tuple[Batch, dict[int, BadExample]]:
+    seeds = [(self.seed, slot.draw.epoch, slot.index) for slot in slots]
+
+    def what() -> str:
+      more = f" and {len(slots) - 1} more" if len(slots) > 1 else ""
+      return f"{self._name(slots[0].index)}{more}"
+
+    with self.watch.loading(what):
+      return self.load(examples, seeds, out)
+
+  def _replace(self, slot: _Slot, example: Example, error: BadExample) -> Batch:
+    """Returns the one row of the first example that is good after all."""
+    while True:
+      slot.skip(example.name, error)
+      example = self._read(slot)
+      row, bad = self._load([slot], [example], None)
+      if not bad:
+        return row
+      error = bad[0]
+
+  def _name(self, index: int) -> str:
     name, number = locate(self.source, index)
     return f"example {number} of {name or 'the data'}"
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadRows:
-  """Loads some rows that follow each other."""
+class LoadBatch:
+  """Loads whole batches, of which each thread takes some rows at a time."""
 
-  load_row: Callable[[int], Row]
-  count: int
+  def __init__(self, load_rows: LoadRows, count: int, num_threads: int):
+    """Loads batches of `count` rows; without threads, in the caller's."""
+    self._load_rows = load_rows
+    self._count = count
+    self._num_threads = num_threads
+    most = max(1, min(_ROWS_AT_ONCE, count // max(num_threads, 1)))
+    self._part = max(n for n in range(1, most + 1) if count % n == 0)
+    self._like: Batch = {}  # One row, of no meaning, once they are known.
 
-  def __call__(self, number: int) -> list[Row]:
-    """Returns rows [number * count, (number + 1) * count)."""
-    first = int(number) * self.count
-    return [self.load_row(row) for row in range(first, first + self.count)]
+  def __call__(self, number: int) -> Batch:
+    """Returns batch `number` of this process."""
+    start = int(number) * self._count
+    firsts = range(0, self._count, self._part)
+    batch = {
+      name: np.empty((self._count, *row.shape), row.dtype)
+      for name, row in self._like.items()
+    }
 
+    def load(first: int) -> Batch:
+      out = {k: v[first : first + self._part] for k, v in batch.items()}
+      return self._load_rows(start + first, self._part, out or None)
 
-def stack(parts: Sequence[Sequence[Row]]) -> Row:
-  """Returns a batch of all rows of what some `LoadRows` returned."""
-  loaded = list(itertools.chain.from_iterable(parts))
-  return {name: np.stack([row[name] for row in loaded]) for name in loaded[0]}
+    run = self._pool.map if self._num_threads else map
+    parts = list(run(load, firsts))
+    if not batch:
+      batch = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+      self._like = {name: value[0].copy() for name, value in batch.items()}
+    return batch
+
+  def close(self) -> None:
+    """Lets go of the threads; each still finishes the rows it has begun."""
+    if "_pool" in vars(self):
+      self._pool.shutdown(wait=False, cancel_futures=True)
+
+  @functools.cached_property
+  def _pool(self) -> concurrent.futures.Executor:
+    return concurrent.futures.ThreadPoolExecutor(self._num_threads)
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in vars(self).items() if k != "_pool"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -218,8 +218,7 @@ class _Loader:
     def load(index: int) -> Batch:
       example = source[index]
       try:
-        # It draws a caption, which nobody looks at.
-        image = self._preprocess(example, np.random.default_rng(0))["image"]
+        image = self._preprocess.image(example.image)
       except BadExample as error:
         raise BadExample(f"{example.name}: {error}", error.kind) from error
       return {"image": image, "index": np.int32(index), **extra(example)}

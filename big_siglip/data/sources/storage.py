@@ -215,8 +215,11 @@ def write_atomically(path: str, data: bytes) -> None:
 def _read_local(path: str, start: int, stop: int | None) -> bytes:
   path = local_path(path)
   if stop is not None:
-    with open(path, "rb", buffering=0) as file:
-      data = os.pread(file.fileno(), stop - start, start)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+      data = os.pread(file, stop - start, start)
+    finally:
+      os.close(file)
     if len(data) == stop - start:
       return data
   # All of it; or it ends before, or the system brings no more at once.

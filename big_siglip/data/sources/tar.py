@@ -1,7 +1,9 @@
 """WebDataset and img2dataset shards: tar files, never unpacked."""
 
+import bisect
 from collections.abc import Sequence
 import concurrent.futures
+import itertools
 import json
 import os
 from typing import Any
@@ -63,8 +65,8 @@ class TarRecords:
     if not indices:
       raise UserError(f"{self.where}: the data set is empty")
     self._starts = np.concatenate([index.starts for index in indices])
-    self._last = np.array([index.end for index in indices], np.int64)
-    self._ends = np.cumsum([len(index.starts) for index in indices])
+    self._last = [index.end for index in indices]
+    self._ends = list(itertools.accumulate(len(i.starts) for i in indices))
     self._choose_keys(options)
 
   def _index(self, file: str) -> ShardIndex | BadExample:
@@ -146,10 +148,10 @@ class TarRecords:
 
   def _place(self, index: int) -> tuple[int, int, int]:
     """Returns shard, first byte and end of a sample."""
-    shard = int(np.searchsorted(self._ends, index, side="right"))
+    shard = bisect.bisect_right(self._ends, index)
     last = index + 1 == self._ends[shard]
-    stop = self._last[shard] if last else self._starts[index + 1]
-    return shard, int(self._starts[index]) * BLOCK, int(stop) * BLOCK
+    stop = self._last[shard] if last else self._starts.item(index + 1)
+    return shard, self._starts.item(index) * BLOCK, stop * BLOCK
 
   def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Returns fields of all samples; kept like the index."""
