@@ -99,7 +99,7 @@ class Watch:
 
   def _reset(self) -> None:
     self._lock = threading.Lock()
-    self._busy: dict[int, tuple[float, Callable[[], str]]] = {}
+    self._busy: dict[int, tuple[float, Callable[[int], str], int]] = {}
     self._watching = False
 
   def __getstate__(self) -> dict[str, Any]:
@@ -108,25 +108,23 @@ class Watch:
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__init__(**state)
 
-  @contextlib.contextmanager
-  def loading(self, what: Callable[[], str]) -> Iterator[None]:
-    """Notes that this thread loads what `what` says inside the block."""
-    thread = threading.get_ident()
-    self._busy[thread] = (time.monotonic(), what)
+  def begin(self, what: Callable[[int], str], number: int) -> None:
+    """Notes that this thread loads, from now on, what `what` calls `number`."""
+    self._busy[threading.get_ident()] = (time.monotonic(), what, number)
     if self._patience and not self._watching:
       self._start()
-    try:
-      yield
-    finally:
-      del self._busy[thread]
+
+  def end(self) -> None:
+    """Notes that this thread loads nothing."""
+    self._busy.pop(threading.get_ident(), None)
 
   def longest(self) -> str:
     """Returns what has been loading for longest, and for how long; or ""."""
     busy = list(self._busy.values())
     if not busy:
       return ""
-    since, what = min(busy, key=lambda entry: entry[0])
-    return f"{what()} for {time.monotonic() - since:.0f} seconds"
+    since, what, number = min(busy, key=lambda entry: entry[0])
+    return f"{what(number)} for {time.monotonic() - since:.0f} seconds"
 
   def _start(self) -> None:
     with self._lock:
@@ -139,8 +137,10 @@ class Watch:
     told = set()
     while True:
       time.sleep(min(1.0, self._patience / 4))
-      for since, what in list(self._busy.values()):
+      for thread, (since, what, number) in list(self._busy.items()):
         waited = time.monotonic() - since
-        if waited > self._patience and (since, what) not in told:
-          told.add((since, what))
-          logging.warning("loading %s for %.0f seconds so far", what(), waited)
+        if waited > self._patience and (thread, since) not in told:
+          told.add((thread, since))
+          logging.warning(
+            "loading %s for %.0f seconds so far", what(number), waited
+          )

@@ -65,7 +65,9 @@ def decode(
   left, top, right, bottom = box or (0, 0, width, height)
   shrink = min((right - left) / size, (bottom - top) / size)
   # Scales in between save little time, and move pixels as far.
-  scale = next((s for s in (1 / 8, 1 / 4, 1 / 2) if s * shrink >= 1), 1)
+  scale = 1 / 8
+  while scale * shrink < 1 and scale < 1:
+    scale *= 2
   try:
     image = simplejpeg.decode_jpeg(
       data,

@@ -129,6 +129,12 @@ class LoadRows:
       count: of rows.
       out: arrays to write to, as another call returned them.
     """
+    try:
+      return self._rows(first, count, out)
+    finally:
+      self.watch.end()
+
+  def _rows(self, first: int, count: int, out: Batch | None) -> Batch:
     faults.take_retries()  # Of rows that were never finished.
     slots = [
       _Slot(self.seed, draw, draw.index)
@@ -159,9 +165,9 @@ class LoadRows:
   def _read(self, slot: _Slot) -> Example:
     """Returns the slot's example, or the first one that can be read."""
     while True:
+      self.watch.begin(self._name, slot.index)
       try:
-        with self.watch.loading(lambda: self._name(slot.index)):
-          return self.source[slot.index]
+        return self.source[slot.index]
       except BadExample as error:
         slot.skip("", error)
       finally:
@@ -174,13 +180,9 @@ class LoadRows:
     out: Batch | None,
   ) -> tuple[Batch, dict[int, BadExample]]:
     seeds = [(self.seed, slot.draw.epoch, slot.index) for slot in slots]
-
-    def what() -> str:
-      more = f" and {len(slots) - 1} more" if len(slots) > 1 else ""
-      return f"{self._name(slots[0].index)}{more}"
-
-    with self.watch.loading(what):
-      return self.load(examples, seeds, out)
+    more = f" and {len(slots) - 1} more" if len(slots) > 1 else ""
+    self.watch.begin(lambda index: self._name(index) + more, slots[0].index)
+    return self.load(examples, seeds, out)
 
   def _replace(self, slot: _Slot, example: Example, error: BadExample) -> Batch:
     """Returns the one row of the first example that is good after all."""
@@ -205,6 +207,7 @@ class LoadBatch:
     self._load_rows = load_rows
     self._count = count
     self._num_threads = num_threads
+    self._pool = _pool(num_threads)
     most = max(1, min(_ROWS_AT_ONCE, count // max(num_threads, 1)))
     self._part = max(n for n in range(1, most + 1) if count % n == 0)
     self._like: Batch = {}  # One row, of no meaning, once they are known.
@@ -222,7 +225,7 @@ class LoadBatch:
       out = {k: v[first : first + self._part] for k, v in batch.items()}
       return self._load_rows(start + first, self._part, out or None)
 
-    run = self._pool.map if self._num_threads else map
+    run = self._pool.map if self._pool else map
     parts = list(run(load, firsts))
     if not batch:
       batch = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -231,15 +234,22 @@ class LoadBatch:
 
   def close(self) -> None:
     """Lets go of the threads; each still finishes the rows it has begun."""
-    if "_pool" in vars(self):
+    if self._pool:
       self._pool.shutdown(wait=False, cancel_futures=True)
 
-  @functools.cached_property
-  def _pool(self) -> concurrent.futures.Executor:
-    return concurrent.futures.ThreadPoolExecutor(self._num_threads)
-
   def __getstate__(self) -> dict[str, Any]:
-    return {k: v for k, v in vars(self).items() if k != "_pool"}
+    return vars(self) | {"_pool": None}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._pool = _pool(self._num_threads)
+
+
+def _pool(num_threads: int) -> concurrent.futures.Executor | None:
+  """Returns threads, which start when there is something to do; 0: none."""
+  if not num_threads:
+    return None
+  return concurrent.futures.ThreadPoolExecutor(num_threads)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from big_siglip.data.faults import Fault
-from big_siglip.data.sources import tar_index
+from big_siglip.data.sources import tar_index, tar_reading
 from big_siglip.data.sources.array_records import check_faults, require_all
 from big_siglip.data.sources.example import (
   choose,
@@ -21,7 +21,7 @@ from big_siglip.data.sources.example import (
   Record,
   TEXT_NAMES,
 )
-from big_siglip.data.sources.storage import Storage
+from big_siglip.data.sources.storage import is_remote, local_path, Storage
 from big_siglip.data.sources.tar_index import BLOCK, Damaged, ShardIndex
 from big_siglip.errors import BadExample, UserError
 
@@ -127,24 +127,20 @@ class TarRecords:
     """Returns a sample, in one piece; see `example.Records`."""
     shard, start, stop = self._place(index)
     path = self._shards[shard]
-    block = self._storage.read(path, start, stop)
-    name = f"{path}#{start}"
-    fields, problem, first = {}, "", None
-    try:
-      for member in tar_index.members(lambda a, b: block[a:b], 0, len(block)):
-        key, extension = tar_index.split_name(member.name)
-        if not extension or key != (first := first or key):
-          continue
-        name = f"{path}#{key.lstrip('/')}"
-        data = block[member.start : member.start + member.size]
-        if len(data) < member.size:
-          raise Damaged(f"the shard ends within {member.name}")
-        fields[extension] = data
-    except Damaged as error:
-      problem = str(error)
-    if not fields or (problem and len(fields) < 2):
-      raise BadExample(problem or "the shard ends before it", "record", name)
-    return Record(name, _with_json(fields, name))
+    if is_remote(path):  # One request; the files of a sample lie together.
+      block = self._storage.read(path, start, stop)
+      return _sample(
+        lambda a, b: block[a - start : b - start], path, start, stop
+      )
+
+    def read() -> Record:
+      file = os.open(local_path(path), os.O_RDONLY | os.O_CLOEXEC)
+      try:
+        return _sample(tar_reading.LocalReader(file), path, start, stop)
+      finally:
+        os.close(file)
+
+    return self._storage.call(path, read)
 
   def _place(self, index: int) -> tuple[int, int, int]:
     """Returns shard, first byte and end of a sample."""
@@ -178,7 +174,7 @@ class TarRecords:
     start = int(self._ends[shard - 1]) if shard else 0
     values = {key: [] for key in keys}
     path = self._shards[shard]
-    with tar_index.opened(path, self._storage) as read:
+    with tar_reading.opened(path, self._storage) as read:
       for index in range(start, stop):
         fields = self._small_fields(read, index)
         for key in keys:
@@ -188,7 +184,7 @@ class TarRecords:
           values[key].append(value)
     return values
 
-  def _small_fields(self, read: tar_index.Read, index: int) -> dict[str, Any]:
+  def _small_fields(self, read: tar_reading.Read, index: int) -> dict[str, Any]:
     """Returns the fields of a sample without its images."""
     _, begin, end = self._place(index)
     fields, first = {}, None
@@ -201,6 +197,31 @@ class TarRecords:
       return _with_json(fields, "")
     except (Damaged, BadExample):  # It will be met when it is read.
       return {}
+
+
+def _sample(read: tar_reading.Read, path: str, start: int, stop: int) -> Record:
+  """Returns the sample of a shard between two bytes.
+
+  Raises:
+    BadExample: nothing of it, or only half of a file can be read.
+  """
+  fields, problem, first = {}, "", None
+  try:
+    for member in tar_index.members(read, start, stop):
+      key, extension = tar_index.split_name(member.name)
+      if not extension or (first is not None and key != first):
+        continue
+      first = key
+      data = read(member.start, min(member.start + member.size, stop))
+      if len(data) < member.size:
+        raise Damaged(f"the shard ends within {member.name}")
+      fields[extension] = data
+  except Damaged as error:
+    problem = str(error)
+  name = f"{path}#{start if first is None else first.lstrip('/')}"
+  if not fields or (problem and len(fields) < 2):
+    raise BadExample(problem or "the shard ends before it", "record", name)
+  return Record(name, _with_json(fields, name))
 
 
 def _with_json(fields: dict[str, Any], name: str) -> dict[str, Any]:

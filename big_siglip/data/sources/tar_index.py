@@ -10,13 +10,13 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import tarfile
 from typing import NamedTuple
 import zipfile
 
 import numpy as np
 
+from big_siglip.data.sources import tar_reading
 from big_siglip.data.sources.storage import (
   cache_path,
   is_remote,
@@ -24,6 +24,7 @@ from big_siglip.data.sources.storage import (
   Storage,
   write_atomically,
 )
+from big_siglip.data.sources.tar_reading import Read
 
 BLOCK = tarfile.BLOCKSIZE  # 512 bytes.
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -34,10 +35,7 @@ _LONG = (
   tarfile.XHDTYPE,
   tarfile.SOLARIS_XHDTYPE,
 )
-_READ_AHEAD = 2**18  # Bytes of a remote shard that one request brings.
 _VERSION = 1  # Of the index files.
-
-Read = Callable[[int, int], bytes]  # (start, stop) -> bytes.
 
 
 class Member(NamedTuple):
@@ -191,36 +189,6 @@ def build(read: Read, size: int) -> ShardIndex:
   return ShardIndex(np.array(starts, np.uint32), _padded(end) // BLOCK, problem)
 
 
-@contextlib.contextmanager
-def opened(path: str, storage: Storage) -> Iterator[Read]:
-  """Gives the function that reads a shard in small pieces."""
-  if is_remote(path):
-    yield _AheadReader(path, storage)
-    return
-  with storage.open(path) as file:
-    number = file.fileno()
-    yield lambda start, stop: os.pread(number, stop - start, start)
-
-
-class _AheadReader:
-  """Reads a remote file in pieces that are worth a request."""
-
-  def __init__(self, path: str, storage: Storage):
-    self._path, self._storage = path, storage
-    self._size = storage.stamp(path).size
-    self._start, self._data = 0, b""
-
-  def __call__(self, start: int, stop: int) -> bytes:
-    end = self._start + len(self._data)
-    if not self._start <= start <= stop <= end:
-      if start >= self._size:  # Some servers call this an error.
-        return b""
-      ahead = min(self._size, max(stop, start + _READ_AHEAD))
-      self._data = self._storage.read(self._path, start, ahead)
-      self._start = start
-    return self._data[start - self._start : stop - self._start]
-
-
 def index_shard(path: str, storage: Storage) -> ShardIndex:
   """Returns the index of a shard, kept beside it or in the cache folder.
 
@@ -229,7 +197,7 @@ def index_shard(path: str, storage: Storage) -> ShardIndex:
   """
 
   def index(size: int) -> ShardIndex:
-    with opened(path, storage) as read:
+    with tar_reading.opened(path, storage) as read:
       return build(read, size)
 
   def compute(size: int) -> dict[str, np.ndarray]:
