@@ -466,3 +466,19 @@ def test_the_order_is_that_of_grains_own_shuffle():
     for place in (*range(0, 3 * length, max(1, length // 9)), 10**12 + 3):
       assert draws[place].index == shuffled[place]
       assert draws[place].epoch == place // length
+
+
+def test_large_images_are_held_a_few_at_a_time(folder, preprocess, monkeypatch):
+  """And all of them where they are small: the batches are the same."""
+  source = sources.open_source("folder", "all", folder)
+  whole = _batches(source, 3, preprocess, batch_size=20)
+  held = []
+
+  def counted(examples, seeds, out=None):
+    held.append(len(examples))
+    return preprocess(examples, seeds, out)
+
+  monkeypatch.setattr(rows, "_BYTES_AT_ONCE", 2_000)
+  _assert_equal(_batches(source, 3, counted, batch_size=20), whole)
+  assert max(len(source[i].image) for i in range(20)) < 2_000 and max(held) > 1
+  assert max(held) < 8

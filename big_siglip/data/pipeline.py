@@ -15,6 +15,7 @@ from absl import logging
 import grain
 
 from big_siglip.data import order, rows
+from big_siglip.data.batches import LoadBatch
 from big_siglip.data.delivery import Delivery, Watch
 from big_siglip.data.mixture import Mixture
 from big_siglip.data.sources import Source
@@ -135,7 +136,7 @@ def train_batches(
   load_rows = rows.LoadRows(source, load, seed, place, draws, watch)
 
   def batches_from(start: int) -> Delivery:
-    load_batch = rows.LoadBatch(load_rows, count, num_threads)
+    load_batch = LoadBatch(load_rows, count, num_threads)
     # Whenever some threads have nothing left to do for a batch, they begin the
     # next; at most one more waits in memory.
     ahead = 2 if num_threads else 0

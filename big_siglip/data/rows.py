@@ -1,7 +1,6 @@
 """The rows of a batch: which examples they are, and what if one is no good."""
 
 from collections.abc import Callable, Sequence
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -19,7 +18,7 @@ from big_siglip.errors import BadExample, RunStopped
 
 MAX_TRIES = 16  # Examples to try for one slot of a batch.
 MAX_SKIPS = 4  # Examples left out that one slot can name.
-_ROWS_AT_ONCE = 32  # That a thread loads.
+_BYTES_AT_ONCE = 2**23  # Of encoded images that a thread holds.
 
 Row = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
@@ -140,11 +139,36 @@ class LoadRows:
       _Slot(self.seed, draw, draw.index)
       for draw in map(self._draw, range(first, first + count))
     ]
-    examples = [self._read(slot) for slot in slots]
+    parts, done = [], 0
+    while done < count:
+      examples = self._read_some(slots[done:])
+      end = done + len(examples)
+      here = out and {name: value[done:end] for name, value in out.items()}
+      parts.append(self._fill(slots[done:end], examples, here))
+      done = end
+    return out or joined(parts)
+
+  def _read_some(self, slots: Sequence[_Slot]) -> list[Example]:
+    """Returns the first examples, as many as may be held."""
+    examples, held = [], 0
+    for slot in slots:
+      examples.append(example := self._read(slot))
+      held += len(example.image)
+      if held >= _BYTES_AT_ONCE:
+        break
+    return examples
+
+  def _fill(
+    self,
+    slots: Sequence[_Slot],
+    examples: Sequence[Example],
+    out: Batch | None,
+  ) -> Batch:
+    """Returns all arrays of some rows, `out` if there is one."""
     loaded, bad = self._load(slots, examples, out)
     for i, error in bad.items():
       for name, value in self._replace(slots[i], examples[i], error).items():
-        shape = (count, *value.shape[1:])
+        shape = (len(slots), *value.shape[1:])
         loaded.setdefault(name, np.empty(shape, value.dtype))[i] = value[0]
     indices = [slot.index for slot in slots]
     images = [image_index(self.source, index) for index in indices]
@@ -199,57 +223,9 @@ class LoadRows:
     return f"example {number} of {name or 'the data'}"
 
 
-class LoadBatch:
-  """Loads whole batches, of which each thread takes some rows at a time."""
-
-  def __init__(self, load_rows: LoadRows, count: int, num_threads: int):
-    """Loads batches of `count` rows; without threads, in the caller's."""
-    self._load_rows = load_rows
-    self._count = count
-    self._num_threads = num_threads
-    self._pool = _pool(num_threads)
-    most = max(1, min(_ROWS_AT_ONCE, count // max(num_threads, 1)))
-    self._part = max(n for n in range(1, most + 1) if count % n == 0)
-    self._like: Batch = {}  # One row, of no meaning, once they are known.
-
-  def __call__(self, number: int) -> Batch:
-    """Returns batch `number` of this process."""
-    start = int(number) * self._count
-    firsts = range(0, self._count, self._part)
-    batch = {
-      name: np.empty((self._count, *row.shape), row.dtype)
-      for name, row in self._like.items()
-    }
-
-    def load(first: int) -> Batch:
-      out = {k: v[first : first + self._part] for k, v in batch.items()}
-      return self._load_rows(start + first, self._part, out or None)
-
-    run = self._pool.map if self._pool else map
-    parts = list(run(load, firsts))
-    if not batch:
-      batch = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-      self._like = {name: value[0].copy() for name, value in batch.items()}
-    return batch
-
-  def close(self) -> None:
-    """Lets go of the threads; each still finishes the rows it has begun."""
-    if self._pool:
-      self._pool.shutdown(wait=False, cancel_futures=True)
-
-  def __getstate__(self) -> dict[str, Any]:
-    return vars(self) | {"_pool": None}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
-    self._pool = _pool(self._num_threads)
-
-
-def _pool(num_threads: int) -> concurrent.futures.Executor | None:
-  """Returns threads, which start when there is something to do; 0: none."""
-  if not num_threads:
-    return None
-  return concurrent.futures.ThreadPoolExecutor(num_threads)
+def joined(parts: Sequence[Batch]) -> Batch:
+  """Returns the rows of all parts."""
+  return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
 
 @dataclasses.dataclass(frozen=True)
