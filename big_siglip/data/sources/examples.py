@@ -99,11 +99,8 @@ class Examples:
     self, fields: Any, label: int | None
   ) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
     """Returns all texts and, where fields have weights, one for each."""
-    keys = self._records.text_keys
-    if len(keys) == 1 and label is None and not self._weighted:
-      return tuple(as_texts(fields.get(keys[0]))), None
     texts, weights = [], []
-    for key in keys:
+    for key in self._records.text_keys:
       if key == self._records.label_key and self.class_names:
         found = [] if label is None else [self.class_names[label]]
       else:
@@ -156,7 +153,7 @@ def as_texts(value: Any) -> list[str]:
   if isinstance(value, bytes):
     value = value.decode("utf-8", "replace")
   if isinstance(value, str):
-    return [] if not value or value.isspace() else [value]
+    return [value] if value.strip() else []
   if isinstance(value, list | tuple | np.ndarray):
     return [text for item in value for text in as_texts(item)]
   return []
