@@ -213,17 +213,7 @@ def write_atomically(path: str, data: bytes) -> None:
 
 
 def _read_local(path: str, start: int, stop: int | None) -> bytes:
-  path = local_path(path)
-  if stop is not None:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-      data = os.pread(file, stop - start, start)
-    finally:
-      os.close(file)
-    if len(data) == stop - start:
-      return data
-  # All of it; or it ends before, or the system brings no more at once.
-  with open(path, "rb") as file:
+  with open(local_path(path), "rb") as file:
     file.seek(start)
     return file.read() if stop is None else file.read(stop - start)
 
