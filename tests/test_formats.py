@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import re
 import shutil
+import sys
 import tarfile
 import threading
 
@@ -349,6 +350,20 @@ def test_an_index_is_kept_until_its_shard_changes(
   assert len(open_all()) == 24 and len(built) == 1
   (folder / "00002.tar.index.npz").write_bytes(b"half")
   assert len(open_all()) == 24 and len(built) == 2
+
+
+def test_many_kept_indices_are_read_by_many_threads(tmp_path, images):
+  few = dict(list(images.items())[:4])
+  folder = format_cases.write_tar(tmp_path / "t", few)
+  interval = sys.getswitchinterval()
+  try:
+    sys.setswitchinterval(1e-5)
+    # The first opening keeps an index, which 640 readers then want at once.
+    for path in (folder, "::".join([folder] * 640)):
+      source = sources.open_source("tar", "all", path)
+  finally:
+    sys.setswitchinterval(interval)
+  assert len(source) == 640 * 4
 
 
 def _bad(source):

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import tarfile
+import threading
 from typing import NamedTuple
 import zipfile
 
@@ -36,6 +37,9 @@ _LONG = (
   tarfile.SOLARIS_XHDTYPE,
 )
 _VERSION = 1  # Of the index files.
+# numpy parses the head of an array by `ast`, which counts its own depth for all
+# threads together in Python 3.11: at times one trips over another's.
+_loading = threading.Lock()
 
 
 class Member(NamedTuple):
@@ -250,7 +254,7 @@ def cached(
 
 def _load(place: str, said: str) -> dict[str, np.ndarray] | None:
   try:
-    with np.load(place) as kept:
+    with _loading, np.load(place) as kept:
       if str(kept["said"]) != said:
         return None
       return {name: kept[name] for name in kept.files if name != "said"}
