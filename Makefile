@@ -36,6 +36,7 @@ bench-tpu: .venv/tpu
 bench-data: .venv/base .venv-tf/done
 	$(RUN) -m benchmarks.data --peers=.venv-tf/bin/python
 	$(RUN) -m benchmarks.tar_index
+	$(RUN) -m benchmarks.decoders
 
 bench-ring: .venv/base
 	$(RUN) -m benchmarks.ring

@@ -38,7 +38,7 @@ from big_siglip.data.text import make_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "configs" / "scenes.model"
-SIZE, LENGTH, BATCH = 224, 64, 64
+SIZE, LENGTH, BATCH = 224, 64, 128
 SHARDS, PHOTOS, EACH = 4, 96, 384  # Photos of a shard, and its samples.
 # Each shard is named so often: 98,304 examples, for an order that costs what it
 # does with a real set, from files that all fit into memory.

@@ -8,7 +8,7 @@ from rate import rate
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-SIZE, LENGTH, BATCH = 224, 64, 64
+SIZE, LENGTH, BATCH = 224, 64, 128
 
 
 def main(folder: str, tokenizer: str, seconds: float) -> None:

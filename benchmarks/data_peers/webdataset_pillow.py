@@ -12,7 +12,7 @@ import open_clip
 from rate import rate
 import webdataset as wds
 
-SIZE, BATCH = 224, 64
+SIZE, BATCH = 224, 128
 
 
 def main(folder: str, seconds: float) -> None:
