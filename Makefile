@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow test-prepare bench bench-data bench-tpu bench-ring studies lint format clean
+.PHONY: demo test test-slow test-prepare test-stores bench bench-data bench-tpu bench-ring studies lint format clean
 
 demo: .venv/base
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -23,6 +23,10 @@ test-slow: .venv/dev .venv/tpu
 # Apache Beam cannot share an environment with what constraints.txt pins.
 test-prepare: .venv-prepare/done
 	.venv-prepare/bin/python -m pytest -q tests/test_prepare.py
+
+# S3's and GCS's own clients, against servers that speak as these do.
+test-stores: .venv-stores/done
+	.venv-stores/bin/python -m pytest -q tests/test_stores.py
 
 # Huge pages, for both sides: fresh small ones cost a tenth of a step.
 bench: .venv/base
@@ -57,7 +61,7 @@ format: .venv/dev
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-prepare .venv-tf runs build *.egg-info
+	rm -rf .venv .venv-prepare .venv-stores .venv-tf runs build *.egg-info
 
 .venv/base: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -73,6 +77,13 @@ clean:
 	.venv-prepare/bin/python -m pip install --quiet \
 		--disable-pip-version-check -c constraints-prepare.txt \
 		-e '.[prepare]' pytest
+	@touch $@
+
+.venv-stores/done: setup.cfg
+	$(PYTHON) -m venv .venv-stores
+	.venv-stores/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -e . s3fs gcsfs pytest webdataset \
+	  'moto[server]' gcp-storage-emulator
 	@touch $@
 
 .venv-tf/done:
