@@ -160,7 +160,11 @@ class Skipped:
     self._append(entries)
 
   def _append(self, entries: list[dict[str, str | int]]) -> None:
-    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+    texts = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    # Names of files need not be Unicode; what replaces a byte is JSON as well.
+    lines = [
+      text.encode("utf-8", "backslashreplace").decode() + "\n" for text in texts
+    ]
     if not lines:
       return
     if "://" in str(self._path):  # Object stores cannot append.

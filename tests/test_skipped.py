@@ -51,6 +51,14 @@ ONE = Fault(3, "image", "three.jpg", "is no image")
 TWO = Fault(9, "caption", "nine.jpg", "is empty")
 
 
+def test_names_that_are_no_unicode_are_listed(tmp_path):
+  shard = Fault(-1, "missing", "caf\udce9.tar", "no such file")
+  data = Photos()
+  data.faults = (shard,)
+  _skipped(tmp_path, data=data)
+  assert _lines(tmp_path)[0]["name"] == shard.name
+
+
 def test_each_is_listed_once_with_its_place_and_reason(tmp_path, caplog):
   skipped = _skipped(tmp_path)
   for step in (1, 2):

@@ -113,5 +113,5 @@ def _key(source: Source, index: int, key: str) -> int:
 
 def _bytes_of(example: Example, key: str) -> bytes:
   if key == "name":
-    return example.name.encode()
+    return example.name.encode("utf-8", "surrogatepass")
   return bytes(example.image)

@@ -91,7 +91,10 @@ def as_rows(
     for fault in faults:
       counts[row, KINDS.index(fault.kind)] += 1
     for place, fault in zip(skipped[row], faults, strict=False):
-      texts = (text.encode() for text in (fault.kind, fault.name, fault.reason))
+      texts = (  # Names of files need not be Unicode.
+        text.encode("utf-8", "backslashreplace")
+        for text in (fault.kind, fault.name, fault.reason)
+      )
       place["index"] = fault.index
       place["kind"], place["name"], place["reason"] = texts
   return {"faults": counts, "skipped": skipped}
