@@ -99,6 +99,59 @@ def test_bad_folders_get_one_line_each(folder):
   assert "must hold one of captions.csv" in _error("folder", "all", path)
 
 
+def _jsonl(folder, *rows):
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (folder / "captions.csv").unlink(missing_ok=True)
+  (folder / "captions.jsonl").write_text(lines)
+
+
+@pytest.mark.parametrize(
+  ("second", "said"),
+  [
+    ({"image": ["b.png"], "caption": "x"}, "line 2: image must be text"),
+    ({"image": "b.png", "caption": "x"}, "line 2: kind must not be empty"),
+    ({"image": "b.png", "kind": "cat"}, "line 2: caption must be text"),
+  ],
+)
+def test_a_json_row_that_lacks_a_field_is_named(folder, second, said):
+  _jsonl(folder, {"image": "a.png", "caption": "x", "kind": "dog"}, second)
+  options = sources.Options(label_key="kind")
+  assert said in _error("folder", "all", str(folder), options)
+
+
+def test_a_json_row_may_lack_one_of_several_texts(folder):
+  rows = {"image": "a.png", "alt": "one"}, {"image": "b.png", "caption": "two"}
+  _jsonl(folder, *rows)
+  options = sources.Options(text_keys=("caption", "alt"))
+  source = sources.open_source("folder", "all", str(folder), options)
+  assert [e.texts for e in source] == [("one",), ("two",)]
+  options = sources.Options(text_keys=("caption", "alt", "title"))
+  error = _error("folder", "all", str(folder), options)
+  assert "missing column title; it has: image, alt, caption" in error
+
+
+def test_labels_of_a_folder_are_texts_by_their_names(folder):
+  (folder / "captions.csv").write_text("image,kind\na.png,dog\nb.png,cat\n")
+  options = sources.Options(
+    text_keys=("kind",), label_key="kind", templates=("a photo of a {}",)
+  )
+  source = sources.open_source("folder", "all", str(folder), options)
+  assert source.class_names == ("cat", "dog")
+  assert [(e.label, *e.texts) for e in source] == [
+    (1, "a photo of a dog"),
+    (0, "a photo of a cat"),
+  ]
+
+
+@pytest.mark.parametrize("text", ["one\nb.png,two\n", "x" * 140_000])
+def test_a_quote_that_is_never_closed_is_told(folder, text):
+  (folder / "captions.csv").write_text(f'image,caption\na.png,"{text}')
+  assert "quote" in _error("folder", "all", str(folder))
+  (folder / "captions.csv").write_text('image,caption\na.png,"5"" x\ny"\n')
+  source = sources.open_source("folder", "all", str(folder))
+  assert source[0].texts == ('5" x\ny',)
+
+
 def test_all_bad_rows_are_counted_and_the_first_is_shown(folder):
   (folder / "captions.csv").write_text(
     _ROWS + "c.png,x\nc.png,y\na.png,\na.png,one, two\n"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -9,11 +10,15 @@ import os
 import pathlib
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from big_siglip.data.sources.example import column, Options, Record
-from big_siglip.data.sources.storage import is_remote, local_path, Storage
+from big_siglip.data.sources.storage import (
+  file_system,
+  is_remote,
+  local_path,
+  Storage,
+)
 from big_siglip.errors import BadExample, UserError
 
 SPLITS = ("all", "train", "test")
@@ -42,7 +47,7 @@ class FolderRecords:
     file = CaptionFile(self._folder, options)
     self.image_key, self.text_keys = file.image_key, file.text_keys
     self.label_key = options.label_key
-    rows = file.read(_Finder(self._folder))
+    rows = file.read(_Finder(self._folder, self._storage))
     chosen = [i for i in rows if split in ("all", split_of(i))]
     if not chosen:
       raise UserError(
@@ -95,6 +100,9 @@ class CaptionFile:
     self._storage = Storage(options.retry_seconds)
     self.image_key = options.image_key or "image"
     self.text_keys = tuple(options.text_weights) or ("caption",)
+    # A label that is also the text stays one: it is the class's name.
+    self._lists = [key for key in self.text_keys if key != options.label_key]
+    self._label_key = options.label_key
     self._columns = [self.image_key, *self.text_keys]
     self._columns += [options.label_key] if options.label_key else []
 
@@ -128,8 +136,10 @@ class CaptionFile:
           problems.append(f"line {line}: {problem}")
         else:
           self._add(images, found[image], row)
-    except (UnicodeDecodeError, csv.Error) as e:
+    except UnicodeDecodeError as e:
       raise UserError(f"{file}: must be UTF-8 text ({e})") from e
+    except csv.Error as e:
+      raise UserError(f"{file}: {e}; is a quote never closed?") from e
     except BadExample as e:
       raise UserError(f"config.data.path={self._folder!r}: {e}") from e
     if problems:
@@ -141,9 +151,9 @@ class CaptionFile:
 
   def _add(self, images, image: str, row: dict[str, Any]) -> None:
     if image not in images:
-      images[image] = {**row, **{key: [] for key in self.text_keys}}
+      images[image] = {**row, **{key: [] for key in self._lists}}
       del images[image][self.image_key]
-    for key in self.text_keys:
+    for key in self._lists:
       images[image][key] += _as_list(row.get(key))
 
   def _find(self) -> str:
@@ -171,6 +181,7 @@ class CaptionFile:
     present = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = present
     self._check_columns(file, present)
+    row = {}
     for row in reader:
       problem = ""
       if None in row:
@@ -178,8 +189,14 @@ class CaptionFile:
         if delimiter == ",":
           problem += "; quote captions that hold commas"
       yield reader.line_num, row, problem
+    # All that follows such a quote is taken for one text.
+    *_, last = row.values() or [None]
+    closed = text.count('"') % 2 == 0 or text.rstrip().endswith('"')
+    if not closed and isinstance(last, str) and "\n" in last:
+      yield reader.line_num, row, "a quote before it is never closed"
 
   def _jsonl_rows(self, file: str, text: str) -> Iterator["_Row"]:
+    rows, present = [], {}
     for number, line in enumerate(text.split("\n"), 1):
       if not line.strip():
         continue
@@ -188,11 +205,14 @@ class CaptionFile:
       except json.JSONDecodeError:
         row = None
       if not isinstance(row, dict):
-        yield number, {}, "is not a JSON object"
+        rows.append((number, {}, "is not a JSON object"))
         continue
-      if number == 1:
-        self._check_columns(file, list(row))
-      yield number, row, ""
+      present |= row
+      rows.append((number, row, ""))
+    # A row need not have every field.
+    if present or any(not problem for _, _, problem in rows):
+      self._check_columns(file, list(present))
+    return iter(rows)
 
   def _check_columns(self, file: str, present: list[str]) -> None:
     missing = [name for name in self._columns if name not in present]
@@ -203,13 +223,16 @@ class CaptionFile:
       )
 
   def _incomplete(self, row: dict[str, Any]) -> str:
-    """Returns what a row lacks: an image, or any text at all."""
-    for key in (self.image_key, self.text_keys[0]):
-      keys = self.text_keys if key == self.text_keys[0] else (key,)
-      values = [row.get(k) for k in keys]
-      texts = [v for value in values for v in _as_list(value)]
-      if not any(isinstance(t, str) and t.strip() for t in texts):
+    """Returns what a row lacks: an image, any text at all, or its label."""
+    texts = [v for key in self.text_keys for v in _as_list(row.get(key))]
+    for key, values in (
+      (self.image_key, [row.get(self.image_key)]),
+      (self.text_keys[0], texts),
+    ):
+      if not any(isinstance(v, str) and v.strip() for v in values):
         return f"{key} must be text and not empty"
+    if self._label_key and row.get(self._label_key) in (None, ""):
+      return f"{self._label_key} must not be empty"
     return ""
 
 
@@ -219,24 +242,26 @@ _Row = tuple[int, dict[str, Any], str]  # Line, fields, what is wrong with it.
 class _Finder:
   """Finds images: a remote folder is listed once."""
 
-  def __init__(self, folder: str):
-    self._folder = folder
-    self._listed = None
-    if is_remote(folder):
-      fs, root = fsspec.core.url_to_fs(folder)
-      root = root.rstrip("/") + "/"
-      self._listed = {f.removeprefix(root) for f in fs.find(root)}
+  def __init__(self, folder: str, storage: Storage):
+    self._folder, self._storage = folder, storage
 
   def __call__(self, image: str) -> str | None:
     """Returns the path of an image, from the folder on; None without it."""
     for candidate in (image, os.path.join("images", image)):
       path = pathlib.PurePath(candidate).as_posix()
-      if self._listed is not None:
+      if is_remote(self._folder):
         if path in self._listed:
           return path
       elif os.path.isfile(os.path.join(self._folder, candidate)):
         return path
     return None
+
+  @functools.cached_property
+  def _listed(self) -> set[str]:
+    fs, root = file_system(self._folder)
+    root = root.rstrip("/") + "/"
+    found = self._storage.call(self._folder, lambda: fs.find(root))
+    return {file.removeprefix(root) for file in found}
 
 
 def _as_list(value: Any) -> list[Any]:

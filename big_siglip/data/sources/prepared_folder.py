@@ -2,13 +2,13 @@
 
 import os
 
-import fsspec
 import tensorflow_datasets as tfds
 
 from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.prepared import PreparedRecords
 from big_siglip.data.sources.storage import (
   cache_path,
+  file_system,
   is_remote,
   local_path,
   Storage,
@@ -37,7 +37,7 @@ def open_prepared(
   _, _, wanted = name.partition(":")
   storage = Storage(options.retry_seconds)
   if wanted:
-    folder = _find_version(wanted, path)
+    folder = _find_version(wanted, path, storage)
   elif path:
     folder = path
   else:
@@ -64,14 +64,13 @@ def open_prepared(
   return PreparedRecords(builder, split, options, remote)
 
 
-def _find_version(wanted: str, data_dir: str | None) -> str:
+def _find_version(wanted: str, data_dir: str | None, storage: Storage) -> str:
   name, _, version = wanted.partition(":")
   root = (
     data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
   )
   if is_remote(str(root)):
-    fs, folder = fsspec.core.url_to_fs(f"{root}/{name}")
-    names = [f.rsplit("/", 1)[-1] for f in fs.ls(folder, detail=False)]
+    names = _remote_names(f"{root}/{name}", storage)
   else:
     root = local_path(str(root))
     folder = os.path.join(root, name)
@@ -94,10 +93,24 @@ def _local_info(folder: str, storage: Storage) -> str:
     return local_path(folder)
   stamp = storage.stamp(os.path.join(folder, _INFO[0]))
   copy = cache_path(folder, f"{stamp.size}-{stamp.version}")
-  fs, root = fsspec.core.url_to_fs(folder)
-  files = storage.call(folder, lambda: fs.ls(root, detail=False))
-  names = [file.rstrip("/").rsplit("/", 1)[-1] for file in files]
+  names = _remote_names(folder, storage)
   for name in [n for n in names if n.endswith((".json", ".txt"))]:
     data = storage.read(os.path.join(folder, name))
     write_atomically(os.path.join(copy, name), data)
   return copy
+
+
+def _remote_names(folder: str, storage: Storage) -> list[str]:
+  """Returns the names of what lies in a remote folder, none without one.
+
+  Raises:
+    UserError: it is not reached.
+  """
+  fs, root = file_system(folder)
+  try:
+    files = storage.call(folder, lambda: fs.ls(root, detail=False))
+  except BadExample as error:
+    if error.kind == "missing":
+      return []
+    raise UserError(f"config.data.path={folder!r}: {error}") from error
+  return [file.rstrip("/").rsplit("/", 1)[-1] for file in files]

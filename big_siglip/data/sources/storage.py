@@ -7,6 +7,7 @@ failure is tried again after ever longer waits, for a bounded time.
 
 from collections.abc import Callable
 import dataclasses
+import fnmatch
 import glob
 import hashlib
 import os
@@ -99,7 +100,7 @@ class Storage:
       except Exception as error:
         if not (isinstance(error, OSError) or is_remote(path)):
           raise
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         if waited >= self.retry_seconds:
           raise BadExample(
             f"not reached in {tries} tries over {waited:.3g} s: {reason}",
@@ -126,7 +127,8 @@ class Storage:
     Args:
       pattern: a file, a folder, or a pattern with {000..123}, {a,b}, * and ?;
         several are joined by "::".
-      suffixes: of the files to take from a folder.
+      suffixes: of the files to take from a folder, of small letters, also
+        with * in them.
 
     Raises:
       UserError: it means no file, or it is not reached.
@@ -142,15 +144,19 @@ class Storage:
       try:
         names = list(braceexpand.braceexpand(part))
       except braceexpand.UnbalancedBracesError as error:
-        raise UserError(
-          f"config.data.path={pattern!r}: its braces do not match"
-        ) from error
-      for name in names:
-        if any(sign in name for sign in "*?["):
+        names = [part]
+        if not _is_there(part):
+          raise UserError(
+            f"config.data.path={pattern!r}: its braces do not match"
+          ) from error
+      for name in [part] if _is_there(part) else names:
+        # To ask a server about each of a thousand shards takes a while.
+        is_file = is_remote(name) and _has_suffix(name, suffixes)
+        if any(sign in name for sign in "*?[") and not _is_there(name):
           files += self.glob(name)
-        elif self.is_folder(name):
-          found = self.glob(name.rstrip("/") + "/*")
-          files += [f for f in found if f.endswith(suffixes)]
+        elif not is_file and self.is_folder(name):
+          found = self._list(name.rstrip("/"))
+          files += [f for f in found if _has_suffix(f, suffixes)]
         else:
           files.append(name)
     if not files:
@@ -162,15 +168,19 @@ class Storage:
   def is_folder(self, path: str) -> bool:
     """Whether `path` is a folder."""
     if is_remote(path):
-      fs, name = fsspec.core.url_to_fs(path)
-      return self.call(path, lambda: fs.isdir(name))
+      return self.call(path, lambda: _is_remote_folder(path))
     return os.path.isdir(local_path(path))
+
+  def _list(self, folder: str) -> list[str]:
+    if not is_remote(folder):
+      folder = glob.escape(local_path(folder))
+    return self.glob(f"{folder}/*")
 
   def glob(self, pattern: str) -> list[str]:
     """Returns the files that match * and ?, in order."""
     if not is_remote(pattern):
       return sorted(glob.glob(local_path(pattern)))
-    fs, name = fsspec.core.url_to_fs(pattern)
+    fs, name = file_system(pattern)
     found = self.call(pattern, lambda: sorted(fs.glob(name)))
     return [fs.unstrip_protocol(path) for path in found]
 
@@ -188,9 +198,23 @@ class Storage:
     return copy
 
 
+def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+  """Returns the file system of a remote path, and what it calls the path.
+
+  Raises:
+    UserError: there is no such one, or the library for it is not installed.
+  """
+  try:
+    return fsspec.core.url_to_fs(path)
+  except (ImportError, ValueError) as error:
+    raise UserError(f"config.data.path={path!r}: {error}") from error
+
+
 def cache_path(path: str, what: str) -> str:
   """Returns where this machine keeps something about the file at `path`."""
-  digest = hashlib.sha256(f"{path}\n{what}".encode()).hexdigest()[:24]
+  # Names of files need not be Unicode.
+  said = f"{path}\n{what}".encode("utf-8", "surrogateescape")
+  digest = hashlib.sha256(said).hexdigest()[:24]
   name = path.rsplit("/", 1)[-1]
   return os.path.join(default_data_dir(), "sources", f"{digest}-{name}")
 
@@ -212,6 +236,34 @@ def write_atomically(path: str, data: bytes) -> None:
       os.remove(partial)
 
 
+def _is_there(path: str) -> bool:
+  """Whether a local file or folder is called so, whatever signs it has."""
+  return not is_remote(path) and os.path.exists(local_path(path))
+
+
+def _has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
+  name = path.rsplit("/", 1)[-1].lower()
+  return any(fnmatch.fnmatchcase(name, f"*{suffix}") for suffix in suffixes)
+
+
+def _http_reason(error: FileNotFoundError) -> BaseException | None:
+  """Returns what made fsspec's HTTP say that a file is not there.
+
+  It says so of any failure, such as a server that has too much to do.
+  """
+  cause = error.__cause__
+  ours = type(cause).__module__.startswith("aiohttp")
+  if not (ours or isinstance(cause, TimeoutError)):
+    return None
+  status = getattr(cause, "status", 500)
+  return None if 400 <= status < 500 and status not in (408, 429) else cause
+
+
+def _is_remote_folder(path: str) -> bool:
+  fs, name = file_system(path)
+  return fs.isdir(name)
+
+
 def _read_local(path: str, start: int, stop: int | None) -> bytes:
   with open(local_path(path), "rb") as file:
     file.seek(start)
@@ -219,7 +271,7 @@ def _read_local(path: str, start: int, stop: int | None) -> bytes:
 
 
 def _read_remote(path: str, start: int, stop: int | None) -> bytes:
-  fs, name = fsspec.core.url_to_fs(path)
+  fs, name = file_system(path)
   if start == 0 and stop is None:
     return fs.cat_file(name)
   data = fs.cat_file(name, start=start, end=stop)
@@ -232,9 +284,12 @@ def _stamp(path: str) -> Stamp:
   if not is_remote(path):
     status = os.stat(local_path(path))
     return Stamp(status.st_size, str(status.st_mtime_ns))
-  fs, name = fsspec.core.url_to_fs(path)
+  fs, name = file_system(path)
   fs.invalidate_cache()
-  info: dict[str, Any] = fs.info(name)
+  try:
+    info: dict[str, Any] = fs.info(name)
+  except FileNotFoundError as error:
+    raise _http_reason(error) or error from None
   if info.get("type") == "directory":
     raise IsADirectoryError(path)
   keys = ("etag", "ETag", "md5Hash", "mtime", "LastModified", "created")
