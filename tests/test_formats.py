@@ -13,10 +13,13 @@ import sys
 import tarfile
 import threading
 
+from array_record.python import array_record_module
 import format_cases
 import fsspec
 import loading
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_tools import tool
 
@@ -194,12 +197,18 @@ def test_filters_of_score_and_language(formats):
 @pytest.mark.parametrize(
   ("label", "options", "said"),
   [
-    ("tar", dict(text_keys=("nothing",)), "no field 'nothing'; there are:"),
-    ("parquet", dict(image_key="photo"), "no column 'photo'; there are: image"),
+    ("tar", dict(text_keys=("nothing",)), "text_keys='nothing': the tar"),
+    (
+      "parquet",
+      dict(image_key="photo"),
+      "has no such field; there are: image",
+    ),
+    ("parquet", dict(text_keys=("image",)), "text_keys='image': is the image"),
+    ("parquet", dict(label_key="no"), "config.data.label_key='no': the Par"),
     (
       "tfds",
       dict(text_keys=("captions",)),
-      "no feature 'captions'; there are:",
+      "config.data.text_keys='captions': photos/1.2.0, split train has no",
     ),
     ("csv", dict(text_keys=("alt",)), "missing column alt"),
     ("csv", dict(filters=Filters(min_size=3)), "need sizes"),
@@ -366,6 +375,124 @@ def test_many_kept_indices_are_read_by_many_threads(tmp_path, images):
   assert len(source) == 640 * 4
 
 
+def _write_tar(file, members, **options):
+  with tarfile.open(file, "w", **options) as tar:
+    for name, content in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+
+
+def test_every_image_of_a_shard_counts_whatever_its_format(tmp_path, images):
+  jpeg = images["00000"][0]
+  _write_tar(
+    tmp_path / "a.tar",
+    [
+      member
+      for number, extension in enumerate(("jpg", "jpeg", "PNG", "webp"))
+      for member in ((f"{number}.{extension}", jpeg), (f"{number}.txt", b"x"))
+    ],
+  )
+  source = sources.open_source("tar", "all", str(tmp_path))
+  assert [e.image for e in source] == 4 * [jpeg]
+  options = Options(image_key="png")
+  source = sources.open_source("tar", "all", str(tmp_path), options)
+  assert set(_bad(source)[0]) == {0, 1, 3}
+
+
+def test_hidden_files_in_a_shard_are_of_no_sample(tmp_path, images):
+  jpeg = images["00000"][0]
+  members = [("./.DS_Store", b"x")]
+  for name in ("0", "1"):
+    for file, data in ((f"{name}.jpg", jpeg), (f"{name}.txt", b"text")):
+      members += [(f"./._{file}", b"macOS"), (f"./{file}", data)]
+  _write_tar(tmp_path / "a.tar", members)
+  source = sources.open_source("tar", "all", str(tmp_path))
+  assert _bad(source) == ({}, ["0", "1"])
+  source = sources.open_source(
+    "tar", "all", str(tmp_path), Options(captions="all")
+  )
+  assert [e.texts for e in source] == 2 * [("text",)]
+
+
+def test_samples_of_one_key_stay_apart(tmp_path, images):
+  (one, _), (two, _) = images["00000"], images["00001"]
+  members = [("a.jpg", one), ("a.txt", b"1"), ("a.jpg", two), ("a.txt", b"2")]
+  _write_tar(tmp_path / "a.tar", members)
+  source = sources.open_source("tar", "all", str(tmp_path))
+  assert [(e.image, *e.texts) for e in source] == [(one, "1"), (two, "2")]
+
+
+def test_a_compressed_shard_is_called_so(tmp_path):
+  with tarfile.open(tmp_path / "a.tar", "w:gz"):
+    pass
+  with pytest.raises(UserError, match="a.tar: is compressed"):
+    sources.open_source("tar", "all", str(tmp_path))
+
+
+def test_class_names_may_have_ends_of_lines_of_windows(tmp_path, images):
+  (tmp_path / "classnames.txt").write_bytes(b"cat\r\ndog\r\n")
+  members = [("0.jpg", images["00000"][0]), ("0.cls", b"1")]
+  _write_tar(tmp_path / "a.tar", members)
+  source = sources.open_source("tar", "all", str(tmp_path))
+  assert source.class_names == ("cat", "dog") and source[0].texts == ("dog",)
+
+
+@pytest.mark.parametrize("name", ["v[1]", "v{1", "{a,b}", "what?"])
+def test_paths_may_hold_the_signs_of_patterns(tmp_path, images, name):
+  (tmp_path / name).mkdir()
+  file = tmp_path / name / f"{name}.TAR"
+  _write_tar(file, [("0.jpg", images["00000"][0]), ("0.txt", b"x")])
+  for path in (file.parent, file):
+    assert len(sources.open_source("tar", "all", str(path))) == 1
+
+
+def test_names_that_are_no_unicode_are_told(tmp_path, images):
+  folder = tmp_path / os.fsdecode(b"caf\xe9")
+  folder.mkdir()
+  members = [("caf\xe9.jpg", b"no image"), ("caf\xe9.txt", b"x")]
+  form = {"encoding": "latin-1", "format": tarfile.GNU_FORMAT}
+  _write_tar(folder / "a.tar", members, **form)
+  source = sources.open_source("tar", "all", str(folder))
+  name = source[0].name
+  fault = faults.Fault.of(0, name, BadExample("is no image", "image"))
+  rows = faults.as_rows([([fault], 0)], 1)
+  (told,) = faults.from_rows(rows["skipped"])
+  assert told.name.endswith("#caf\\udce9")
+
+
+@pytest.mark.parametrize(
+  ("name", "path", "said"),
+  [
+    ("tar", "no://a/b.tar", "config.data.path='no://a/b.tar': Protocol not"),
+    ("folder", "no://a", "config.data.path='no://a': Protocol not known"),
+    ("tfds:coco", "no://a", "config.data.path='no://a/coco': Protocol not"),
+    ("tfds:coco", "memory://none", "not prepared in memory://none"),
+  ],
+)
+def test_remote_places_that_do_not_exist_are_told(name, path, said):
+  with pytest.raises(UserError) as e:
+    sources.open_source(name, "all", path)
+  assert said in str(e.value) and "\n" not in str(e.value)
+
+
+def test_columns_of_other_kinds_and_names_are_read(tmp_path, images):
+  data = [images["00000"][0], images["00001"][0]]
+  table = pa.table(
+    {
+      "image/encoded": pa.array(data, pa.binary_view()),
+      "caption": pa.array(["a", "b"]).dictionary_encode(),
+    }
+  )
+  pq.write_table(table, tmp_path / "a.parquet")
+  source = sources.open_source("parquet", "all", str(tmp_path))
+  assert [(e.image, *e.texts) for e in source] == list(
+    zip(data, "ab", strict=True)
+  )
+  options = Options(captions="all")
+  assert len(sources.open_source("parquet", "all", str(tmp_path), options)) == 2
+
+
 def _bad(source):
   """Returns the kinds of those that cannot be read, and the readable rest."""
   kinds, names = {}, []
@@ -432,6 +559,24 @@ def test_damaged_records_of_every_format(formats, images, tmp_path):
   file.unlink()
   with pytest.raises(UserError, match="1 of 1 shards cannot be read"):
     sources.open_source("tfds", "train", str(folder))
+  # ArrayRecord files of one's own: a record that is whole, but no example.
+  folder = tmp_path / "arrayrecord"
+  folder.mkdir()
+  name = "photos-train.array_record-00000-of-00001"
+  writer = array_record_module.ArrayRecordWriter(str(folder / name), "")
+  (file,) = pathlib.Path(formats["tfds"][2]).glob("*array_record-*")
+  records = array_record_module.ArrayRecordReader(str(file)).read_all()
+  for record in (records[0], b"garbage", records[1]):
+    writer.write(record)
+  writer.close()
+  place = ("arrayrecord", "all", str(folder))
+  keys = ("captions/text",)
+  source = sources.open_source(*place, Options(text_keys=keys))
+  assert _bad(source) == ({1: "record"}, ["00000", "00001"])
+  filters = Filters(min_score=0.0, score_key="score")
+  options = Options(text_keys=keys, captions="all", filters=filters)
+  source = sources.open_source(*place, options)
+  assert source.filtered == {"no score": 1} and not _bad(source)[0]
   # Parquet: one page's bytes, then a file without its end.
   folder = tmp_path / "parquet"
   shutil.copytree(formats["parquet"][2], folder)
@@ -548,6 +693,12 @@ def test_storage_that_comes_back_is_waited_for_and_counted(formats):
     handler.fail = 3
     assert plain(source[2].name) == "00002"
     assert take_retries() == 1
+    handler.fail = 8  # As it does when the shard is looked for.
+    assert len(sources.open_source("tar", "all", f"{address}/00001.tar")) == 10
+    missing = f"{address}/{{00000..00009}}.tar"
+    options = Options(max_skipped=0.9)
+    faults = sources.open_source("tar", "all", missing, options).faults
+    assert [fault.kind for fault in faults] == 7 * ["missing"]
 
 
 def test_storage_that_stays_away_costs_the_example(formats):

@@ -19,6 +19,7 @@ from big_siglip.data.sources.example import (
   NAME_NAMES,
   Options,
   Record,
+  require_fields,
   TEXT_NAMES,
 )
 from big_siglip.data.sources.storage import Storage
@@ -26,6 +27,9 @@ from big_siglip.errors import BadExample, UserError
 
 # How the formats that Pillow reads begin.
 _IMAGE_SIGNS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0")
+
+# Of files, and of shards such as photos-train.array_record-00000-of-00010.
+_SUFFIXES = (".array_record", ".arrayrecord", "array_record-*-of-*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +148,7 @@ class SerializedExamples:
     require_all(split, "ArrayRecord files")
     self.where = f"the ArrayRecord files {path}"
     storage = Storage(options.retry_seconds)
-    files = storage.expand(path, (".array_record", ".arrayrecord"))
+    files = storage.expand(path, _SUFFIXES)
     shards, faults = [], []
     for file in files:
       try:
@@ -172,11 +176,7 @@ class SerializedExamples:
     self.label_key = options.label_key
     names = (n for n in NAME_NAMES if n in texts and n not in self.text_keys)
     self._name_key = next(names, None)
-    for key in (self.image_key, *self.text_keys, self.label_key):
-      if key and key not in fields:
-        raise UserError(
-          f"{self.where}: no field {key!r}; there are: {', '.join(fields)}"
-        )
+    require_fields(self, fields)
 
   def _first_fields(self) -> dict[str, list]:
     error = None
@@ -205,7 +205,10 @@ class SerializedExamples:
     """Returns fields of all records; reads each."""
     values = {key: [] for key in keys}
     for index in range(len(self)):
-      fields = self._parse(index)
+      try:
+        fields = self._parse(index)
+      except BadExample:  # It will be met, and counted, when it is read.
+        fields = {}
       for key in keys:
         found = fields.get(key)
         single = found is not None and len(found) == 1
@@ -213,11 +216,10 @@ class SerializedExamples:
     return {key: column(found) for key, found in values.items()}
 
   def _parse(self, index: int) -> dict[str, list]:
+    record = self._records[index]
     try:
-      example = tf_example_pb2.Example.FromString(self._records[index])
-    except ValueError as error:  # Of protobuf: DecodeError.
-      if isinstance(error, BadExample):
-        raise
+      example = tf_example_pb2.Example.FromString(record)
+    except Exception as error:  # DecodeError: no ValueError, as it once was.
       name = self._records.name(index)
       raise BadExample("no tf.train.Example", "record", name) from error
     return {

@@ -192,6 +192,8 @@ def column(values: Sequence[Any]) -> np.ndarray:
 
 def dig(value: Any, key: str) -> Any:
   """Returns what lies at "a/b" in nested mappings; lists give lists."""
+  if isinstance(value, Mapping) and key in value:
+    return value[key]  # Its own name has the slash.
   for part in key.split("/"):
     if isinstance(value, Mapping):
       value = value.get(part)
@@ -200,6 +202,31 @@ def dig(value: Any, key: str) -> Any:
     else:
       return None
   return value
+
+
+def require_fields(records: Records, known: Mapping[str, Any]) -> None:
+  """Checks the fields that were chosen as image, texts and label.
+
+  Args:
+    records: that chose them.
+    known: the fields that there are.
+
+  Raises:
+    UserError: one is not there, or the image is to be a text as well.
+  """
+  for field, keys in (
+    ("image_key", [records.image_key]),
+    ("text_keys", records.text_keys),
+    ("label_key", [records.label_key]),
+  ):
+    for key in keys:
+      if key and key not in known and dig(known, key) is None:
+        raise UserError(
+          f"config.data.{field}={key!r}: {records.where} has no such field;"
+          f" there are: {', '.join(known)}"
+        )
+      if field == "text_keys" and key == records.image_key:
+        raise UserError(f"config.data.{field}={key!r}: is the image")
 
 
 def choose(

@@ -20,6 +20,7 @@ from big_siglip.data.sources.example import (
   NAME_NAMES,
   Options,
   Record,
+  require_fields,
   TEXT_NAMES,
 )
 from big_siglip.data.sources.storage import Storage
@@ -126,14 +127,13 @@ class ParquetRecords:
       self.text_keys = (choose("text_keys", texts, TEXT_NAMES, self.where),)
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
-    for key in (self.image_key, *self.text_keys, self.label_key):
-      if key and key not in kinds:
-        raise UserError(
-          f"{self.where}: no column {key!r}; there are: {', '.join(kinds)}"
-        )
+    require_fields(self, kinds)
     wanted = {self.image_key, *self.text_keys, self.label_key, self._name_key}
-    self._columns = sorted(key.split("/")[0] for key in wanted if key)
-    self._known = kinds
+    # From a field to the column that holds it.
+    self._known = {
+      key: key if key in schema.names else key.split("/")[0] for key in kinds
+    }
+    self._columns = sorted({self._known[key] for key in wanted if key})
 
   def __len__(self) -> int:
     return int(self._ends[-1]) if len(self._ends) else 0
@@ -184,7 +184,7 @@ class ParquetRecords:
     return {key: column(found) for key, found in values.items()}
 
   def _read_columns(self, file: str, keys, total: int) -> list[dict[str, Any]]:
-    names = sorted({key.split("/")[0] for key in keys})
+    names = sorted({self._known[key] for key in keys})
     try:
       return self._use(file, lambda opened: opened.read(names).to_pylist())
     except BadExample:  # It will be met when it is read.
@@ -245,13 +245,23 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+  return (
+    pa.types.is_binary(kind)
+    or pa.types.is_large_binary(kind)
+    or pa.types.is_binary_view(kind)
+  )
 
 
 def _is_text(kind: pa.DataType) -> bool:
   if pa.types.is_list(kind) or pa.types.is_large_list(kind):
     kind = kind.value_type
-  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+  if pa.types.is_dictionary(kind):  # What pandas calls categories.
+    kind = kind.value_type
+  return (
+    pa.types.is_string(kind)
+    or pa.types.is_large_string(kind)
+    or pa.types.is_string_view(kind)
+  )
 
 
 def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from big_siglip.data.sources.example import (
   NAME_NAMES,
   Options,
   Record,
+  require_fields,
   TEXT_NAMES,
 )
 from big_siglip.data.sources.storage import Storage
@@ -87,11 +88,7 @@ class PreparedRecords:
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
     wanted = [self.image_key, *self.text_keys, self.label_key, self._name_key]
-    for key in wanted:
-      if key and key not in kinds:
-        raise UserError(
-          f"{where}: no feature {key!r}; there are: {', '.join(kinds)}"
-        )
+    require_fields(self, kinds)
     self.class_names = None
     if self.label_key and kinds[self.label_key].names:
       self.class_names = tuple(kinds[self.label_key].names)

@@ -19,6 +19,7 @@ from big_siglip.data.sources.example import (
   dig,
   Options,
   Record,
+  require_fields,
   TEXT_NAMES,
 )
 from big_siglip.data.sources.storage import is_remote, local_path, Storage
@@ -79,12 +80,14 @@ class TarRecords:
     fields, error = {}, None
     for index in range(min(len(self), 16)):
       try:
-        fields |= self.read(index).fields
+        fields |= self._read(index).fields
       except BadExample as e:
         error = e
     if not fields:
       raise UserError(f"{self.where}: {error}") from error
     self.image_key = options.image_key
+    # Not asked for one, any is the image: shards may hold several formats.
+    self._image_keys = () if self.image_key else IMAGE_EXTENSIONS
     if not self.image_key:
       images = [k for k in IMAGE_EXTENSIONS if k in fields]
       self.image_key = choose("image_key", images, images, self.where)
@@ -102,12 +105,7 @@ class TarRecords:
       self.text_keys = (
         choose("text_keys", texts, ("txt", *TEXT_NAMES), self.where),
       )
-    for key in (self.image_key, *self.text_keys, self.label_key):
-      if key and dig(fields, key) is None and key not in fields:
-        raise UserError(
-          f"{self.where}: no field {key!r}; there are:"
-          f" {', '.join(sorted(fields))}"
-        )
+    require_fields(self, dict(sorted(fields.items())))
 
   def _read_class_names(self) -> tuple[str, ...] | None:
     """Returns what classnames.txt says: CLIP_benchmark keeps it thereabouts."""
@@ -117,7 +115,8 @@ class TarRecords:
         text = self._storage.read(os.path.join(place, "classnames.txt"))
       except BadExample:
         continue
-      return tuple(text.decode().rstrip("\n").split("\n"))
+      lines = text.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+      return tuple(lines.rstrip("\n").split("\n"))
     return None
 
   def __len__(self) -> int:
@@ -125,6 +124,14 @@ class TarRecords:
 
   def read(self, index: int) -> Record:
     """Returns a sample, in one piece; see `example.Records`."""
+    record = self._read(index)
+    if record.fields.get(self.image_key) is not None:
+      return record
+    others = (record.fields.get(key) for key in self._image_keys)
+    image = next((data for data in others if isinstance(data, bytes)), None)
+    return Record(record.name, {**record.fields, self.image_key: image})
+
+  def _read(self, index: int) -> Record:
     shard, start, stop = self._place(index)
     path = self._shards[shard]
     if is_remote(path):  # One request; the files of a sample lie together.

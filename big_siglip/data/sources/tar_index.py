@@ -36,7 +36,8 @@ _LONG = (
   tarfile.XHDTYPE,
   tarfile.SOLARIS_XHDTYPE,
 )
-_VERSION = 1  # Of the index files.
+_VERSION = 2  # Of the index files.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 # numpy parses the head of an array by `ast`, which counts its own depth for all
 # threads together in Python 3.11: at times one trips over another's.
 _loading = threading.Lock()
@@ -163,27 +164,37 @@ def _padded(size: int) -> int:
 
 
 def split_name(name: str) -> tuple[str, str]:
-  """Returns what the files of a sample share, and this one's extension."""
+  """Returns what the files of a sample share, and this one's extension.
+
+  A file without one is of no sample, nor is a hidden one, as webdataset has it:
+  .DS_Store, and the ._NAME that macOS puts beside each file.
+  """
   folder, _, base = name.rpartition("/")
   stem, _, extension = base.partition(".")
-  return f"{folder}/{stem}", extension.lower()
+  return f"{folder}/{stem}", extension.lower() if stem else ""
 
 
 def build(read: Read, size: int) -> ShardIndex:
   """Indexes a shard of `size` bytes.
 
   A sample in which the shard ends is part of the index: whoever reads it is
-  told what is wrong.
+  told what is wrong. Where samples of one key follow each other, the next one
+  starts with an extension that has been.
   """
   starts, last, end, problem = [], None, 0, ""
+  extensions = set()
+  if read(0, 8).startswith(_COMPRESSED):
+    reason = "is compressed, so that it cannot be read by number; unpack it"
+    return ShardIndex(np.array([], np.uint32), 0, reason)
   try:
     for member in members(read, 0, size):
       key, extension = split_name(member.name)
       if not extension:
         continue
-      if key != last:
+      if key != last or extension in extensions:
         starts.append(member.header // BLOCK)
-        last = key
+        last, extensions = key, set()
+      extensions.add(extension)
       end = member.start + _padded(member.size)
     if not read(end, end + 1):
       problem = "ends without the empty blocks that close a tar"
