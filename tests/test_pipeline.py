@@ -381,6 +381,31 @@ def test_a_lost_worker_is_replaced_and_nothing_is_lost(tmp_path, caplog):
   _assert_equal(found, _batches(Numbers(24), 6))
 
 
+def test_workers_do_not_outlive_a_process_that_is_killed(tmp_path):
+  program = tmp_path / "program.py"
+  program.write_text("""
+import os, signal, sys
+from absl import flags
+import test_pipeline, big_siglip.data.pipeline as pipeline
+if __name__ == "__main__":
+  flags.FLAGS.mark_as_parsed()
+  batches = pipeline.train_batches(
+    test_pipeline.Trap(99, "never"), test_pipeline._load_number, batch_size=8,
+    seed=3, num_workers=1, num_threads=1)
+  next(batches)
+  os.kill(os.getpid(), signal.SIGKILL)
+""")
+  # Its workers hold the pipe of its output open.
+  done = subprocess.run(
+    [sys.executable, program],
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    cwd=pathlib.Path(__file__).parent,
+    capture_output=True,
+    timeout=100,
+  )
+  assert done.returncode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_workers_that_are_lost_each_time_end_the_run():
   if not flags.FLAGS.is_parsed():

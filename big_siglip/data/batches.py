@@ -1,6 +1,9 @@
 """Whole training batches, loaded by threads."""
 
 import concurrent.futures
+import multiprocessing
+import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -55,6 +58,17 @@ class LoadBatch:
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._pool = _pool(self._num_threads)
+    if trainer := multiprocessing.parent_process():
+      threading.Thread(target=_end_with, args=[trainer], daemon=True).start()
+
+
+def _end_with(trainer) -> None:
+  """Ends this worker process when the one that trains was killed.
+
+  It would wait for ever for somebody to take its batches, and keep its memory.
+  """
+  trainer.join()
+  os._exit(1)
 
 
 def _pool(num_threads: int) -> concurrent.futures.Executor | None:
