@@ -241,7 +241,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   return {
     name: make_evaluator(
       spec,
-      open_split=functools.partial(_open_split, config, spec),
+      open_split=functools.partial(_open_split, config, name),
       preprocess=plain,
       embedders=embedders,
     )
@@ -249,10 +249,17 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   }
 
 
-def _open_split(config: ConfigDict, spec: ConfigDict, split: str) -> Source:
+def _open_split(config: ConfigDict, name: str, split: str) -> Source:
+  spec, section = config.evals[name], f"config.evals.{name}"
+  fields = {
+    "config.data.name": f"{section}.data",
+    "config.data.path": f"{section}.path",
+    "config.data.split": f"{section}."
+    + ("split" if split == spec.split else "train_split"),
+  }
   label_key = spec.get("label_key")
   options = Options(label_key=label_key) if label_key else None
-  return source(config, spec.data, split, spec.path, options)
+  return source(config, spec.data, split, spec.path, options, fields)
 
 
 def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):

@@ -1,5 +1,7 @@
 """Opens data sets as a config asks for them."""
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from big_siglip.data.duplicates import first_of_each
@@ -7,7 +9,7 @@ from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.embedded import check_images, EmbeddedSource
 from big_siglip.datasets.prepare import default_data_dir
-from big_siglip.errors import raise_problems
+from big_siglip.errors import raise_problems, UserError
 from big_siglip.models.sizes import resolve_image
 
 
@@ -17,6 +19,7 @@ def source(
   split: str,
   path: str | None,
   options: Options | None = None,
+  fields: Mapping[str, str] | None = None,
 ) -> Source:
   """Returns the examples of `open_source`.
 
@@ -27,6 +30,8 @@ def source(
     path: where it lies.
     options: what to take of it. None: for an evaluation, which has the fields
       of `config.data` if its format is the same one, and all their examples.
+    fields: which fields of the config `name`, `split` and `path` are, where not
+      those of `config.data`: "config.data.path" -> "config.evals.NAME.path".
 
   Raises:
     UserError: they cannot be opened, or are embeddings that do not fit the
@@ -36,7 +41,13 @@ def source(
     # Imported weights were trained on data that they do not name.
     same = name == config.data.get("name")
     options = Options.of(config.data).for_evaluation() if same else Options()
-  opened = open_source(name, split, path, options)
+  try:
+    opened = open_source(name, split, path, options)
+  except UserError as error:
+    message = str(error)
+    for field, other in (fields or {}).items():
+      message = message.replace(f"{field}=", f"{other}=")
+    raise UserError(message) from error
   if isinstance(opened, EmbeddedSource):
     check_images(
       opened.description,
@@ -58,7 +69,9 @@ def train_source(config: ConfigDict) -> Source:
   entries = dict(data.mixture.items()) or {"": data}
   options = Options.of(data)
   sources = {
-    name: source(config, entry.name, entry.split, entry.path, options)
+    name: source(
+      config, entry.name, entry.split, entry.path, options, _fields(name)
+    )
     for name, entry in entries.items()
   }
   if data.deduplicate != "none":
@@ -71,6 +84,17 @@ def train_source(config: ConfigDict) -> Source:
   if not data.mixture:
     return sources[""]
   empty = [name for name in sources if not len(sources[name])]
-  raise_problems([f"config.data.mixture.{name}: is empty" for name in empty])
+  why = f"is empty with config.data.deduplicate={data.deduplicate!r}"
+  raise_problems([f"config.data.mixture.{name}: {why}" for name in empty])
   weights = {name: entry.weight for name, entry in entries.items()}
   return Mixture(sources, weights)
+
+
+def _fields(name: str) -> dict[str, str]:
+  """Returns the fields of an entry of the mixture; none for the only source."""
+  if not name:
+    return {}
+  section = f"config.data.mixture.{name}"
+  return {
+    f"config.data.{f}": f"{section}.{f}" for f in ("name", "split", "path")
+  }

@@ -365,7 +365,7 @@ def test_what_was_wrong_when_sources_were_opened_is_kept():
 
 
 def test_a_source_that_cannot_be_opened_is_named():
-  with pytest.raises(UserError, match="split 'dev' of digits"):
+  with pytest.raises(UserError, match="config.data.mixture.b.split='dev'"):
     training_data.train_source(_config(a=DIGITS, b={**DIGITS, "split": "dev"}))
 
 

@@ -171,7 +171,7 @@ def test_unknown_names_and_splits_list_what_there_is(tmp_path):
     assert f"{name!r}: must be one of digits, scenes" in error
     assert "folder" in error
   error = _error("digits", "validation", str(tmp_path))
-  assert "split 'validation' of digits: must be one of" in error
+  assert "config.data.split='validation': must be one of" in error
   assert "train" in error and "test" in error
 
 

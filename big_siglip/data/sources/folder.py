@@ -272,7 +272,9 @@ def check_split(split: str) -> None:
   """Raises a `UserError` unless a folder has such a split."""
   if split not in SPLITS:
     allowed = ", ".join(SPLITS)
-    raise UserError(f"split {split!r} of a folder: must be one of {allowed}")
+    raise UserError(
+      f"config.data.split={split!r}: must be one of {allowed}, for a folder"
+    )
 
 
 def split_of(image: str) -> str:

@@ -67,7 +67,8 @@ def _open_records(
     "parquet": ParquetRecords,
   }
   if name not in formats:
-    raise UserError(f"data set {name!r}: must be one of {', '.join(NAMES)}")
+    allowed = ", ".join(NAMES)
+    raise UserError(f"config.data.name={name!r}: must be one of {allowed}")
   if not path:
     what = "the folder" if name == "folder" else "the folder or files"
     raise UserError(f"config.data.path=None: must be {what} to read")

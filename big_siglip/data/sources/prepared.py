@@ -143,7 +143,8 @@ def _shards(builder, split: str, folder: str | None) -> list[Shard]:
   except (KeyError, ValueError) as error:
     allowed = ", ".join(splits) or "none"
     raise UserError(
-      f"split {split!r} of {builder.info.name}: must be one of {allowed}"
+      f"config.data.split={split!r}: must be one of {allowed}, or a part of"
+      f" one, for {builder.info.name}"
     ) from error
   shards = []
   for file in files:
