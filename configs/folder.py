@@ -145,8 +145,9 @@ def get_config() -> ConfigDict:
     {
       "kind": "retrieval",
       "data": "folder",
-      "path": c.data.get_ref("path"),
-      "split": c.data.get_ref("split"),
+      # Follow the training data, which do not follow them.
+      "path": c.data.get_ref("path").identity(),
+      "split": c.data.get_ref("split").identity(),
       "every": 200,  # steps; also after the last one.
       "batch_size": 64,  # Rows a device embeds at once.
       "captions_file": config_dict.placeholder(str),  # Or Karpathy's, XM3600's.

@@ -153,8 +153,9 @@ def get_config() -> ConfigDict:
     {
       "kind": "retrieval",
       "data": "embeddings",
-      "path": c.data.get_ref("path"),
-      "split": c.data.get_ref("split"),
+      # Follow the training data, which do not follow them.
+      "path": c.data.get_ref("path").identity(),
+      "split": c.data.get_ref("split").identity(),
       "every": 1_000,  # steps; also after the last one.
       "batch_size": 64,  # Rows a device embeds at once.
       "captions_file": config_dict.placeholder(str),  # Or Karpathy's, XM3600's.

@@ -38,6 +38,19 @@ def test_warm_up_follows_the_length_of_training(path):
   assert shorter.seed == config.seed + 1
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=names)
+def test_an_evaluation_follows_the_training_data_and_not_the_reverse(path):
+  config = load_config(str(path))
+  for name in config.evals:
+    overrides = [f"--config.evals.{name}.{f}=other" for f in ("path", "split")]
+    changed = load_config(str(path), overrides)
+    assert changed.data.to_dict() == config.data.to_dict()
+    assert changed.evals[name].path == changed.evals[name].split == "other"
+  changed = load_config(str(path), ["--config.data.path=photos"])
+  if path.stem == "folder":
+    assert changed.evals.photos.path == "photos"
+
+
 @pytest.mark.parametrize("name", ["b16", "l16", "so400m"])
 def test_pretraining_counts_examples_whatever_the_batch(name):
   path = str(runs.ROOT / "configs" / f"{name}.py")
