@@ -249,6 +249,7 @@ def test_another_image_tower_is_refused_at_the_start_and_at_the_end(
     ({"evals__test__data": "folder"}, "config.evals.test.data='folder': must"),
     ({"data__split": "none"}, "must be one of all, train, test"),
     ({"data__path": "nowhere"}, "holds no embeddings"),
+    ({"data__path": "memory://a"}, "config.data.path='memory://a': must be a"),
   ],
 )
 def test_what_does_not_fit_is_named(

@@ -20,6 +20,7 @@ from big_siglip.data.embedding_folder import Description, Reader
 from big_siglip.data.sources.example import column, Options, Record
 from big_siglip.data.sources.examples import Examples
 from big_siglip.data.sources.folder import CaptionFile, check_split, split_of
+from big_siglip.data.sources.storage import is_remote, local_path
 from big_siglip.errors import raise_problems, UserError
 
 
@@ -60,7 +61,9 @@ class _EmbeddedRecords:
     check_split(split)
     self.where = f"the embeddings in {folder}"
     field = f"config.data.path={str(folder)!r}"
-    reader = Reader(pathlib.Path(folder).expanduser().resolve())
+    if is_remote(folder):
+      raise UserError(f"{field}: must be a local folder, for embeddings")
+    reader = Reader(pathlib.Path(local_path(folder)).resolve())
     self.description = reader.description
     if self.description.kind != "images":
       raise UserError(f"{field}: holds embeddings of texts, must be of images")
