@@ -62,9 +62,9 @@ def find_problems(config: ConfigDict) -> list[str]:
   """Returns one line for every mistake that shows without devices or data."""
   problems = list(field_problems(config, FIELDS, "config"))
   problems += evaluation_problems(config.get("evals", {}), "config.evals")
-  for name, spec in config.get("data", {}).get("mixture", {}).items():
-    path = f"config.data.mixture.{name}"
-    problems += field_problems(spec, MIXTURE_FIELDS, path)
+  mixture = config.get("data", {}).get("mixture", {})
+  entries = dict.fromkeys(mixture, MIXTURE_FIELDS)
+  problems += field_problems(mixture, entries, "config.data.mixture")
   if problems:
     return problems  # The rules below would stumble over them.
   check = Checker(config)

@@ -1,5 +1,6 @@
 """What makes the section `config.data` legal."""
 
+import math
 from typing import Any
 
 from big_siglip.config_checks import Checker
@@ -26,7 +27,8 @@ def check_source(check: Checker) -> None:
   check.require(
     len(pairs) in (0, len(keys)) and all(map(_is_weighted, pairs)),
     "data.text_keys",
-    "must be names of fields, or (name, weight) pairs with weights above 0",
+    "must be names of fields, or (name, weight) pairs with weights above 0,"
+    " and finite",
   )
   check.require(
     not pairs or check["data.captions"] == "random",
@@ -52,7 +54,8 @@ def check_mixture(check: Checker) -> None:
       rule = "must be a number, as another entry's is, or all be None"
       check.require(not some_given, weight, rule)
     else:
-      check.require(entry.weight > 0, weight, "must be above 0")
+      rule = "must be above 0, and finite"
+      check.require(0 < entry.weight < math.inf, weight, rule)
     check.require(
       entry.name != "embeddings",
       f"data.mixture.{name}.name",
@@ -66,5 +69,5 @@ def _is_weighted(pair: Any) -> bool:
     and len(pair) == 2
     and isinstance(pair[0], str)
     and isinstance(pair[1], int | float)
-    and pair[1] > 0
+    and 0 < pair[1] < math.inf
   )

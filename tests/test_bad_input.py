@@ -56,6 +56,7 @@ def _own_signals():
     ("data.name", "folder", "data.path"),
     ("evals.test.data", "letters", "config.evals.test.data='letters': must be"),
     ("evals.test.path", "/dev/null", "config.evals.test.path='/dev/null'"),
+    ("data.text_keys", "(('a',1e999),)", "above 0, and finite"),
     ("data.split", "dev", "must be one of train, test"),
     ("evals.test.split", "dev", "config.evals.test.split='dev': must be one"),
     ("data.tokenizer", "no/such.model", "no such file"),

@@ -338,6 +338,7 @@ DIGITS = {"name": "digits", "path": None, "split": "train", "weight": None}
     ({"weight": 0.0}, "mixture.b.weight=0.0: must be above 0"),
     ({"weight": "1"}, "mixture.b.weight='1': must be float or int or None"),
     ({"weight": None}, "weight=None: must be a number"),
+    ({"weight": np.inf}, "mixture.b.weight=inf: must be above 0, and finite"),
     ({"name": "embeddings"}, "must not be embeddings"),
     ({"wait": 1}, "mixture.b.wait: unknown"),
     ({"split": 1}, "mixture.b.split=1: must be str"),
@@ -348,6 +349,11 @@ def test_a_wrong_entry_is_named(change, said):
   assert not config.find_problems(_config(a=good, b=good))
   (problem,) = config.find_problems(_config(a=good, b=good | change))
   assert said in problem
+
+
+def test_an_entry_that_is_no_section_is_named():
+  (problem,) = config.find_problems(_config(a=DIGITS, b=3))
+  assert problem == "config.data.mixture.b=3: must be a section"
 
 
 def test_captions_that_are_examples_of_their_own_are_no_duplicates():

@@ -345,6 +345,14 @@ def test_a_stuck_thread_is_noticed_and_named(caplog):
   assert "loading example 7 of the data for" in caplog.text
 
 
+def test_any_length_of_patience_will_do():
+  batches = pipeline.train_batches(
+    Numbers(24), _load_number, batch_size=8, seed=3, stall_seconds=np.inf
+  )
+  next(batches)
+  batches.close()
+
+
 def test_a_stuck_thread_ends_the_program_in_bounded_time():
   program = """
 import big_siglip.errors, test_pipeline, big_siglip.data.pipeline as pipeline

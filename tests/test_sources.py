@@ -130,6 +130,14 @@ def test_a_json_row_may_lack_one_of_several_texts(folder):
   assert "missing column title; it has: image, alt, caption" in error
 
 
+def test_the_image_is_neither_text_nor_label(folder):
+  for options, said in (
+    (sources.Options(text_keys=("image",)), "config.data.text_keys='image'"),
+    (sources.Options(label_key="image"), "config.data.label_key='image'"),
+  ):
+    assert said in _error("folder", "all", str(folder), options)
+
+
 def test_labels_of_a_folder_are_texts_by_their_names(folder):
   (folder / "captions.csv").write_text("image,kind\na.png,dog\nb.png,cat\n")
   options = sources.Options(

@@ -39,7 +39,7 @@ class Delivery(Iterator[_T]):
       at_close: ends what works for `items`.
     """
     self._items = items
-    self._patience = stall_seconds or None
+    self._patience = min(stall_seconds, threading.TIMEOUT_MAX) or None
     self._what = what
     self._at_close = at_close
     self._queue: queue.Queue[tuple[_T | None, BaseException | None]]

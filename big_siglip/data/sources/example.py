@@ -212,7 +212,7 @@ def require_fields(records: Records, known: Mapping[str, Any]) -> None:
     known: the fields that there are.
 
   Raises:
-    UserError: one is not there, or the image is to be a text as well.
+    UserError: one is not there, or the image is to be text or label as well.
   """
   for field, keys in (
     ("image_key", [records.image_key]),
@@ -225,7 +225,7 @@ def require_fields(records: Records, known: Mapping[str, Any]) -> None:
           f"config.data.{field}={key!r}: {records.where} has no such field;"
           f" there are: {', '.join(known)}"
         )
-      if field == "text_keys" and key == records.image_key:
+      if field != "image_key" and key == records.image_key:
         raise UserError(f"config.data.{field}={key!r}: is the image")
 
 

@@ -215,6 +215,13 @@ class CaptionFile:
     return iter(rows)
 
   def _check_columns(self, file: str, present: list[str]) -> None:
+    for field, keys in (
+      ("text_keys", self.text_keys),
+      ("label_key", [self._label_key]),
+    ):
+      if self.image_key in keys:
+        key = self.image_key
+        raise UserError(f"config.data.{field}={key!r}: is the image")
     missing = [name for name in self._columns if name not in present]
     if missing:
       raise UserError(
