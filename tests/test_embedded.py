@@ -6,6 +6,7 @@ import pickle
 import shutil
 import signal
 
+import fsspec
 import numpy as np
 from PIL import Image
 import pyarrow.parquet as pq
@@ -249,7 +250,7 @@ def test_another_image_tower_is_refused_at_the_start_and_at_the_end(
     ({"evals__test__data": "folder"}, "config.evals.test.data='folder': must"),
     ({"data__split": "none"}, "must be one of all, train, test"),
     ({"data__path": "nowhere"}, "holds no embeddings"),
-    ({"data__path": "memory://a"}, "config.data.path='memory://a': must be a"),
+    ({"data__path": "memory://a"}, "config.data.path='memory://a': holds no"),
   ],
 )
 def test_what_does_not_fit_is_named(
@@ -290,6 +291,26 @@ def copy(embedded, photos, folder):
   made["inputs"] = str(folder / "p")
   (folder / "e" / "embedding.json").write_text(json.dumps(made))
   return folder / "e", folder / "p" / "captions.csv"
+
+
+def test_a_remote_folder_is_copied_once(
+  embedded, photos, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("BIG_SIGLIP_DATA", str(tmp_path / "cache"))
+  local, captions = copy(embedded, photos, tmp_path)
+  shutil.copy(captions, local)
+  fs = fsspec.filesystem("memory")
+  fs.put(f"{local}/", "/embedded/", recursive=True)
+  for _ in range(2):
+    source = EmbeddedSource("memory://embedded", "all")
+    expected = EmbeddedSource(str(local), "all")
+    assert len(source) == len(expected) == COUNT
+    for example, same in zip(source, expected, strict=True):
+      np.testing.assert_array_equal(example.image, same.image)
+      assert (example.texts, example.name) == (same.texts, same.name)
+    # What was copied is not asked for again.
+    for file in fs.glob("/embedded/*.parquet"):
+      fs.rm(file)
 
 
 def test_keys_without_a_partner_are_counted(embedded, photos, tmp_path, caplog):

@@ -16,12 +16,15 @@ from absl import logging
 import filelock
 import numpy as np
 
-from big_siglip.data.embedding_folder import Description, Reader
+from big_siglip.data.embedding_folder import Description, NAME, Reader
 from big_siglip.data.sources.example import column, Options, Record
 from big_siglip.data.sources.examples import Examples
 from big_siglip.data.sources.folder import CaptionFile, check_split, split_of
-from big_siglip.data.sources.storage import is_remote, local_path
-from big_siglip.errors import raise_problems, UserError
+from big_siglip.data.sources.remote_folder import copied
+from big_siglip.data.sources.storage import Storage
+from big_siglip.errors import BadExample, raise_problems, UserError
+
+_SUFFIXES = (".json", ".parquet", ".csv", ".tsv", ".jsonl")  # Captions, too.
 
 
 class EmbeddedSource(Examples):
@@ -61,9 +64,7 @@ class _EmbeddedRecords:
     check_split(split)
     self.where = f"the embeddings in {folder}"
     field = f"config.data.path={str(folder)!r}"
-    if is_remote(folder):
-      raise UserError(f"{field}: must be a local folder, for embeddings")
-    reader = Reader(pathlib.Path(local_path(folder)).resolve())
+    reader = Reader(_local(folder, field, options))
     self.description = reader.description
     if self.description.kind != "images":
       raise UserError(f"{field}: holds embeddings of texts, must be of images")
@@ -139,6 +140,18 @@ def check_images(
     if made[name] != value
   ]
   raise_problems(problems)
+
+
+def _local(folder: str, field: str, options: Options) -> pathlib.Path:
+  """Returns the folder, or a copy of a remote one: rows need a local file."""
+  storage = Storage(options.retry_seconds)
+  try:
+    local = copied(str(folder), storage, NAME, _SUFFIXES)
+  except BadExample as error:
+    what = f"holds no embeddings (no {NAME})"
+    reason = what if error.kind == "missing" else error
+    raise UserError(f"{field}: {reason}") from error
+  return pathlib.Path(local).resolve()
 
 
 def _join(

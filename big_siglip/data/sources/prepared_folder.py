@@ -6,14 +6,8 @@ import tensorflow_datasets as tfds
 
 from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.prepared import PreparedRecords
-from big_siglip.data.sources.storage import (
-  cache_path,
-  file_system,
-  is_remote,
-  local_path,
-  Storage,
-  write_atomically,
-)
+from big_siglip.data.sources.remote_folder import copied, names_in
+from big_siglip.data.sources.storage import is_remote, local_path, Storage
 from big_siglip.errors import BadExample, UserError
 
 _INFO = ("dataset_info.json", "features.json")
@@ -52,7 +46,7 @@ def open_prepared(
         f"config.data.path={folder!r}: no prepared TFDS data set lies there"
         f" ({' and '.join(_INFO)})"
       )
-    local = _local_info(folder, storage)
+    local = copied(folder, storage, _INFO[0], (".json", ".txt"))
   except BadExample as error:
     raise UserError(f"config.data.path={folder!r}: {error}") from error
   try:
@@ -70,7 +64,7 @@ def _find_version(wanted: str, data_dir: str | None, storage: Storage) -> str:
     data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
   )
   if is_remote(str(root)):
-    names = _remote_names(f"{root}/{name}", storage)
+    names = names_in(f"{root}/{name}", storage)
   else:
     root = local_path(str(root))
     folder = os.path.join(root, name)
@@ -85,32 +79,3 @@ def _find_version(wanted: str, data_dir: str | None, storage: Storage) -> str:
     )
   newest = max(versions, key=lambda n: [int(part) for part in n.split(".")])
   return os.path.join(root, name, newest)
-
-
-def _local_info(folder: str, storage: Storage) -> str:
-  """Returns a local folder with the description of a data set."""
-  if not is_remote(folder):
-    return local_path(folder)
-  stamp = storage.stamp(os.path.join(folder, _INFO[0]))
-  copy = cache_path(folder, f"{stamp.size}-{stamp.version}")
-  names = _remote_names(folder, storage)
-  for name in [n for n in names if n.endswith((".json", ".txt"))]:
-    data = storage.read(os.path.join(folder, name))
-    write_atomically(os.path.join(copy, name), data)
-  return copy
-
-
-def _remote_names(folder: str, storage: Storage) -> list[str]:
-  """Returns the names of what lies in a remote folder, none without one.
-
-  Raises:
-    UserError: it is not reached.
-  """
-  fs, root = file_system(folder)
-  try:
-    files = storage.call(folder, lambda: fs.ls(root, detail=False))
-  except BadExample as error:
-    if error.kind == "missing":
-      return []
-    raise UserError(f"config.data.path={folder!r}: {error}") from error
-  return [file.rstrip("/").rsplit("/", 1)[-1] for file in files]
