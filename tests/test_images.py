@@ -5,7 +5,7 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 import pytest
 
 from big_siglip.data import fast_images, images
@@ -36,6 +36,12 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
   np.testing.assert_array_equal(decoded[0, :, 0], [0, 1, 100, 255])
 
 
+def test_a_transparent_level_of_sixteen_bits_becomes_white():
+  levels = np.array([[0, 257, 258]], np.uint16)
+  data = _encode(Image.fromarray(levels), transparency=257)
+  np.testing.assert_array_equal(images.decode(data)[0, :, 0], [0, 255, 1])
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
 def test_transparent_pixels_become_white(mode):
   if mode in ("P", "L"):  # One value of the palette or grey is transparent.
@@ -59,6 +65,35 @@ def test_exif_orientation_turns_the_image_upright():
   exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees clockwise.
   decoded = images.decode(_encode(Image.fromarray(pixels), exif=exif))
   np.testing.assert_array_equal(decoded, np.rot90(pixels, -1))
+
+
+def _exif(*fields):
+  """Returns EXIF data of fields (tag, type, number, four bytes), no more."""
+  entries = b"".join(struct.pack(">HHI4s", *field) for field in fields)
+  head = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(fields))
+  return head + entries + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_no_image_is_lost_for_its_exif(kind):
+  image = Image.fromarray(_noise(8, 16))
+  turned = (0x0112, 3, 1, b"\0\6\0\0")
+  text_as_resolution = (0x011A, 2, 4, b"abc\0")  # Pillow cannot write it.
+  data = _encode(image, kind, exif=_exif(turned, text_as_resolution))
+  plain = images.decode(_encode(image, kind))
+  np.testing.assert_array_equal(images.decode(data), np.rot90(plain, -1))
+  damaged = _encode(image, kind, exif=b"Exif\0\0no such thing at all")
+  np.testing.assert_array_equal(images.decode(damaged), plain)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does(orientation):
+  image = Image.fromarray(_noise(4, 6))
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  data = _encode(image, exif=exif)
+  expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+  np.testing.assert_array_equal(images.decode(data), expected)
 
 
 def test_only_the_first_frame_is_taken():
@@ -307,6 +342,16 @@ def test_fast_decoder_refuses_too_many_pixels_before_decoding():
   fast_images.decode(data, 16, max_pixels=6_400)
   with pytest.raises(images.BadImage, match="80x80 is more than 6399 pixels"):
     fast_images.decode(data, 16, max_pixels=6_399)
+
+
+@pytest.mark.parametrize("sides", [b"\xff\xff\xff\xff", bytes(4)])
+def test_both_decoders_say_the_same_of_impossible_sizes(sides):
+  data = _photo(80, 80)
+  place = data.index(b"\xff\xc0") + 5
+  data = data[:place] + sides + data[place + 4 :]
+  said = _outcome(lambda data: _fast(data, 16), data)
+  assert isinstance(said, str)
+  assert said == _outcome(lambda data: _exact(data, 16), data)
 
 
 @pytest.mark.parametrize("shape", [(240, 320), (448, 300), (100, 150)])

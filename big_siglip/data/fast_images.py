@@ -56,11 +56,11 @@ def decode(
     BadImage: as `images.decode`.
   """
   shape = _plain_jpeg_shape(data)
-  if shape is None:
+  # Pillow also refuses what is too large, and has the words for it.
+  if shape is None or not 0 < math.prod(shape) <= max_pixels:
     image = images.decode(data, max_pixels)
     return image, choose_box and choose_box(*image.shape[:2])
   height, width = shape
-  images.check_size((width, height), max_pixels)
   box = choose_box and choose_box(height, width)
   left, top, right, bottom = box or (0, 0, width, height)
   shrink = min((right - left) / size, (bottom - top) / size)

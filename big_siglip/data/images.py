@@ -9,7 +9,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from big_siglip.errors import BadExample, UserError
 
@@ -22,6 +22,17 @@ RESIZE_METHODS = {
   "bicubic": Image.Resampling.BICUBIC,
 }
 BIG_VISION = "big_vision"  # How Google trained both; see `_resize_big_vision`.
+
+# What brings an image upright, by its EXIF orientation.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom: pixels.
 
@@ -50,8 +61,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
       check_size(image.size, max_pixels)
       image.load()
-      ImageOps.exif_transpose(image, in_place=True)
-      return np.asarray(_to_rgb(image))
+      return np.asarray(_to_rgb(_upright(image)))
   except (BadImage, MemoryError):
     raise
   except UnidentifiedImageError as e:  # Its own words name a Python object.
@@ -70,7 +80,8 @@ def from_pillow(image: Image.Image) -> np.ndarray:
   """
   check_size(image.size, MAX_PIXELS)
   try:
-    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    image.load()
+    return np.asarray(_to_rgb(_upright(image)))
   except OSError as e:
     raise BadImage(f"{type(e).__name__}: {e}") from e
 
@@ -163,12 +174,28 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
     raise BadImage(f"{width}x{height} is more than {max_pixels} pixels")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+  """Turns a loaded image as its EXIF orientation says, if that can be read.
+
+  Not by ImageOps.exif_transpose, which writes all EXIF data anew: one odd field
+  in it, as cameras and editors leave, and the photo would be lost.
+  """
+  try:
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+  except Exception:  # Damaged in one of many ways; the pixels are not.
+    return image
+  return image.transpose(turn) if turn is not None else image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
   """Converts any of Pillow's modes to RGB without losing range or alpha."""
   if image.mode == "F":
     raise BadImage("floating-point pixels have no known range")
   if image.mode == "I" or image.mode.startswith("I;16"):
-    grey = np.clip(np.asarray(image).astype(np.int64), 0, 65_535) // 257
+    levels = np.asarray(image).astype(np.int64)
+    grey = np.clip(levels, 0, 65_535) // 257
+    if "transparency" in image.info:  # A level, of 16-bit PNG files.
+      grey[levels == image.info["transparency"]] = 255
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
   if image.has_transparency_data:
     image = image.convert("RGBA")
