@@ -309,6 +309,24 @@ def test_long_and_odd_names_are_read_as_tarfile_does(tmp_path, form):
   assert not index.problem
 
 
+def test_json_that_is_too_deep_is_one_bad_record(tmp_path):
+  path = tmp_path / "deep.tar"
+  with tarfile.open(path, "w") as tar:
+    for name, data in (
+      ("0.jpg", b"x"),
+      ("0.txt", b"a text"),
+      ("1.jpg", b"x"),
+      ("1.json", b"[" * 100_000),
+    ):
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  source = sources.open_source("tar", "all", str(path))
+  assert source[0].texts == ("a text",)
+  with pytest.raises(BadExample, match="its json file is no JSON"):
+    source[1]
+
+
 def _folder(name):
   info = tarfile.TarInfo(name)
   info.type = tarfile.DIRTYPE

@@ -237,7 +237,7 @@ def _with_json(fields: dict[str, Any], name: str) -> dict[str, Any]:
     return fields
   try:
     inner = json.loads(fields["json"])
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise BadExample(
       f"its json file is no JSON ({error})", "record", name
     ) from error
