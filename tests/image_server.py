@@ -119,6 +119,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _moved(self, first):
     self._send(301, Location="/good/77")
 
+  def _inutf8(self, first):
+    # Asked for as %C3%BC, whose one digit says which image.
+    self._send(301, Location="/good/\u00fc".encode().decode("latin-1"))
+
   def _circle(self, first):
     other = "b" if self.path.endswith("a") else "a"
     self._send(302, Location=f"/circle/{other}")
@@ -152,6 +156,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _huge(self, first):
     self._send(Content_Length=str(10**12))
     self.close_connection = True
+
+  def _digits(self, first):
+    self._send(Content_Length="9" * 5_000)
+    self.close_connection = True
+
+  def _someday(self, first):
+    when = "Mon, 01 Jan 99999999999 00:00:00 GMT"
+    self._send(503, Retry_After=when) if first else self._good(first)
 
   def _endless(self, first):
     self.send_response(200)

@@ -47,6 +47,8 @@ def fault_of(fetcher, url):
     ("good/5", 5, 1),
     ("once500/6", 6, 2),
     ("moved", 77, 1),
+    ("inutf8", 3, 1),
+    ("someday/9", 9, 2),
     ("wrongtype/8", 8, 1),
   ],
 )
@@ -77,6 +79,7 @@ def test_what_can_be_had_is_had(server, path, number, asked):
     ("cut/9", "truncated", False, 3),
     ("half/9", "broken_image", True, 1),
     ("huge", "too_large", True, 1),
+    ("digits", "too_large", True, 1),
     ("endless", "too_large", True, 1),
     ("bomb", "too_many_pixels", True, 1),
     ("packed/4", "encoding", True, 1),
@@ -151,6 +154,7 @@ def test_requests_keep_their_pace_whatever_the_threads(server):
     ((403, ""), None),  # RFC 9309, section 2.3.1.3: as if there were none.
     ((500, ""), "robots_unreachable"),
     ((200, "User-agent: test-fetcher\nDisallow: /"), "robots"),
+    ((200, "\ufeffUser-agent: *\nDisallow: /"), "robots"),
     ((200, "User-agent: other\nDisallow: /"), None),
     # The longer path wins, wherever it stands.
     ((200, "User-agent: *\nAllow: /good/\nDisallow: /*.jpg$"), "robots"),

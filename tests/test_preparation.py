@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 from etils import epath
 import image_server
@@ -166,6 +167,13 @@ def test_filters_drop_and_count(tmp_path, filters, fields, reason):
   assert len(read_wit(table, **kept)[0]) == 1
 
 
+def test_urls_that_are_none_stop_no_table(tmp_path):
+  urls = ["http://[bad/a.jpg", "http://a\u2100b.org/a.jpg", "http://x/a.jpg"]
+  table = wit_cases.write_table(tmp_path / "a.tsv.gz", map(wit_cases.row, urls))
+  records, _ = read_wit(table)  # Their fault is told when they are asked for.
+  assert [r.name for r in records] == urls
+
+
 def test_bad_rows_of_wit_are_listed_and_the_rest_is_read(tmp_path):
   good = wit_cases.row("http://x/good.jpg", context_page_description="")
   rows = [
@@ -291,6 +299,7 @@ def test_tar_shards_of_img2dataset(tmp_path):
       "4": dict(jpg=b"\xff\xd8\xff broken", txt="x"),
       "5": dict(jpg=bytes(1_000_001), txt="x"),
       "6": dict(jpg=image_server.picture(6), txt=" "),
+      "7": dict(jpg=image_server.picture(7), json="[" * 100_000),
     },
   )
 
@@ -314,6 +323,7 @@ def test_tar_shards_of_img2dataset(tmp_path):
     ("bad_json", "3"),
     ("not_an_image", "4"),
     ("too_large", "5"),
+    ("bad_json", "7"),
   ]
   assert tally.counts["filtered: no caption left"] == 1
 
@@ -330,6 +340,28 @@ def test_a_cut_tar_is_read_up_to_there(tmp_path):
   assert [r.name for r in records] == [f"a.tar/{i}" for i in range(3)]
   (fault,) = tally.faults
   assert fault["kind"] == "damaged_shard" and "from 3 on" in fault["where"]
+
+
+def test_a_tar_with_a_damaged_header_tells_what_is_lost(tmp_path):
+  file = epath.Path(tmp_path / "a.tar")
+  examples = {
+    f"{i}": dict(jpg=image_server.picture(i), txt="x") for i in range(9)
+  }
+  wit_cases.write_tar(file, examples)
+  with tarfile.open(file) as tar:
+    start = tar.getmember("5.jpg").offset
+  whole = file.read_bytes()
+  for damaged in (
+    whole[: start + 100],
+    whole[:start] + b"?" * 512 + whole[start + 512 :],
+    whole[:start] + b"?" + whole[start + 1 :],
+  ):
+    file.write_bytes(damaged)
+    tally = Tally()
+    records = list(tars.read(file, (), Filters(), tally, SIZES))
+    assert [r.name for r in records] == [f"a.tar/{i}" for i in range(4)]
+    (fault,) = tally.faults
+    assert fault["kind"] == "damaged_shard" and "from 4 on" in fault["where"]
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ class Fetcher:
       detail = f"{fault.kind} at {origin.name}/robots.txt"
       origin.dead_until = time.monotonic() + _DEAD_SECONDS
       raise Fault("robots_unreachable", detail, lasting=False) from fault
-    text = text.decode("utf-8", "replace")
+    text = text.decode("utf-8-sig", "replace")  # Some start with a mark.
     return parse_robots(text, self._limits, origin)
 
   def _ask(self, origin: Origin, url: str, max_bytes: int):
@@ -169,8 +169,8 @@ class Fetcher:
     if encoding.lower() != "identity":  # A bomb may hide in it.
       raise Fault("encoding", f"{encoding} was not asked for")
     length = response.headers.get("Content-Length", "")
-    if length.isdecimal() and int(length) > max_bytes:
-      raise Fault("too_large", f"{length} bytes")
+    if length.isdecimal() and float(length) > max_bytes:  # int: 4,300 digits.
+      raise Fault("too_large", f"{length[:20]} bytes")
     return self._read_body(response, max_bytes, deadline)
 
   def _come_back(self, origin: Origin, response) -> Fault:
@@ -205,7 +205,8 @@ class _Moved:
 
 def _join(url: str, location: str) -> str:
   """Returns where a Location leads, which need not be whole or even ASCII."""
-  location = urllib.parse.quote(location, _SAFE)
+  # A server's UTF-8 stands here as http.client reads all headers: as Latin-1.
+  location = urllib.parse.quote(location.encode("latin-1", "replace"), _SAFE)
   try:
     joined = urllib.parse.urljoin(url, location)
     allowed = urllib.parse.urlsplit(joined).scheme in ("http", "https")
@@ -222,9 +223,9 @@ def _seconds(retry_after: str) -> float:
     return float(retry_after)
   try:
     when = email.utils.parsedate_to_datetime(retry_after)
-  except ValueError:
+    return max(0.0, when.timestamp() - time.time())
+  except (ValueError, OverflowError):  # Of a year that no calendar has.
     return 0.0
-  return max(0.0, when.timestamp() - time.time())
 
 
 def _network_fault(error: Exception) -> Fault:

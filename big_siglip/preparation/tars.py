@@ -1,6 +1,7 @@
 """Tar shards as img2dataset and WebDataset write them, read from end to end."""
 
 from collections.abc import Iterator
+import contextlib
 import json
 import tarfile
 from typing import Any
@@ -26,6 +27,29 @@ _LICENSES = ("license", "LICENSE")
 _CAPTIONS = ("txt", "caption")  # Taken unless told otherwise: the first.
 
 
+class _Header(tarfile.TarInfo):
+  """A header; one that is none is an error wherever it stands.
+
+  tarfile takes any but the first for the end of the archive, and all that
+  follows would be lost without a word.
+  """
+
+  @classmethod
+  def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    """Reads the next one.
+
+    Raises:
+      tarfile.ReadError: it is damaged, or cut off.
+    """
+    try:
+      return super().fromtarfile(tar)
+    except (
+      tarfile.InvalidHeaderError,
+      tarfile.TruncatedHeaderError,
+    ) as error:
+      raise tarfile.ReadError(f"no tar header: {error}") from error
+
+
 def check_file(path: epath.Path) -> None:
   """Looks at the first member of a shard.
 
@@ -33,7 +57,7 @@ def check_file(path: epath.Path) -> None:
     UserError: not a tar file, or an empty one.
   """
   try:
-    with path.open("rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
+    with _opened(path) as tar:
       first = tar.next()
   except (tarfile.TarError, EOFError, OSError) as error:
     raise UserError(f"{path}: cannot be read as tar ({error})") from error
@@ -80,7 +104,7 @@ def _examples(
 ) -> Iterator[tuple[str, dict[str, bytes | Fault]]]:
   key, members = None, {}
   try:
-    with path.open("rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
+    with _opened(path) as tar:
       for member in tar:
         name, suffix = _split(member.name)
         if not member.isfile() or suffix not in (*IMAGES, *_TEXTS):
@@ -100,6 +124,15 @@ def _examples(
     return
   if members:
     yield key, members
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[tarfile.TarFile]:
+  with (
+    path.open("rb") as f,
+    tarfile.open(fileobj=f, mode="r|*", tarinfo=_Header) as tar,
+  ):
+    yield tar
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -145,7 +178,7 @@ def _fields(members: dict[str, bytes]) -> dict[str, Any]:
   if "json" in members:
     try:
       fields = json.loads(members["json"])
-    except ValueError as error:  # Also what is not UTF-8.
+    except (ValueError, RecursionError) as error:  # Also: not UTF-8.
       raise Fault("bad_json", str(error)) from error
     if not isinstance(fields, dict):
       raise Fault("bad_json", "is no object")

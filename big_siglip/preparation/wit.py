@@ -143,7 +143,10 @@ def licence_page(image_url: str) -> str:
 
   WIT says nothing of licences; that page does, and names the author.
   """
-  parts = urllib.parse.urlsplit(image_url)
+  try:
+    parts = urllib.parse.urlsplit(image_url)
+  except ValueError:  # "http://[/": its fault is told when it is asked for.
+    return ""
   path = parts.path.split("/")
   if parts.hostname != "upload.wikimedia.org" or len(path) < 6:
     return ""
