@@ -191,6 +191,9 @@ def test_limits_are_checked():
       Limits(user_agent=agent)
   with pytest.raises(UserError, match="--requests_per_second=0: must be pos"):
     Limits(user_agent=AGENT, requests_per_second=0)
+  for value in (float("nan"), float("inf")):
+    with pytest.raises(UserError, match="--timeout=(nan|inf): must be pos"):
+      Limits(user_agent=AGENT, timeout=value)
   with pytest.raises(UserError, match="--allow: 10.0.0.1/8 has host"):
     Limits(user_agent=AGENT, allow=("10.0.0.1/8",))
   assert Limits(user_agent=AGENT, retries=0).token == "test-fetcher"

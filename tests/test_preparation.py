@@ -575,6 +575,8 @@ def test_bad_input_gets_one_line(tmp_path):
     min_size=0, max_aspect=0.5, min_caption=0, max_caption=0
   ).items():
     assert f"--{field}={value}" in error_of(filters={field: value})
+  nan = error_of(filters=dict(max_aspect=float("nan")))
+  assert "--max_aspect=nan: must be at least 1" in nan
 
 
 def test_bad_parquet_and_tar_get_one_line(tmp_path):
@@ -600,6 +602,10 @@ def test_bad_parquet_and_tar_get_one_line(tmp_path):
   assert "--num_shards=2: only of wit" in error_of(
     "parquet", [file], num_shards=2
   )
+  for place in (dict(inputs=["x://a.parquet"]), dict(output="x://out")):
+    assert "x:// is not supported here" in error_of(
+      "parquet", **{"inputs": [file], **place}
+    )
   (tmp_path / "b").mkdir()
   (tmp_path / "b" / "a.parquet").write_bytes(file.read_bytes())
   assert "have the same name" in error_of(
@@ -682,7 +688,7 @@ def test_a_folder_belongs_to_one_job(tmp_path):
   run(job)
   Folder(job).begin()  # It is its own.
   other = dataclasses.replace(job, filters=Filters(min_size=9))
-  with pytest.raises(UserError, match="holds another data set: its filters is"):
+  with pytest.raises(UserError, match="data set: its min_size is 1, not 9"):
     Folder(other).begin()
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "thesis.txt").write_text("")
@@ -694,6 +700,9 @@ def test_a_folder_belongs_to_one_job(tmp_path):
   other = dataclasses.replace(job, output=str(tmp_path / "a.tar" / "out"))
   with pytest.raises(UserError, match="--output=.*Not a directory"):
     Folder(other).lock()
+  other = dataclasses.replace(job, store=str(tmp_path / "a.tar" / "images"))
+  with pytest.raises(UserError, match="--store=.*Not a directory"):
+    Folder(other).begin()
 
 
 def test_nothing_left_is_said_and_why(tmp_path):

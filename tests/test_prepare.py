@@ -248,6 +248,7 @@ def test_parquet_in_two_processes(tmp_path, kind):
     (("wit", "{table}"), "--output=FOLDER must be given"),
     (("wit", "{table}", "--output={out}"), "--user_agent must be given"),
     (("tar", "{table}x", "--output={out}"), "no such file"),
+    (("tar", "gs://b/x.tar", "--output={out}"), "install gcsfs"),
     (
       ("wit", "{table}", "--output={out}", FETCHING[0], "--", "--runner=No"),
       "Beam's flags: Unexpected pipeline runner: No",

@@ -99,6 +99,8 @@ def main(argv: list[str]) -> None:
       folder = Folder(_make_job(argv[1:]))
       from big_siglip.preparation import pipelines
     except ImportError as error:
+      if not error.name:  # What a bucket needs; it says what to install.
+        raise UserError(str(error)) from error
       raise UserError(
         f"{error.name} is not installed: pip install 'big_siglip[prepare]'"
       ) from error

@@ -42,7 +42,7 @@ class Filters:
   def __post_init__(self):
     if self.min_size < 1:
       raise UserError(f"--min_size={self.min_size}: must be at least 1")
-    if self.max_aspect is not None and self.max_aspect < 1:
+    if self.max_aspect is not None and not self.max_aspect >= 1:  # Or nan.
       raise UserError(f"--max_aspect={self.max_aspect}: must be at least 1")
     if self.min_caption < 1:
       raise UserError(f"--min_caption={self.min_caption}: must be at least 1")

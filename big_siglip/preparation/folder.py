@@ -60,13 +60,14 @@ class Folder:
     try:
       if file.exists():
         _compare(self.path, json.loads(file.read_text()), description)
-        return
-      if self.path.exists() and any(
+      elif self.path.exists() and any(
         f.name != ".lock" for f in self.path.iterdir()
       ):
         raise UserError(f"--output={self.path}: holds something else")
-      write_whole(file, json.dumps(description, indent=1).encode())
-    except (OSError, json.JSONDecodeError) as error:
+      else:
+        write_whole(file, json.dumps(description, indent=1).encode())
+      self._make_store()
+    except (OSError, ImportError, json.JSONDecodeError) as error:
       reason = getattr(error, "strerror", None) or error
       raise UserError(f"--output={self.path}: {reason}") from error
 
@@ -151,6 +152,17 @@ class Folder:
     """Returns the counts of a finished data set."""
     return json.loads((self.path / SUMMARY).read_text())
 
+  def _make_store(self) -> None:
+    """Makes the folder that is to outlive this one, before hours are spent."""
+    if self.job.store:
+      try:
+        epath.Path(self.job.store).expanduser().mkdir(
+          parents=True, exist_ok=True
+        )
+      except (OSError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--store={self.job.store}: {reason}") from error
+
   def _check_missing(self, tally: Tally, passing: set[int]) -> None:
     missing = [f["kind"] for f in tally.faults if not f["lasting"]]
     images = tally.counts["examples"] + len(missing)
@@ -210,11 +222,16 @@ class Folder:
 
 def _compare(path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
   for field, value in wanted.items():
-    if found.get(field) != value:
-      raise UserError(
-        f"--output={path}: holds another data set: its {field} is "
-        f"{_shown(found.get(field))}, not {_shown(value)}"
-      )
+    known = found.get(field)
+    if known == value:
+      continue
+    if isinstance(known, dict) and isinstance(value, dict):  # The first of it.
+      names = [n for n in (known | value) if known.get(n) != value.get(n)]
+      field, known, value = names[0], known.get(names[0]), value.get(names[0])
+    raise UserError(
+      f"--output={path}: holds another data set: its {field} is "
+      f"{_shown(known)}, not {_shown(value)}"
+    )
 
 
 def _shown(value: Any) -> str:

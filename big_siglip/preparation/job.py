@@ -156,6 +156,8 @@ def make_job(
     UserError: one line that says what is wrong.
   """
   paths = _find(inputs)
+  for folder in filter(None, (output, store)):
+    _path(folder)
   if kind == "wit" and limits is None:
     raise UserError("--user_agent must be given: who asks, and their address")
   if kind != "wit" and num_shards is not None:
@@ -192,10 +194,17 @@ def make_job(
   return job
 
 
+def _path(text: str) -> epath.Path:
+  try:
+    return epath.Path(text).expanduser()
+  except KeyError as error:  # Of a scheme that epath does not know.
+    raise UserError(f"{text}: {error.args[0]} is not supported here") from error
+
+
 def _find(inputs: list[str]) -> list[epath.Path]:
   found = {}
   for text in inputs:
-    path = epath.Path(text).expanduser()
+    path = _path(text)
     if any(c in path.name for c in "*?["):
       paths = list(path.parent.glob(path.name))
     else:

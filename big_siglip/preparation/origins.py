@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import ipaddress
+import math
 import socket
 import threading
 import time
@@ -61,7 +62,8 @@ class Limits:
       value, smallest = getattr(self, field.name), least.get(field.name)
       if isinstance(value, str | tuple):
         continue
-      if value < 0 or (value == 0 and smallest is None):
+      finite = 0 <= value < math.inf  # Which nan is not, either.
+      if not finite or (value == 0 and smallest is None):
         raise UserError(f"--{field.name}={value}: must be positive")
     for network in self.allow:
       try:
