@@ -319,6 +319,8 @@ def test_the_tool_trains_from_a_folder(tmp_path):
   for extra, said in (
     ((), f"--output={output}: exists already"),
     ((f"--output={output}2", "--vocab_size=99"), "--vocab_size=99: must be"),
+    ((f"--output={output}2", "--max_captions=5"), "must be in 101 to"),
+    ((f"--output={output}2", f"--vocab_size={10**12}"), "must be in 1 to"),
     ((f"--output={output}2", "--clean=much"), "--clean=much: must be one of"),
     ((f"--output={output}2", "--data=nothing"), "data set 'nothing': must be"),
   ):

@@ -87,9 +87,12 @@ def _check_flags(arguments, model_types, cleanings) -> None:
     if flag.value not in allowed:
       names = ", ".join(allowed)
       raise UserError(f"--{flag.name}={flag.value}: must be one of {names}")
-  for flag in (_VOCAB_SIZE, _MAX_CAPTIONS):
-    if flag.value < 1:
-      raise UserError(f"--{flag.name}={flag.value}: must be at least 1")
+  # SentencePiece draws no smaller samples, and its numbers have 32 bits.
+  for flag, least in ((_VOCAB_SIZE, 1), (_MAX_CAPTIONS, 101)):
+    if not least <= flag.value < 2**31:
+      raise UserError(
+        f"--{flag.name}={flag.value}: must be in {least} to {2**31 - 1}"
+      )
   if not 0 < _COVERAGE.value <= 1:
     raise UserError(
       f"--character_coverage={_COVERAGE.value}: must lie in (0, 1]"
