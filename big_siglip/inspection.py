@@ -7,13 +7,14 @@ import itertools
 import textwrap
 import time
 from typing import Any
+import warnings
 
 from etils import epath
 from matplotlib.figure import Figure
 import numpy as np
 
 from big_siglip.data import faults
-from big_siglip.data.mixture import epochs, locate
+from big_siglip.data.mixture import epochs, locate, opening_faults
 from big_siglip.data.pipeline import train_batches
 from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Source
@@ -31,7 +32,8 @@ class Inspection:
     milliseconds: of one thread for one example, by stage.
     epochs: as in the metrics, at the end of the run.
     skipped: how many examples could not be used, by kind.
-    faults: the first of them.
+    faults: the first of them, each once; before them, with the index -1, whole
+      shards that could not be read.
     rows: source, number, image [H, W, 3] and text of the first examples.
   """
 
@@ -71,7 +73,8 @@ def inspect(
     rest = list(itertools.islice(batches, wanted))
     elapsed = time.perf_counter() - start
   counts = sum(batch["faults"].sum(0) for batch in [first, *rest])
-  found = [f for b in [first, *rest] for f in faults.from_rows(b["skipped"])]
+  found = [fault for _, fault in opening_faults(source)]
+  found += [f for b in [first, *rest] for f in faults.from_rows(b["skipped"])]
   return Inspection(
     images_per_second=len(rest) * config.batch_size / elapsed,
     milliseconds=_stages(source, preprocess, first["index"], count),
@@ -79,7 +82,7 @@ def inspect(
     skipped={
       kind: int(n) for kind, n in zip(faults.COUNTERS, counts, strict=True) if n
     },
-    faults=tuple(found),
+    faults=tuple(dict.fromkeys(found)),
     rows=tuple(_rows(source, preprocess, first)),
   )
 
@@ -148,5 +151,7 @@ def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:
       va="top",
       fontsize=7,
     )
-  with epath.Path(path).open("wb") as file:
+  with epath.Path(path).open("wb") as file, warnings.catch_warnings():
+    # Of each character that the font lacks: a box shows it.
+    warnings.filterwarnings("ignore", "Glyph")
     figure.savefig(file, format="png", dpi=120)

@@ -2,6 +2,7 @@
 
 import json
 
+import format_cases
 import numpy as np
 from PIL import Image
 import pytest
@@ -46,13 +47,32 @@ def test_it_shows_what_training_sees(folder, tmp_path):
   assert all(value > 0 for value in found.milliseconds.values())
   assert found.epochs == {"epochs": 60 * 16 / 12}
   assert found.skipped["image"] >= 4, "one in every twelve of 64"
-  assert {fault.name for fault in found.faults} == {"3.jpg"}
+  assert [fault.name for fault in found.faults] == ["3.jpg"]
   assert len(found.rows) == 16
   for name, number, image, text in found.rows:
     assert name == "" and image.shape == (16, 16, 3)
     assert text == f"caption {number} for $5"
   inspection.draw(found, tmp_path / "page.png", count=8)
   assert Image.open(tmp_path / "page.png").size[0] > 1_000
+
+
+def test_what_cannot_be_opened_or_drawn_is_told_in_short(tmp_path, recwarn):
+  images = format_cases.photos(count=20)
+  images = {n: (data, ["\u65e5\u672c"]) for n, (data, _) in images.items()}
+  format_cases.write_tar(tmp_path / "tar", images)
+  config = runs.config(
+    data__name="tar",
+    data__path=f"{tmp_path}/tar/{{00000..00002}}.tar",
+    data__split="all",
+    data__max_skipped=0.5,
+  )
+  source = training_data.train_source(config)
+  found = inspection.inspect(source, build.preprocess(config), config, 40)
+  (fault,) = found.faults
+  assert fault.name.endswith("00002.tar") and fault.kind == "missing"
+  recwarn.clear()
+  inspection.draw(found, tmp_path / "page.png")  # Its font has no such letter.
+  assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
 def test_the_tool_prints_and_draws(folder, tmp_path):

@@ -77,7 +77,9 @@ def print_table(found, length: int, config: ConfigDict) -> None:
     print(f"  {stage:12} {value:6.2f} ms  {value / max(total, 1e-9):4.0%}")
   for name, value in found.epochs.items():
     print(f"{name:14} {value:.2f} in {config.total_steps} steps")
-  skipped = ", ".join(f"{kind} {n}" for kind, n in found.skipped.items())
+  shards = sum(fault.index < 0 for fault in found.faults)
+  counts = {**found.skipped, **({"whole shards": shards} if shards else {})}
+  skipped = ", ".join(f"{kind} {n}" for kind, n in counts.items())
   print(f"skipped        {skipped or 'none'}")
   for fault in found.faults[:10]:
     print(f"  {fault.name}: {fault.reason} ({fault.kind})")
