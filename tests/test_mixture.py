@@ -287,7 +287,9 @@ class Images:
     self.reads[index] += 1
     if self.images[index] == b"bad":
       raise BadExample("is bad")
-    return sources.Example(self.images[index], ("",), f"name {index % 3}")
+    # A file's name may be any bytes, of which this is one.
+    name = f"name \udcff {index % 3}"
+    return sources.Example(self.images[index], ("",), name)
 
 
 def test_duplicates_are_left_out_within_and_across_sources(tmp_path):

@@ -328,6 +328,19 @@ def test_tar_shards_of_img2dataset(tmp_path):
   assert tally.counts["filtered: no caption left"] == 1
 
 
+def test_keys_of_any_bytes_name_examples(tmp_path):
+  key = b"\xff\xfe".decode("utf-8", "surrogateescape")
+  file = str(tmp_path / "a.tar")
+  with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as tar:
+    for suffix, data in (("jpg", image_server.picture(1)), ("txt", b"a text")):
+      info = tarfile.TarInfo(f"{key}.{suffix}")
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  folder, _ = run(make_job("tar", [file], str(tmp_path / "out"), Filters()))
+  (example,) = open_split(folder.path)[1]
+  assert example.name == "a.tar/\\udcff\\udcfe"
+
+
 def test_a_cut_tar_is_read_up_to_there(tmp_path):
   file = epath.Path(tmp_path / "a.tar")
   wit_cases.write_tar(

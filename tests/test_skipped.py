@@ -47,6 +47,13 @@ def _lines(folder):
   return [json.loads(line) for line in text.splitlines()]
 
 
+def test_names_of_any_bytes_travel_with_a_batch():
+  name = b"a.tar#\xff\xfe".decode("utf-8", "surrogateescape")
+  rows = faults.as_rows([([Fault(3, "image", name, "is no image")], 0)], 2)
+  (fault,) = faults.from_rows(rows["skipped"])
+  assert fault.name == "a.tar#\\udcff\\udcfe"
+
+
 ONE = Fault(3, "image", "three.jpg", "is no image")
 TWO = Fault(9, "caption", "nine.jpg", "is empty")
 

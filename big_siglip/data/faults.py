@@ -91,12 +91,9 @@ def as_rows(
     for fault in faults:
       counts[row, KINDS.index(fault.kind)] += 1
     for place, fault in zip(skipped[row], faults, strict=False):
-      texts = (  # Names of files need not be Unicode.
-        text.encode("utf-8", "backslashreplace")
-        for text in (fault.kind, fault.name, fault.reason)
-      )
       place["index"] = fault.index
-      place["kind"], place["name"], place["reason"] = texts
+      for key in ("kind", "name", "reason"):  # Names may hold any bytes.
+        place[key] = getattr(fault, key).encode("utf-8", "backslashreplace")
   return {"faults": counts, "skipped": skipped}
 
 

@@ -162,6 +162,8 @@ def _read_example(path, key, members, columns, filters, tally) -> Record | None:
   if not captions:
     tally.count("filtered: no caption left")
     return None
+  # A key may hold any bytes, and a data set's text is UTF-8.
+  key = key.encode("utf-8", "backslashreplace").decode()
   return Record(
     name=f"{path.name}/{key}",
     captions=tuple(captions),
