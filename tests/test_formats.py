@@ -309,6 +309,19 @@ def test_long_and_odd_names_are_read_as_tarfile_does(tmp_path, form):
   assert not index.problem
 
 
+@pytest.mark.parametrize("size", ["many", "-5000", "1.5", "9" * 30])
+def test_a_size_that_is_none_damages_one_shard(tmp_path, size):
+  path = tmp_path / "odd.tar"
+  with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+    for name in ("0.jpg", "1.jpg"):
+      info = tarfile.TarInfo(name)
+      info.pax_headers = {"size": size} if name == "1.jpg" else {}
+      tar.addfile(info)
+  index = _index(path)
+  assert index.starts[0] == 0
+  assert "no size of a file" in index.problem or "ends within" in index.problem
+
+
 def test_json_that_is_too_deep_is_one_bad_record(tmp_path):
   path = tmp_path / "deep.tar"
   with tarfile.open(path, "w") as tar:

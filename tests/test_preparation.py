@@ -328,6 +328,18 @@ def test_tar_shards_of_img2dataset(tmp_path):
   assert tally.counts["filtered: no caption left"] == 1
 
 
+def test_a_tar_that_tells_of_a_huge_file_is_given_up(tmp_path):
+  file = epath.Path(tmp_path / "a.tar")
+  with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
+    info = tarfile.TarInfo("1.jpg")
+    info.pax_headers = {"size": "9" * 20}
+    tar.addfile(info)
+  tally = Tally()
+  assert not list(tars.read(file, (), Filters(), tally, SIZES))
+  (fault,) = tally.faults
+  assert fault["kind"] == "damaged_shard" and "999 bytes" in fault["detail"]
+
+
 def test_keys_of_any_bytes_name_examples(tmp_path):
   key = b"\xff\xfe".decode("utf-8", "surrogateescape")
   file = str(tmp_path / "a.tar")

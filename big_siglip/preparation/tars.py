@@ -24,6 +24,7 @@ _TEXTS = ("txt", "json")
 # Fields of the .json, spelt as img2dataset and LAION's tables do.
 _LANGUAGES = ("language", "lang", "LANGUAGE")
 _LICENSES = ("license", "LICENSE")
+_LARGEST = 2**40  # Bytes of a member; a damaged header may say anything.
 _CAPTIONS = ("txt", "caption")  # Taken unless told otherwise: the first.
 
 
@@ -39,15 +40,18 @@ class _Header(tarfile.TarInfo):
     """Reads the next one.
 
     Raises:
-      tarfile.ReadError: it is damaged, or cut off.
+      tarfile.ReadError: it is damaged, or cut off, or tells of no sane size.
     """
     try:
-      return super().fromtarfile(tar)
+      header = super().fromtarfile(tar)
     except (
       tarfile.InvalidHeaderError,
       tarfile.TruncatedHeaderError,
     ) as error:
       raise tarfile.ReadError(f"no tar header: {error}") from error
+    if header.size > _LARGEST:  # tarfile would skip it, for years.
+      raise tarfile.ReadError(f"a file of {header.size} bytes")
+    return header
 
 
 def check_file(path: epath.Path) -> None:

@@ -101,7 +101,7 @@ def members(read: Read, start: int, stop: int) -> Iterator[Member]:
       name, size = told.get("path", name), told.get("size", size)
       reach, position = data + own_size, data + _padded(own_size)
       continue
-    length = int(own_size if size is None else size)
+    length = _length(own_size if size is None else size, position)
     if kind in _REGULAR:
       yield Member(name or own_name, first, data, length)
     elif kind in _WITHOUT_BYTES:  # Whatever their headers say.
@@ -135,6 +135,17 @@ def _parse(header: bytes, position: int) -> tuple[bytes, str, int]:
   if header[345] and header[257:263] == b"ustar\0":
     name = header[345:500].split(b"\0", 1)[0] + b"/" + name
   return header[156:157], name.decode("utf-8", "surrogateescape"), size
+
+
+def _length(size: int | str, position: int) -> int:
+  """Returns bytes of a file, which PAX may have told in anything but digits."""
+  try:
+    length = int(size)
+  except ValueError:
+    length = -1
+  if length < 0:
+    raise Damaged(f"no size of a file at byte {position}")
+  return length
 
 
 def _long(kind: bytes, text: bytes) -> dict[str, str]:
