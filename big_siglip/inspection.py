@@ -34,7 +34,8 @@ class Inspection:
     skipped: how many examples could not be used, by kind.
     faults: the first of them, each once; before them, with the index -1, whole
       shards that could not be read.
-    rows: source, number, image [H, W, 3] and text of the first examples.
+    rows: source, number, image [H, W, 3] (or embedding [D]) and text of the
+      first examples.
   """
 
   images_per_second: float
@@ -131,7 +132,10 @@ def _stages(
 
 
 def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:
-  """Writes a PNG: images after augmentation, with their decoded tokens."""
+  """Writes a PNG: images after augmentation, with their decoded tokens.
+
+  Embeddings in their place are curves, a number after the other.
+  """
   rows = found.rows[:count]
   lines = -(-len(rows) // _COLUMNS)
   figure = Figure(figsize=(2.2 * _COLUMNS, 2.9 * lines), layout="constrained")
@@ -141,6 +145,9 @@ def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:
   for ax, (name, number, image, text) in zip(axes, rows, strict=False):
     if image.ndim == 3:
       ax.imshow(image)
+    else:
+      ax.plot(image, color="gray", linewidth=0.5)
+      ax.set_box_aspect(1)
     ax.set_title(f"{name} {number}".strip(), fontsize=8)
     # Matplotlib would read a formula between two dollar signs.
     wrapped = textwrap.fill(text, 34, max_lines=4).replace("$", r"\$")

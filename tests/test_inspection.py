@@ -75,6 +75,17 @@ def test_what_cannot_be_opened_or_drawn_is_told_in_short(tmp_path, recwarn):
   assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
+def test_embeddings_are_drawn_too(tmp_path):
+  vectors = np.random.default_rng(0).normal(size=(6, 32))
+  rows = tuple(("", i, vector, "") for i, vector in enumerate(vectors))
+  found = inspection.Inspection(1.0, {}, {}, {}, (), rows)
+  inspection.draw(found, tmp_path / "page.png")
+  page = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
+  middle = page[len(page) // 3 : len(page) // 2]  # Below the numbers.
+  for column in np.array_split(middle, 6, axis=1):
+    assert column.min() < 200
+
+
 def test_the_tool_prints_and_draws(folder, tmp_path):
   page = tmp_path / "page.png"
   arguments = [
