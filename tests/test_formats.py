@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_tools import tool
+import wit_cases
 
 from big_siglip.data import faults, pipeline, sources
 from big_siglip.data import images as images_module
@@ -320,6 +321,18 @@ def test_a_size_that_is_none_damages_one_shard(tmp_path, size):
   index = _index(path)
   assert index.starts[0] == 0
   assert "no size of a file" in index.problem or "ends within" in index.problem
+
+
+def test_parquet_text_that_is_no_utf8_costs_only_its_row(tmp_path):
+  path = tmp_path / "odd.parquet"
+  wit_cases.write_odd_parquet(path, [b"an image"] * 5)
+  source = sources.open_source("parquet", "all", str(path))
+  assert source[0].texts == ("0",) and source[4].texts == ("4",)
+  with pytest.raises(BadExample, match="holds text that is no UTF-8"):
+    source[1]
+  options = Options(captions="all")
+  source = sources.open_source("parquet", "all", str(path), options)
+  assert [e.texts for e in source] == [("0",), ("2",), ("3",), ("4",)]
 
 
 def test_json_that_is_too_deep_is_one_bad_record(tmp_path):

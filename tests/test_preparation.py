@@ -284,6 +284,17 @@ def test_a_damaged_row_group_costs_only_itself(tmp_path):
   assert fault["where"] == "a.parquet rows 3 to 5"
 
 
+def test_text_that_is_no_utf8_costs_only_its_row(tmp_path):
+  file = epath.Path(tmp_path / "a.parquet")
+  images = [image_server.picture(i) for i in range(5)]
+  wit_cases.write_odd_parquet(file, images)
+  columns, tally = parquet.find_columns(file, (), None, False, ()), Tally()
+  records = parquet.read(file, columns, Filters(), tally, SIZES)
+  assert [r.captions[0].text for r in records] == list("0234")
+  (fault,) = tally.faults
+  assert (fault["kind"], fault["where"]) == ("bad_row", "a.parquet row 1")
+
+
 def test_tar_shards_of_img2dataset(tmp_path):
   file = epath.Path(tmp_path / "00000.tar")
   meta = dict(

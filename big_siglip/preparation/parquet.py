@@ -120,6 +120,8 @@ def read(
     tally.count("rows")
     where = f"{path.name} row {number}"
     try:
+      if row is None:
+        raise Fault("bad_row", "holds text that is no UTF-8")
       record = _read_row(path, number, row, columns, filters, tally)
       if record is None:
         continue
@@ -143,7 +145,7 @@ def _first(path, present, names, what) -> str:
 
 def _rows(
   path: epath.Path, columns: Columns, tally: Tally
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
   with path.open("rb") as f:
     file = pq.ParquetFile(f)
     number = 0
@@ -151,14 +153,25 @@ def _rows(
       end = number + file.metadata.row_group(group).num_rows
       try:
         for batch in file.iter_batches(_BATCH, [group], columns.all):
-          for row in batch.to_pylist():
+          for row in _to_rows(batch):
             yield number, row
             number += 1
-      except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+      except (pa.ArrowException, OSError) as error:
         where = f"{path.name} rows {number} to {end - 1}"
         reason = str(error).splitlines()[0]
         tally.fault(Fault("damaged_row_group", reason), where)
       number = end
+
+
+def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+  """Returns all rows; None for one with text that is no UTF-8."""
+  try:
+    return batch.to_pylist()
+  except UnicodeDecodeError:
+    half = len(batch) // 2
+    if not half:
+      return [None]
+    return [*_to_rows(batch.slice(0, half)), *_to_rows(batch.slice(half))]
 
 
 def _read_row(path, number, row, columns, filters, tally) -> Record | None:

@@ -144,7 +144,13 @@ class ParquetRecords:
     row = index - int(self._ends[group] - self._groups[group, 2])
     table = self._cache.get(group, self._read_group)
     present = [name for name in self._columns if name in table.column_names]
-    values = {name: table[name][row].as_py() for name in present}
+    try:
+      values = {name: table[name][row].as_py() for name in present}
+    except UnicodeDecodeError as error:
+      place = f"{self._files[self._groups[group, 0]]}#{row}"
+      raise BadExample(
+        "holds text that is no UTF-8", "record", place
+      ) from error
     keys = (self.image_key, *self.text_keys, self.label_key)
     name = dig(values, self._name_key) if self._name_key else None
     image = dig(values, self.image_key)
@@ -186,7 +192,7 @@ class ParquetRecords:
   def _read_columns(self, file: str, keys, total: int) -> list[dict[str, Any]]:
     names = sorted({self._known[key] for key in keys})
     try:
-      return self._use(file, lambda opened: opened.read(names).to_pylist())
+      return self._use(file, lambda opened: _to_rows(opened.read(names)))
     except BadExample:  # It will be met when it is read.
       return [{}] * total
 
@@ -219,6 +225,17 @@ class _Cache:
 
   def __reduce__(self):  # A worker starts with none.
     return _Cache, ()
+
+
+def _to_rows(table: pa.Table) -> list[dict[str, Any]]:
+  """Returns all rows; one with text that is no UTF-8 has no fields."""
+  try:
+    return table.to_pylist()
+  except UnicodeDecodeError:
+    half = len(table) // 2
+    if not half:
+      return [{}]
+    return [*_to_rows(table.slice(0, half)), *_to_rows(table.slice(half))]
 
 
 def _short(error: Exception) -> str:
