@@ -1,6 +1,7 @@
 """Preparing data sets, all but Beam: test_prepare.py has the program whole."""
 
 import collections
+import csv
 import dataclasses
 import gzip
 import io
@@ -165,6 +166,13 @@ def test_filters_drop_and_count(tmp_path, filters, fields, reason):
   rows = [wit_cases.row("http://x/a.jpg")]
   table = wit_cases.write_table(tmp_path / "b.tsv.gz", rows)
   assert len(read_wit(table, **kept)[0]) == 1
+
+
+def test_long_texts_pass(tmp_path):
+  row = wit_cases.row("http://x/a", context_section_description="x" * 200_000)
+  table = wit_cases.write_table(tmp_path / "a.tsv.gz", [row])
+  csv.field_size_limit(131_072)  # As a process starts.
+  wit.check_file(epath.Path(table), ())
 
 
 def test_urls_that_are_none_stop_no_table(tmp_path):

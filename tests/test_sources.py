@@ -1,5 +1,6 @@
 """Opening data sets, and what is said of those that cannot be opened."""
 
+import csv
 import json
 import pickle
 
@@ -158,6 +159,18 @@ def test_a_quote_that_is_never_closed_is_told(folder, text):
   (folder / "captions.csv").write_text('image,caption\na.png,"5"" x\ny"\n')
   source = sources.open_source("folder", "all", str(folder))
   assert source[0].texts == ('5" x\ny',)
+
+
+def test_captions_may_be_as_long_as_they_like(folder):
+  csv.field_size_limit(131_072)  # As a process starts.
+  (folder / "captions.csv").write_text(
+    f"image,caption\na.png,{'x' * 200_000}\n"
+  )
+  (example,) = sources.open_source("folder", "all", str(folder))
+  assert len(example.texts[0]) == 200_000
+  (folder / "captions.csv").unlink()
+  (folder / "captions.jsonl").write_text("[" * 100_000)
+  assert "line 1: is not a JSON object" in _error("folder", "all", str(folder))
 
 
 def test_all_bad_rows_are_counted_and_the_first_is_shown(folder):

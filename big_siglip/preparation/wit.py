@@ -63,7 +63,7 @@ def check_file(path: epath.Path, captions: tuple[str, ...]) -> None:
       rows = csv.reader(f, delimiter="\t")
       present = next(rows, [])
       first = next(rows, None)
-  except _DAMAGED as error:
+  except (*_DAMAGED, csv.Error) as error:
     raise UserError(f"{path}: cannot be read ({error})") from error
   missing = [c for c in (*COLUMNS, *captions) if c not in present]
   if missing:
@@ -86,7 +86,6 @@ def read(
     filters: what stays.
     tally: counts the rest; a shard that ends early is a fault of its own.
   """
-  csv.field_size_limit(_LARGEST_FIELD)
   with _open(path) as f:
     rows = csv.DictReader(f, delimiter="\t", restval="")
     while True:
@@ -164,6 +163,7 @@ def is_true(value: str | bool | None) -> bool:
 
 
 def _open(path: epath.Path) -> io.TextIOWrapper:
+  csv.field_size_limit(_LARGEST_FIELD)
   # Not gzip.open, which takes no path of a bucket.
   unpacked = gzip.GzipFile(fileobj=path.open("rb"))
   return io.TextIOWrapper(

@@ -22,6 +22,7 @@ from big_siglip.data.sources.storage import (
 from big_siglip.errors import BadExample, UserError
 
 SPLITS = ("all", "train", "test")
+_LARGEST_FIELD = 2**31 - 1  # Characters; csv's own limit is 131,072.
 CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 
 
@@ -176,6 +177,7 @@ class CaptionFile:
     return self._csv_rows(file, text, "\t" if file.endswith(".tsv") else ",")
 
   def _csv_rows(self, file: str, text: str, delimiter: str) -> Iterator["_Row"]:
+    csv.field_size_limit(_LARGEST_FIELD)
     lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter)
     present = [name.strip() for name in reader.fieldnames or ()]
@@ -202,7 +204,7 @@ class CaptionFile:
         continue
       try:
         row = json.loads(line)
-      except json.JSONDecodeError:
+      except (json.JSONDecodeError, RecursionError):
         row = None
       if not isinstance(row, dict):
         rows.append((number, {}, "is not a JSON object"))
