@@ -1,6 +1,6 @@
 """Exceptions whose message is meant for the user, without a trace."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import multiprocessing
 import os
@@ -45,6 +45,22 @@ def raise_problems(problems: Sequence[str]) -> None:
   if problems:
     count = len(problems)
     raise UserError("\n  ".join([f"{count} mistakes:", *problems]))
+
+
+@contextlib.contextmanager
+def naming(fields: Mapping[str, str]) -> Iterator[None]:
+  """Calls the fields of a `UserError` by the names that the user gave them.
+
+  Args:
+    fields: such as "config.data.path" -> "--path".
+  """
+  try:
+    yield
+  except UserError as error:
+    message = str(error)
+    for field, name in fields.items():
+      message = message.replace(f"{field}=", f"{name}=")
+    raise UserError(message) from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.embedded import check_images, EmbeddedSource
 from big_siglip.datasets.prepare import default_data_dir
-from big_siglip.errors import raise_problems, UserError
+from big_siglip.errors import naming, raise_problems
 from big_siglip.models.sizes import resolve_image
 
 
@@ -41,13 +41,8 @@ def source(
     # Imported weights were trained on data that they do not name.
     same = name == config.data.get("name")
     options = Options.of(config.data).for_evaluation() if same else Options()
-  try:
+  with naming(fields or {}):
     opened = open_source(name, split, path, options)
-  except UserError as error:
-    message = str(error)
-    for field, other in (fields or {}).items():
-      message = message.replace(f"{field}=", f"{other}=")
-    raise UserError(message) from error
   if isinstance(opened, EmbeddedSource):
     check_images(
       opened.description,

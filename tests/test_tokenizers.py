@@ -333,7 +333,7 @@ def test_the_tool_trains_from_a_folder(tmp_path):
     ((f"--output={output}2", "--max_captions=5"), "must be in 101 to"),
     ((f"--output={output}2", f"--vocab_size={10**12}"), "must be in 1 to"),
     ((f"--output={output}2", "--clean=much"), "--clean=much: must be one of"),
-    ((f"--output={output}2", "--data=nothing"), "data set 'nothing': must be"),
+    ((f"--output={output}2", "--data=nothing"), "--data='nothing': must be"),
   ):
     done = _tool(*flags, *extra)
     assert done.returncode == 2

@@ -16,7 +16,7 @@ import pathlib
 from absl import app, flags, logging
 
 from big_siglip.command_line import parse_arguments
-from big_siglip.errors import exit_on_error, UserError
+from big_siglip.errors import exit_on_error, naming, UserError
 
 _DATA = flags.DEFINE_string("data", "folder", "As config.data.name.")
 _PATH = flags.DEFINE_string("path", None, "As config.data.path.")
@@ -38,6 +38,11 @@ _MAX_CAPTIONS = flags.DEFINE_integer(
   "max_captions", 2_000_000, "A random sample of so many is kept in memory."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_FIELDS = {
+  "config.data.name": "--data",
+  "config.data.path": "--path",
+  "config.data.split": "--split",
+}
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +57,8 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value).expanduser()
     if output.exists():
       raise UserError(f"--output={output}: exists already")
-    source = open_source(_DATA.value, _SPLIT.value, _PATH.value)
+    with naming(_FIELDS):
+      source = open_source(_DATA.value, _SPLIT.value, _PATH.value)
     captions = vocabulary.Captions(source, _CLEAN.value, _LOWERCASE.value)
     vocabulary.train(
       captions,

@@ -157,7 +157,7 @@ class SerializedExamples:
       except BadExample as error:
         faults.append(Fault.of(-1, file, error))
     self.faults = tuple(faults)
-    check_faults(self.where, faults, len(files), options.max_skipped)
+    check_faults(path, faults, len(files), options.max_skipped)
     self._records = ArrayRecords(shards, storage)
     if not len(self._records):
       raise UserError(f"{self.where}: the data set is empty")
@@ -240,15 +240,25 @@ def require_all(split: str, what: str) -> None:
 
 
 def check_faults(
-  where: str, faults: Sequence[Fault], total: int, max_share: float
+  path: str, faults: Sequence[Fault], total: int, max_share: float
 ) -> None:
   """Raises a `UserError` if too many shards cannot be read, or all."""
-  if len(faults) > max_share * total or len(faults) == total > 0:
-    first = faults[0]
+  if not faults:
+    return
+  first = f"{faults[0].name}: {faults[0].reason}"
+  field = f"config.data.path={path!r}"
+  if total == 1:  # What the user named, as a rule.
     raise UserError(
-      f"{where}: {len(faults)} of {total} shards cannot be read, more than"
-      f" config.data.max_skipped={max_share}; the first: {first.name}:"
-      f" {first.reason}"
+      f"{field}: {faults[0].reason if faults[0].name == path else first}"
+    )
+  if len(faults) == total:
+    raise UserError(
+      f"{field}: none of {total} shards can be read; the first: {first}"
+    )
+  if len(faults) > max_share * total:
+    raise UserError(
+      f"{field}: {len(faults)} of {total} shards cannot be read, more than"
+      f" config.data.max_skipped={max_share}; the first: {first}"
     )
 
 

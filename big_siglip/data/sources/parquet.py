@@ -66,7 +66,7 @@ class ParquetRecords:
           for g in range(metadata.num_row_groups)
         ]
     self.faults = tuple(faults)
-    check_faults(self.where, faults, len(files), options.max_skipped)
+    check_faults(path, faults, len(files), options.max_skipped)
     self._groups = np.array(groups, np.int64).reshape(-1, 3)
     self._ends = np.cumsum(self._groups[:, 2])
     if not len(self):

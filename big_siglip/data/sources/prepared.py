@@ -65,7 +65,8 @@ class PreparedRecords:
     storage = Storage(options.retry_seconds)
     shards = _shards(builder, split, folder)
     self.faults = _missing(shards, storage)
-    check_faults(self.where, self.faults, len(shards), options.max_skipped)
+    path = folder or str(builder.data_path)
+    check_faults(path, self.faults, len(shards), options.max_skipped)
     self._records = ArrayRecords(shards, storage)
 
   def _choose_features(self, features, options: Options) -> None:

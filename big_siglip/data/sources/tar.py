@@ -62,7 +62,7 @@ class TarRecords:
           indices.append(found)
     self.faults = tuple(faults)
     lost = [f for f in faults if f.name not in self._shards]
-    check_faults(self.where, lost, len(files), options.max_skipped)
+    check_faults(path, lost, len(files), options.max_skipped)
     if not indices:
       raise UserError(f"{self.where}: the data set is empty")
     self._starts = np.concatenate([index.starts for index in indices])
