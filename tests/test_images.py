@@ -96,6 +96,12 @@ def test_every_orientation_is_turned_as_pillow_does(orientation):
   np.testing.assert_array_equal(images.decode(data), expected)
 
 
+def test_postscript_is_not_run():
+  for decode in (images.decode, lambda data: fast_images.decode(data, 8)):
+    with pytest.raises(images.BadImage, match="is EPS"):
+      decode(_encode(Image.new("RGB", (8, 8)), "eps"))
+
+
 def test_only_the_first_frame_is_taken():
   frames = [Image.new("RGB", (3, 3), c) for c in ("red", "blue")]
   data = _encode(frames[0], "gif", save_all=True, append_images=frames[1:])

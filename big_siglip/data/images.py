@@ -51,7 +51,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   scaled down (Pillow alone would clip it).
 
   Args:
-    data: an encoded image of any format that Pillow reads.
+    data: an encoded image of any format that Pillow itself reads.
     max_pixels: larger images are refused before their pixels are decoded.
 
   Raises:
@@ -59,6 +59,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
+      if image.format == "EPS":  # Pillow hands it to Ghostscript.
+        raise BadImage("is EPS: a program, which is not run")
       check_size(image.size, max_pixels)
       image.load()
       return np.asarray(_to_rgb(_upright(image)))

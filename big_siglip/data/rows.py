@@ -243,7 +243,8 @@ class LoadEvalRow:
       try:
         return {**self.load_one(index), "mask": np.True_}
       except BadExample as e:
-        logging.warning("Evaluation leaves out example %d: %s", index, e)
+        said = f"{e.name}: {e}" if e.name else e
+        logging.warning("Evaluation leaves out example %d: %s", index, said)
     return {**self._zeros, "mask": np.False_}
 
   @functools.cached_property
