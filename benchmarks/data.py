@@ -253,8 +253,8 @@ def measure(folder, peers, rounds, seconds, cores) -> dict:
     )
     report[name] |= {"of_cores": one, "of_all_cores": every}
     print(
-      f"{name}: {one:.1%} of {cores} x the decoder on one core arrive, or"
-      f" {every:.1%} of the decoder on all at once"
+      f"{name}: {every:.1%} of what the decoder alone does on all {cores} cores"
+      f" arrive, {one:.1%} of {cores} x what it does on one"
     )
   return report
 
