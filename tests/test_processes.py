@@ -115,36 +115,44 @@ def test_two_then_one_then_four_processes_train_one_run(
   )
 
 
-@pytest.mark.parametrize("lost", [3, pytest.param(0, marks=pytest.mark.slow)])
-def test_four_processes_of_which_one_is_lost_and_two_go_on(
-  lost, alone, config, tmp_path
+@pytest.mark.parametrize(
+  ("count", "lost"),
+  [
+    (2, 1),
+    pytest.param(4, 3, marks=pytest.mark.slow),
+    pytest.param(4, 0, marks=pytest.mark.slow),
+  ],
+)
+def test_where_one_process_is_lost_all_end_and_half_of_them_go_on(
+  count, lost, alone, config, tmp_path
 ):
   options = dict(config=config, **CHANGES)
-  four = runs.start_several(
-    tmp_path, count=4, devices=1, mesh__slices=4, **options
+  several = runs.start_several(
+    tmp_path, count=count, devices=4 // count, mesh__slices=count, **options
   )
-  head = _wait_for(four[0], "step 18/")
+  head = _wait_for(several[0], "step 18/")
   assert "step 18/" in head
-  four[lost].kill()
+  several[lost].kill()
   # They must not wait for it for longer than its silence may last.
   outputs = [
     process.communicate(timeout=2 * processes.HEARTBEAT_SECONDS)[0]
-    for process in four
+    for process in several
   ]
-  for index in set(range(4)) - {lost}:
-    assert four[index].returncode not in (0, None)
+  for index in set(range(count)) - {lost}:
+    assert several[index].returncode not in (0, None)
     # JAX itself ends a process whose coordinator, process 0, is lost.
     said = ("another process was lost", "another task died")
     assert any(text in outputs[index] for text in said), outputs[index]
     if lost and "another process was lost" in outputs[index]:
-      assert four[index].returncode == processes.LOST_STATUS
+      assert several[index].returncode == processes.LOST_STATUS
 
-  # Nothing saved is lost, and each batch is the same on two processes.
-  pair = runs.start_several(
-    tmp_path, count=2, devices=2, mesh__slices=2, **options
+  # Nothing saved is lost, and each batch is the same on fewer processes.
+  half = count // 2
+  fewer = runs.start_several(
+    tmp_path, count=half, devices=4 // half, mesh__slices=half, **options
   )
-  outputs = [process.communicate(timeout=300)[0] for process in pair]
-  assert [process.returncode for process in pair] == [0, 0], outputs
+  outputs = [process.communicate(timeout=300)[0] for process in fewer]
+  assert [process.returncode for process in fewer] == [0] * half, outputs
   assert "resuming from step " in outputs[0]
   shared, one = _losses(tmp_path), _losses(alone)
   assert list(shared) == list(one)
