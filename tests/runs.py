@@ -105,13 +105,17 @@ def run(workdir, **options):
   return process.returncode, output
 
 
-def start_several(workdir, *, count, devices, **changes):
-  """Starts main.py as the `count` processes of one run."""
+def free_port():
+  """Returns the number of a port that nobody listens at."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
+    return probe.getsockname()[1]
+
+
+def start_several(workdir, *, count, devices, **changes):
+  """Starts main.py as the `count` processes of one run."""
   names = {
-    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
     "JAX_NUM_PROCESSES": str(count),
   }
   return [

@@ -7,7 +7,6 @@ installed: `make test-stores` has them.
 import contextlib
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import format_cases
 import fsspec
 import numpy as np
 import pytest
+import runs
 import test_formats
 
 from big_siglip.data import pipeline, sources
@@ -48,12 +48,6 @@ def formats(tmp_path_factory, images):
   return test_formats.write_all(tmp_path_factory.mktemp("formats"), images)
 
 
-def _free_port() -> int:
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
 @contextlib.contextmanager
 def _running(url, command, log):
   """Runs a server until it is no more needed; it answers from the start."""
@@ -80,7 +74,7 @@ def _running(url, command, log):
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def bucket(request, formats, tmp_path_factory):
   """Yields the address of a bucket that holds all formats by their label."""
-  port, folder = _free_port(), tmp_path_factory.mktemp("server")
+  port, folder = runs.free_port(), tmp_path_factory.mktemp("server")
   url = f"http://127.0.0.1:{port}"
   if request.param == "s3":
     command = [BIN / "moto_server", f"--port={port}"]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -34,13 +33,10 @@ def tool(name, *arguments):
 
 def evaluate(*arguments, processes=1, devices=1):
   """Returns the JSON object of tools/evaluate.py, run as several processes."""
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
   if processes > 1:
     arguments = ["--distributed", *arguments]
-    environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+    environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{runs.free_port()}"
     environment["JAX_NUM_PROCESSES"] = str(processes)
   running = [
     subprocess.Popen(

@@ -10,10 +10,10 @@ import pathlib
 import numpy as np
 
 from big_siglip.data.images import BadImage
+from big_siglip.data.tables import allow_long_fields
 from big_siglip.errors import UserError
 from big_siglip.inference import Model
 
-_LARGEST_FIELD = 2**31 - 1  # Characters of .csv; its own limit is 131,072.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -168,7 +168,7 @@ def _read_file(
 def _csv_column(
   rows: csv.DictReader, file: pathlib.Path, column: str
 ) -> Iterator[tuple[int, str]]:
-  csv.field_size_limit(_LARGEST_FIELD)
+  allow_long_fields()
   present = [name.strip() for name in rows.fieldnames or ()]
   rows.fieldnames = present
   if column not in present:

@@ -8,6 +8,7 @@ from etils import epath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from big_siglip.data.tables import to_rows
 from big_siglip.errors import UserError
 from big_siglip.preparation import wit
 from big_siglip.preparation.filters import Filters
@@ -153,7 +154,7 @@ def _rows(
       end = number + file.metadata.row_group(group).num_rows
       try:
         for batch in file.iter_batches(_BATCH, [group], columns.all):
-          for row in _to_rows(batch):
+          for row in to_rows(batch):
             yield number, row
             number += 1
       except (pa.ArrowException, OSError) as error:
@@ -161,17 +162,6 @@ def _rows(
         reason = str(error).splitlines()[0]
         tally.fault(Fault("damaged_row_group", reason), where)
       number = end
-
-
-def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
-  """Returns all rows; None for one with text that is no UTF-8."""
-  try:
-    return batch.to_pylist()
-  except UnicodeDecodeError:
-    half = len(batch) // 2
-    if not half:
-      return [None]
-    return [*_to_rows(batch.slice(0, half)), *_to_rows(batch.slice(half))]
 
 
 def _read_row(path, number, row, columns, filters, tally) -> Record | None:

@@ -15,6 +15,7 @@ import zlib
 
 from etils import epath
 
+from big_siglip.data.tables import allow_long_fields
 from big_siglip.errors import UserError
 from big_siglip.preparation.filters import Filters
 from big_siglip.preparation.records import Caption, Fault, Record, Tally
@@ -41,7 +42,6 @@ COLUMNS = (
   "attribution_passes_lang_id",
 )
 TEXT_LICENSE = "CC BY-SA 3.0"  # Of Wikipedia's texts; WIT's own terms.
-_LARGEST_FIELD = 2**31 - 1  # Characters; csv's own limit is 131,072.
 # How gzip and zlib tell of damaged or missing bytes.
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, OSError)
 
@@ -163,7 +163,7 @@ def is_true(value: str | bool | None) -> bool:
 
 
 def _open(path: epath.Path) -> io.TextIOWrapper:
-  csv.field_size_limit(_LARGEST_FIELD)
+  allow_long_fields()
   # Not gzip.open, which takes no path of a bucket.
   unpacked = gzip.GzipFile(fileobj=path.open("rb"))
   return io.TextIOWrapper(

@@ -225,8 +225,18 @@ def require_fields(records: Records, known: Mapping[str, Any]) -> None:
           f"config.data.{field}={key!r}: {records.where} has no such field;"
           f" there are: {', '.join(known)}"
         )
-      if field != "image_key" and key == records.image_key:
-        raise UserError(f"config.data.{field}={key!r}: is the image")
+  require_other_than_image(
+    records.image_key, records.text_keys, records.label_key
+  )
+
+
+def require_other_than_image(
+  image_key: str, text_keys: Sequence[str], label_key: str | None
+) -> None:
+  """Raises a `UserError` if the image is to be a text or the label as well."""
+  for field, keys in (("text_keys", text_keys), ("label_key", [label_key])):
+    if image_key in keys:
+      raise UserError(f"config.data.{field}={image_key!r}: is the image")
 
 
 def choose(

@@ -12,17 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from big_siglip.data.sources.example import column, Options, Record
+from big_siglip.data.sources.example import (
+  column,
+  Options,
+  Record,
+  require_other_than_image,
+)
 from big_siglip.data.sources.storage import (
   file_system,
   is_remote,
   local_path,
   Storage,
 )
+from big_siglip.data.tables import allow_long_fields
 from big_siglip.errors import BadExample, UserError
 
 SPLITS = ("all", "train", "test")
-_LARGEST_FIELD = 2**31 - 1  # Characters; csv's own limit is 131,072.
 CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 
 
@@ -177,7 +182,7 @@ class CaptionFile:
     return self._csv_rows(file, text, "\t" if file.endswith(".tsv") else ",")
 
   def _csv_rows(self, file: str, text: str, delimiter: str) -> Iterator["_Row"]:
-    csv.field_size_limit(_LARGEST_FIELD)
+    allow_long_fields()
     lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter)
     present = [name.strip() for name in reader.fieldnames or ()]
@@ -217,13 +222,7 @@ class CaptionFile:
     return iter(rows)
 
   def _check_columns(self, file: str, present: list[str]) -> None:
-    for field, keys in (
-      ("text_keys", self.text_keys),
-      ("label_key", [self._label_key]),
-    ):
-      if self.image_key in keys:
-        key = self.image_key
-        raise UserError(f"config.data.{field}={key!r}: is the image")
+    require_other_than_image(self.image_key, self.text_keys, self._label_key)
     missing = [name for name in self._columns if name not in present]
     if missing:
       raise UserError(

@@ -24,6 +24,7 @@ from big_siglip.data.sources.example import (
   TEXT_NAMES,
 )
 from big_siglip.data.sources.storage import Storage
+from big_siglip.data.tables import to_rows
 from big_siglip.errors import BadExample, UserError
 
 # Row groups are kept in memory up to so many bytes, in each process.
@@ -192,9 +193,10 @@ class ParquetRecords:
   def _read_columns(self, file: str, keys, total: int) -> list[dict[str, Any]]:
     names = sorted({self._known[key] for key in keys})
     try:
-      return self._use(file, lambda opened: _to_rows(opened.read(names)))
+      rows = self._use(file, lambda opened: to_rows(opened.read(names)))
     except BadExample:  # It will be met when it is read.
       return [{}] * total
+    return [row or {} for row in rows]
 
 
 class _Cache:
@@ -225,17 +227,6 @@ class _Cache:
 
   def __reduce__(self):  # A worker starts with none.
     return _Cache, ()
-
-
-def _to_rows(table: pa.Table) -> list[dict[str, Any]]:
-  """Returns all rows; one with text that is no UTF-8 has no fields."""
-  try:
-    return table.to_pylist()
-  except UnicodeDecodeError:
-    half = len(table) // 2
-    if not half:
-      return [{}]
-    return [*_to_rows(table.slice(0, half)), *_to_rows(table.slice(half))]
 
 
 def _short(error: Exception) -> str:

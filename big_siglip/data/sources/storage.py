@@ -141,15 +141,7 @@ class Storage:
   def _expand(self, pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     files = []
     for part in pattern.split("::"):
-      try:
-        names = list(braceexpand.braceexpand(part))
-      except braceexpand.UnbalancedBracesError as error:
-        names = [part]
-        if not _is_there(part):
-          raise UserError(
-            f"config.data.path={pattern!r}: its braces do not match"
-          ) from error
-      for name in [part] if _is_there(part) else names:
+      for name in _expand_braces(part, pattern):
         # To ask a server about each of a thousand shards takes a while.
         is_file = is_remote(name) and _has_suffix(name, suffixes)
         if any(sign in name for sign in "*?[") and not _is_there(name):
@@ -168,7 +160,8 @@ class Storage:
   def is_folder(self, path: str) -> bool:
     """Whether `path` is a folder."""
     if is_remote(path):
-      return self.call(path, lambda: _is_remote_folder(path))
+      fs, name = file_system(path)
+      return self.call(path, lambda: fs.isdir(name))
     return os.path.isdir(local_path(path))
 
   def _list(self, folder: str) -> list[str]:
@@ -241,6 +234,18 @@ def _is_there(path: str) -> bool:
   return not is_remote(path) and os.path.exists(local_path(path))
 
 
+def _expand_braces(part: str, pattern: str) -> list[str]:
+  """Returns the names that a part of a pattern means, * and ? still in them."""
+  if _is_there(part):
+    return [part]
+  try:
+    return list(braceexpand.braceexpand(part))
+  except braceexpand.UnbalancedBracesError as error:
+    raise UserError(
+      f"config.data.path={pattern!r}: its braces do not match"
+    ) from error
+
+
 def _has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
   name = path.rsplit("/", 1)[-1].lower()
   return any(fnmatch.fnmatchcase(name, f"*{suffix}") for suffix in suffixes)
@@ -257,11 +262,6 @@ def _http_reason(error: FileNotFoundError) -> BaseException | None:
     return None
   status = getattr(cause, "status", 500)
   return None if 400 <= status < 500 and status not in (408, 429) else cause
-
-
-def _is_remote_folder(path: str) -> bool:
-  fs, name = file_system(path)
-  return fs.isdir(name)
 
 
 def _read_local(path: str, start: int, stop: int | None) -> bytes:
