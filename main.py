@@ -31,7 +31,8 @@ def main(config: ConfigDict) -> None:
   """Trains, or prints what would be trained."""
   logging.set_verbosity(logging.WARNING)
   # Imported late: a mistake in the flags is told before JAX is loaded.
-  from big_siglip import dry_run, platforms, train
+  from big_siglip import platforms, train
+  from big_siglip.plan import dry_run
 
   with exit_on_error():
     platforms.prepare()

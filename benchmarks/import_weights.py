@@ -36,7 +36,8 @@ IMPORT = """
 import json, resource, time
 import jax
 from ml_collections import ConfigDict
-from big_siglip import saved, sharding
+from big_siglip import sharding
+from big_siglip.trained import saved
 from big_siglip.weights import open_weights
 mesh = sharding.make_mesh()
 jax.block_until_ready(jax.numpy.zeros(3) + 1)

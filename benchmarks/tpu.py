@@ -18,14 +18,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from big_siglip import (
-  command_line,
-  hlo,
-  losses,
-  plan,
-  sharding,
-  topologies,
-)
+from big_siglip import command_line, losses, sharding
+from big_siglip.plan import hlo, plan, topologies
 
 TOPOLOGY = "v5e:16x16"
 # {config: (million cycles, peak GB)} of big_vision.

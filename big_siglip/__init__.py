@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from big_siglip.inference import Model
+  from big_siglip.trained.inference import Model
 
 
 def load(path: str) -> "Model":
@@ -17,6 +17,6 @@ def load(path: str) -> "Model":
   Raises:
     UserError: no model lies there.
   """
-  from big_siglip import inference  # Imported late: it loads JAX.
+  from big_siglip.trained import inference  # Imported late: it loads JAX.
 
   return inference.load(path)

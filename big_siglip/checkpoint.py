@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from big_siglip import processes
 from big_siglip.errors import UserError
+from big_siglip.run import processes
 from big_siglip.sharding import path_string
 from big_siglip.train_step import TrainState
 

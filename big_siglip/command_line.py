@@ -9,8 +9,8 @@ from absl import flags
 from ml_collections import config_flags, ConfigDict
 
 from big_siglip.config import find_problems
-from big_siglip.config_evals import evaluation_problems
 from big_siglip.errors import exit_on_error, raise_problems, UserError
+from big_siglip.schema.evals import evaluation_problems
 
 
 def parse_flags(argv: Sequence[str]) -> ConfigDict:

@@ -5,12 +5,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from big_siglip.config_checks import Checker
-from big_siglip.config_data import check_mixture, check_source
-from big_siglip.config_evals import evaluation_problems
-from big_siglip.config_fields import field_problems, FIELDS, MIXTURE_FIELDS
 from big_siglip.data.cleaning import CLEANINGS
 from big_siglip.models import sizes
+from big_siglip.schema.checks import Checker
+from big_siglip.schema.data import check_mixture, check_source
+from big_siglip.schema.evals import evaluation_problems
+from big_siglip.schema.fields import field_problems, FIELDS, MIXTURE_FIELDS
 
 # What does not change the trained parameters by intent: a run may be resumed
 # with other values of these.

@@ -12,7 +12,7 @@ import tensorboardX
 import tqdm
 
 from big_siglip.errors import UserError
-from big_siglip.workdir import write_whole
+from big_siglip.run.workdir import write_whole
 
 # What a line on the terminal shows; the files hold everything.
 _SHOWN = ("loss", "learning_rate", "examples_per_second")

@@ -12,10 +12,11 @@ from matplotlib import pyplot as plt
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import build, saved, sharding
+from big_siglip import build, sharding
 from big_siglip.data import images
 from big_siglip.data.sources import open_source
 from big_siglip.metrics import read_metrics
+from big_siglip.trained import saved
 
 _COLUMNS, _ROWS = 8, 3  # Of the grid of predictions.
 _SHOWN = ("loss", "learning_rate", "logit_scale", "logit_bias")

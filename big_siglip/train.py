@@ -9,26 +9,21 @@ from absl import logging
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import (
-  build,
-  initial,
-  processes,
-  sharding,
-  training_data,
-  workdir,
-)
+from big_siglip import build, sharding, training_data
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.mixture import epochs
 from big_siglip.data.pipeline import train_batches
 from big_siglip.errors import RunStopped, UserError
-from big_siglip.meter import Meter
 from big_siglip.metrics import MetricsWriter, read_metrics
 from big_siglip.models import merged
-from big_siglip.preemption import StopSignal
-from big_siglip.skipped import Skipped
-from big_siglip.starts import Starts
+from big_siglip.run import processes, workdir
+from big_siglip.run.meter import Meter
+from big_siglip.run.preemption import StopSignal
+from big_siglip.run.skipped import Skipped
+from big_siglip.run.starts import Starts
 from big_siglip.train_step import TrainState
+from big_siglip.trained import initial
 
 
 def train(config: ConfigDict, folder: str | None) -> None:

@@ -21,9 +21,10 @@ from PIL import Image
 import runs
 
 import big_siglip
-from big_siglip import embeddings, saved
+from big_siglip import embeddings
 from big_siglip.embeddings import description as descriptions
 from big_siglip.models import SigLIP
+from big_siglip.trained import saved
 
 COLOURS = {
   "red": (220, 30, 40),

@@ -136,7 +136,7 @@ def test_a_rule_that_cannot_be_meant_is_named(capsys, tmp_path, rules, said):
 
 
 def test_a_workdir_of_another_config_names_the_fields(capsys, tmp_path):
-  from big_siglip import workdir
+  from big_siglip.run import workdir
 
   workdir.claim(str(tmp_path), runs.config())
   arguments = runs.overrides(seed=1, optimizer__learning_rate=0.5)

@@ -11,8 +11,8 @@ import pytest
 from test_tools import tool
 
 import big_siglip
-from big_siglip import saved
 from big_siglip.models import SigLIP
+from big_siglip.trained import saved
 
 LABELS = ["a cat", "a dog", "a boat"]
 

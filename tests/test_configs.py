@@ -8,10 +8,10 @@ import sys
 import pytest
 import runs
 
-from big_siglip import dry_run
 from big_siglip.command_line import load_config, parse_flags
 from big_siglip.errors import UserError
-from big_siglip.workdir import as_json
+from big_siglip.plan import dry_run
+from big_siglip.run.workdir import as_json
 
 CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
 

@@ -14,9 +14,10 @@ import model_cases
 import numpy as np
 import pytest
 
-from big_siglip import saved, sharding
+from big_siglip import sharding
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
+from big_siglip.trained import saved
 from big_siglip.weights import export
 
 DATA = dict(tokenizer="bytes", lowercase=True, pad_id=1, resize="bicubic")

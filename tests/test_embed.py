@@ -20,11 +20,12 @@ import pytest
 import runs
 
 import big_siglip
-from big_siglip import embeddings, saved
+from big_siglip import embeddings
 from big_siglip.embeddings import description as descriptions
 from big_siglip.embeddings.search import search_exactly
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
+from big_siglip.trained import saved
 
 WIDTH = 32
 DATA = dict(tokenizer="bytes", lowercase=True, pad_id=1, resize="bilinear")

@@ -15,7 +15,7 @@ import runs
 from test_embed import make_model
 
 import big_siglip
-from big_siglip import dry_run, embeddings, saved, sharding, train
+from big_siglip import embeddings, sharding, train
 from big_siglip.command_line import load_config
 from big_siglip.data.sources import open_source
 from big_siglip.data.sources.embedded import EmbeddedSource
@@ -23,6 +23,8 @@ from big_siglip.embeddings.description import describe
 from big_siglip.embeddings.pipeline import embed_missing
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
+from big_siglip.plan import dry_run
+from big_siglip.trained import saved
 from big_siglip.weights import export
 
 COUNT = 24

@@ -8,8 +8,9 @@ from PIL import Image
 import pytest
 import runs
 
-from big_siglip import command_line, evaluation, evaluation_pictures
+from big_siglip import command_line
 from big_siglip.errors import UserError
+from big_siglip.evaluation import pictures, results
 from big_siglip.evaluators import Result
 
 EVALS = sorted((runs.ROOT / "configs" / "evals").glob("*.py"))
@@ -25,7 +26,7 @@ def test_every_file_of_evaluations_checks_out(file):
   config, evals = parse(f"--evals={file}")
   assert config is None
   trained = runs.config()
-  changed = evaluation.with_evals(trained, None, evals)
+  changed = results.with_evals(trained, None, evals)
   assert set(changed.evals) == set(evals)
   assert set(trained.evals) == {"test"}, "the run's own is as it was"
 
@@ -69,10 +70,10 @@ def test_mistakes_in_evaluations_are_told_together():
 def test_a_config_that_preprocesses_otherwise_is_one_line():
   trained = runs.config()
   same = runs.config(data__flip=True, batch_size=32, evals__test__every=5)
-  assert evaluation.with_evals(trained, same, None).evals.test.every == 5
+  assert results.with_evals(trained, same, None).evals.test.every == 5
   other = runs.config(data__resize="bicubic", model__text__length=20)
   with pytest.raises(UserError) as error:
-    evaluation.with_evals(trained, other, None)
+    results.with_evals(trained, other, None)
   message = str(error.value)
   assert "config.data.resize='bicubic' (checkpoint: 'bilinear')" in message
   assert "config.model.text.length=20 (checkpoint: 16)" in message
@@ -86,22 +87,22 @@ def test_a_tokenizer_is_known_by_its_bytes(tmp_path):
   trained, same, other = (
     runs.config(data__tokenizer=str(file)) for file in files
   )
-  assert not evaluation.preprocessing_problems(trained, same)
-  (problem,) = evaluation.preprocessing_problems(trained, other)
+  assert not results.preprocessing_problems(trained, same)
+  (problem,) = results.preprocessing_problems(trained, other)
   assert "config.data.tokenizer" in problem
 
 
 def test_what_to_evaluate_is_given_once_and_right():
   trained = runs.config()
   with pytest.raises(UserError, match="give one of the two"):
-    evaluation.with_evals(trained, trained, ConfigDict())
+    results.with_evals(trained, trained, ConfigDict())
   with pytest.raises(UserError, match="config.evals is empty"):
-    evaluation.with_evals(trained, None, ConfigDict())
+    results.with_evals(trained, None, ConfigDict())
   # A run of an earlier version, whose evaluations lack a field.
   with trained.unlocked():
     del trained.evals.test.canonicalize
   with pytest.raises(UserError, match="evals.test.canonicalize: missing"):
-    evaluation.with_evals(trained, None, None)
+    results.with_evals(trained, None, None)
 
 
 CURVE = {"predicted": [0.1, None], "observed": [0.2, None], "count": [7, 0]}
@@ -151,17 +152,17 @@ RESULTS = {
 
 
 def test_every_kind_is_drawn_but_for_one_without_curves(tmp_path):
-  files = evaluation_pictures.draw(epath.Path(tmp_path), RESULTS)
+  files = pictures.draw(epath.Path(tmp_path), RESULTS)
   assert {file.stem for file in files} == set(RESULTS) - {"plain"}
   for file in files:
     assert min(Image.open(file).size) > 150
 
 
 def test_results_are_written_as_json_and_as_a_table(tmp_path):
-  file = epath.Path(tmp_path) / "new" / "evaluation.json"
+  file = epath.Path(tmp_path) / "new" / "results.json"
   names = ("classes", "plain")
   for name in names:
-    evaluation.write(
+    results.write(
       file,
       checkpoint=epath.Path("run/checkpoints/7"),
       evals=ConfigDict({n: {"kind": "classification"} for n in names}),
@@ -173,5 +174,5 @@ def test_results_are_written_as_json_and_as_a_table(tmp_path):
   assert written["evaluations"]["plain"]["metrics"] == {"accuracy": None}
   details = written["evaluations"]["classes"]["details"]
   assert details == RESULTS["classes"].details
-  assert evaluation.flat(RESULTS)["evals/plain/accuracy"] is None
-  assert "accuracy" in evaluation.table(RESULTS)
+  assert results.flat(RESULTS)["evals/plain/accuracy"] is None
+  assert "accuracy" in results.table(RESULTS)

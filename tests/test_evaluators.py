@@ -21,7 +21,6 @@ from PIL import Image
 import pytest
 from sklearn import metrics
 
-from big_siglip.config_evals import evaluation_problems
 from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Example, open_source, Options
 from big_siglip.data.text import ByteTokenizer
@@ -35,6 +34,7 @@ from big_siglip.evaluators import (
 from big_siglip.evaluators.embed import embed_all, make_embed
 from big_siglip.models import SigLIP
 from big_siglip.models.sizes import resolve_image
+from big_siglip.schema.evals import evaluation_problems
 from big_siglip.sharding import AXES, batch_devices
 
 CLASS_NAMES = ("red", "green", "blue")

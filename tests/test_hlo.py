@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import pytest
 
-from big_siglip import hlo, sharding
+from big_siglip import sharding
+from big_siglip.plan import hlo
 
 # As the TPU compiler writes it: a loop of 3 turns in one of 5, a fusion whose
 # parts must not count beside it, a kernel, a loop that names its turns itself.

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip import build, initial, saved
+from big_siglip import build
 from big_siglip.data import vocabulary
 from big_siglip.data.text import ByteTokenizer, make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
 from big_siglip.models import SigLIP
+from big_siglip.trained import initial, saved
 
 TRAINED = {
   "model__image__pooling": "map",

@@ -9,7 +9,8 @@ import pytest
 import runs
 from test_tools import tool
 
-from big_siglip import build, inspection, training_data
+from big_siglip import build, training_data
+from big_siglip.report import inspection
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import json
 import math
 import struct
 
-from big_siglip import meter, metrics
+from big_siglip import metrics
+from big_siglip.run import meter
 
 
 def _writer(workdir, start_step=0, evaluated_step=None):

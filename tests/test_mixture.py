@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip import command_line, config, skipped, training_data
+from big_siglip import command_line, config, training_data
 from big_siglip.data import duplicates, faults, mixture, pipeline, sources
 from big_siglip.errors import BadExample, UserError
+from big_siglip.run import skipped
 
 
 @dataclasses.dataclass(frozen=True)

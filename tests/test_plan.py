@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip import build, losses, plan, sharding, topologies
+from big_siglip import build, losses, sharding
 from big_siglip.errors import UserError
+from big_siglip.plan import plan, topologies
 
 KEYS = {
   "parameters",

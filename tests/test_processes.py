@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip import metrics, processes
+from big_siglip import metrics
 from big_siglip.errors import UserError
+from big_siglip.run import processes
 
 # Steps enough for a signal to come before the end.
 CHANGES = {"total_steps": 90, "evals__test__every": 12}

@@ -12,9 +12,9 @@ from PIL import Image
 import pytest
 
 import big_siglip
-from big_siglip import saved, serving
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
+from big_siglip.trained import saved, serving
 
 DATA = {
   "tokenizer": "bytes",

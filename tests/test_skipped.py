@@ -17,7 +17,7 @@ from big_siglip.data import faults, mixture, pipeline, sources
 from big_siglip.data.faults import COUNTERS, Fault
 from big_siglip.errors import RunStopped
 from big_siglip.metrics import read_metrics
-from big_siglip.skipped import Skipped
+from big_siglip.run.skipped import Skipped
 
 
 class Photos(list):

@@ -6,7 +6,7 @@ import json
 from etils import epath
 import jax
 
-from big_siglip import starts
+from big_siglip.run import starts
 
 
 def _read(folder):

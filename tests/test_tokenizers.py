@@ -248,7 +248,7 @@ def test_a_folder_with_tokenizer_json_alone_comes_in_and_goes_out(
 def test_runs_and_bundles_keep_a_tokenizer_json(tmp_path, gemma_like):
   from etils import epath
 
-  from big_siglip import workdir
+  from big_siglip.run import workdir
 
   workdir.keep_tokenizer(epath.Path(tmp_path), gemma_like)
   kept = workdir.find_tokenizer(epath.Path(tmp_path))

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip import saved, sharding, watch
+from big_siglip import sharding
 from big_siglip.errors import UserError
+from big_siglip.evaluation import watch
 from big_siglip.evaluators import Result
 from big_siglip.metrics import read_metrics
+from big_siglip.trained import saved
 
 STEPS = 60  # A checkpoint every 7; the newest two are kept.
 CHANGES = {"total_steps": STEPS, "evals__test__every": 7}

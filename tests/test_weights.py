@@ -18,7 +18,7 @@ from big_siglip import sharding
 from big_siglip.data.text import SentencePieceTokenizer
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
-from big_siglip.saved import load_weights
+from big_siglip.trained.saved import load_weights
 from big_siglip.weights import big_vision, export, huggingface, open_weights
 from big_siglip.weights.npz import save_npz
 from big_siglip.weights.preprocessing import find_preprocessing

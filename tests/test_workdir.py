@@ -5,8 +5,8 @@ import json
 import pytest
 import runs
 
-from big_siglip import workdir
 from big_siglip.errors import UserError
+from big_siglip.run import workdir
 
 
 def test_a_new_folder_gets_the_config(tmp_path):

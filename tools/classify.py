@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     files = find_images(argv[1:])
     import big_siglip
     from big_siglip import platforms
-    from big_siglip.inference import sigmoid
+    from big_siglip.trained.inference import sigmoid
 
     platforms.prepare()
     model = big_siglip.load(_CHECKPOINT.value)

@@ -17,7 +17,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 def main(argv: list[str]) -> None:
   """Draws the picture and prints the table."""
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import picture, platforms, saved  # Loads JAX.
+  from big_siglip import picture, platforms
+  from big_siglip.trained import saved  # Loads JAX.
 
   with exit_on_error():
     if argv[1:]:

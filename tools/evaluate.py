@@ -8,7 +8,7 @@ python tools/evaluate.py --watch=runs/digits
 --evals names a file with evaluations alone (configs/evals/ has examples);
 --config takes those of a whole config, which must preprocess as the checkpoint
 did. Prints a table; --json prints one JSON object a checkpoint instead.
---output=FOLDER writes evaluation.json and pictures. --watch evaluates every new
+--output=FOLDER writes results.json and pictures. --watch evaluates every new
 checkpoint of a run, writes RUN/evaluations.jsonl and RUN/evaluations/, and ends
 with the run, or when it is told to (SIGTERM); started again, it goes on.
 --distributed shares the work among processes, each started by the same command.
@@ -37,7 +37,7 @@ _POLL = flags.DEFINE_float(
   "poll_seconds", 5.0, "How long to wait for a new checkpoint.", 0.01
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "Folder for evaluation.json and pictures."
+  "output", None, "Folder for results.json and pictures."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join other processes, as config.distributed does."
@@ -74,50 +74,52 @@ def main(given: _Given) -> None:
 def _evaluate(path: str, given: _Given) -> None:
   import jax
 
-  from big_siglip import build, evaluation, processes, saved, sharding
+  from big_siglip import build, sharding
+  from big_siglip.evaluation import results
+  from big_siglip.run import processes
+  from big_siglip.trained import saved
 
   if _DISTRIBUTED.value:
     processes.join()
   checkpoint, trained, load_params = saved.open_model(path)
-  config = evaluation.with_evals(trained, *given)
+  config = results.with_evals(trained, *given)
   # How many devices trained it, and with which batch, does not matter here.
   mesh = sharding.make_mesh()
   evaluators = build.evaluators(config, mesh)
   params = load_params(mesh)
   with processes.stopping_together():
-    results = evaluation.run(evaluators, params)
+    found = results.run(evaluators, params)
   if jax.process_index() != 0:
     return  # One speaks for all.
-  files = _write_output(checkpoint, config, results)
+  files = _write_output(checkpoint, config, found)
   if _JSON.value:
-    step = {"step": evaluation.step_of(checkpoint)}
-    print(json.dumps({**step, **evaluation.flat(results)}))
+    step = {"step": results.step_of(checkpoint)}
+    print(json.dumps({**step, **results.flat(found)}))
     return
   print(f"{checkpoint}")
-  print(evaluation.table(results))
+  print(results.table(found))
   for file in files:
     print(f"  {file}")
 
 
-def _write_output(checkpoint, config, results) -> list:
+def _write_output(checkpoint, config, found) -> list:
   if _OUTPUT.value is None:
     return []
   from etils import epath
 
-  from big_siglip import evaluation, evaluation_pictures
+  from big_siglip.evaluation import pictures, results
 
   folder = epath.Path(_OUTPUT.value).expanduser()
-  file = folder / "evaluation.json"
-  evaluation.write(
-    file, checkpoint=checkpoint, evals=config.evals, results=results
-  )
-  return [file, *evaluation_pictures.draw(folder, results)]
+  file = folder / "results.json"
+  results.write(file, checkpoint=checkpoint, evals=config.evals, results=found)
+  return [file, *pictures.draw(folder, found)]
 
 
 def _watch(path: str, given: _Given) -> None:
   from etils import epath
 
-  from big_siglip import build, evaluation, sharding, watch
+  from big_siglip import build, sharding
+  from big_siglip.evaluation import results, watch
 
   # Whatever it is at is done again when it is started again.
   signal.signal(signal.SIGTERM, _stop)
@@ -125,15 +127,15 @@ def _watch(path: str, given: _Given) -> None:
   run = epath.Path(path)
   run = run if "://" in path else run.expanduser().resolve()
   trained = watch.wait_for_config(run, _POLL.value)
-  config = evaluation.with_evals(trained, *given)
+  config = results.with_evals(trained, *given)
   mesh = sharding.make_mesh()
   evaluators = build.evaluators(config, mesh)
 
-  def say(step, results):
+  def say(step, found):
     if _JSON.value:
-      print(json.dumps({"step": step, **evaluation.flat(results)}), flush=True)
+      print(json.dumps({"step": step, **results.flat(found)}), flush=True)
     else:
-      print(f"step {step}\n{evaluation.table(results)}", flush=True)
+      print(f"step {step}\n{results.table(found)}", flush=True)
 
   with watch.Watcher(run, config, evaluators, mesh) as watcher:
     watcher.watch(_POLL.value, say)

@@ -6,7 +6,7 @@ python tools/export_weights.py --checkpoint=runs/photos --format=huggingface \
 `huggingface` makes a folder that transformers' AutoModel and AutoProcessor
 load, `big_vision` a .npz and `open_clip` a .safetensors file. Importing it
 again gives the same bits. `stablehlo` makes a folder with each tower as a
-program of its own, for serving (big_siglip.serving.load).
+program of its own, for serving (big_siglip.trained.serving.load).
 """
 
 import pathlib
@@ -30,8 +30,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
 def main(argv: list[str]) -> None:
   """Exports, and prints where to."""
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import platforms, saved, serving, sharding
+  from big_siglip import platforms, sharding
   from big_siglip.models import merged
+  from big_siglip.trained import saved, serving
   from big_siglip.weights import export
 
   with exit_on_error():

@@ -37,7 +37,8 @@ def main(argv: list[str]) -> None:
   import jax
   from ml_collections import ConfigDict
 
-  from big_siglip import platforms, saved, sharding
+  from big_siglip import platforms, sharding
+  from big_siglip.trained import saved
   from big_siglip.weights import open_weights
   from big_siglip.weights.preprocessing import find_preprocessing
 

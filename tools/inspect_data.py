@@ -32,7 +32,8 @@ def parse(argv: list[str]) -> ConfigDict:
 def main(config: ConfigDict) -> None:
   """Draws the page and prints the numbers."""
   logging.set_verbosity(logging.ERROR)
-  from big_siglip import build, inspection, platforms, training_data
+  from big_siglip import build, platforms, training_data
+  from big_siglip.report import inspection
 
   with exit_on_error():
     platforms.prepare()

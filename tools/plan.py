@@ -57,7 +57,7 @@ def main(config: ConfigDict) -> None:
   # Plans are compiled, not run: whatever is attached may stay at its work.
   if not _TOPOLOGY.value.startswith("gpu"):
     jax.config.update("jax_platforms", "cpu")
-  from big_siglip import plan
+  from big_siglip.plan import plan
 
   with exit_on_error():
     if _SWEEP.value:

@@ -7,12 +7,13 @@ import json
 import pathlib
 from typing import Any
 
-from big_siglip import saved, workdir
 from big_siglip.data.embedding_folder import Description, NAME, read
 from big_siglip.embeddings.inputs import Inputs
 from big_siglip.errors import UserError
-from big_siglip.inference import Model
 from big_siglip.models.sizes import resolve_image
+from big_siglip.run import workdir
+from big_siglip.trained import saved
+from big_siglip.trained.inference import Model
 
 DTYPES = ("float32", "float16")
 # What decides whether a query's embedding may be compared with the folder's.

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from big_siglip import workdir
 from big_siglip.data.embedding_folder import (
   Description,
   read_metadata,
@@ -29,6 +28,7 @@ from big_siglip.data.embedding_folder import (
 )
 from big_siglip.embeddings import description as descriptions
 from big_siglip.errors import UserError
+from big_siglip.run import workdir
 
 _SKIPPED = b"skipped"
 _ROW_GROUP = 4096  # Rows; what a reader holds in memory at least.

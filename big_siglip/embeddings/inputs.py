@@ -12,7 +12,7 @@ import numpy as np
 from big_siglip.data.images import BadImage
 from big_siglip.data.tables import allow_long_fields
 from big_siglip.errors import UserError
-from big_siglip.inference import Model
+from big_siglip.trained.inference import Model
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from big_siglip.embeddings.folder import Writer
 from big_siglip.embeddings.inputs import BadInput, Inputs
-from big_siglip.inference import Model
+from big_siglip.trained.inference import Model
 
 _IN_FLIGHT = 2  # Batches given to the devices before a result is waited for.
 

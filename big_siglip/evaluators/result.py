@@ -9,7 +9,7 @@ class Result(NamedTuple):
   Attributes:
     metrics: {name: number}, what training logs.
     details: curves, histograms and tables as JSON holds them: lists, numbers
-      and text; `big_siglip.evaluation_pictures` draws them.
+      and text; `big_siglip.evaluation.pictures` draws them.
   """
 
   metrics: dict[str, float]

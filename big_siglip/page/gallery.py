@@ -11,8 +11,8 @@ from big_siglip import embeddings
 from big_siglip.data.images import BadImage
 from big_siglip.embeddings import description as descriptions
 from big_siglip.embeddings.search import search_exactly
-from big_siglip.inference import Model
 from big_siglip.page.limits import decode, Limits
+from big_siglip.trained.inference import Model
 
 _SIDE = 320  # Pixels of a thumbnail.
 

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from big_siglip.data.images import BadImage
-from big_siglip.inference import Model, sigmoid
 from big_siglip.page.limits import decode, Limits
+from big_siglip.trained.inference import Model, sigmoid
 
 _T = TypeVar("_T")
 

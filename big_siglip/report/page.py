@@ -16,10 +16,10 @@ from etils import epath
 import jinja2
 from markupsafe import Markup
 
-from big_siglip import workdir
 from big_siglip.errors import UserError
 from big_siglip.report import curves, resources, samples, tables
 from big_siglip.report.runs import read_runs, Run
+from big_siglip.run import workdir
 
 MAX_RUNS = 8  # As many colours can be told apart.
 _FOLDER = pathlib.Path(__file__).parent

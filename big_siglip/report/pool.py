@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from big_siglip import inference
-from big_siglip.config_fields import EVALUATION_FIELDS
 from big_siglip.data import images
 from big_siglip.data.sources import Example, open_source, Options, Source
 from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluators import make_evaluator
 from big_siglip.evaluators.captions import open_captions
 from big_siglip.report.runs import Run
+from big_siglip.schema.fields import EVALUATION_FIELDS
+from big_siglip.trained import inference
 
 _THUMBNAIL = 128  # Pixels of the longer side.
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from etils import epath
 
-from big_siglip import workdir
 from big_siglip.errors import UserError
-from big_siglip.starts import FILE as STARTS
+from big_siglip.run import workdir
+from big_siglip.run.starts import FILE as STARTS
 
 Point = tuple[int, float | None]  # Step, value; None: not finite.
 _MAX_SKIPPED = 100_000  # Lines of skipped.jsonl to look at.

@@ -8,11 +8,11 @@ from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import inference
 from big_siglip.errors import UserError
 from big_siglip.report import pool as pools
 from big_siglip.report.pool import Answers, DataKey, Guesses, Pool
 from big_siglip.report.runs import Run
+from big_siglip.trained import inference
 
 _CARDS = 24  # Predictions.
 _HEAT = 8  # Images and captions of the heat map.

@@ -8,10 +8,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from big_siglip import workdir
-from big_siglip.config_evals import evaluation_problems
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, Result
+from big_siglip.run import workdir
+from big_siglip.schema.evals import evaluation_problems
 
 # What decides which pixels and tokens a model sees.
 _PREPROCESSING = (

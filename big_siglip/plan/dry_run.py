@@ -7,9 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build, platforms, workdir
+from big_siglip import build, platforms
 from big_siglip.config import has_image_tower
 from big_siglip.models import flops
+from big_siglip.run import workdir
 from big_siglip.sharding import path_string
 
 

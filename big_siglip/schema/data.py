@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from big_siglip.config_checks import Checker
+from big_siglip.schema.checks import Checker
 
 
 def check_source(check: Checker) -> None:

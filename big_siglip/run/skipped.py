@@ -9,12 +9,12 @@ from etils import epath
 import jax
 import numpy as np
 
-from big_siglip import processes
 from big_siglip.data.faults import COUNTERS, Fault, KINDS
 from big_siglip.data.mixture import locate, opening_faults
 from big_siglip.data.sources import Source
 from big_siglip.errors import RunStopped
-from big_siglip.workdir import write_whole
+from big_siglip.run import processes
+from big_siglip.run.workdir import write_whole
 
 LIST = "skipped.jsonl"
 # A share of fewer examples says nothing yet.

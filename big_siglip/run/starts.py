@@ -19,7 +19,7 @@ import flax
 import jax
 import numpy as np
 
-from big_siglip.workdir import write_whole
+from big_siglip.run.workdir import write_whole
 
 FILE = "starts.jsonl"
 _ROOT = pathlib.Path(__file__).resolve().parents[1]

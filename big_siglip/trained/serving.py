@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import workdir
 from big_siglip.data import images as image_data
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
+from big_siglip.run import workdir
 from big_siglip.sharding import path_string
 from big_siglip.weights import sidecar
 from big_siglip.weights.export import make_folder

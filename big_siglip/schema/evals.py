@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from big_siglip.config_fields import (
+from big_siglip.schema.fields import (
   COMMON_EVALUATION_FIELDS,
   EVALUATION_FIELDS,
   field_problems,

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import build, sharding, workdir
+from big_siglip import build, sharding
 from big_siglip.checkpoint import restore_params, save_params
 from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
 from big_siglip.models import make_model, merged, restack
+from big_siglip.run import workdir
 from big_siglip.weights import open_weights, read_params, Weights
 from big_siglip.weights.preprocessing import find_preprocessing
 

@@ -15,18 +15,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import saved
 from big_siglip.data.sources import Source
 from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.models import restack, sizes
-from big_siglip.resampling import (
+from big_siglip.sharding import path_string
+from big_siglip.trained import saved
+from big_siglip.trained.resampling import (
   resample_patches,
   resample_positions,
   stretch_positions,
 )
-from big_siglip.sharding import path_string
 
 _PIECES = "text/token_embedding/embedding"
 

@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 import orbax.checkpoint as ocp
 import tensorboardX
 
-from big_siglip import evaluation, saved
 from big_siglip.errors import UserError
+from big_siglip.evaluation import results
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.metrics import read_metrics
-from big_siglip.workdir import write_whole
+from big_siglip.run.workdir import write_whole
+from big_siglip.trained import saved
 
 NAME = "evaluations.jsonl"
 _TRIES = 3  # To read a checkpoint that is there and cannot be read.
@@ -140,9 +141,9 @@ class Watcher(contextlib.AbstractContextManager):
       pending = self.pending()
       if pending:
         # One, then a look again: the next may be gone, or older ones back.
-        results = self.evaluate(pending[0])
-        if results is not None:
-          say(pending[0], results)
+        found = self.evaluate(pending[0])
+        if found is not None:
+          say(pending[0], found)
         else:
           time.sleep(poll_seconds)
       elif self.finished():
@@ -170,19 +171,19 @@ class Watcher(contextlib.AbstractContextManager):
         logging.warning("step %d: cannot be read (%s)", step, reason)
       return None
     chosen = {name: self._evaluators[name] for name in self._missing(step)}
-    results = evaluation.run(chosen, params)
-    self._write(step, checkpoint, results)
-    return results
+    found = results.run(chosen, params)
+    self._write(step, checkpoint, found)
+    return found
 
-  def _write(self, step, checkpoint, results) -> None:
+  def _write(self, step, checkpoint, found) -> None:
     """Writes the details first: the line says that all is done."""
-    evaluation.write(
+    results.write(
       self._run / "evaluations" / f"{step}.json",
       checkpoint=checkpoint,
       evals=self._config.evals,
-      results=results,
+      results=found,
     )
-    line = {"step": step, **evaluation.flat(results)}
+    line = {"step": step, **results.flat(found)}
     path = self._run / NAME
     text = json.dumps(line) + "\n"
     if "://" in str(path):  # Object stores cannot append.

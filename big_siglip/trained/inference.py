@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from big_siglip import build, saved, sharding
+from big_siglip import build, sharding
 from big_siglip.data import images as image_data
 from big_siglip.data.preprocess import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_embedders
 from big_siglip.models import make_model
 from big_siglip.models.sizes import resolve_image
+from big_siglip.trained import saved
 
 # What can be embedded as an image: encoded bytes, the path of a file, a Pillow
 # image, or uint8 [H, W, 3].

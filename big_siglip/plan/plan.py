@@ -10,10 +10,11 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import build, hlo, topologies
+from big_siglip import build
 from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
 from big_siglip.models import flops
+from big_siglip.plan import hlo, topologies
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -1,0 +1,1 @@
+"""Checkpoints evaluated apart from their training."""
