@@ -115,6 +115,7 @@ def step_table() -> None:
 
 def attention_table() -> None:
   """One So400m encoder of 4 blocks on a chip, forward and backward."""
+  from big_siglip.models.compute import Compute
   from big_siglip.models.transformer import Encoder
 
   devices, _ = topologies.describe("v5e:1x1")
@@ -130,7 +131,9 @@ def attention_table() -> None:
     (64, "xla", "full", True),
     (64, "short", "full", True),
   ):
-    encoder = Encoder(4, 16, 4304, "bfloat16", backend, remat, scan, split)
+    encoder = Encoder(
+      4, 16, 4304, Compute("bfloat16", backend, remat, scan, split)
+    )
     one = jnp.zeros((1, tokens, 1152), jnp.bfloat16)
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(

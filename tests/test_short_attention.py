@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 
 from big_siglip import sharding
+from big_siglip.models.compute import Compute
 from big_siglip.models.dense import add_bias, Dense, product
 from big_siglip.models.short_attention import suits
 from big_siglip.models.transformer import Encoder
 
 
 def _encoder(backend, split=None):
-  return Encoder(2, 2, 48, "float32", backend, "full", True, split)
+  return Encoder(
+    2,
+    2,
+    48,
+    Compute(backend=backend, remat="full", scan=True, sharding=split),
+  )
 
 
 def _value_and_gradients(encoder, params, x):

@@ -1,5 +1,7 @@
 """Attention equals linen's; scan and remat change no value."""
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from big_siglip import sharding
 from big_siglip.models import REMAT_POLICIES, SigLIP, sizes
+from big_siglip.models.compute import Compute
 from big_siglip.models.transformer import Attention, Encoder, slice_count
 
 
@@ -18,7 +21,7 @@ def test_attention_equals_linen_in_initialization_and_value():
     num_heads=3, kernel_init=nn.initializers.xavier_uniform()
   )
   expected, params = linen.init_with_output(jax.random.key(1), x)
-  actual, ours = Attention(3, "float32", "auto", None).init_with_output(
+  actual, ours = Attention(3, Compute()).init_with_output(
     jax.random.key(1), x, x
   )
   jax.tree.map(np.testing.assert_array_equal, ours, params)
@@ -105,8 +108,11 @@ def test_slices_of_a_block_change_no_value_and_no_gradient(scan):
   """Four rows on each of eight devices: two slices of two rows."""
   split = sharding.batch_sharding(sharding.make_mesh(fsdp=4))
   x = jax.random.normal(jax.random.key(0), (32, 6, 24))
-  parts = "float32", "xla", "full", scan, split
-  whole, sliced = (Encoder(2, 3, 40, *parts, n) for n in (None, 12))
+  compute = Compute(backend="xla", remat="full", scan=scan, sharding=split)
+  whole, sliced = (
+    Encoder(2, 3, 40, dataclasses.replace(compute, slice_tokens=n))
+    for n in (None, 12)
+  )
   params = whole.init(jax.random.key(1), x[:1])
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
     jnp.shape, sliced.init(jax.random.key(1), x[:1])
