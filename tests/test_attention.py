@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from big_siglip.errors import UserError
 from big_siglip.models import backends, sizes
 from big_siglip.models.attention import attention
 from big_siglip.models.backends import choose, Problem, suits
+from big_siglip.plan import topologies
 
 
 def _inputs(length=24, keys=24, heads=2, size=8, batch=2):
@@ -183,6 +185,43 @@ def test_masks_on_a_mesh(backend, monkeypatch):
   with _tpu(monkeypatch) if on_tpu else contextlib.nullcontext():
     actual = _with_gradients(backend, inputs, sharding=placed, mask=mask)
   _assert_close(actual, expected, 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("queries", "keys", "size", "masked", "causal"),
+  [
+    (256, 256, 72, True, False),
+    (64, 64, 72, True, True),
+    (196, 64, 64, True, False),
+    (600, 600, 80, False, True),
+  ],
+)
+def test_the_tpu_compiler_takes_masks(queries, keys, size, masked, causal):
+  pytest.importorskip("libtpu")
+  devices, _ = topologies.describe("v5e:2x2")
+  mesh = sharding.make_mesh(data=2, tensor=2, devices=devices)
+  placed = sharding.batch_sharding(mesh)
+
+  def array(length, *rest, dtype="bfloat16"):
+    shape = 8, length, *rest
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+
+  query = array(queries, 2, size)
+  key = array(keys, 2, size)
+  mask = array(keys, dtype="bool") if masked else None
+
+  @jax.jit
+  def both_ways(query, key, mask):
+    attend = functools.partial(
+      attention, backend="splash", sharding=placed, mask=mask, causal=causal
+    )
+    value, vjp = jax.vjp(attend, query, key, key)
+    return value, vjp(value)
+
+  assert (
+    "tpu_custom_call" in both_ways.lower(query, key, mask).compile().as_text()
+  )
 
 
 @pytest.mark.parametrize("backend", ["splash", "short", "cudnn"])
