@@ -20,7 +20,6 @@ ATTENTION_NAMES = (
   "auto",
   "xla",
   "heads_first",
-  "jax",
   "cudnn",
   "splash",
   "short",
