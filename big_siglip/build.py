@@ -117,8 +117,18 @@ def abstract_params(
   return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
 
 
-def program(config: ConfigDict, device_mesh: Mesh) -> Program:
+def program(
+  config: ConfigDict,
+  device_mesh: Mesh,
+  began: Mapping[str, int] | None = None,
+) -> Program:
   """Returns initialization and step for the mesh, not compiled yet.
+
+  Args:
+    config: the config.
+    device_mesh: of `mesh`.
+    began: see `make_optimizer`; it decides about the step alone, not about the
+      state.
 
   Raises:
     UserError: a rule of `config.optimizer.rules` is wrong.
@@ -126,8 +136,9 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
   model = make_model(config.model, sharding.batch_sharding(device_mesh))
   params = abstract_params(model, config)
   optimizer, schedule = make_optimizer(
-    config.optimizer, params, total_steps=config.total_steps
+    config.optimizer, params, total_steps=config.total_steps, began=began
   )
+  decay = ema_decay(config)
   image, text = _example_shapes(config, 1)
 
   def init(rng: jax.Array) -> TrainState:
@@ -135,7 +146,13 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
       "image": jax.numpy.zeros(image.shape, image.dtype),
       "text": jax.numpy.zeros(text.shape, text.dtype),
     }
-    return init_state(rng, batch, model=model, optimizer=optimizer)
+    return init_state(
+      rng,
+      batch,
+      model=model,
+      optimizer=optimizer,
+      average=decay is not None,
+    )
 
   rng = jax.random.key(config.seed)
   abstract = jax.eval_shape(init, rng)
@@ -150,6 +167,7 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
     frozen=_frozen(params, config),
     slices=_slices(config, device_mesh),
     skip_nonfinite=config.nonfinite == "skip",
+    ema_decay=decay,
   )
   return Program(
     abstract_state=jax.tree.map(
@@ -164,6 +182,11 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
       out_shardings=(shardings, sharding.replicated(device_mesh)),
     ),
   )
+
+
+def ema_decay(config: ConfigDict) -> float | None:
+  """Returns the decay of the parameters' average; None: there is none."""
+  return config.get("ema", {}).get("decay")  # Older runs have no such field.
 
 
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from big_siglip import ema
 from big_siglip.microbatch import value_and_grad
 from big_siglip.sharding import Slices
 
@@ -28,11 +29,20 @@ class TrainState:
     step: () int32, the number of steps taken so far.
     params: the model's parameters, float32.
     opt_state: what the optimizer keeps.
+    carry: what goes from step to step without gradient; None: nothing.
+    ema: moving average of the parameters; None without `config.ema.decay`.
   """
 
   step: jax.Array
   params: Any
   opt_state: optax.OptState
+  carry: Any = None
+  ema: Any = None
+
+  @property
+  def weights(self) -> Any:
+    """What is evaluated: the average where there is one, or the parameters."""
+    return self.params if self.ema is None else self.ema
 
 
 def init_state(
@@ -41,10 +51,24 @@ def init_state(
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
+  average: bool = False,
 ) -> TrainState:
-  """Returns the state before the first step; call it under `jax.jit`."""
+  """Returns the state before the first step; call it under `jax.jit`.
+
+  Args:
+    rng: a key.
+    batch: "image" and "text", of any number of rows.
+    model: two towers.
+    optimizer: whose state is made.
+    average: with a moving average of the parameters.
+  """
   params = model.init(rng, batch["image"], batch["text"])["params"]
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  return TrainState(
+    jnp.zeros((), jnp.int32),
+    params,
+    optimizer.init(params),
+    ema=ema.start(params) if average else None,
+  )
 
 
 def train_step(
@@ -59,6 +83,7 @@ def train_step(
   frozen: Any = None,
   slices: Slices | None = None,
   skip_nonfinite: bool = False,
+  ema_decay: float | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Embeds both towers, scores all pairs, and applies one update.
 
@@ -80,6 +105,7 @@ def train_step(
       exist; see `big_siglip.microbatch`.
     skip_nonfinite: leave parameters and optimizer state as they were when loss
       or gradient are not finite.
+    ema_decay: of the state's moving average, where it has one.
 
   Returns:
     The state after the step, and metrics: `param_norm` is of the parameters
@@ -100,13 +126,16 @@ def train_step(
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  average = state.ema
+  if ema_decay is not None:
+    average = ema.update(average, params, ema_decay)
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   if skip_nonfinite:
-    params, opt_state = jax.tree.map(
+    params, opt_state, average = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
-      (params, opt_state),
-      (state.params, state.opt_state),
+      (params, opt_state, average),
+      (state.params, state.opt_state, state.ema),
     )
   metrics = {
     "loss": loss,
@@ -125,4 +154,7 @@ def train_step(
   }
   if statistics.duplicates is not None:
     metrics["duplicate_pairs"] = statistics.duplicates
-  return TrainState(state.step + 1, params, opt_state), metrics
+  after = state.replace(
+    step=state.step + 1, params=params, opt_state=opt_state, ema=average
+  )
+  return after, metrics

@@ -76,6 +76,7 @@ LAYERS = (
   ("schema", "data.cleaning", "models.sizes"),
   ("config", "sharding", "platforms", "plan.hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules", "data"),
+  ("ema", "late_start"),
   ("optimizer", "microbatch", "train_step", "run.processes", "preparation"),
   ("evaluators", "checkpoint", "command_line", "weights"),
   ("run", "metrics", "training_data", "plan.topologies"),
