@@ -95,13 +95,16 @@ def program(
   config: ConfigDict,
   device_mesh: Mesh,
   loss_terms: Sequence[Term] | None = None,
+  began: Mapping[str, int] | None = None,
 ) -> Program:
   """Returns initialization and step for the mesh, not compiled yet.
 
   Args:
     config: the config.
-    device_mesh: the mesh.
+    device_mesh: of `mesh`.
     loss_terms: the summands of the loss; None: those of the config.
+    began: see `make_optimizer`; it decides about the step alone, not about the
+      state.
 
   Raises:
     UserError: a rule of `config.optimizer.rules` is wrong.
@@ -115,12 +118,15 @@ def program(
   parts = {"model": model, "terms": loss_terms}
   params = jax.eval_shape(functools.partial(init_params, **parts), rng, example)
   optimizer, schedule = make_optimizer(
-    config.optimizer, params, total_steps=config.total_steps
+    config.optimizer, params, total_steps=config.total_steps, began=began
   )
+  decay = ema_decay(config)
 
   def init(rng: jax.Array) -> TrainState:
     batch = {k: jax.numpy.zeros(x.shape, x.dtype) for k, x in example.items()}
-    return init_state(rng, batch, optimizer=optimizer, **parts)
+    return init_state(
+      rng, batch, optimizer=optimizer, average=decay is not None, **parts
+    )
 
   abstract = jax.eval_shape(init, rng)
   shardings = sharding.state_sharding(abstract, device_mesh)
@@ -139,6 +145,7 @@ def program(
       frozen=_frozen(params, config),
       slices=_slices(config, device_mesh),
       skip_nonfinite=config.nonfinite == "skip",
+      ema_decay=decay,
     )
     return state, {**metrics, "faults": faults}
 
@@ -155,6 +162,11 @@ def program(
       out_shardings=(shardings, sharding.replicated(device_mesh)),
     ),
   )
+
+
+def ema_decay(config: ConfigDict) -> float | None:
+  """Returns the decay of the parameters' average; None: there is none."""
+  return config.get("ema", {}).get("decay")  # Older runs have no such field.
 
 
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:

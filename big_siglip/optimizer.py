@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from big_siglip.errors import UserError
+from big_siglip.late_start import counted_from
 from big_siglip.parameter_rules import map_paths, match_rules, Treatment
 from big_siglip.schedules import learning_rate_schedule
 from big_siglip.sharding import path_string
@@ -17,7 +18,11 @@ _FACTORED = 32  # Entries of an axis, at least, over which Adafactor factors.
 
 
 def make_optimizer(
-  config: Any, params: Any, *, total_steps: int
+  config: Any,
+  params: Any,
+  *,
+  total_steps: int,
+  began: Mapping[str, int] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Returns the optimizer and its learning rate as a function of the step.
 
@@ -47,6 +52,8 @@ def make_optimizer(
     params: the parameters, or their `jax.ShapeDtypeStruct`s; only the tree is
       looked at.
     total_steps: steps of the whole training.
+    began: of a later stage: parameters that were fresh then; see
+      `late_start.counted_from`. Schedule and decay are those of all others.
 
   Returns:
     (transformation, schedule). The transformation's updates are ready for
@@ -75,7 +82,7 @@ def make_optimizer(
   decay = config.weight_decay / config.learning_rate
   train = optax.chain(
     clip,
-    _direction(config),
+    counted_from(_direction(config), began or {}),
     *_rate_multipliers(params, treatments),
     *_weight_decays(params, treatments, decay),
     optax.scale_by_learning_rate(schedule),

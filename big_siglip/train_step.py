@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from big_siglip import ema
 from big_siglip.microbatch import value_and_grad
 from big_siglip.objectives import total
 from big_siglip.objectives.term import Batch, Look, Term
@@ -28,12 +29,19 @@ class TrainState:
     params: the parameters of the model and of the terms, float32.
     opt_state: what the optimizer keeps.
     carry: what goes from step to step without a gradient; None: nothing.
+    ema: moving average of the parameters; None without `config.ema.decay`.
   """
 
   step: jax.Array
   params: Any
   opt_state: optax.OptState
   carry: Any = None
+  ema: Any = None
+
+  @property
+  def weights(self) -> Any:
+    """What is evaluated: the average where there is one, or the parameters."""
+    return self.params if self.ema is None else self.ema
 
 
 def init_params(
@@ -60,14 +68,25 @@ def init_state(
   model: Any,
   terms: Sequence[Term],
   optimizer: optax.GradientTransformation,
+  average: bool = False,
 ) -> TrainState:
-  """Returns the state before the first step; call it under `jax.jit`."""
+  """Returns the state before the first step; call it under `jax.jit`.
+
+  Args:
+    rng: a key.
+    batch: example inputs.
+    model: see `init_params`.
+    terms: the same.
+    optimizer: whose state is made.
+    average: with a moving average of the parameters.
+  """
   params = init_params(rng, batch, model=model, terms=terms)
   return TrainState(
     jnp.zeros((), jnp.int32),
     params,
     optimizer.init(params),
-    total.init_carry(terms, params),
+    carry=total.init_carry(terms, params),
+    ema=ema.start(params) if average else None,
   )
 
 
@@ -83,6 +102,7 @@ def train_step(
   frozen: Any = None,
   slices: Slices | None = None,
   skip_nonfinite: bool = False,
+  ema_decay: float | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Looks at the batch, adds up the terms, and applies one update.
 
@@ -99,8 +119,9 @@ def train_step(
       the backward pass.
     slices: embed the batch in slices, so that activations of one at a time
       exist; see `big_siglip.microbatch`.
-    skip_nonfinite: leave parameters, optimizer state and carry as they were
-      when loss or gradient are not finite.
+    skip_nonfinite: leave parameters, their average, optimizer state and carry
+      as they were when loss or gradient are not finite.
+    ema_decay: of the state's moving average, where it has one.
 
   Returns:
     The state after the step, and metrics: `param_norm` is of the parameters
@@ -125,13 +146,16 @@ def train_step(
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   carry = total.advance(terms, state.carry, params, observed)
+  average = state.ema
+  if ema_decay is not None:
+    average = ema.update(average, params, ema_decay)
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   if skip_nonfinite:
-    params, opt_state, carry = jax.tree.map(
+    params, opt_state, carry, average = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
-      (params, opt_state, carry),
-      (state.params, state.opt_state, state.carry),
+      (params, opt_state, carry, average),
+      (state.params, state.opt_state, state.carry, state.ema),
     )
   metrics = {
     "loss": loss,
@@ -146,7 +170,8 @@ def train_step(
     **metrics,
     **total.scalars(observed),
   }
-  return TrainState(state.step + 1, params, opt_state, carry), metrics
+  after = TrainState(state.step + 1, params, opt_state, carry, average)
+  return after, metrics
 
 
 def _stopped(params: Any, frozen: Any) -> Any:

@@ -76,6 +76,7 @@ LAYERS = (
   ("schema", "data.cleaning", "models.sizes"),
   ("config", "sharding", "platforms", "plan.hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules", "data"),
+  ("ema", "late_start"),
   ("optimizer", "microbatch", "objectives", "run.processes", "preparation"),
   ("train_step",),
   ("evaluators", "checkpoint", "command_line", "weights"),
