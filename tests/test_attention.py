@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from big_siglip import sharding
-from big_siglip.models import sizes
 from big_siglip.models.attention import attention
+from big_siglip.schema import fields
 
 
 def _inputs(length=24, keys=24, heads=2, size=8, batch=2):
@@ -95,6 +95,6 @@ def test_auto_follows_the_mesh():
 def test_every_name_is_an_implementation():
   *inputs, _ = _inputs()
   inputs = [x.astype(jnp.bfloat16) for x in inputs]
-  for backend in sizes.ATTENTION_NAMES:
+  for backend in fields.ATTENTIONS:
     if backend not in ("cudnn", "splash"):
       assert attention(*inputs, backend=backend).dtype == jnp.bfloat16

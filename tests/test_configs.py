@@ -127,14 +127,34 @@ def test_a_broken_file_is_named(tmp_path: pathlib.Path, text, said):
 
 
 def test_a_missing_and_a_surplus_field_of_a_file_are_named(tmp_path):
-  text = pathlib.Path(runs.CONFIG).read_text()
-  text = text.replace("c.wandb = False", "c.wand = False")
+  text = (runs.ROOT / "configs" / "base.py").read_text()
   path = tmp_path / "mine.py"
-  path.write_text(text)
+  path.write_text(text.replace("c.wandb = False", "c.wand = False"))
   with pytest.raises(UserError) as error:
     load_config(str(path))
   assert "config.wandb: missing" in str(error.value)
   assert "config.wand: unknown" in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["configs", "others"])
+def test_a_config_finds_the_others_from_any_folder(
+  tmp_path, monkeypatch, folder
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(runs.ROOT)])
+  monkeypatch.delitem(sys.modules, "configs.digits", raising=False)
+  path = tmp_path / "project" / folder / "mine.py"
+  path.parent.mkdir(parents=True)
+  path.write_text(
+    "from configs import digits\n"
+    "def get_config():\n"
+    "  c = digits.get_config()\n"
+    "  c.seed = 9\n"
+    "  return c\n"
+  )
+  before = list(sys.path)
+  assert load_config(str(path)).seed == 9
+  assert sys.path == before
 
 
 def test_dry_run_prints_parameters_sharding_and_steps(capsys):

@@ -10,8 +10,8 @@ from typing import Any
 from big_siglip.data.embedding_folder import Description, NAME, read
 from big_siglip.embeddings.inputs import Inputs
 from big_siglip.errors import UserError
-from big_siglip.models.sizes import resolve_image
 from big_siglip.run import workdir
+from big_siglip.schema.sizes import resolve_image
 from big_siglip.trained import saved
 from big_siglip.trained.inference import Model
 
@@ -83,7 +83,7 @@ def describe_model(model: Model, checkpoint: str) -> dict[str, Any]:
       "resize": config.data.resize,
       "tokenizer": tokenizer,
       "lowercase": config.data.lowercase,
-      "clean": config.data.get("clean", "none"),
+      "clean": config.data.clean,
       "pad_id": config.data.pad_id,
       "text_length": config.model.text.length,
     },

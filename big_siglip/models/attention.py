@@ -41,7 +41,7 @@ def attention(
     query: BQHh.
     key: BKHh.
     value: BKHh.
-    backend: a name of `sizes.ATTENTION_NAMES`. "auto" takes what was fastest on
+    backend: a name of `fields.ATTENTIONS`. "auto" takes what was fastest on
       the chip (docs/performance.md); "short" and "splash" need a TPU and
       "cudnn" a GPU and bfloat16, and all leave a single query, as of attention
       pooling, to "xla".
@@ -81,7 +81,7 @@ def choose(
   """Returns what "auto" stands for; what is named already stays.
 
   Args:
-    backend: a name of `sizes.ATTENTION_NAMES`. "short" also stays only for what
+    backend: a name of `fields.ATTENTIONS`. "short" also stays only for what
       its kernel can hold.
     batch: B, of all devices.
     length: L.

@@ -31,7 +31,7 @@ class Attention(nn.Module):
   Attributes:
     num_heads: H.
     dtype: of the computation.
-    backend: name in `sizes.ATTENTION_NAMES`.
+    backend: name in `fields.ATTENTIONS`.
     sharding: of the batch; None: not told.
     length: of a sequence, where `lay_out` put several behind each other.
   """

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from big_siglip.models import sizes
 from big_siglip.models.transformer import (
   add_class_token,
   add_position_embedding,
   AttentionPool,
   Encoder,
 )
+from big_siglip.schema import sizes
 
 
 class ImageTower(nn.Module):
@@ -28,7 +28,7 @@ class ImageTower(nn.Module):
       head (a projection without bias).
     embed_dim: E, of the head.
     dtype: of the computation; parameters are float32.
-    backend: of the attention; name in `sizes.ATTENTION_NAMES`.
+    backend: of the attention; name in `fields.ATTENTIONS`.
     remat: name of `remat.REMAT_POLICIES`.
     scan: stack the blocks' parameters and loop over them.
     sharding: of the encoder's activations; None: as the compiler likes.

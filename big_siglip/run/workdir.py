@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from big_siglip.config import changed_fields, has_image_tower
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
+from big_siglip.schema.fields import complete_config
 
 # The tokenizer of a run, kept beside its checkpoints: SentencePiece, or of
 # Hugging Face.
@@ -34,6 +35,8 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
     old = read_config(folder) if (folder / "config.json").exists() else None
   except OSError as error:
     raise UserError(f"--workdir={workdir}: {error.strerror}") from error
+  if old is not None and new["data"]["tokenizer"] == find_tokenizer(folder):
+    new["data"]["tokenizer"] = old["data"]["tokenizer"]  # The copy kept of it.
   changes = changed_fields(old, new) if old is not None else []
   if changes:
     raise UserError(
@@ -88,7 +91,7 @@ def write_whole(path: epath.Path, text: str) -> None:
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
-  """Returns what `config.json` of a run holds.
+  """Returns what `config.json` of a run holds, in today's fields and words.
 
   Raises:
     UserError: there is none, or it is no JSON object.
@@ -102,7 +105,7 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     raise UserError(f"{path}: not JSON ({error})") from error
   if not isinstance(value, dict):
     raise UserError(f"{path}: must be a JSON object")
-  return value
+  return complete_config(value)
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

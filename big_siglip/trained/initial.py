@@ -19,7 +19,8 @@ from big_siglip.data.sources import Source
 from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import raise_problems, UserError
-from big_siglip.models import restack, sizes
+from big_siglip.models import restack
+from big_siglip.schema import sizes
 from big_siglip.sharding import path_string
 from big_siglip.trained import saved
 from big_siglip.trained.resampling import (

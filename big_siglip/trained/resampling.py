@@ -7,8 +7,6 @@ import numpy as np
 
 from big_siglip.errors import UserError
 
-POSITIONS = ("big_vision", "huggingface")
-
 
 def resample_positions(
   positions: np.ndarray, side: int, method: str
@@ -25,7 +23,7 @@ def resample_positions(
   Args:
     positions: LD of a square grid, row by row.
     side: of the new grid.
-    method: one of `POSITIONS`.
+    method: one of `schema.fields.POSITIONS`.
 
   Raises:
     UserError: L is no square.
