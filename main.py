@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_flags
-from big_siglip.errors import exit_on_error
+from big_siglip.errors import exit_on_error, UserError
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and events, local or gs://."
@@ -24,7 +24,10 @@ _DRY_RUN = flags.DEFINE_bool(
 def parse(argv: list[str]) -> ConfigDict:
   """Returns the config that the flags ask for."""
   with exit_on_error():
-    return parse_flags(argv)
+    config = parse_flags(argv)
+    if not (_WORKDIR.value or _DRY_RUN.value):
+      raise UserError("--workdir=DIR must be given (or --dry_run)")
+    return config
 
 
 def main(config: ConfigDict) -> None:

@@ -15,7 +15,6 @@ from big_siglip.schema.sizes import resolve_image
 from big_siglip.trained import saved
 from big_siglip.trained.inference import Model
 
-DTYPES = ("float32", "float16")
 # What decides whether a query's embedding may be compared with the folder's.
 MODEL_FIELDS = ("width", "preprocessing", "parameters")
 
@@ -28,7 +27,7 @@ def describe(
   Args:
     inputs: what is embedded.
     model: see `describe_model`.
-    dtype: of the embeddings, one of `DTYPES`.
+    dtype: of the embeddings, float32 or float16.
     shard_size: inputs of a shard.
   """
   return Description(
