@@ -17,7 +17,7 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run",
   False,
-  "Print config, parameters, sharding and step count; train nothing.",
+  "Print config, parameters, sharding, step count and what a start would say.",
 )
 
 
@@ -38,11 +38,11 @@ def main(config: ConfigDict) -> None:
   from big_siglip.plan import dry_run
 
   with exit_on_error():
-    platforms.prepare()
     if _DRY_RUN.value:
-      dry_run.print_plan(config)
-    else:
-      train.train(config, _WORKDIR.value)
+      dry_run.run(config, _WORKDIR.value)
+      return
+    platforms.prepare()
+    train.train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -159,12 +159,15 @@ def test_a_config_finds_the_others_from_any_folder(
 
 def test_dry_run_prints_parameters_sharding_and_steps(capsys):
   path = str(runs.ROOT / "configs" / "so400m.py")
-  dry_run.print_plan(load_config(path, ["--config.mesh.fsdp=4"]))
+  dry_run.run(load_config(path, ["--config.mesh.fsdp=4"]))
+  output = capsys.readouterr().out
   lines = dict(
     line.rsplit(maxsplit=1)
-    for line in capsys.readouterr().out.splitlines()
+    for line in output.splitlines()
     if len(line.split()) > 1 and "{" not in line
   )
+  assert "weights: none" in output
+  assert "data: not given (config.data.path=None: must be" in output
   # FACTS: So400m/14 224 with text 64 has 48 more positions than the released.
   assert lines["parameters"] == f"{877_360_306 + 48 * 1152:,}"
   assert lines["steps"] == f"{40_000_000_000 // 32_768:,}"
@@ -182,4 +185,4 @@ def test_dry_run_simulates_a_mesh_larger_than_the_machine():
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  assert "16 x cpu (data=1, fsdp=8, tensor=2)" in done.stdout
+  assert "16 devices (data=1, fsdp=8, tensor=2)" in done.stdout

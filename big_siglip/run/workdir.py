@@ -18,14 +18,16 @@ _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _EMBEDDING = "embedding.json"  # Of the embeddings that a run trains on.
 
 
-def claim(workdir: str, config: ConfigDict) -> epath.Path:
-  """Returns the folder after making sure it is this run's.
+def check(
+  workdir: str, config: ConfigDict
+) -> tuple[epath.Path, dict[str, Any]]:
+  """Returns a run's folder and its config.json, without writing anything.
 
-  Process 0 writes `config.json` into a new folder. In an older one the fields
-  that decide about the trained parameters must be as they were.
+  In an older folder the fields that decide about the trained parameters must be
+  as they were.
 
   Raises:
-    UserError: not writable, or of another config.
+    UserError: it cannot be read, or is of another config.
   """
   folder = epath.Path(workdir)
   # Orbax wants absolute local paths.
@@ -43,6 +45,18 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
       f"--workdir={workdir} is of another config; take another folder, or set "
       "back:\n  " + "\n  ".join(changes)
     )
+  return folder, new
+
+
+def claim(workdir: str, config: ConfigDict) -> epath.Path:
+  """Returns the folder after making sure it is this run's; see `check`.
+
+  Process 0 writes `config.json`.
+
+  Raises:
+    UserError: not writable, or of another config.
+  """
+  folder, new = check(workdir, config)
   if jax.process_index() == 0:
     try:
       folder.mkdir(parents=True, exist_ok=True)

@@ -113,13 +113,13 @@ def _describe(config: ConfigDict, whole: ConfigDict) -> list[str]:
   """Returns what was taken, in a line for each tower and the preprocessing."""
   lines = []
   for name in ("model.image", "model.text", "data"):
-    before, now = config, whole
+    before, now, fields = config, whole, FIELDS
     for part in name.split("."):
-      before, now = before[part], now[part]
+      before, now, fields = before[part], now[part], fields[part]
     taken = ", ".join(
-      f"{field}={value!r}"
-      for field, value in now.items()
-      if before[field] is None and value is not None
+      f"{field}={now[field]!r}"
+      for field in fields
+      if before[field] is None and now[field] is not None
     )
     if taken:
       lines.append(f"{name}: {taken}: of {config.init.path} (init.path)")

@@ -7,6 +7,20 @@ import numpy as np
 
 from big_siglip.errors import UserError
 
+# What can take another shape, and along how many of its first dimensions.
+_FREE = {
+  "image/position_embedding": 1,
+  "image/patch_embedding/kernel": 2,
+  "text/position_embedding": 1,
+  "text/token_embedding/embedding": 1,
+}
+
+
+def may_resample(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+  """Returns whether a parameter can take a new shape, by its path."""
+  free = _FREE.get(name)
+  return free is not None and old[free:] == new[free:]
+
 
 def resample_positions(
   positions: np.ndarray, side: int, method: str
