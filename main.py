@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_flags
-from big_siglip.errors import exit_on_error
+from big_siglip.errors import exit_on_error, UserError
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and events, local or gs://."
@@ -17,14 +17,17 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run",
   False,
-  "Print config, parameters, sharding and step count; train nothing.",
+  "Print config, parameters, sharding, step count and what a start would say.",
 )
 
 
 def parse(argv: list[str]) -> ConfigDict:
   """Returns the config that the flags ask for."""
   with exit_on_error():
-    return parse_flags(argv)
+    config = parse_flags(argv)
+    if not (_WORKDIR.value or _DRY_RUN.value):
+      raise UserError("--workdir=DIR must be given (or --dry_run)")
+    return config
 
 
 def main(config: ConfigDict) -> None:
@@ -35,11 +38,11 @@ def main(config: ConfigDict) -> None:
   from big_siglip.plan import dry_run
 
   with exit_on_error():
-    platforms.prepare()
     if _DRY_RUN.value:
-      dry_run.print_plan(config)
-    else:
-      train.train(config, _WORKDIR.value)
+      dry_run.run(config, _WORKDIR.value)
+      return
+    platforms.prepare()
+    train.train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def write_model(folder: pathlib.Path) -> None:
 
   from big_siglip import platforms
   from big_siglip.data.text import make_tokenizer
-  from big_siglip.models import SigLIP, sizes
+  from big_siglip.models import SigLIP
+  from big_siglip.schema import sizes
   from big_siglip.weights import export
   from big_siglip.weights.model_config import make_model_config
 

@@ -21,7 +21,7 @@ import time
 from etils import epath
 import numpy as np
 
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 from big_siglip.weights import huggingface
 from big_siglip.weights.model_config import make_model_config
 

@@ -20,10 +20,10 @@ from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
 from big_siglip.models import make_model
-from big_siglip.models.sizes import resolve_image
 from big_siglip.objectives import make_terms, Term
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
+from big_siglip.schema.sizes import resolve_image
 from big_siglip.train_step import (
   init_params,
   init_state,
@@ -194,10 +194,7 @@ def tokenizer(config: ConfigDict) -> Tokenizer:
       smaller than its own.
   """
   data = config.data
-  # Models saved before there was a choice were not cleaned.
-  made = make_tokenizer(
-    data.tokenizer, data.lowercase, data.pad_id, data.get("clean", "none")
-  )
+  made = make_tokenizer(data.tokenizer, data.lowercase, data.pad_id, data.clean)
   vocab_size = config.model.text.vocab_size
   if made.vocab_size > vocab_size:
     raise UserError(

@@ -10,7 +10,7 @@ from ml_collections import config_flags, ConfigDict
 
 from big_siglip.config import find_problems
 from big_siglip.errors import exit_on_error, raise_problems, UserError
-from big_siglip.schema.evals import evaluation_problems
+from big_siglip.schema.fields import evaluation_problems
 
 
 def parse_flags(argv: Sequence[str]) -> ConfigDict:
@@ -154,10 +154,8 @@ def _load(path: str, overrides: list[str], name: str) -> ConfigDict:
   # A FlagValues of its own, so that each override can be tried alone.
   values = flags.FlagValues()
   argv = ["", f"--{name}={path}", *overrides]
-  # A config may start from another (`from configs import b16`), for every
-  # program alike: Python itself finds that for those of the top folder alone.
-  here = str(pathlib.Path.cwd())
-  sys.path.insert(0, here)
+  folders = _import_folders(path)
+  sys.path[:0] = folders
   try:
     config_flags.DEFINE_config_file(name, flag_values=values, sys_argv=argv)
     values(argv)
@@ -175,10 +173,25 @@ def _load(path: str, overrides: list[str], name: str) -> ConfigDict:
       f"{_name(overrides[0])}: {path} has no such field{did_you_mean}"
     ) from error
   finally:
-    sys.path.remove(here)
+    for folder in folders:
+      sys.path.remove(folder)
   if not isinstance(values[name].value, ConfigDict):
     raise UserError(f"--{name}={path}: get_config() must return a ConfigDict")
   return values[name].value
+
+
+def _import_folders(path: str) -> list[str]:
+  """Returns where a config finds others: `from configs import base`.
+
+  In the folders above it, then the current one, then beside this package, so
+  that it loads from wherever a program is started. Python by itself looks in
+  the program's own folder alone.
+  """
+  above = pathlib.Path(path).resolve().parents
+  package = pathlib.Path(__file__).resolve().parents[1]
+  folders = [folder for folder in above if (folder / "configs").is_dir()]
+  folders += [pathlib.Path.cwd(), package]
+  return [str(folder) for folder in dict.fromkeys(folders)]
 
 
 def _name(override: str) -> str:

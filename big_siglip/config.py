@@ -5,71 +5,30 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from big_siglip.data.cleaning import CLEANINGS
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 from big_siglip.schema.checks import Checker
 from big_siglip.schema.data import check_mixture, check_source
-from big_siglip.schema.evals import evaluation_problems
-from big_siglip.schema.fields import field_problems, FIELDS, MIXTURE_FIELDS
-
-# What does not change the trained parameters by intent: a run may be resumed
-# with other values of these.
-RUNTIME_FIELDS = (
-  "microbatch",
-  "mesh",
-  "distributed",
-  "init",  # It decides about the first step alone.
-  "evals",
-  "log_every",
-  "checkpoint",
-  "wandb",
-  "model.attention",
-  "model.remat",
-  "model.slice_tokens",
-  "data.retry_seconds",
-  "data.max_skipped",
-  "data.num_workers",
-  "data.num_threads",
-  "data.stall_seconds",
-)
-
-# Legal values of the fields that are one of a few words.
-_CHOICES = {
-  "loss.name": ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax"),
-  "loss.dtype": ("float32", "bfloat16"),
-  "loss.duplicates": ("negative", "ignore", "positive"),
-  "loss.same": ("text", "image", "either"),
-  "init.towers": ("both", "image", "text"),
-  "init.positions": ("big_vision", "huggingface"),
-  "nonfinite": ("stop", "skip"),
-  "model.dtype": ("float32", "bfloat16"),
-  "model.remat": sizes.REMAT_NAMES,
-  "model.attention": sizes.ATTENTION_NAMES,
-  "model.image.pooling": ("map", "cls", "gap"),
-  "model.text.pooling": ("last", "map", "mean", "cls"),
-  "optimizer.name": ("adamw", "adafactor", "lion"),
-  "optimizer.schedule": ("cosine", "rsqrt", "linear", "constant"),
-  "optimizer.mu_dtype": ("float32", "bfloat16"),
-  "data.deduplicate": ("none", "image", "name"),
-  "data.captions": ("random", "all"),
-  "data.decoder": ("pillow", "fast"),
-  "data.clean": CLEANINGS,
-  "data.resize": ("bilinear", "bicubic", "big_vision"),
-}
+from big_siglip.schema.fields import field_problems, may_change, unset_fields
 
 
 def find_problems(config: ConfigDict) -> list[str]:
-  """Returns one line for every mistake that shows without devices or data."""
-  problems = list(field_problems(config, FIELDS, "config"))
-  problems += evaluation_problems(config.get("evals", {}), "config.evals")
-  mixture = config.get("data", {}).get("mixture", {})
-  entries = dict.fromkeys(mixture, MIXTURE_FIELDS)
-  problems += field_problems(mixture, entries, "config.data.mixture")
+  """Returns one line for every mistake that shows without devices or data.
+
+  Fields that the weights of `config.init.path` are to give may be None; the
+  rules about these are for `trained.from_init`, which fills them in.
+  """
+  problems = field_problems(config)
   if problems:
     return problems  # The rules below would stumble over them.
   check = Checker(config)
-  _check_ranges(check)
-  _check_model(check)
+  unset = list(unset_fields(config))
+  if config.init.path is None:
+    for field in unset:
+      rule = "must be set, or be that of weights: config.init.path names none"
+      check.require(False, field, rule)
+  _check_optimizer(check)
+  if not unset:
+    _check_model(check)
   check_source(check)
   check_mixture(check)
   if not has_image_tower(config):
@@ -122,7 +81,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
   changes = []
   for field in sorted(flat_old.keys() | flat_new.keys()):
-    if any(f"{field}.".startswith(f"{free}.") for free in RUNTIME_FIELDS):
+    if may_change(field):
       continue
     before, now = (
       flat.get(field, "(no field)") for flat in (flat_old, flat_new)
@@ -132,38 +91,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return changes
 
 
-def _check_ranges(check: Checker) -> None:
-  for field, choices in _CHOICES.items():
-    check.choice(field, choices)
-  check.at_least(
-    1,
-    "total_steps",
-    "batch_size",
-    "log_every",
-    "checkpoint.every",
-    "loss.chunk_size",
-    "microbatch",
-    "mesh.slices",
-    "model.slice_tokens",
-    "model.text.length",
-    "model.text.vocab_size",
-    "data.num_threads",
-    "optimizer.timescale",
-  )
-  check.at_least(
-    0,
-    "seed",
-    "data.retry_seconds",
-    "model.lora.rank",
-    "data.num_workers",
-    "data.stall_seconds",
-    "data.pad_id",
-    "optimizer.warmup_steps",
-    "optimizer.cooldown_steps",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-  )
-  check.at_least(2, "checkpoint.keep")
+def _check_optimizer(check: Checker) -> None:
   ring = check["loss.name"].startswith("ring_")
   for field, plain in (("loss.chunk_size", None), ("loss.dtype", "float32")):
     check.require(
@@ -172,14 +100,6 @@ def _check_ranges(check: Checker) -> None:
       f"needs a ring loss; config.loss.name={check['loss.name']} computes all "
       "logits at once, in float32",
     )
-  for field in ("optimizer.b1", "optimizer.b2"):
-    check.require(0 <= check[field] < 1, field, "must lie in [0, 1)")
-  area = check["data.crop_min_area"]
-  check.require(0 < area <= 1, "data.crop_min_area", "must lie in (0, 1]")
-  share = check["data.max_skipped"]
-  check.require(0 <= share <= 1, "data.max_skipped", "must lie in [0, 1]")
-  for field in ("model.logit_scale_init", "optimizer.learning_rate"):
-    check.require(check[field] > 0, field, "must be above 0")
   optimizer, total = check.config.optimizer, check.config.total_steps
   check.require(
     optimizer.warmup_steps + optimizer.cooldown_steps <= total,

@@ -6,7 +6,29 @@ import pathlib
 import jax
 
 # What TPUs and GPUs (of NVIDIA, of AMD) look like to Linux.
+_DEVICES = pathlib.Path("/dev")
 _ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
+
+
+def stay_on_cpu(min_devices: int) -> int:
+  """Keeps JAX from the accelerators; returns how many devices to simulate.
+
+  Call before any device is used.
+
+  Args:
+    min_devices: so many at least; else those that this machine has.
+  """
+  attached = 0
+  if jax.config.jax_platforms != "cpu":
+    found = [_DEVICES.glob(pattern) for pattern in _ACCELERATORS]
+    attached = sum(len(list(files)) for files in found)
+    jax.config.update("jax_platforms", "cpu")
+  count = max(attached, jax.config.jax_num_cpu_devices, 1)
+  if count % min_devices:
+    count = min_devices
+  if count > jax.config.jax_num_cpu_devices:
+    jax.config.update("jax_num_cpu_devices", count)
+  return count
 
 
 def prepare(min_devices: int = 1) -> None:
@@ -23,8 +45,7 @@ def prepare(min_devices: int = 1) -> None:
     jax.config.update("jax_num_cpu_devices", min_devices)
   if jax.config.jax_platforms or "TPU_NAME" in os.environ:
     return
-  devices = pathlib.Path("/dev")
-  if any(any(devices.glob(pattern)) for pattern in _ACCELERATORS):
+  if any(any(_DEVICES.glob(pattern)) for pattern in _ACCELERATORS):
     return
   try:
     import libtpu  # noqa: F401

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from big_siglip.errors import raise_problems
-
-SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
+from big_siglip.schema.fields import SCHEDULES
 
 
 def learning_rate_schedule(

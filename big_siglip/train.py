@@ -23,7 +23,7 @@ from big_siglip.run.preemption import StopSignal
 from big_siglip.run.skipped import Skipped
 from big_siglip.run.starts import Starts
 from big_siglip.train_step import TrainState
-from big_siglip.trained import initial, stages
+from big_siglip.trained import from_init, initial, stages
 
 
 def train(config: ConfigDict, folder: str | None) -> None:
@@ -46,6 +46,9 @@ def train(config: ConfigDict, folder: str | None) -> None:
   stop = StopSignal()
   if config.distributed:
     processes.join()
+  config, taken = from_init.fill(config, folder)
+  if jax.process_index() == 0:
+    print("\n".join(taken), end="\n" * bool(taken), flush=True)
   with contextlib.ExitStack() as stack, processes.stopping_together():
     Loop(config, folder, stop, stack).run()
 

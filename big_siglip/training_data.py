@@ -10,7 +10,7 @@ from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.embedded import check_images, EmbeddedSource
 from big_siglip.datasets.prepare import default_data_dir
 from big_siglip.errors import naming, raise_problems
-from big_siglip.models.sizes import resolve_image
+from big_siglip.schema.sizes import resolve_image
 
 
 def source(

@@ -3,162 +3,44 @@
 python main.py --config=configs/digits.py --workdir=runs/digits
 """
 
-from ml_collections import config_dict, ConfigDict
+from ml_collections import ConfigDict
+
+from configs import base
 
 
 def get_config() -> ConfigDict:
-  """Returns the full experiment; every legal field appears here."""
-  c = ConfigDict()
-  c.seed = 0
+  """Returns the experiment."""
+  c = base.get_config()
   c.total_steps = 400
-  c.batch_size = 128  # Global: over all devices of all processes.
-  # Embed so many examples at once; the loss still sees the whole batch.
-  c.microbatch = config_dict.placeholder(int)
-  c.loss = ConfigDict(
-    {
-      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
-      "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
-      "dtype": "float32",  # Of a ring's products; bfloat16 halves its traffic.
-      # False negatives: pairs that match by chance, since a text or an image
-      # stands twice in a batch. negative (not looked for), ignore or positive.
-      "duplicates": "negative",
-      "same": "text",  # What has to be equal for that: text, image or either.
-    }
-  )
-  # Devices along each axis; -1, once, takes the rest.
-  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})
-  c.distributed = False  # Join other processes (jax.distributed.initialize).
+  c.batch_size = 128
 
-  # Start from trained weights: a run, a model folder, or published ones.
-  c.init = ConfigDict(
-    {
-      "path": config_dict.placeholder(str),
-      "towers": "both",  # both, image or text; the rest starts at random.
-      "positions": "big_vision",  # Or huggingface: at another resolution.
-    }
-  )
-
-  c.model = ConfigDict()
-  c.model.image = ConfigDict(
-    {
-      "size": "Ti/16",
-      "image_size": 32,  # pixels
-      "pooling": "map",  # map, cls or gap.
-      "head": False,  # A projection to embed_dim.
-      "drop_border": False,  # Allow pixels that no patch covers.
-      # These override the named size.
-      "patch_size": 8,  # pixels
-      "width": 128,
-      "depth": 4,
-      "mlp_dim": 512,
-      "num_heads": 4,
-    }
-  )
-  c.model.text = ConfigDict(
-    {
-      "size": "Ti",
-      "vocab_size": 259,
-      "length": 40,  # tokens; the longest caption has 35 bytes.
-      "pooling": "last",  # last, map, mean or cls.
-      "head": True,
-      "width": 128,
-      "depth": 2,
-      "mlp_dim": 512,
-      "num_heads": 4,
-    }
-  )
-  c.model.embed_dim = config_dict.placeholder(int)  # The image tower's width.
-  c.model.dtype = "float32"  # Of the computation; parameters are float32.
-  c.model.attention = "auto"  # Or xla, jax, cudnn, splash: by the chip.
+  c.model.image.size = "Ti/16"
+  c.model.image.image_size = 32
+  c.model.image.patch_size = 8
+  c.model.image.depth = 4
+  c.model.text.size = "Ti"
+  c.model.text.vocab_size = 259
+  c.model.text.length = 40  # The longest caption has 35 bytes.
+  c.model.text.depth = 2
+  for tower in (c.model.image, c.model.text):
+    tower.width = 128
+    tower.mlp_dim = 512
+    tower.num_heads = 4
+  c.model.dtype = "float32"
   c.model.remat = "none"
-  c.model.scan = False  # A loop over layers compiles faster, runs slower.
-  # Tokens of a device that go through a block at once; None: all.
-  c.model.slice_tokens = config_dict.placeholder(int)
-  c.model.lora = ConfigDict(  # Low-rank adaptation; see configs/lora.py.
-    {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"}
-  )
-  c.model.logit_scale_init = 10.0
+  c.model.scan = False
   c.model.logit_bias_init = -5.0  # log(1 / 127): one pair in 128 matches.
 
-  c.optimizer = ConfigDict(
-    {
-      "name": "adamw",  # adamw, adafactor or lion.
-      "learning_rate": 1e-3,
-      "schedule": "cosine",  # cosine, rsqrt, linear or constant.
-      "warmup_steps": c.get_ref("total_steps") // 10,
-      "cooldown_steps": 0,
-      "timescale": 10_000,  # steps, of rsqrt.
-      "b1": 0.9,
-      "b2": 0.95,
-      "mu_dtype": "float32",
-      "weight_decay": 1e-4,  # As in the papers: not times the learning rate.
-      "clip_norm": 1.0,
-      "rules": (),  # (path regex, {freeze | learning_rate | weight_decay}).
-    }
+  c.data.name = "digits"
+  c.data.split = "train"
+  c.data.crop_min_area = 0.8
+  c.data.tokenizer = "bytes"
+  c.data.num_threads = 1
+  c.evals.test = base.classification(
+    data="digits",
+    every=100,
+    batch_size=90,
+    templates=("a photo of the digit {}.", "a handwritten {}."),
+    **base.captions(),  # Of kind = "retrieval".
   )
-  c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
-
-  c.data = ConfigDict(
-    {
-      "name": "digits",  # digits, scenes, tar, tfds ...: docs/data.md.
-      "path": config_dict.placeholder(str),
-      "split": "train",
-      # NAME: {name, path, split, weight} ...: several sources (docs/data.md)
-      # instead of the one above.
-      "mixture": {},
-      "deduplicate": "none",  # Or by image or by name.
-      "image_key": config_dict.placeholder(str),  # None: found by its type.
-      # Fields with texts, or (field, weight) pairs; none: found by type.
-      "text_keys": (),
-      "label_key": config_dict.placeholder(str),  # None: found by its type.
-      "captions": "random",  # One of an image; or all: each an example.
-      "templates": (),  # "a photo of {}" ...: one is drawn for a caption.
-      "filters": {  # By what the data set says of an image; see docs/data.md.
-        "min_size": config_dict.placeholder(int),  # pixels, shorter side
-        "max_aspect": config_dict.placeholder(float),  # longer by shorter side
-        "min_score": config_dict.placeholder(float),  # in the next field
-        "score_key": config_dict.placeholder(str),
-        "language": config_dict.placeholder(str),  # in the next field
-        "language_key": "language",
-      },
-      "retry_seconds": 60.0,  # How long to try where storage does not answer.
-      "decoder": "pillow",  # pillow, exact, or fast (docs/data.md).
-      "resize": "bilinear",  # bilinear, bicubic or big_vision.
-      "crop_min_area": 0.8,  # 1: squash the whole image, as SigLIP does.
-      "flip": False,
-      "tokenizer": "bytes",  # Or a SentencePiece model's path.
-      "lowercase": True,
-      "clean": "none",  # Of captions: none, html (&amp;) or canonical.
-      "pad_id": 1,
-      "max_skipped": 0.1,  # Stop when a larger share cannot be used.
-      "num_workers": 0,  # processes; 0: threads alone.
-      "num_threads": 1,
-      "stall_seconds": 300.0,  # Stop when no batch comes for so long; 0: wait.
-    }
-  )
-  c.evals = ConfigDict()
-  c.evals.test = ConfigDict(
-    {
-      "kind": "classification",
-      "data": "digits",
-      "path": config_dict.placeholder(str),
-      "split": "test",
-      "every": 100,  # steps; also after the last one.
-      "batch_size": 90,  # Rows a device embeds at once.
-      "templates": ("a photo of the digit {}.", "a handwritten {}."),
-      # docs/evaluation.md tells what these files hold.
-      "templates_file": config_dict.placeholder(str),  # In place of templates.
-      "label_key": config_dict.placeholder(str),  # None: found by its type.
-      "classes_file": config_dict.placeholder(str),  # None: the labels' names.
-      "answers_file": config_dict.placeholder(str),  # None: the labels.
-      "canonicalize": False,  # Prompts in lowercase, without punctuation.
-      # Of kind = "retrieval".
-      "captions_file": config_dict.placeholder(str),
-      "max_captions": config_dict.placeholder(int),
-      "language": config_dict.placeholder(str),
-    }
-  )
-  c.log_every = 20  # steps
-  c.checkpoint = ConfigDict({"every": 200, "keep": 2})
-  c.wandb = False
   return c

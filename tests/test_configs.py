@@ -127,24 +127,47 @@ def test_a_broken_file_is_named(tmp_path: pathlib.Path, text, said):
 
 
 def test_a_missing_and_a_surplus_field_of_a_file_are_named(tmp_path):
-  text = pathlib.Path(runs.CONFIG).read_text()
-  text = text.replace("c.wandb = False", "c.wand = False")
+  text = (runs.ROOT / "configs" / "base.py").read_text()
   path = tmp_path / "mine.py"
-  path.write_text(text)
+  path.write_text(text.replace("c.wandb = False", "c.wand = False"))
   with pytest.raises(UserError) as error:
     load_config(str(path))
   assert "config.wandb: missing" in str(error.value)
   assert "config.wand: unknown" in str(error.value)
 
 
+@pytest.mark.parametrize("folder", ["configs", "others"])
+def test_a_config_finds_the_others_from_any_folder(
+  tmp_path, monkeypatch, folder
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(runs.ROOT)])
+  monkeypatch.delitem(sys.modules, "configs.digits", raising=False)
+  path = tmp_path / "project" / folder / "mine.py"
+  path.parent.mkdir(parents=True)
+  path.write_text(
+    "from configs import digits\n"
+    "def get_config():\n"
+    "  c = digits.get_config()\n"
+    "  c.seed = 9\n"
+    "  return c\n"
+  )
+  before = list(sys.path)
+  assert load_config(str(path)).seed == 9
+  assert sys.path == before
+
+
 def test_dry_run_prints_parameters_sharding_and_steps(capsys):
   path = str(runs.ROOT / "configs" / "so400m.py")
-  dry_run.print_plan(load_config(path, ["--config.mesh.fsdp=4"]))
+  dry_run.run(load_config(path, ["--config.mesh.fsdp=4"]))
+  output = capsys.readouterr().out
   lines = dict(
     line.rsplit(maxsplit=1)
-    for line in capsys.readouterr().out.splitlines()
+    for line in output.splitlines()
     if len(line.split()) > 1 and "{" not in line
   )
+  assert "weights: none" in output
+  assert "data: not given (config.data.path=None: must be" in output
   # FACTS: So400m/14 224 with text 64 has 48 more positions than the released.
   assert lines["parameters"] == f"{877_360_306 + 48 * 1152:,}"
   assert lines["steps"] == f"{40_000_000_000 // 32_768:,}"
@@ -162,4 +185,4 @@ def test_dry_run_simulates_a_mesh_larger_than_the_machine():
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  assert "16 x cpu (data=1, fsdp=8, tensor=2)" in done.stdout
+  assert "16 devices (data=1, fsdp=8, tensor=2)" in done.stdout

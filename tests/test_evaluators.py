@@ -10,6 +10,7 @@ import json
 import logging
 import pathlib
 
+from big_siglip.schema.evals import evaluation_problems
 from evaluator_cases import slow_recall, unit
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,7 @@ from big_siglip.evaluators import (
 )
 from big_siglip.evaluators.embed import embed_all, make_embed
 from big_siglip.models import SigLIP
-from big_siglip.models.sizes import resolve_image
-from big_siglip.schema.evals import evaluation_problems
+from big_siglip.schema.sizes import resolve_image
 from big_siglip.sharding import AXES, batch_devices
 
 CLASS_NAMES = ("red", "green", "blue")

@@ -15,7 +15,8 @@ from big_siglip import sharding
 from big_siglip.data.images import decode, resize
 from big_siglip.data.text import SentencePieceTokenizer
 from big_siglip.losses import sigmoid_loss
-from big_siglip.models import SigLIP, sizes
+from big_siglip.models import SigLIP
+from big_siglip.schema import sizes
 from big_siglip.weights import export
 from big_siglip.weights.model_config import make_model_config
 

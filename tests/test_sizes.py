@@ -1,13 +1,9 @@
 """Names and overrides resolve to the numbers of a tower."""
 
-import os
-import subprocess
-import sys
-
 from model_cases import model_config
 import pytest
 
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 
 
 def test_named_sizes_and_overrides():
@@ -38,19 +34,3 @@ def test_wrong_sizes_are_refused_by_name(tower, field, value, message):
   with pytest.raises(ValueError, match=message) as error:
     resolve(config[tower])
   assert "\n" not in str(error.value)
-
-
-def test_sizes_resolve_without_a_device():
-  program = (
-    "from big_siglip.models import sizes\n"
-    "class C(dict):\n  __getattr__ = dict.get\n"
-    "c = C.fromkeys(('width', 'depth', 'mlp_dim', 'num_heads'), None)\n"
-    "print(sizes.resolve_text(C(c, size='B')).width)\n"
-  )
-  result = subprocess.run(
-    [sys.executable, "-c", program],
-    env={**os.environ, "JAX_PLATFORMS": "no_such_platform"},
-    capture_output=True,
-    text=True,
-  )
-  assert result.stdout.strip() == "768", result.stderr

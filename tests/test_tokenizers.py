@@ -18,10 +18,11 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from big_siglip.data import vocabulary
-from big_siglip.data.cleaning import CLEANINGS, prepare
+from big_siglip.data.cleaning import prepare
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import BadExample, UserError
 from big_siglip.models import SigLIP
+from big_siglip.schema.fields import CLEANINGS
 from big_siglip.weights import export, open_weights
 from big_siglip.weights.preprocessing import find_preprocessing
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from big_siglip import sharding
-from big_siglip.models import REMAT_POLICIES, SigLIP, sizes
+from big_siglip.models import REMAT_POLICIES, SigLIP
 from big_siglip.models.compute import Compute
 from big_siglip.models.transformer import Attention, Encoder, slice_count
+from big_siglip.schema import fields
 
 
 def test_attention_equals_linen_in_initialization_and_value():
@@ -73,8 +74,8 @@ def compiled_gradient(scan, remat):
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_remat_changes_memory_and_not_gradients(scan):
-  assert set(sizes.REMAT_NAMES) == set(REMAT_POLICIES)
-  names = sizes.REMAT_NAMES if scan else ("none", "full")
+  assert set(fields.REMATS) == set(REMAT_POLICIES)
+  names = fields.REMATS if scan else ("none", "full")
   results = {name: compiled_gradient(scan, name) for name in names}
   expected, memory_of_all = results.pop("none")
   for gradients, memory in results.values():

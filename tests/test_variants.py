@@ -7,7 +7,8 @@ from model_cases import abstract_params
 import pytest
 from reference import CHECKPOINTS, I18N
 
-from big_siglip.models import SigLIP, sizes
+from big_siglip.models import SigLIP
+from big_siglip.schema import sizes
 from big_siglip.weights import big_vision, huggingface, open_clip
 from big_siglip.weights.model_config import make_model_config
 from big_siglip.weights.rules import write_params

@@ -53,10 +53,8 @@ def test_from_transformers_to_transformers(
     "import_weights", f"--weights={foreign}", f"--output={tmp_path / 'model'}"
   )
   assert status == 0, message
-  # A config must say of the model and its preprocessing what is true.
+  # The model and its preprocessing are those of the weights.
   evaluation = [
-    f"--config.data.tokenizer={tmp_path / 'model' / 'tokenizer.model'}",
-    *_model_flags(config),
     "--config.evals.photos.split=test",
     "--config.evals.photos.batch_size=80",
     f"--config.data.path={photos}",
@@ -87,6 +85,7 @@ def test_from_transformers_to_transformers(
     text=True,
   )
   assert done.returncode == 0, done.stderr
+  assert f"vocab_size={config.text.vocab_size}, " in done.stdout
   assert "the weights of" not in done.stderr, "the preprocessing is its own"
   report = json.loads((tmp_path / "run" / "finetuning.json").read_text())
   first = report["evaluations"]["evals/photos/image_to_text/recall@10"]
@@ -99,19 +98,6 @@ def test_from_transformers_to_transformers(
   )
   assert status == 0, message
   _check(tmp_path / "run", tmp_path / "out", photos)
-
-
-def _model_flags(config):
-  flags = {"image.image_size": config.image.image_size}
-  for tower in ("image", "text"):
-    for field in ("width", "depth", "mlp_dim", "num_heads"):
-      flags[f"{tower}.{field}"] = config[tower][field]
-  flags["image.size"] = config.image.size
-  flags["image.drop_border"] = config.image.drop_border
-  flags["text.size"] = config.text.size
-  flags["text.vocab_size"] = config.text.vocab_size
-  flags["text.length"] = config.text.length
-  return [f"--config.model.{field}={value}" for field, value in flags.items()]
 
 
 def _check(run, exported, photos):

@@ -17,15 +17,15 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 def main(argv: list[str]) -> None:
   """Draws the picture and prints the table."""
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import picture, platforms
-  from big_siglip.trained import saved  # Loads JAX.
-
   with exit_on_error():
     if argv[1:]:
       raise UserError(f"{argv[1]!r}: belongs to no flag")
-    platforms.prepare()
     if not _WORKDIR.value:
       raise UserError("--workdir=RUN must be given")
+    from big_siglip import picture, platforms
+    from big_siglip.trained import saved
+
+    platforms.prepare()
     run, checkpoint = saved.find(_WORKDIR.value)
     config = saved.load_config(run)
     file = picture.draw_run(run, checkpoint, config)

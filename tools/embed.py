@@ -41,6 +41,7 @@ _NUM_THREADS = flags.DEFINE_integer(
 )
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Or float16: half the size.")
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON.")
+_DTYPES = ("float32", "float16")
 _SECONDS = 10.0  # Between lines of progress.
 
 
@@ -55,9 +56,6 @@ def main(argv: list[str]) -> None:
     from big_siglip import embeddings, platforms
     from big_siglip.embeddings import description as descriptions
 
-    if _DTYPE.value not in descriptions.DTYPES:
-      allowed = " or ".join(descriptions.DTYPES)
-      raise UserError(f"--dtype={_DTYPE.value}: must be {allowed}")
     if _IMAGES.value:
       inputs = embeddings.read_images(_IMAGES.value, _COLUMN.value)
     else:
@@ -87,6 +85,9 @@ def _check_flags(arguments: list[str]) -> None:
   for flag in (_SHARD_SIZE, _BATCH_SIZE, _NUM_THREADS):
     if flag.value < 1:
       raise UserError(f"--{flag.name}={flag.value}: must be at least 1")
+  if _DTYPE.value not in _DTYPES:
+    allowed = " or ".join(_DTYPES)
+    raise UserError(f"--dtype={_DTYPE.value}: must be {allowed}")
   if arguments:
     raise UserError(f"{arguments[0]!r}: belongs to no flag")
 

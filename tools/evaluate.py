@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_evaluation
-from big_siglip.errors import exit_on_error
+from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -56,15 +56,14 @@ def parse(argv: list[str]) -> _Given:
 def main(given: _Given) -> None:
   """Evaluates one checkpoint, or all of a run."""
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import platforms  # Loads JAX.
-  from big_siglip.errors import UserError
-
   with exit_on_error():
-    platforms.prepare()
     if _WATCH.value is not None and _DISTRIBUTED.value:
       raise UserError("--watch: must be one process, without --distributed")
     if (_CHECKPOINT.value is None) == (_WATCH.value is None):
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
+    from big_siglip import platforms
+
+    platforms.prepare()
     if _WATCH.value is not None:
       _watch(_WATCH.value, given)
     else:

@@ -30,25 +30,25 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
 def main(argv: list[str]) -> None:
   """Exports, and prints where to."""
   logging.set_verbosity(logging.WARNING)
-  from big_siglip import platforms, sharding
-  from big_siglip.models import merged
-  from big_siglip.trained import saved, serving
-  from big_siglip.weights import export
-
   with exit_on_error():
     if argv[1:]:
       raise UserError(f"{argv[1]!r}: belongs to no flag")
-    platforms.prepare()
     for name in ("checkpoint", "output"):
       if not flags.FLAGS[name].value:
         raise UserError(f"--{name} must be given")
-    _, config, load_params = saved.open_model(_CHECKPOINT.value)
     output = pathlib.Path(_OUTPUT.value).expanduser()
     ending = _ENDINGS.get(_FORMAT.value, output.suffix)
     if output.suffix != ending:
       raise UserError(f"--output={output}: must end in {ending}")
     if output.exists():
       raise UserError(f"--output={output}: exists already")
+    from big_siglip import platforms, sharding
+    from big_siglip.models import merged
+    from big_siglip.trained import saved, serving
+    from big_siglip.weights import export
+
+    platforms.prepare()
+    _, config, load_params = saved.open_model(_CHECKPOINT.value)
     params = load_params(sharding.make_mesh())
     params = merged(params, config.model)
     formats = {**export.FORMATS, "stablehlo": serving.save}

@@ -14,6 +14,7 @@ big_siglip.load.
 import json
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
@@ -33,22 +34,21 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 def main(argv: list[str]) -> None:
   """Imports, and prints what was found."""
   logging.set_verbosity(logging.WARNING)
-  from etils import epath
-  import jax
-  from ml_collections import ConfigDict
-
-  from big_siglip import platforms, sharding
-  from big_siglip.trained import saved
-  from big_siglip.weights import open_weights
-  from big_siglip.weights.preprocessing import find_preprocessing
-
   with exit_on_error():
     if argv[1:]:
       raise UserError(f"{argv[1]!r}: belongs to no flag")
-    platforms.prepare()
     for name in ("weights", "output"):
       if not flags.FLAGS[name].value:
         raise UserError(f"--{name} must be given")
+    from etils import epath
+    import jax
+
+    from big_siglip import platforms, sharding
+    from big_siglip.trained import saved
+    from big_siglip.weights import open_weights
+    from big_siglip.weights.preprocessing import find_preprocessing
+
+    platforms.prepare()
     weights = open_weights(_WEIGHTS.value)
     data = find_preprocessing(weights, _TOKENIZER.value)
     config = ConfigDict({"model": weights.model, "data": data})

@@ -34,9 +34,11 @@ def main(config: ConfigDict) -> None:
   logging.set_verbosity(logging.ERROR)
   from big_siglip import build, platforms, training_data
   from big_siglip.report import inspection
+  from big_siglip.trained import from_init
 
   with exit_on_error():
     platforms.prepare()
+    config, taken = from_init.fill(config)
     source = training_data.train_source(config)
     found = inspection.inspect(
       source, build.preprocess(config), config, _COUNT.value
@@ -50,6 +52,7 @@ def main(config: ConfigDict) -> None:
   if _JSON.value:
     print(json.dumps(as_json(found, len(source))))
   else:
+    print("\n".join(taken), end="\n" * bool(taken))
     print_table(found, len(source), config)
 
 

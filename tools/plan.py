@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_flags
 from big_siglip.errors import exit_on_error, UserError
+from big_siglip.schema.fields import REMATS
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
@@ -46,6 +47,12 @@ def parse(argv: list[str]) -> ConfigDict:
     config = parse_flags(argv)
     if not _TOPOLOGY.value:
       raise UserError("--topology=KIND:SHAPE must be given, such as v5e:16x16")
+    _integers("batch_sizes", _BATCH_SIZES.value)
+    _integers("fsdps", _FSDPS.value)
+    for remat in _REMATS.value:
+      if remat not in REMATS:
+        allowed = ", ".join(REMATS)
+        raise UserError(f"--remats={remat}: must be one of {allowed}")
     return config
 
 
@@ -58,8 +65,12 @@ def main(config: ConfigDict) -> None:
   if not _TOPOLOGY.value.startswith("gpu"):
     jax.config.update("jax_platforms", "cpu")
   from big_siglip.plan import plan
+  from big_siglip.trained import from_init
 
   with exit_on_error():
+    config, taken = from_init.fill(config)
+    if not _JSON.value:
+      print("\n".join(taken), end="\n" * bool(taken))
     if _SWEEP.value:
       made = _sweep(plan, config)
     else:

@@ -26,6 +26,7 @@ from absl import app, flags, logging
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
+_KINDS = ("wit", "wit_base", "tar", "parquet")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder of the data set.")
 _NAME = flags.DEFINE_string("name", None, "Its name; None: the command's.")
 _CAPTIONS = flags.DEFINE_list(
@@ -92,11 +93,13 @@ def main(argv: list[str]) -> None:
   # Nothing is lost at any moment: there is nothing to wait for.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _stop)
+  kind = argv[1] if argv[1:] else ""
   with exit_on_error():
+    _check_arguments(kind)
     try:
       from big_siglip.preparation.folder import Folder
 
-      folder = Folder(_make_job(argv[1:]))
+      folder = Folder(_make_job(kind, argv[2:]))
       from big_siglip.preparation import pipelines
     except ImportError as error:
       if not error.name:  # What a bucket needs; it says what to install.
@@ -121,15 +124,17 @@ def _stop(number: int, frame: types.FrameType | None) -> None:
   os._exit(128 + number)
 
 
-def _make_job(arguments: list[str]):
-  from big_siglip.preparation import filters, job, origins, records
-
-  kind, inputs = (arguments or [""])[0], arguments[1:]
-  if kind not in job.KINDS:
-    allowed = ", ".join(job.KINDS)
+def _check_arguments(kind: str) -> None:
+  if kind not in _KINDS:
+    allowed = ", ".join(_KINDS)
     raise UserError(f"command {kind!r}: must be one of {allowed}")
   if not _OUTPUT.value:
     raise UserError("--output=FOLDER must be given")
+
+
+def _make_job(kind: str, inputs: list[str]):
+  from big_siglip.preparation import filters, job, origins, records
+
   limits = None
   if kind == "wit" and _USER_AGENT.value:
     limits = origins.Limits(

@@ -11,23 +11,28 @@ file that opens offline, in any browser. A run may still be in progress.
 from absl import app, flags, logging
 
 from big_siglip.command_line import parse_arguments
-from big_siglip.errors import exit_on_error
+from big_siglip.errors import exit_on_error, UserError
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
 _EXAMPLES = flags.DEFINE_integer(
   "examples",
   300,
   "Examples of each data set to show the models; 0 for no pictures.",
+  lower_bound=0,
 )
-_PRICE = flags.DEFINE_float("price", None, "Price of an hour of one device.")
+_PRICE = flags.DEFINE_float(
+  "price", None, "Price of an hour of one device.", 0.0
+)
 
 
 def main(argv: list[str]) -> None:
   """Writes the page and prints where it lies."""
   logging.set_verbosity(logging.ERROR)
-  from big_siglip import platforms, report  # Loads JAX.
-
   with exit_on_error():
+    if not argv[1:]:
+      raise UserError("name at least one run's folder")
+    from big_siglip import platforms, report
+
     platforms.prepare()
     file = report.write_report(
       argv[1:],

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, naming, UserError
+from big_siglip.schema.fields import CLEANINGS
 
 _DATA = flags.DEFINE_string("data", "folder", "As config.data.name.")
 _PATH = flags.DEFINE_string("path", None, "As config.data.path.")
@@ -38,6 +39,7 @@ _MAX_CAPTIONS = flags.DEFINE_integer(
   "max_captions", 2_000_000, "A random sample of so many is kept in memory."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_MODEL_TYPES = ("unigram", "bpe")
 _FIELDS = {
   "config.data.name": "--data",
   "config.data.path": "--path",
@@ -49,14 +51,14 @@ def main(argv: list[str]) -> None:
   """Trains, and prints what was made."""
   logging.set_verbosity(logging.WARNING)
   with exit_on_error():
-    from big_siglip.data import cleaning, vocabulary
-    from big_siglip.data.sources import open_source
-    from big_siglip.data.text import make_tokenizer
-
-    _check_flags(argv[1:], vocabulary.MODEL_TYPES, cleaning.CLEANINGS)
+    _check_flags(argv[1:])
     output = pathlib.Path(_OUTPUT.value).expanduser()
     if output.exists():
       raise UserError(f"--output={output}: exists already")
+    from big_siglip.data import vocabulary
+    from big_siglip.data.sources import open_source
+    from big_siglip.data.text import make_tokenizer
+
     with naming(_FIELDS):
       source = open_source(_DATA.value, _SPLIT.value, _PATH.value)
     captions = vocabulary.Captions(source, _CLEAN.value, _LOWERCASE.value)
@@ -84,12 +86,12 @@ def main(argv: list[str]) -> None:
     print(f"{name:12} {value}")
 
 
-def _check_flags(arguments, model_types, cleanings) -> None:
+def _check_flags(arguments: list[str]) -> None:
   if arguments:
     raise UserError(f"{arguments[0]!r}: belongs to no flag")
   if not _OUTPUT.value:
     raise UserError("--output=FILE.model must be given")
-  for flag, allowed in ((_MODEL_TYPE, model_types), (_CLEAN, cleanings)):
+  for flag, allowed in ((_MODEL_TYPE, _MODEL_TYPES), (_CLEAN, CLEANINGS)):
     if flag.value not in allowed:
       names = ", ".join(allowed)
       raise UserError(f"--{flag.name}={flag.value}: must be one of {names}")

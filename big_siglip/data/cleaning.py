@@ -11,7 +11,6 @@ import html
 import re
 import string
 
-CLEANINGS = ("none", "html", "canonical")
 _REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from big_siglip.errors import BadExample, UserError
+from big_siglip.schema.fields import RESIZES
 
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
@@ -113,7 +114,7 @@ def resize(
   if method == BIG_VISION:
     return _resize_big_vision(image, (height, width), box)
   if method not in RESIZE_METHODS:
-    allowed = ", ".join([*RESIZE_METHODS, BIG_VISION])
+    allowed = ", ".join(RESIZES)
     raise UserError(f"config.data.resize={method!r}: must be one of {allowed}")
   resized = Image.fromarray(image).resize(
     (width, height), RESIZE_METHODS[method], box=box

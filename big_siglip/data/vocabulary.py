@@ -16,7 +16,6 @@ from big_siglip.data.cleaning import prepare
 from big_siglip.data.sources import Source
 from big_siglip.errors import BadExample, UserError
 
-MODEL_TYPES = ("unigram", "bpe")
 _MAX_BYTES = 16_384  # Of a caption; SentencePiece leaves longer ones out.
 
 
@@ -72,7 +71,7 @@ def train(
     captions: as a tokenizer gets them; see `Captions`.
     output: the file, whose folder is made.
     vocab_size: pieces, with the special ones and the 256 bytes.
-    model_type: one of `MODEL_TYPES`; c4_en is unigram, Gemma's bpe.
+    model_type: unigram or bpe; c4_en is unigram, Gemma's bpe.
     byte_fallback: write characters that have no piece as bytes, so that there
       is no unknown one.
     character_coverage: share of all characters that get pieces of their own;

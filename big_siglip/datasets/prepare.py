@@ -32,6 +32,13 @@ def is_known(name: str) -> bool:
   )
 
 
+def is_prepared(name: str, data_dir: str | None = None) -> bool:
+  """Whether a data set of the project's own lies whole on disk."""
+  name = f"scenes/{NUM_TRAIN}" if name == "scenes" else name
+  root = epath.Path(data_dir or default_data_dir()).expanduser()
+  return _open_whole(name, root) is not None
+
+
 def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
   """Returns the builder of a data set that lies whole on disk.
 

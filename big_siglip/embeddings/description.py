@@ -10,12 +10,11 @@ from typing import Any
 from big_siglip.data.embedding_folder import Description, NAME, read
 from big_siglip.embeddings.inputs import Inputs
 from big_siglip.errors import UserError
-from big_siglip.models.sizes import resolve_image
 from big_siglip.run import workdir
+from big_siglip.schema.sizes import resolve_image
 from big_siglip.trained import saved
 from big_siglip.trained.inference import Model
 
-DTYPES = ("float32", "float16")
 # What decides whether a query's embedding may be compared with the folder's.
 MODEL_FIELDS = ("width", "preprocessing", "parameters")
 
@@ -28,7 +27,7 @@ def describe(
   Args:
     inputs: what is embedded.
     model: see `describe_model`.
-    dtype: of the embeddings, one of `DTYPES`.
+    dtype: of the embeddings, float32 or float16.
     shard_size: inputs of a shard.
   """
   return Description(
@@ -83,7 +82,7 @@ def describe_model(model: Model, checkpoint: str) -> dict[str, Any]:
       "resize": config.data.resize,
       "tokenizer": tokenizer,
       "lowercase": config.data.lowercase,
-      "clean": config.data.get("clean", "none"),
+      "clean": config.data.clean,
       "pad_id": config.data.pad_id,
       "text_length": config.model.text.length,
     },

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.run import workdir
-from big_siglip.schema.evals import evaluation_problems
+from big_siglip.schema.fields import evaluation_problems
 
 # What decides which pixels and tokens a model sees.
 _PREPROCESSING = (
@@ -83,11 +83,12 @@ def _get(config: ConfigDict, field: str) -> Any:
   section, _, key = field.rpartition(".")
   for name in section.split("."):
     config = config[name]
-  # A model of before texts were cleaned.
-  return config.get(key, "none") if field == "data.clean" else config[key]
+  return config[key]
 
 
 def _differs(field: str, trained: Any, given: Any) -> bool:
+  if given is None:  # As the weights have it.
+    return False
   if field != "data.tokenizer" or trained == given:
     return trained != given
   # A run keeps a copy of its tokenizer: another place, the same bytes.

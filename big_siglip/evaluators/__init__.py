@@ -2,7 +2,7 @@
 
 To add one: a frozen dataclass whose call takes parameters and returns a
 `Result`, in a file of its own, a branch in `make_evaluator`, and its fields in
-`big_siglip.schema.fields.EVALUATION_FIELDS`.
+`big_siglip.schema.fields.EVALUATIONS`.
 """
 
 from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.models.sizes import resolve_image
+from big_siglip.schema.sizes import resolve_image
 from big_siglip.sharding import batch_devices, replicated, to_global
 
 # What a CPU embeds at once: more activations than that leave its cache between

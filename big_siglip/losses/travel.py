@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from big_siglip.errors import UserError
-
-DTYPES = ("float32", "bfloat16")
+from big_siglip.schema.fields import DTYPES
 
 
 def tile_rows(

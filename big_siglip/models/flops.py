@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 
 # Peak bfloat16 operations a second of one device, by `device_kind`: the chips'
 # published sheets.

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
-from big_siglip.models.sizes import TowerSize
 from big_siglip.models.transformer import Attention, Mlp
+from big_siglip.schema.sizes import TowerSize
 
 
 class AttentionPool(nn.Module):

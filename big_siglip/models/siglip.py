@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from big_siglip.models import sizes
 from big_siglip.models.compute import Compute
 from big_siglip.models.text import TextTower
 from big_siglip.models.towers import Seen
 from big_siglip.models.transformer import constrain
 from big_siglip.models.vision import ImageTower
+from big_siglip.schema import sizes
 
 
 class SigLIP(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from big_siglip.models import sizes
 from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import add_class_token, class_token_mask, pool
 from big_siglip.models.transformer import add_position_embedding, Encoder
+from big_siglip.schema import sizes
 
 
 class TextTower(nn.Module):

@@ -9,10 +9,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_siglip.models import sizes
 from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import add_class_token, class_token_mask, pool
 from big_siglip.models.transformer import add_position_embedding, Encoder
+from big_siglip.schema import sizes
 
 
 class ImageTower(nn.Module):

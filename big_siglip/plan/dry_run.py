@@ -1,34 +1,53 @@
-"""What a config would train, without data and without computing anything."""
+"""What a config would train and a start would say; computes nothing."""
 
 import json
 import math
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import build, platforms
 from big_siglip.config import has_image_tower
 from big_siglip.models import flops
+from big_siglip.plan import start
 from big_siglip.run import workdir
 from big_siglip.sharding import path_string
+from big_siglip.trained import from_init
 
 
-def print_plan(config: ConfigDict) -> None:
-  """Prints config, parameter table with shardings, and step count.
+def run(config: ConfigDict, folder: str | None = None) -> None:
+  """Prints what would be trained, and what a start would say.
 
-  A mesh of more devices than are attached is simulated.
+  The mesh is simulated, of as many CPU devices as it has or as accelerators are
+  attached: these stay at their work.
+
+  Args:
+    config: without mistakes (`config.find_problems`).
+    folder: the run's, if any.
 
   Raises:
-    UserError: mesh, batch or rules do not fit.
+    UserError: whatever a start would say is wrong, as far as weights, data and
+      folder are given.
   """
   sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   count = math.prod(size for size in sizes if size > 0)
-  platforms.prepare(count)
-  devices = None  # All that are attached.
-  if len(jax.devices()) < count or len(jax.devices()) % count:
-    devices = jax.devices("cpu")[:count]
-  mesh = build.mesh(config, devices)
+  count = platforms.stay_on_cpu(count)
+  config, taken = from_init.fill(config, folder)
+  mesh = build.mesh(config, jax.devices("cpu")[:count])
+  print_plan(config, mesh)
+  print()
+  for line in [*taken, *start.lines(config, mesh, folder)]:
+    print(line)
+
+
+def print_plan(config: ConfigDict, mesh: Mesh) -> None:
+  """Prints config, parameter table with shardings, and step count.
+
+  Raises:
+    UserError: rules do not fit.
+  """
   state = build.program(config, mesh).abstract_state
   print(json.dumps(workdir.as_json(config), indent=2))
   print()
@@ -46,7 +65,7 @@ def print_plan(config: ConfigDict) -> None:
     ("parameters", f"{total:,}"),
     ("of the image tower", f"{_count(state.params.get('image', ())):,}"),
     ("of the text tower", f"{_count(state.params['text']):,}"),
-    ("mesh", f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})"),
+    ("mesh", f"{mesh.size} devices ({axes})"),
     ("state a device", f"{per_device / 2**20:,.1f} MiB"),
     (
       "batch",

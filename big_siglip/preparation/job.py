@@ -14,7 +14,6 @@ from big_siglip.preparation.filters import check_wit_languages, Filters
 from big_siglip.preparation.origins import Limits
 from big_siglip.preparation.records import ImageLimits, Record, Tally
 
-KINDS = ("wit", "wit_base", "tar", "parquet")
 _SHARDS_AN_INPUT = 64  # Of wit: one of its ten files has a million images.
 
 
@@ -23,7 +22,7 @@ class Job:
   """All that workers need to know; may be pickled.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: wit, wit_base, tar or parquet.
     inputs: the files, in the order of their names.
     output: the folder of the data set.
     name: of the data set.
@@ -137,7 +136,7 @@ def make_job(
   """Returns a job whose inputs are there and look right.
 
   Args:
-    kind: one of `KINDS`.
+    kind: wit, wit_base, tar or parquet.
     inputs: files or patterns such as "wit_v1.train.all-*.tsv.gz".
     output: see `Job`, as the rest.
     filters: see `Job`.

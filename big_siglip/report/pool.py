@@ -18,7 +18,6 @@ from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluators import make_evaluator
 from big_siglip.evaluators.captions import open_captions
 from big_siglip.report.runs import Run
-from big_siglip.schema.fields import EVALUATION_FIELDS
 from big_siglip.trained import inference
 
 _THUMBNAIL = 128  # Pixels of the longer side.
@@ -211,10 +210,8 @@ def ask(model: inference.Model, pool: Pool, spec: ConfigDict | None) -> Answers:
   texts = probabilities(pool.texts)
   if spec is None:
     return Answers(texts, None)
-  # A run of other times may lack fields that came later.
-  fields = dict.fromkeys(EVALUATION_FIELDS["classification"]) | dict(spec)
   evaluator = make_evaluator(
-    ConfigDict(fields),
+    ConfigDict(dict(spec)),
     open_split=lambda split: part,
     preprocess=model.preprocess,
     embedders=model.embedders,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from big_siglip.config import changed_fields, has_image_tower
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
+from big_siglip.schema.fields import complete_config
 
 # The tokenizer of a run, kept beside its checkpoints: SentencePiece, or of
 # Hugging Face.
@@ -17,14 +18,16 @@ _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _EMBEDDING = "embedding.json"  # Of the embeddings that a run trains on.
 
 
-def claim(workdir: str, config: ConfigDict) -> epath.Path:
-  """Returns the folder after making sure it is this run's.
+def check(
+  workdir: str, config: ConfigDict
+) -> tuple[epath.Path, dict[str, Any]]:
+  """Returns a run's folder and its config.json, without writing anything.
 
-  Process 0 writes `config.json` into a new folder. In an older one the fields
-  that decide about the trained parameters must be as they were.
+  In an older folder the fields that decide about the trained parameters must be
+  as they were.
 
   Raises:
-    UserError: not writable, or of another config.
+    UserError: it cannot be read, or is of another config.
   """
   folder = epath.Path(workdir)
   # Orbax wants absolute local paths.
@@ -34,6 +37,8 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
     old = read_config(folder) if (folder / "config.json").exists() else None
   except OSError as error:
     raise UserError(f"--workdir={workdir}: {error.strerror}") from error
+  if old is not None and new["data"]["tokenizer"] == find_tokenizer(folder):
+    new["data"]["tokenizer"] = old["data"]["tokenizer"]  # The copy kept of it.
   changes = changed_fields(old, new) if old is not None else []
   if changes:
     if any(change.startswith("config.total_steps:") for change in changes):
@@ -42,6 +47,18 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
       f"--workdir={workdir} is of another config; take another folder, or set "
       "back:\n  " + "\n  ".join(changes)
     )
+  return folder, new
+
+
+def claim(workdir: str, config: ConfigDict) -> epath.Path:
+  """Returns the folder after making sure it is this run's; see `check`.
+
+  Process 0 writes `config.json`.
+
+  Raises:
+    UserError: not writable, or of another config.
+  """
+  folder, new = check(workdir, config)
   if jax.process_index() == 0:
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +115,7 @@ def write_whole(path: epath.Path, text: str) -> None:
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
-  """Returns what `config.json` of a run holds.
+  """Returns what `config.json` of a run holds, in today's fields and words.
 
   Raises:
     UserError: there is none, or it is no JSON object.
@@ -112,7 +129,7 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     raise UserError(f"{path}: not JSON ({error})") from error
   if not isinstance(value, dict):
     raise UserError(f"{path}: must be a JSON object")
-  return value
+  return complete_config(value)
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

@@ -22,16 +22,3 @@ class Checker:
     """Notes that a field breaks a rule, unless `ok`."""
     if not ok:
       self.problems.append(f"config.{field}={self[field]!r}: {rule}")
-
-  def at_least(self, minimum: float, *fields: str) -> None:
-    """Notes the fields, None apart, that lie below `minimum`."""
-    for field in fields:
-      if self[field] is not None:
-        self.require(
-          self[field] >= minimum, field, f"must be at least {minimum}"
-        )
-
-  def choice(self, field: str, choices: tuple[str, ...]) -> None:
-    """Notes a field that is none of `choices`."""
-    rule = f"must be one of {', '.join(choices)}"
-    self.require(self[field] in choices, field, rule)

@@ -8,7 +8,6 @@ from big_siglip.schema.checks import Checker
 
 def check_source(check: Checker) -> None:
   """Checks what is taken of a data set."""
-  check.at_least(1, "data.filters.min_size", "data.filters.max_aspect")
   check.require(
     check["data.filters.min_score"] is None
     or check["data.filters.score_key"] is not None,
@@ -53,9 +52,6 @@ def check_mixture(check: Checker) -> None:
     if entry.weight is None:
       rule = "must be a number, as another entry's is, or all be None"
       check.require(not some_given, weight, rule)
-    else:
-      rule = "must be above 0, and finite"
-      check.require(0 < entry.weight < math.inf, weight, rule)
     check.require(
       entry.name != "embeddings",
       f"data.mixture.{name}.name",

@@ -1,198 +1,277 @@
-"""Every legal field of a config, and its type."""
+"""The table of all fields: type, words, range, and what resuming may change.
+
+configs/base.py says what each is for, and gives all their values.
+"""
 
 from collections.abc import Iterator, Mapping
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
 
-_OPTIONAL_INT = (int, type(None))
-_OPTIONAL_STR = (str, type(None))
-_NUMBER = (float, int)
-_OPTIONAL_NUMBER = (float, int, type(None))
+from big_siglip.schema.field import (
+  complete,
+  Field,
+  named_problems,
+  problems,
+  Sections,
+)
 
-# Every legal field and its type. `evals` maps names of the user's choice to
-# sections of `EVALUATION_FIELDS`, `data.mixture` to ones of `MIXTURE_FIELDS`.
-FIELDS = {
-  "seed": int,
-  "total_steps": int,
-  "batch_size": int,
-  "microbatch": _OPTIONAL_INT,
-  "loss": {
-    "name": str,
-    "chunk_size": _OPTIONAL_INT,
-    "dtype": str,
-    "duplicates": str,
-    "same": str,
+# Words that other modules implement.
+ATTENTIONS = ("auto", "xla", "heads_first", "cudnn", "splash", "short")
+REMATS = ("none", "full", "dots", "projections", "attention", "mlp", "offload")
+DTYPES = ("float32", "bfloat16")
+DUPLICATES = ("negative", "ignore", "positive")
+POSITIONS = ("big_vision", "huggingface")
+SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
+CLEANINGS = ("none", "html", "canonical")
+RESIZES = ("bilinear", "bicubic", "big_vision")
+
+_COUNT, _POSITIVE = "[1, inf]", "(0, inf)"
+_free = functools.partial(Field, resumes=True)
+_size = functools.partial(Field, int | None)
+_trained = functools.partial(Field, of_weights=True)
+_unset = functools.partial(Field, older=None)
+_TOWER = {"width": _size(), "depth": _size(), "mlp_dim": _size()}
+_TOWER |= {"num_heads": _size()}
+
+_MODEL = {
+  "image": {
+    "size": _trained(str),
+    "image_size": _trained(int, within=_COUNT),
+    "pooling": _trained(str, ("map", "cls", "gap", "none")),
+    "head": _trained(bool),
+    "drop_border": _trained(bool),
+    "patch_size": _size(),
+    **_TOWER,
   },
-  "mesh": {"data": int, "fsdp": int, "tensor": int, "slices": int},
-  "distributed": bool,
-  "init": {"path": _OPTIONAL_STR, "towers": str, "positions": str},
-  "model": {
-    "image": {
-      "size": str,
-      "image_size": int,
-      "pooling": str,
-      "head": bool,
-      "drop_border": bool,
-      "patch_size": _OPTIONAL_INT,
-      "width": _OPTIONAL_INT,
-      "depth": _OPTIONAL_INT,
-      "mlp_dim": _OPTIONAL_INT,
-      "num_heads": _OPTIONAL_INT,
-    },
-    "text": {
-      "size": str,
-      "vocab_size": int,
-      "length": int,
-      "pooling": str,
-      "head": bool,
-      "width": _OPTIONAL_INT,
-      "depth": _OPTIONAL_INT,
-      "mlp_dim": _OPTIONAL_INT,
-      "num_heads": _OPTIONAL_INT,
-    },
-    "embed_dim": _OPTIONAL_INT,
-    "dtype": str,
-    "attention": str,
-    "remat": str,
-    "scan": bool,
-    "slice_tokens": _OPTIONAL_INT,
-    "lora": {"rank": int, "alpha": _NUMBER, "targets": str},
-    "logit_scale_init": _NUMBER,
-    "logit_bias_init": _NUMBER,
+  "text": {
+    "size": _trained(str),
+    "vocab_size": _trained(int, within=_COUNT),
+    "length": _trained(int, within=_COUNT),
+    "pooling": _trained(str, ("last", "map", "mean", "cls", "none")),
+    "head": _trained(bool),
+    **_TOWER,
   },
-  "optimizer": {
-    "name": str,
-    "learning_rate": _NUMBER,
-    "schedule": str,
-    "warmup_steps": int,
-    "cooldown_steps": int,
-    "timescale": int,
-    "b1": _NUMBER,
-    "b2": _NUMBER,
-    "mu_dtype": str,
-    "weight_decay": _NUMBER,
-    "clip_norm": _NUMBER,
-    "rules": (tuple, list),
+  "embed_dim": Field(int | None, within=_COUNT),
+  "dtype": Field(str, DTYPES),
+  "attention": _free(str, ATTENTIONS, older="auto", was={"jax": "xla"}),
+  "remat": _free(str, REMATS),
+  "scan": Field(bool),
+  "slice_tokens": _free(int | None, within=_COUNT, older=None),
+  "lora": {
+    "rank": Field(int, within="[0, inf]", older=0),
+    "alpha": Field(float | int, older=8.0),
+    "targets": Field(str, older=".*/attention/.*/kernel"),
   },
-  "nonfinite": str,
-  "data": {
-    "name": str,
-    "path": _OPTIONAL_STR,
-    "split": str,
-    "mixture": {},
-    "deduplicate": str,
-    "image_key": _OPTIONAL_STR,
-    "text_keys": (tuple, list),
-    "label_key": _OPTIONAL_STR,
-    "captions": str,
-    "templates": (tuple, list),
-    "filters": {
-      "min_size": _OPTIONAL_INT,
-      "max_aspect": _OPTIONAL_NUMBER,
-      "min_score": _OPTIONAL_NUMBER,
-      "score_key": _OPTIONAL_STR,
-      "language": _OPTIONAL_STR,
-      "language_key": str,
-    },
-    "retry_seconds": _NUMBER,
-    "decoder": str,
-    "resize": str,
-    "crop_min_area": _NUMBER,
-    "flip": bool,
-    "tokenizer": str,
-    "lowercase": bool,
-    "clean": str,
-    "pad_id": int,
-    "max_skipped": _NUMBER,
-    "num_workers": int,
-    "num_threads": int,
-    "stall_seconds": _NUMBER,
-  },
-  "evals": {},
-  "log_every": int,
-  "checkpoint": {"every": int, "keep": int},
-  "wandb": bool,
+  "logit_scale_init": Field(float | int, within=_POSITIVE),
+  "logit_bias_init": Field(float | int),
 }
-MIXTURE_FIELDS = {
-  "name": str,
-  "path": _OPTIONAL_STR,
-  "split": str,
-  "weight": _OPTIONAL_NUMBER,
+_OPTIMIZER = {
+  "name": Field(str, ("adamw", "adafactor", "lion")),
+  "learning_rate": Field(float | int, within=_POSITIVE),
+  "schedule": Field(str, SCHEDULES),
+  "warmup_steps": Field(int, within="[0, inf]"),
+  "cooldown_steps": Field(int, within="[0, inf]"),
+  "timescale": Field(int, within=_COUNT),
+  "b1": Field(float | int, within="[0, 1)"),
+  "b2": Field(float | int, within="[0, 1)"),
+  "mu_dtype": Field(str, DTYPES),
+  "weight_decay": Field(float | int, within="[0, inf]"),
+  "clip_norm": Field(float | int, within="[0, inf]"),
+  "rules": Field(tuple | list),
 }
-# Of each section of `evals`, by its kind: COMMON and the kind's own. A section
-# may hold those of other kinds too, so that the kind can be overridden.
-COMMON_EVALUATION_FIELDS = {
-  "kind": str,
-  "data": str,
-  "path": _OPTIONAL_STR,
-  "split": str,
-  "every": int,
-  "batch_size": int,
+_MIXTURE = {
+  "name": Field(str),
+  "path": Field(str | None),
+  "split": Field(str),
+  "weight": Field(float | int | None, within=_POSITIVE),
+}
+_DATA = {
+  "name": Field(str),
+  "path": Field(str | None),
+  "split": Field(str),
+  "mixture": Sections(_MIXTURE),
+  "deduplicate": Field(str, ("none", "image", "name"), older="none"),
+  "fields": Field(tuple | list, older=()),
+  "image_key": _unset(str | None),
+  "text_keys": Field(tuple | list, older=()),
+  "label_key": _unset(str | None),
+  "captions": Field(str, ("random", "all"), older="random"),
+  "templates": Field(tuple | list, older=()),
+  "filters": {
+    "min_size": _unset(int | None, within=_COUNT),
+    "max_aspect": _unset(float | int | None, within=_COUNT),
+    "min_score": _unset(float | int | None),
+    "score_key": _unset(str | None),
+    "language": _unset(str | None),
+    "language_key": Field(str, older="language"),
+  },
+  "retry_seconds": _free(float | int, within="[0, inf]", older=60.0),
+  "decoder": Field(str, ("pillow", "fast"), older="pillow"),
+  "resize": _trained(str, RESIZES),
+  "crop_min_area": Field(float | int, within="(0, 1]"),
+  "flip": Field(bool),
+  "tokenizer": _trained(str),
+  "lowercase": _trained(bool),
+  "clean": _trained(str, CLEANINGS, older="none"),
+  "pad_id": _trained(int, within="[0, inf]"),
+  "max_skipped": _free(float | int, within="[0, 1]", older=0.1),
+  "num_workers": _free(int, within="[0, inf]"),
+  "num_threads": _free(int, within=_COUNT),
+  "stall_seconds": _free(float | int, within="[0, inf]", older=300.0),
+}
+
+_EVALUATION = {
+  "kind": Field(str),
+  "data": Field(str),
+  "path": Field(str | None),
+  "split": Field(str),
+  "every": Field(int, within=_COUNT),
+  "batch_size": Field(int, within=_COUNT),
 }
 _LABELS = {
-  "label_key": _OPTIONAL_STR,
-  "classes_file": _OPTIONAL_STR,
-  "answers_file": _OPTIONAL_STR,
+  "label_key": _unset(str | None),
+  "classes_file": _unset(str | None),
+  "answers_file": _unset(str | None),
 }
 _CAPTIONS = {
-  "captions_file": _OPTIONAL_STR,
-  "max_captions": _OPTIONAL_INT,
-  "language": _OPTIONAL_STR,
+  "captions_file": _unset(str | None),
+  "max_captions": _unset(int | None, within=_COUNT),
+  "language": _unset(str | None),
 }
-EVALUATION_FIELDS = {
-  "classification": {
-    "templates": (tuple, list),
-    "templates_file": _OPTIONAL_STR,
-    "canonicalize": bool,
-    **_LABELS,
+# Sections by name: the fields of each kind. A new kind is one line here.
+EVALUATIONS = Sections(
+  _EVALUATION,
+  {
+    "classification": {
+      "templates": Field(tuple | list),
+      "templates_file": _unset(str | None),
+      "canonicalize": Field(bool, older=False),
+      **_LABELS,
+    },
+    "retrieval": _CAPTIONS,
+    "fewshot": {
+      "train_split": Field(str),
+      "shots": Field(tuple | list, each=Field(int, within=_COUNT)),
+      "seeds": Field(int, within=_COUNT),
+      "l2": Field(float | int, within="(0, inf]"),
+      **_LABELS,
+    },
+    "linear_probe": {
+      "train_split": Field(str),
+      "penalties": Field(
+        tuple | list, each=Field(float | int, within="[1e-12, inf]")
+      ),
+      **_LABELS,
+    },
+    "calibration": {
+      "prior": Field(float | int | None, within="(0, 1)"),
+      **_CAPTIONS,
+    },
+    "loss_health": {
+      "loss_batch_size": Field(int, within="[2, inf]"),
+      **_CAPTIONS,
+    },
   },
-  "retrieval": _CAPTIONS,
-  "fewshot": {
-    "train_split": str,
-    "shots": (tuple, list),
-    "seeds": int,
-    "l2": _NUMBER,
-    **_LABELS,
+  resumes=True,
+)
+TERMS = Sections({"kind": Field(str)}, {})
+
+FIELDS = {
+  "seed": Field(int, within="[0, inf]"),
+  "total_steps": Field(int, within=_COUNT),
+  "batch_size": Field(int, within=_COUNT),
+  "microbatch": _free(int | None, within=_COUNT, older=None),
+  "loss": {
+    "name": Field(str, ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax")),
+    "chunk_size": Field(int | None, within=_COUNT),
+    "dtype": Field(str, DTYPES, older="float32"),
+    "duplicates": Field(str, DUPLICATES, older="negative"),
+    "same": Field(str, ("text", "image", "either"), older="text"),
   },
-  "linear_probe": {
-    "train_split": str,
-    "penalties": (tuple, list),
-    **_LABELS,
+  "terms": TERMS,
+  "mesh": {
+    "data": _free(int),
+    "fsdp": _free(int),
+    "tensor": _free(int),
+    "slices": _free(int, within=_COUNT, older=1),
   },
-  "calibration": {"prior": _OPTIONAL_NUMBER, **_CAPTIONS},
-  "loss_health": {"loss_batch_size": int, **_CAPTIONS},
+  "distributed": _free(bool),
+  "init": {  # It decides about the first step alone.
+    "path": _free(str | None, older=None),
+    "state": _free(str, ("params", "all"), older="params"),
+    "towers": _free(str, ("both", "image", "text"), older="both"),
+    "positions": _free(str, POSITIONS, older="big_vision"),
+  },
+  "model": _MODEL,
+  "optimizer": _OPTIMIZER,
+  "ema": {"decay": _unset(float | int | None, within="(0, 1)")},
+  "nonfinite": Field(str, ("stop", "skip")),
+  "data": _DATA,
+  "evals": EVALUATIONS,
+  "log_every": _free(int, within=_COUNT),
+  "checkpoint": {
+    "every": _free(int, within=_COUNT),
+    "keep": _free(int, within="[2, inf]"),
+  },
+  "wandb": _free(bool),
 }
 
 
-def field_problems(
-  config: Any, fields: Mapping[str, Any], path: str
-) -> Iterator[str]:
-  """Yields a line for every field that is missing, unknown or of a wrong type.
+def field_problems(config: ConfigDict) -> list[str]:
+  """Returns a line for every field of a config that is wrong by itself."""
+  return list(problems(config, FIELDS, "config"))
+
+
+def evaluation_problems(evals: Mapping[str, Any], path: str) -> list[str]:
+  """Returns a line for every mistake that shows without data.
 
   Args:
-    config: a ConfigDict or a section of one.
-    fields: {field: type, types, or fields of a section}.
-    path: what to call the section, such as "config.model".
+    evals: {name: section}.
+    path: what to call them, "config.evals".
   """
-  for field, types in fields.items():
-    name = f"{path}.{field}"
-    if field not in config:
-      yield f"{name}: missing (configs/digits.py has every field)"
-    elif isinstance(types, dict):
-      if not isinstance(config[field], Mapping | ConfigDict):
-        yield f"{name}={config[field]!r}: must be a section"
-      else:
-        yield from field_problems(config[field], types, name)
-    elif not isinstance(config[field], types) or (
-      isinstance(config[field], bool) and types is not bool
-    ):
-      allowed = types if isinstance(types, tuple) else (types,)
-      names = " or ".join(
-        t.__name__.replace("NoneType", "None") for t in allowed
-      )
-      yield f"{name}={config[field]!r}: must be {names}"
-  if fields:  # Names below an empty section are the user's choice.
-    for field in config:
-      if field not in fields:
-        yield f"{path}.{field}: unknown; known: {', '.join(sorted(fields))}"
+  return list(named_problems(evals, EVALUATIONS, path))
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what `config.json` of an older run, or of a model, means today.
+
+  Args:
+    config: as JSON reads it. A model's folder has `model` and `data` alone.
+  """
+  if "total_steps" in config:
+    return complete(config, FIELDS)
+  of_weights = {
+    name: field
+    for name, field in _DATA.items()
+    if isinstance(field, Field) and field.of_weights
+  }
+  return complete(config, {"model": _MODEL, "data": of_weights})
+
+
+def may_change(field: str) -> bool:
+  """Returns whether a run may be resumed with another value of a field.
+
+  Args:
+    field: such as "data.num_workers"; one that is not known may not.
+  """
+  found: Any = FIELDS
+  for name in field.split("."):
+    if isinstance(found, Field | Sections):
+      break
+    found = found.get(name, {})
+  return isinstance(found, Field | Sections) and found.resumes
+
+
+def unset_fields(config: ConfigDict) -> Iterator[str]:
+  """Yields the fields that weights are to give, such as "data.tokenizer"."""
+  yield from _unset_of(config, FIELDS, "")
+
+
+def _unset_of(section, fields, path: str) -> Iterator[str]:
+  for name, field in fields.items():
+    if isinstance(field, Mapping):
+      yield from _unset_of(section[name], field, f"{path}{name}.")
+    elif getattr(field, "of_weights", False) and section[name] is None:
+      yield f"{path}{name}"

@@ -15,7 +15,7 @@ import numpy as np
 from big_siglip import sharding
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 from big_siglip.sharding import path_string
 from big_siglip.trained.resampling import (
   resample_patches,

@@ -20,7 +20,7 @@ from big_siglip.data.preprocess import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_embedders
 from big_siglip.models import make_model
-from big_siglip.models.sizes import resolve_image
+from big_siglip.schema.sizes import resolve_image
 from big_siglip.trained import saved
 
 # What can be embedded as an image: encoded bytes, the path of a file, a Pillow

@@ -7,7 +7,19 @@ import numpy as np
 
 from big_siglip.errors import UserError
 
-POSITIONS = ("big_vision", "huggingface")
+# What can take another shape, and along how many of its first dimensions.
+_FREE = {
+  "image/position_embedding": 1,
+  "image/patch_embedding/kernel": 2,
+  "text/position_embedding": 1,
+  "text/token_embedding/embedding": 1,
+}
+
+
+def may_resample(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+  """Returns whether a parameter can take a new shape, by its path."""
+  free = _FREE.get(name)
+  return free is not None and old[free:] == new[free:]
 
 
 def resample_positions(
@@ -25,7 +37,7 @@ def resample_positions(
   Args:
     positions: LD of a square grid, row by row.
     side: of the new grid.
-    method: one of `POSITIONS`.
+    method: one of `schema.fields.POSITIONS`.
 
   Raises:
     UserError: L is no square.

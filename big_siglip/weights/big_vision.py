@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 from big_siglip.weights import rules as r
 from big_siglip.weights.model_config import image_size_of, make_model_config
 

@@ -46,7 +46,7 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
   save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
   _write_json(folder / "config.json", made)
   _write_json(folder / "preprocessor_config.json", _image_processor(config))
-  if data.get("clean", "none") != "none":
+  if data.clean != "none":
     logging.warning(
       "%s: its tokenizer does not do config.data.clean=%r; do that before",
       folder,

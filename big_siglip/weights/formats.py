@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from big_siglip.errors import UserError
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 from big_siglip.weights import (
   big_vision,
   huggingface,

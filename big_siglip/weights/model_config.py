@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import config_dict, ConfigDict
 
 from big_siglip.errors import UserError
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
 
 
 def make_model_config(

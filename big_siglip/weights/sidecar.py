@@ -13,11 +13,10 @@ import pathlib
 import shutil
 from typing import Any
 
-from big_siglip.data.cleaning import CLEANINGS
-from big_siglip.data.images import BIG_VISION, RESIZE_METHODS
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
-from big_siglip.models import sizes
+from big_siglip.schema import sizes
+from big_siglip.schema.fields import CLEANINGS, RESIZES
 from big_siglip.weights.tensors import read_json
 
 _NAME = "preprocessing.json"
@@ -36,7 +35,7 @@ def describe(config: Any, tokenizer: str) -> dict[str, Any]:
     "text_length": config.model.text.length,
     "tokenizer": tokenizer,
     "lowercase": config.data.lowercase,
-    "clean": config.data.get("clean", "none"),
+    "clean": config.data.clean,
     "pad_id": config.data.pad_id,
   }
 
@@ -104,7 +103,7 @@ def _is_name(value: Any) -> bool:
 
 _RULES = {
   "image_size": (_is_number, "a whole number"),
-  "resize": _one_of(*RESIZE_METHODS, BIG_VISION),
+  "resize": _one_of(*RESIZES),
   "tokenizer": (_is_name, "bytes or a file beside it"),
   "lowercase": (lambda value: isinstance(value, bool), "true or false"),
   "clean": _one_of(*CLEANINGS),

@@ -8,25 +8,22 @@ need beside it. One prompt is enough for a first look: set templates_file to a
 file with "a photo of a {}.".
 """
 
-from ml_collections import config_dict, ConfigDict
+from ml_collections import ConfigDict
+
+from configs import base
 
 
 def _section(**changes) -> ConfigDict:
   section = {
-    "kind": "classification",
     "data": "tfds:imagenet2012",
-    "path": config_dict.placeholder(str),
     "split": "validation",
     "every": 1,
-    "batch_size": 64,  # Rows a device embeds at once.
     "templates": (),
     "templates_file": "configs/prompts/clip_paper.txt",  # 81; clip_best: 8.
-    "label_key": config_dict.placeholder(str),
     "classes_file": "configs/classes/imagenet.json",
-    "answers_file": config_dict.placeholder(str),
     "canonicalize": True,
   }
-  return ConfigDict({**section, **changes})
+  return base.classification(**{**section, **changes})
 
 
 def get_config() -> ConfigDict:

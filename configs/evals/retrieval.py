@@ -9,20 +9,17 @@ docs/evaluation.md says where the files come from.
 
 from ml_collections import config_dict, ConfigDict
 
+from configs import base
+
 
 def _section(file: str, **changes) -> ConfigDict:
   section = {
-    "kind": "retrieval",
-    "data": "folder",
     "path": ".",  # The folder of the images.
-    "split": "test",
     "every": 1,
-    "batch_size": 64,  # Rows a device embeds at once.
     "captions_file": file,
     "max_captions": 5,  # Some images of COCO have six or seven.
-    "language": config_dict.placeholder(str),  # Of XM3600; None: all.
   }
-  return ConfigDict({**section, **changes})
+  return base.retrieval(**{**section, **changes})
 
 
 def get_config() -> ConfigDict:

@@ -1,29 +1,9 @@
-"""Named sizes of the towers; imports no JAX, so that configs check fast."""
+"""Named sizes of the towers."""
 
 import dataclasses
 from typing import Any
 
 from big_siglip.errors import UserError
-
-# Names of the recomputation policies; `remat.REMAT_POLICIES` has them.
-REMAT_NAMES = (
-  "none",
-  "full",
-  "dots",
-  "projections",
-  "attention",
-  "mlp",
-  "offload",
-)
-# Names of the implementations of `attention.attention`.
-ATTENTION_NAMES = (
-  "auto",
-  "xla",
-  "heads_first",
-  "cudnn",
-  "splash",
-  "short",
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,195 @@
+"""How a field is described, and what follows from its description."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_NEEDED = object()  # There has always been such a field.
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """What a field of a config may be.
+
+  Attributes:
+    type: of its value, such as `int | None`.
+    words: if any, a text is one of these.
+    within: the interval of a number, such as "[0, 1)"; "": any.
+    each: what the members of a tuple may be, one at least; None: anything.
+    of_weights: None stands for what the weights of `config.init.path` have.
+    resumes: a run may be resumed with another value, since it does not change
+      the trained parameters by intent.
+    older: what it was in runs that were started before the field was there.
+    was: words of older runs, and what they are called now.
+  """
+
+  type: Any
+  words: tuple[str, ...] = ()
+  within: str = ""
+  each: "Field | None" = None
+  of_weights: bool = False
+  resumes: bool = False
+  older: Any = _NEEDED
+  was: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def is_newer(self) -> bool:
+    """Whether runs were started before there was such a field."""
+    return self.older is not _NEEDED
+
+  def mistake(self, value: Any) -> str | None:
+    """Returns the rule that a value breaks, or None."""
+    if value is None and self.of_weights:
+      return None
+    allowed = typing.get_args(self.type) or (self.type,)
+    if not isinstance(value, allowed) or (
+      isinstance(value, bool) and bool not in allowed
+    ):
+      return f"must be {' or '.join(map(_name, allowed))}"
+    if value is None:
+      return None
+    if self.words and value not in self.words:
+      return f"must be one of {', '.join(self.words)}"
+    if self.within and not _lies(value, self.within):
+      return _range_rule(self.within)
+    if self.each and (not value or any(map(self.each.mistake, value))):
+      rule = _range_rule(self.each.within)
+      return f"must be at least one number, each {rule.removeprefix('must ')}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+  """A section of sections whose names the user chooses.
+
+  Attributes:
+    common: the fields of each.
+    kinds: {value of the field `kind`: its own fields}; a section may hold those
+      of other kinds too, so that its kind can be overridden. None: there are no
+      kinds.
+    resumes: as `Field.resumes`.
+  """
+
+  common: Mapping[str, Field]
+  kinds: Mapping[str, Mapping[str, Field]] | None = None
+  resumes: bool = False
+
+  def fields(self, section: Mapping[str, Any]) -> dict[str, Field]:
+    """Returns the fields that a section needs, and those it also may have."""
+    fields: dict[str, Field] = {}
+    own: Mapping[str, Field] = {}
+    for kind, theirs in (self.kinds or {}).items():
+      fields |= {k: f for k, f in theirs.items() if k in section}
+      own = theirs if kind == section.get("kind") else own
+    return {**fields, **self.common, **own}
+
+
+Fields = Mapping[str, "Field | Sections | Fields"]
+
+
+def problems(section: Any, fields: Fields, path: str) -> Iterator[str]:
+  """Yields a line for every field that is missing, unknown or wrong.
+
+  Args:
+    section: a ConfigDict or a section of one.
+    fields: its fields.
+    path: what to call the section, such as "config.model".
+  """
+  for name, field in fields.items():
+    where = f"{path}.{name}"
+    if name not in section:
+      yield f"{where}: missing (configs/base.py has every field)"
+    elif isinstance(field, Field):
+      if rule := field.mistake(section[name]):
+        yield f"{where}={section[name]!r}: {rule}"
+    elif not isinstance(section[name], Mapping | ConfigDict):
+      yield f"{where}={section[name]!r}: must be a section"
+    elif isinstance(field, Sections):
+      yield from named_problems(section[name], field, where)
+    else:
+      yield from problems(section[name], field, where)
+  for name in section:
+    if name not in fields:
+      yield f"{path}.{name}: unknown; known: {', '.join(sorted(fields))}"
+
+
+def named_problems(
+  sections: Mapping[str, Any], rule: Sections, path: str
+) -> Iterator[str]:
+  """Yields the same for each of the sections that the user named."""
+  for name, section in sections.items():
+    where = f"{path}.{name}"
+    if not isinstance(section, Mapping | ConfigDict):
+      yield f"{where}={section!r}: must be a section"
+    elif rule.kinds is not None and section.get("kind") not in [*rule.kinds]:
+      kinds = ", ".join(rule.kinds) or "none, as yet"
+      yield f"{where}.kind={section.get('kind')!r}: must be one of {kinds}"
+    else:
+      yield from problems(section, rule.fields(section), where)
+
+
+def complete(section: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+  """Returns a section as an older run wrote it, in today's fields and words."""
+  whole = dict(section)
+  for name, field in fields.items():
+    value = section.get(name)
+    if isinstance(field, Field):
+      if name not in section and field.is_newer:
+        older = field.older
+        whole[name] = list(older) if isinstance(older, tuple) else older
+      elif isinstance(value, str):
+        whole[name] = field.was.get(value, value)
+    elif isinstance(field, Sections):
+      whole[name] = _complete_named(section.get(name, {}), field)
+    elif isinstance(value, Mapping) or (
+      name not in section and _is_newer(field)
+    ):
+      whole[name] = complete(value or {}, field)
+  return whole
+
+
+def _complete_named(sections: Any, rule: Sections) -> Any:
+  if not isinstance(sections, Mapping):
+    return sections
+  return {
+    name: complete(section, rule.fields(section))
+    if isinstance(section, Mapping)
+    else section
+    for name, section in sections.items()
+  }
+
+
+def _is_newer(fields: Fields) -> bool:
+  """Returns whether there was no such section when older runs started."""
+  return all(
+    isinstance(f, Field) and f.is_newer or isinstance(f, Mapping | Sections)
+    for f in fields.values()
+  )
+
+
+def _name(kind: Any) -> str:
+  return "None" if kind is types.NoneType else kind.__name__
+
+
+def _bounds(interval: str) -> list[float]:
+  return [float(bound) for bound in interval[1:-1].split(",")]
+
+
+def _lies(value: Any, interval: str) -> bool:
+  """Returns whether a number lies in an interval; NaN lies in none."""
+  low, high = _bounds(interval)
+  above = value >= low if interval[0] == "[" else value > low
+  below = value <= high if interval[-1] == "]" else value < high
+  return above and below
+
+
+def _range_rule(interval: str) -> str:
+  low, high = _bounds(interval)
+  if high < float("inf"):
+    return f"must lie in {interval}"
+  least = "at least" if interval[0] == "[" else "above"
+  return f"must be {least} {low:g}{', and finite' * (interval[-1] == ')')}"
