@@ -67,9 +67,9 @@ class Attention(nn.Module):
     if flat:
       attend = functools.partial(flat_attention, head_size=heads[1])
     else:
-      attend = functools.partial(attention, backend=backend)
-    if mask is not None or self.causal:
-      attend = functools.partial(attend, mask=mask, causal=self.causal)
+      attend = functools.partial(
+        attention, backend=backend, mask=mask, causal=self.causal
+      )
     sharding = self.compute.on(x.shape[0])
     attended = attend(query, key, value, length=length, sharding=sharding)
     return project(heads, (width,), name="out")(attended)
@@ -183,9 +183,6 @@ class Encoder(nn.Module):
     """Returns `compute` with the backend that "auto" stands for."""
     batch, length, width = x.shape
     compute, heads = self.compute, self.num_heads
-    masking = {}
-    if mask is not None or self.causal:
-      masking = {"mask": mask is not None, "causal": self.causal}
     backend = choose(
       compute.backend,
       batch,
@@ -194,7 +191,8 @@ class Encoder(nn.Module):
       width // heads,
       compute.dtype,
       compute.on(batch),
-      **masking,
+      mask=mask is not None,
+      causal=self.causal,
     )
     return dataclasses.replace(compute, backend=backend)
 
