@@ -14,6 +14,7 @@ from big_siglip.models.short_attention import (
   lack,
   short_attention,
   short_attention_rows,
+  whole_rows,
 )
 from big_siglip.models.transformer import Encoder
 
@@ -87,6 +88,16 @@ def test_sequences_of_a_row_do_not_see_each_other():
 def test_what_the_kernel_holds(rows, length, heads, size, held, filled):
   assert (lack(length, heads, size) == "") is held
   assert fills_tiles(rows, length) is filled
+
+
+@pytest.mark.parametrize(
+  ("length", "rows"), [(64, 1), (128, 1), (256, 1), (20, 5), (196, 49)]
+)
+def test_rows_that_may_be_cut_hold_whole_sequences(length, rows):
+  assert whole_rows(length) == rows
+  if rows > 1:
+    sequences, rest = divmod(rows * 128, length)
+    assert not rest and fills_tiles(sequences, length)
 
 
 def test_keys_of_another_shape_are_refused():

@@ -202,9 +202,9 @@ def _cudnn_lack(problem):
     return (
       f"needs heads of a multiple of 8 up to 128 numbers, not {problem.size}"
     )
-  if problem.mask and (problem.queries % 2 or problem.keys % 2):
+  if problem.queries % 2 or problem.keys % 2:
     return (
-      "needs even lengths where a mask is, not "
-      f"{problem.queries} queries and {problem.keys} keys"
+      f"needs even lengths, not {problem.queries} queries and {problem.keys} "
+      "keys"
     )
   return ""

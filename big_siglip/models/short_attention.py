@@ -57,6 +57,20 @@ def fills_tiles(rows: int, length: int) -> bool:
   return fills_lanes(length) or rows % _sequences_together(length) == 0
 
 
+def whole_rows(length: int) -> int:
+  """Returns by how many rows at the least a batch may be cut.
+
+  Rows of 128 tokens (`attention.lay_out`) hold pieces of sequences, unless
+  these divide 128. What is cut must be whole sequences, and whole tiles.
+
+  Args:
+    length: L.
+  """
+  if fills_lanes(length):
+    return 1
+  return math.lcm(_sequences_together(length) * length, LANES) // LANES
+
+
 def fills_lanes(length: int) -> bool:
   """Returns whether sequences, or several of them, are multiples of 128."""
   return LANES % length == 0 or length % LANES == 0

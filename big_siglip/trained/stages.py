@@ -5,7 +5,6 @@ the named, checkpoint of `config.init.path` left them. What has no place there
 starts fresh. The same mechanism trains a finished run for longer.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import Any
@@ -165,10 +164,8 @@ def _parameters(
   tree = traverse_util.unflatten_dict(leaves, sep="/")
   if has_image_tower(config) and not has_image_tower(before):
     tree["image"] = saved.load_params(checkpoint, before, mesh)["image"]
-  lora, scan = (
-    [c.model.get(field) for c in (before, config)] for field in ("lora", "scan")
-  )
-  if lora[0] != lora[1] or scan[0] != scan[1]:
+  old, new = (workdir.as_json(c)["model"] for c in (before, config))
+  if any(old.get(field) != new[field] for field in ("lora", "scan")):
     # What was adapted is adapted anew: the sum is what goes on.
     tree = merged(tree, before.model)
   return restack_leaves(sharding.flatten(tree), config.model.scan)
@@ -240,8 +237,10 @@ def _listed(names: Iterable[str], most: int = 8) -> str:
   names = sorted(names)
   if len(names) <= most:
     return ", ".join(names)
-  parts = Counter("/".join(name.split("/")[:2]) for name in names)
+  parts: dict[str, list[str]] = {}
+  for name in names:
+    parts.setdefault("/".join(name.split("/")[:2]), []).append(name)
   return ", ".join(
-    part if part in names else f"{part} ({count})"
-    for part, count in parts.items()
+    inside[0] if len(inside) == 1 else f"{part} ({len(inside)})"
+    for part, inside in parts.items()
   )
