@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import losses, sharding
+from big_siglip import sharding
 from big_siglip.config import device_problems, has_image_tower
 from big_siglip.data.faults import COUNTERS
 from big_siglip.data.preprocess import Preprocess
@@ -20,10 +20,16 @@ from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
 from big_siglip.models import make_model
+from big_siglip.objectives import make_terms, Term
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
 from big_siglip.schema.sizes import resolve_image
-from big_siglip.train_step import init_state, train_step, TrainState
+from big_siglip.train_step import (
+  init_params,
+  init_state,
+  train_step,
+  TrainState,
+)
 from big_siglip.training_data import source
 
 
@@ -62,45 +68,13 @@ def mesh(
   return device_mesh
 
 
-def loss(config: ConfigDict, device_mesh: Mesh) -> Callable[..., Any]:
-  """Returns (image, text, scale, bias) -> (loss, `losses.LogitStatistics`).
+def terms(config: ConfigDict, device_mesh: Mesh) -> tuple[Term, ...]:
+  """Returns the summands of the loss.
 
-  It takes the ids of `identify` too where that is not None.
+  Raises:
+    UserError: one of `config.terms` is of an unknown kind.
   """
-  options: dict[str, Any] = {"statistics": True}
-  if config.loss.duplicates != "negative":
-    options["duplicates"] = config.loss.duplicates
-  if config.loss.name == "sigmoid":
-    return functools.partial(losses.sigmoid_loss, **options)
-  if config.loss.name == "softmax":
-    return functools.partial(losses.softmax_loss, **options)
-  ring = losses.ring_sigmoid_loss
-  if config.loss.name == "ring_softmax":
-    ring = losses.ring_softmax_loss
-  return functools.partial(
-    ring,
-    mesh=device_mesh,
-    axes=sharding.BATCH_AXES,
-    chunk_size=config.loss.chunk_size,
-    dtype=config.loss.dtype,
-    **options,
-  )
-
-
-def identify(config: ConfigDict) -> Callable[[Any], jax.Array] | None:
-  """Returns the function from a batch to ids, or None where none are needed."""
-  if config.loss.duplicates == "negative":
-    return None
-
-  def ids(batch: Mapping[str, jax.Array]) -> jax.Array:
-    found = []
-    if config.loss.same in ("text", "either"):
-      found.append(losses.text_id(batch["text"]))
-    if config.loss.same in ("image", "either"):
-      found.append(losses.image_id(batch["image_index"]))
-    return jax.numpy.concatenate(found, axis=1)
-
-  return ids
+  return make_terms(config, device_mesh)
 
 
 def abstract_params(
@@ -117,40 +91,64 @@ def abstract_params(
   return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
 
 
-def program(config: ConfigDict, device_mesh: Mesh) -> Program:
+def program(
+  config: ConfigDict,
+  device_mesh: Mesh,
+  loss_terms: Sequence[Term] | None = None,
+  began: Mapping[str, int] | None = None,
+) -> Program:
   """Returns initialization and step for the mesh, not compiled yet.
+
+  Args:
+    config: the config.
+    device_mesh: of `mesh`.
+    loss_terms: the summands of the loss; None: those of the config.
+    began: see `make_optimizer`; it decides about the step alone, not about the
+      state.
 
   Raises:
     UserError: a rule of `config.optimizer.rules` is wrong.
   """
   model = make_model(config.model, sharding.batch_sharding(device_mesh))
-  params = abstract_params(model, config)
-  optimizer, schedule = make_optimizer(
-    config.optimizer, params, total_steps=config.total_steps
-  )
+  if loss_terms is None:
+    loss_terms = terms(config, device_mesh)
+  rng = jax.random.key(config.seed)
   image, text = _example_shapes(config, 1)
+  example = {"image": image, "text": text}
+  parts = {"model": model, "terms": loss_terms}
+  params = jax.eval_shape(functools.partial(init_params, **parts), rng, example)
+  optimizer, schedule = make_optimizer(
+    config.optimizer, params, total_steps=config.total_steps, began=began
+  )
+  decay = ema_decay(config)
 
   def init(rng: jax.Array) -> TrainState:
-    batch = {
-      "image": jax.numpy.zeros(image.shape, image.dtype),
-      "text": jax.numpy.zeros(text.shape, text.dtype),
-    }
-    return init_state(rng, batch, model=model, optimizer=optimizer)
+    batch = {k: jax.numpy.zeros(x.shape, x.dtype) for k, x in example.items()}
+    return init_state(
+      rng, batch, optimizer=optimizer, average=decay is not None, **parts
+    )
 
-  rng = jax.random.key(config.seed)
   abstract = jax.eval_shape(init, rng)
   shardings = sharding.state_sharding(abstract, device_mesh)
-  step = functools.partial(
-    train_step,
-    model=model,
-    loss_fn=loss(config, device_mesh),
-    identify=identify(config),
-    optimizer=optimizer,
-    schedule=schedule,
-    frozen=_frozen(params, config),
-    slices=_slices(config, device_mesh),
-    skip_nonfinite=config.nonfinite == "skip",
-  )
+
+  def step(state, batch):
+    batch = dict(batch)
+    faults = batch.pop("faults").sum(axis=0)  # Of the loader, for the log.
+    state, metrics = train_step(
+      state,
+      batch,
+      look=model.look,
+      terms=loss_terms,
+      optimizer=optimizer,
+      schedule=schedule,
+      seed=config.seed,
+      frozen=_frozen(params, config),
+      slices=_slices(config, device_mesh),
+      skip_nonfinite=config.nonfinite == "skip",
+      ema_decay=decay,
+    )
+    return state, {**metrics, "faults": faults}
+
   return Program(
     abstract_state=jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -164,6 +162,11 @@ def program(config: ConfigDict, device_mesh: Mesh) -> Program:
       out_shardings=(shardings, sharding.replicated(device_mesh)),
     ),
   )
+
+
+def ema_decay(config: ConfigDict) -> float | None:
+  """Returns the decay of the parameters' average; None: there is none."""
+  return config.get("ema", {}).get("decay")  # Older runs have no such field.
 
 
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:

@@ -1,23 +1,26 @@
 """Saves and restores parameters, optimizer state and data position together.
 
 A checkpoint is one folder, `STEP/`, of three items: `params`, `optimizer` and
-`data` (JSON: where the input pipeline stands). It is written beside its final
-name and renamed when whole, so a process killed while saving leaves nothing
-that could be mistaken for a checkpoint.
+`data` (JSON: where the input pipeline stands), and of `ema` and `carry` where
+the state has them. It is written beside its final name and renamed when whole,
+so a process killed while saving leaves nothing that could be mistaken for a
+checkpoint.
 """
 
 from collections.abc import Mapping
+import json
 from typing import Any
 
 from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import orbax.checkpoint as ocp
 
 from big_siglip.errors import UserError
 from big_siglip.run import processes
-from big_siglip.sharding import path_string
+from big_siglip.sharding import flatten, path_string, placed
 from big_siglip.train_step import TrainState
 
 
@@ -49,16 +52,12 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    items = {k: ocp.args.StandardSave(v) for k, v in _items(state).items()}
+    position = {**data, "fingerprint": int(_fingerprint(state))}
     self._manager.save(
       step,
       force=True,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-        data=ocp.args.JsonSave(
-          {**data, "fingerprint": int(_fingerprint(state))}
-        ),
-      ),
+      args=ocp.args.Composite(**items, data=ocp.args.JsonSave(position)),
     )
 
   def steps(self) -> list[int]:
@@ -102,19 +101,13 @@ class Checkpoints:
     return None
 
   def _restore_step(self, step, abstract):
+    items = _items(abstract)
+    asked = {k: ocp.args.StandardRestore(v) for k, v in items.items()}
     restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract.params),
-        optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
-        data=ocp.args.JsonRestore(),
-      ),
-    )
-    optimizer = restored["optimizer"]
-    state = TrainState(
-      optimizer["step"], restored["params"], optimizer["opt_state"]
+      step, args=ocp.args.Composite(**asked, data=ocp.args.JsonRestore())
     )
     data = restored["data"]
+    state = TrainState(**_fields({name: restored[name] for name in items}))
     if int(_fingerprint(state)) != data["fingerprint"]:
       raise ValueError("its numbers are not those that were saved")
     return state, data
@@ -142,7 +135,7 @@ class Checkpoints:
 
 
 @jax.jit
-def _fingerprint(state: TrainState) -> jax.Array:
+def _fingerprint(state: Any) -> jax.Array:
   """Returns the sum of all bits, read as whole numbers, modulo 2**32.
 
   The files of the arrays carry no checksum, so a flipped bit on disk would pass
@@ -156,8 +149,61 @@ def _fingerprint(state: TrainState) -> jax.Array:
   return total
 
 
-def _optimizer_item(state: TrainState) -> dict[str, Any]:
-  return {"step": state.step, "opt_state": state.opt_state}
+def _items(state: TrainState) -> dict[str, Any]:
+  """Returns the items of a checkpoint, but for `data`: a tree for each."""
+  items = {
+    "params": state.params,
+    "optimizer": {"step": state.step, "opt_state": state.opt_state},
+    "ema": state.ema,
+    "carry": state.carry,
+  }
+  return {name: tree for name, tree in items.items() if tree is not None}
+
+
+def _fields(items: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what `_items` was made of, by the names in `TrainState`."""
+  fields = dict(items)
+  return {**fields.pop("optimizer"), **fields}
+
+
+def read_any(
+  folder: epath.Path, mesh: Mesh
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns state and data of a checkpoint, whatever config it is of.
+
+  Args:
+    folder: `DIR/checkpoints/STEP`.
+    mesh: where the arrays are laid out, by `sharding.state_sharding`.
+
+  Returns:
+    ({path: array} with the paths of the `TrainState` that was saved, data).
+
+  Raises:
+    UserError: it holds parameters alone, or is damaged.
+  """
+  names = [
+    n for n in ("params", "optimizer", "ema", "carry") if (folder / n).is_dir()
+  ]
+  if "optimizer" not in names:
+    raise UserError(f"{folder}: holds no optimizer state, parameters at most")
+  try:
+    items = {name: _read_item(folder / name, mesh) for name in names}
+    data = json.loads((folder / "data" / "metadata").read_text())
+    state = flatten(_fields(items))
+    whole = int(_fingerprint(state)) == data["fingerprint"]
+  except Exception as error:  # As many kinds as there are damages.
+    reason = f"{type(error).__name__}: {str(error).strip()[:200]!r}"
+    raise UserError(f"{folder}: is damaged ({reason})") from error
+  if not whole:
+    raise UserError(f"{folder}: is damaged (its numbers are not those saved)")
+  return state, data
+
+
+def _read_item(folder: epath.Path, mesh: Mesh) -> Any:
+  """Returns an item as nested dicts and lists, as its metadata say."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    saved = checkpointer.metadata(folder).item_metadata.tree
+    return checkpointer.restore(folder, placed(saved, mesh))
 
 
 def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
@@ -167,11 +213,20 @@ def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
     folder: the checkpoint's folder, ending in its step.
     abstract: shapes, dtypes and shardings of the parameters.
 
+  Returns:
+    Their moving average where the checkpoint has one: that is what is
+    evaluated and exported.
+
   Raises:
     UserError: there is no checkpoint of such parameters in `folder`, or it is
       damaged, or has numbers that are not finite.
   """
-  folder = epath.Path(folder) / "params"
+  folder = epath.Path(folder)
+  if (folder / "ema").is_dir():
+    logging.warning("%s: the weights are their moving average", folder)
+    folder /= "ema"
+  else:
+    folder /= "params"
   if not folder.is_dir():
     raise UserError(
       f"--checkpoint: {folder.parent} is not a checkpoint: it holds no params"

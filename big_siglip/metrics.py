@@ -8,7 +8,6 @@ from typing import Any
 
 from etils import epath
 import numpy as np
-import tensorboardX
 import tqdm
 
 from big_siglip.errors import UserError
@@ -44,9 +43,7 @@ class MetricsWriter:
     self._path = workdir / "metrics.jsonl"
     self._lines = _lines_up_to(self._path, start_step, evaluated_step)
     write_whole(self._path, "".join(self._lines))
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start_step + 1
-    )
+    self._events = _tensorboard(workdir / "tensorboard", start_step + 1)
     self._wandb = _start_wandb(workdir, config) if use_wandb else None
     self._total_steps = total_steps
     self._bar = tqdm.tqdm(
@@ -136,6 +133,23 @@ def _lines_up_to(
 def _finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
   """JSON has no NaN: null stands for what is not finite."""
   return {k: v if np.isfinite(v) else None for k, v in metrics.items()}
+
+
+def _tensorboard(folder: epath.Path, purge_step: int) -> Any:
+  """Returns tensorboardX's writer, without PyTorch.
+
+  Where PyTorch is installed tensorboardX imports it to look for its tensors:
+  seconds, and memory, for what no run has.
+  """
+  hide = "torch" not in sys.modules
+  if hide:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+  try:
+    import tensorboardX
+  finally:
+    if hide:
+      del sys.modules["torch"]
+  return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _start_wandb(workdir: epath.Path, config: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """The optimizer: which rule moves which parameter, and by how much."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 import jax
@@ -8,12 +9,20 @@ import jax.numpy as jnp
 import optax
 
 from big_siglip.errors import UserError
+from big_siglip.late_start import counted_from
 from big_siglip.parameter_rules import map_paths, match_rules, Treatment
 from big_siglip.schedules import learning_rate_schedule
+from big_siglip.sharding import path_string
+
+_FACTORED = 32  # Entries of an axis, at least, over which Adafactor factors.
 
 
 def make_optimizer(
-  config: Any, params: Any, *, total_steps: int
+  config: Any,
+  params: Any,
+  *,
+  total_steps: int,
+  began: Mapping[str, int] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Returns the optimizer and its learning rate as a function of the step.
 
@@ -43,6 +52,8 @@ def make_optimizer(
     params: the parameters, or their `jax.ShapeDtypeStruct`s; only the tree is
       looked at.
     total_steps: steps of the whole training.
+    began: of a later stage: parameters that were fresh then; see
+      `late_start.counted_from`. Schedule and decay are those of all others.
 
   Returns:
     (transformation, schedule). The transformation's updates are ready for
@@ -71,7 +82,7 @@ def make_optimizer(
   decay = config.weight_decay / config.learning_rate
   train = optax.chain(
     clip,
-    _direction(config),
+    counted_from(_direction(config), began or {}),
     *_rate_multipliers(params, treatments),
     *_weight_decays(params, treatments, decay),
     optax.scale_by_learning_rate(schedule),
@@ -109,7 +120,9 @@ def scale_by_adafactor(
   arXiv:2106.04560, with the values of big_vision. Divides by the root of a
   second moment whose decay at step t = 1, 2, ... is min(b2, 1 - t**-0.8); it
   is kept as row and column means over the two largest axes where both have at
-  least 32 entries, in full elsewhere. Then a momentum of decay b1, without bias
+  least 32 entries, in full elsewhere. Stacked blocks (`config.model.scan`) are
+  treated as if each stood alone; big_vision's scan factors the norms and biases
+  of 32 and more blocks over these. Then a momentum of decay b1, without bias
   correction. Unlike the original Adafactor (arXiv:1804.04235) it neither clips
   the update's root mean square nor scales by the parameter's.
 
@@ -126,11 +139,71 @@ def scale_by_adafactor(
     return jnp.minimum(b2, 1.0 - (step + 1.0) ** -exponent)
 
   return optax.chain(
-    optax.scale_by_factored_rms(
-      decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=capped_decay
+    _block_by_block(
+      optax.scale_by_factored_rms(
+        decay_rate=0.8,
+        min_dim_size_to_factor=_FACTORED,
+        decay_rate_fn=capped_decay,
+      )
     ),
     optax.ema(b1, debias=False, accumulator_dtype=mu_dtype),
   )
+
+
+def _block_by_block(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Returns `inner`, to which no axis of stacked blocks is one to factor."""
+
+  def view(tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: x.reshape(_viewed(path_string(path), x.shape)), tree
+    )
+
+  def init(params: Any) -> Any:
+    return inner.init(view(params))
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    viewed, state = inner.update(view(updates), state, view(params))
+    like = jax.tree.map(
+      lambda new, old: new.reshape(old.shape), viewed, updates
+    )
+    return like, state
+
+  return optax.GradientTransformation(init, update)
+
+
+def _viewed(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shape in which factoring takes a block's own axes.
+
+  Mostly that is the shape itself. What is not factored in one block becomes a
+  vector, and a depth that would be among the two largest axes is split.
+
+  Raises:
+    UserError: there are more blocks than numbers along an axis to factor, and
+      their number has no divisors.
+  """
+  if "/blocks/" not in path:
+    return shape
+  depth, *own = shape
+  if _factored_axes(tuple(own)) is None:
+    return (math.prod(shape),) if _factored_axes(shape) else shape
+  for divisor in range(1, depth + 1):
+    if depth % divisor == 0:
+      split = (*((divisor,) if divisor > 1 else ()), depth // divisor, *own)
+      if min(_factored_axes(split) or ()) >= len(split) - len(own):
+        return split
+  raise UserError(
+    f"config.optimizer.name='adafactor': {path} has {depth} stacked blocks of "
+    f"shape {own}, which cannot be factored; set config.model.scan=False"
+  )
+
+
+def _factored_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+  """Returns the two axes that `optax.scale_by_factored_rms` takes, or None."""
+  largest = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
+  small = len(shape) < 2 or shape[largest[0]] < _FACTORED
+  return None if small else tuple(largest)
 
 
 def _direction(config: Any) -> optax.GradientTransformation:

@@ -1,6 +1,6 @@
 """The table that says which parameters are trained in which way."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import difflib
 import math
@@ -88,6 +88,18 @@ def map_paths(function: Callable[[str], Any], params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, _: function(path_string(path)), params
   )
+
+
+def parameter_of(path: str, names: Collection[str]) -> str:
+  """Returns the parameter that a leaf of another tree belongs to, or "".
+
+  Args:
+    path: of a leaf of a train state, such as ".../mu/image/head/kernel".
+    names: the paths of all parameters.
+  """
+  parts = path.split("/")
+  tails = ("/".join(parts[start:]) for start in range(len(parts)))
+  return next((tail for tail in tails if tail in names), "")
 
 
 def _parse_options(options: dict[str, Any]) -> Treatment:

@@ -198,6 +198,21 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
 
+def placed(tree: Any, mesh: Mesh) -> Any:
+  """Returns a tree of `jax.ShapeDtypeStruct`s with their `state_sharding`."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    state_sharding(tree, mesh),
+  )
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns {"image/encoder/norm/scale": leaf} and the like."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {path_string(path): leaf for path, leaf in leaves}
+
+
 def path_string(path: Sequence[Any]) -> str:
   """Returns a tree path as "image/encoder/norm/scale"."""
   return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -9,7 +9,7 @@ from absl import logging
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build, sharding, training_data
+from big_siglip import build, ema, sharding, training_data
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.mixture import epochs
@@ -23,7 +23,7 @@ from big_siglip.run.preemption import StopSignal
 from big_siglip.run.skipped import Skipped
 from big_siglip.run.starts import Starts
 from big_siglip.train_step import TrainState
-from big_siglip.trained import from_init, initial
+from big_siglip.trained import from_init, initial, stages
 
 
 def train(config: ConfigDict, folder: str | None) -> None:
@@ -77,7 +77,7 @@ class Loop:
       preprocess,
       batch_size=config.batch_size,
       seed=config.seed,
-      start=self._step,
+      start=self._step + self._shift,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       num_workers=config.data.num_workers,
@@ -93,11 +93,17 @@ class Loop:
   def _restore(self) -> None:
     restored = self._checkpoints.restore(self._program.abstract_state)
     if restored is None:
-      initial.check_embeddings(self._source, self._config.init.path)
-      self._state, data = self._first_state(), {}
+      initial.check_embeddings(self._source, self._config)
+      self._state, data = self._first_state()
     else:
       self._state, data = restored
-    self._step = int(data.get("next_batch", 0))
+      self._say(f"resuming from step {int(self._state.step)}")
+    self._began = data.get("began", {})
+    if self._began:  # The state is as before; the step is another.
+      self._program = build.program(self._config, self._mesh, began=self._began)
+    self._step = int(self._state.step)
+    # A stage may have had other batches before.
+    self._shift = int(data.get("next_batch", 0)) - self._step
     self._skipped = Skipped(
       self._folder,
       self._config.data.name,
@@ -109,12 +115,26 @@ class Loop:
     self._skipped_steps = int(data.get("skipped_steps", 0))
     self._evaluated = int(data.get("evaluated_step", -1))
 
-  def _first_state(self) -> TrainState:
+  def _first_state(self) -> tuple[TrainState, Mapping[str, Any]]:
+    """Returns the state before the first step, and where the data start."""
     state = self._program.init()
+    if self._goes_on:
+      stage = stages.go_on(self._config, state, self._mesh)
+      self._say("\n".join(stage.report))
+      return stage.state, stage.data
     if self._config.init.path:
       params = initial.initial_params(self._config, state.params, self._mesh)
-      state = state.replace(params=params)
-    return state
+      average = None if state.ema is None else ema.start(params)
+      state = state.replace(params=params, ema=average)
+    return state, {}
+
+  @property
+  def _goes_on(self) -> bool:
+    return self._config.init.get("state", "params") == "all"
+
+  def _drawn(self, step: int) -> int:
+    """Returns how many examples were drawn until after a step."""
+    return (step + self._shift) * self._config.batch_size
 
   def _open_writer(self, stack) -> MetricsWriter | None:
     if jax.process_index() != 0:
@@ -132,8 +152,6 @@ class Loop:
 
   def run(self) -> None:
     """Takes the steps that are left."""
-    if self._step:
-      self._say(f"resuming from step {self._step}")
     self._evaluate_if_due()  # A stopped run may have left it undone.
     while self._step < self._config.total_steps:
       self._take_step()
@@ -149,15 +167,16 @@ class Loop:
         self._say(f"stopped after step {self._step}; run again to go on")
         return
     self._checkpoints.wait()
-    if self._config.init.path:
+    if self._config.init.path and not self._goes_on:
       self._report_change()
     self._say(f"done: {self._step} steps; results lie in {self._folder}")
+    self._say(f"to train for longer: {workdir.how_to_go_on(self._folder)}")
 
   def _report_change(self) -> None:
     """Writes finetuning.json: what moved, and the evaluations around it."""
     now, first = (
       merged(state.params, self._config.model)
-      for state in (self._state, self._first_state())
+      for state in (self._state, self._first_state()[0])
     )
     changed = initial.change(now, first)
     if self._writer is None:
@@ -205,7 +224,7 @@ class Loop:
     self._pending = None
     metrics = jax.device_get(metrics)
     self._meter.step_done()
-    self._skipped.count(metrics["faults"], step * self._config.batch_size)
+    self._skipped.count(metrics["faults"], self._drawn(step))
     if not metrics["finite"]:
       self._handle_nonfinite(step, metrics)
     if step % self._config.log_every == 0 or step == self._config.total_steps:
@@ -231,7 +250,7 @@ class Loop:
     values = {k: float(v) for k, v in metrics.items() if k not in hidden}
     values |= self._meter.read()
     values |= self._skipped.metrics()
-    values |= epochs(self._source, step * self._config.batch_size)
+    values |= epochs(self._source, self._drawn(step))
     values["skipped_steps"] = self._skipped_steps
     self._skipped.write()
     self._write(step, values)
@@ -254,7 +273,7 @@ class Loop:
       if step % every == 0 or step == self._config.total_steps:
         self._settle()
         try:
-          metrics = evaluator(self._state.params).metrics
+          metrics = evaluator(self._state.weights).metrics
         except UserError:  # One line says what is wrong with config or data.
           raise
         except Exception as error:
@@ -269,11 +288,13 @@ class Loop:
     self._settle()  # Never save what was not seen to be finite.
     self._skipped.write()
     position = {
-      "next_batch": self._step,
+      "next_batch": self._step + self._shift,
       "skipped": self._skipped.counts(),
       "skipped_steps": self._skipped_steps,
       "evaluated_step": self._evaluated,
     }
+    if self._began:
+      position["began"] = self._began
     self._checkpoints.save(self._state, position)
 
   def _say(self, text: str) -> None:

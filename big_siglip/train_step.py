@@ -3,20 +3,20 @@
 Shape letters: B global batch, H image height, W width, L tokens.
 """
 
-from collections.abc import Callable, Mapping
-import functools
+from collections.abc import Sequence
 from typing import Any
 
-from flax import linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from big_siglip import ema
 from big_siglip.microbatch import value_and_grad
+from big_siglip.objectives import total
+from big_siglip.objectives.term import Batch, Look, Term
 from big_siglip.sharding import Slices
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]  # Scalars.
 
 
@@ -26,92 +26,140 @@ class TrainState:
 
   Attributes:
     step: () int32, the number of steps taken so far.
-    params: the model's parameters, float32.
+    params: the parameters of the model and of the terms, float32.
     opt_state: what the optimizer keeps.
+    carry: what goes from step to step without a gradient; None: nothing.
+    ema: moving average of the parameters; None without `config.ema.decay`.
   """
 
   step: jax.Array
   params: Any
   opt_state: optax.OptState
+  carry: Any = None
+  ema: Any = None
+
+  @property
+  def weights(self) -> Any:
+    """What is evaluated: the average where there is one, or the parameters."""
+    return self.params if self.ema is None else self.ema
+
+
+def init_params(
+  rng: jax.Array, batch: Batch, *, model: Any, terms: Sequence[Term]
+) -> Any:
+  """Returns the parameters before the first step, of model and terms.
+
+  Args:
+    rng: where all randomness comes from.
+    batch: example inputs.
+    model: with `init` and `look`; see `big_siglip.models.SigLIP`.
+    terms: all of them.
+  """
+  image = batch.get("image_embedding", batch.get("image"))
+  params = model.init(rng, image, batch["text"])["params"]
+  fresh = total.init_params(terms, rng, params, batch, model.look)
+  return {**params, **fresh}
 
 
 def init_state(
   rng: jax.Array,
   batch: Batch,
   *,
-  model: nn.Module,
+  model: Any,
+  terms: Sequence[Term],
   optimizer: optax.GradientTransformation,
+  average: bool = False,
 ) -> TrainState:
-  """Returns the state before the first step; call it under `jax.jit`."""
-  params = model.init(rng, batch["image"], batch["text"])["params"]
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  """Returns the state before the first step; call it under `jax.jit`.
+
+  Args:
+    rng: a key.
+    batch: example inputs.
+    model: see `init_params`.
+    terms: the same.
+    optimizer: whose state is made.
+    average: with a moving average of the parameters.
+  """
+  params = init_params(rng, batch, model=model, terms=terms)
+  return TrainState(
+    jnp.zeros((), jnp.int32),
+    params,
+    optimizer.init(params),
+    carry=total.init_carry(terms, params),
+    ema=ema.start(params) if average else None,
+  )
 
 
 def train_step(
   state: TrainState,
   batch: Batch,
   *,
-  model: nn.Module,
-  loss_fn: Callable[..., tuple[jax.Array, Any]],
-  identify: Callable[[Batch], jax.Array] | None = None,
+  look: Look,
+  terms: Sequence[Term],
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
+  seed: int = 0,
   frozen: Any = None,
   slices: Slices | None = None,
   skip_nonfinite: bool = False,
+  ema_decay: float | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """Embeds both towers, scores all pairs, and applies one update.
+  """Looks at the batch, adds up the terms, and applies one update.
 
   Args:
     state: the state before the step.
-    batch: "image" BHW3 uint8, "text" BL int32, "faults" BK int32, how often
-      each kind of `data.faults.COUNTERS` came up for each row, and what else
-      `identify` looks at.
-    model: two towers; see `big_siglip.models.SigLIP`.
-    loss_fn: (image, text, logit_scale, logit_bias) -> (() loss,
-      `losses.LogitStatistics`).
-    identify: batch -> ids, which `loss_fn` then gets as a keyword, to know
-      examples that stand twice in the batch.
+    batch: "image" BHW3 uint8 (or "image_embedding"), "text" BL int32, and what
+      else the terms look at.
+    look: (parameters, batch) -> what the model sees of it.
+    terms: the summands of the loss.
     optimizer: turns gradients into updates.
     schedule: step -> learning rate, for the metrics alone.
+    seed: of what the terms draw.
     frozen: tree of bools like the parameters; True takes a parameter out of
       the backward pass.
     slices: embed the batch in slices, so that activations of one at a time
       exist; see `big_siglip.microbatch`.
-    skip_nonfinite: leave parameters and optimizer state as they were when loss
-      or gradient are not finite.
+    skip_nonfinite: leave parameters, their average, optimizer state and carry
+      as they were when loss or gradient are not finite.
+    ema_decay: of the state's moving average, where it has one.
 
   Returns:
     The state after the step, and metrics: `param_norm` is of the parameters
     after the step, all others are of those before it.
   """
-
-  def embed(params, image, text):
-    if frozen is not None:
-      params = jax.tree.map(
-        lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen
-      )
-    return model.apply({"params": params}, image, text)
-
-  if identify is not None:
-    loss_fn = functools.partial(loss_fn, ids=identify(batch))
-  (loss, statistics), grads = value_and_grad(
-    embed, loss_fn, state.params, batch["image"], batch["text"], slices
+  forward = total.forward(
+    terms,
+    look,
+    carry=state.carry,
+    step=state.step,
+    seed=seed,
+    batch_size=len(batch["text"]),
+  )
+  pairs = total.pairs(terms, step=state.step)
+  (loss, (metrics, observed)), grads = value_and_grad(
+    lambda params, part: forward(_stopped(params, frozen), part),
+    lambda params, *seen: pairs(_stopped(params, frozen), *seen),
+    state.params,
+    total.with_rows(terms, batch),
+    slices,
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  carry = total.advance(terms, state.carry, params, observed)
+  average = state.ema
+  if ema_decay is not None:
+    average = ema.update(average, params, ema_decay)
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   if skip_nonfinite:
-    params, opt_state = jax.tree.map(
+    params, opt_state, carry, average = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
-      (params, opt_state),
-      (state.params, state.opt_state),
+      (params, opt_state, carry, average),
+      (state.params, state.opt_state, state.carry, state.ema),
     )
   metrics = {
     "loss": loss,
     "finite": finite,
-    "faults": batch["faults"].sum(axis=0),
     "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     "grad_norm": grad_norm,
     # Of the new ones: asking for the old ones would keep a copy of them alive.
@@ -119,10 +167,17 @@ def train_step(
     "update_norm": optax.tree.norm(updates),
     "logit_scale": jnp.exp(state.params["logit_scale"]),
     "logit_bias": state.params["logit_bias"],
-    "positive_logit": statistics.positive,
-    "negative_logit": statistics.negative,
-    "hardest_negative_logit": statistics.hardest_negative.mean(),
+    **metrics,
+    **total.scalars(observed),
   }
-  if statistics.duplicates is not None:
-    metrics["duplicate_pairs"] = statistics.duplicates
-  return TrainState(state.step + 1, params, opt_state), metrics
+  after = TrainState(state.step + 1, params, opt_state, carry, average)
+  return after, metrics
+
+
+def _stopped(params: Any, frozen: Any) -> Any:
+  """Returns parameters that stop the gradient where they are frozen."""
+  if frozen is None:
+    return params
+  return jax.tree.map(
+    lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen
+  )

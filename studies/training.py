@@ -19,7 +19,6 @@ import optax
 
 from big_siglip import build
 from big_siglip.command_line import load_config
-from big_siglip.data.faults import COUNTERS
 from big_siglip.models import make_model
 from big_siglip.optimizer import make_optimizer
 from big_siglip.train_step import init_state, train_step
@@ -149,12 +148,8 @@ def _program(cell: Cell):
     total_steps=config.total_steps,
   )
   images, texts = jnp.asarray(data.image), jnp.asarray(data.text)
-  options = dict(
-    model=model,
-    loss_fn=build.loss(config, mesh),
-    identify=build.identify(config),
-    schedule=schedule,
-  )
+  terms = build.terms(config, mesh)
+  options = dict(look=model.look, terms=terms, schedule=schedule)
 
   def batch_of(order):
     index, owner, caption = order
@@ -162,13 +157,16 @@ def _program(cell: Cell):
       "image": images[index],
       "text": texts[owner, caption],
       "image_index": index,
-      "faults": jnp.zeros((len(index), len(COUNTERS)), jnp.int32),
     }
 
   def init(seed, bias, order):
     first = jax.tree.map(lambda x: x[0, :1], order)
     state = init_state(
-      jax.random.key(seed), batch_of(first), model=model, optimizer=base
+      jax.random.key(seed),
+      batch_of(first),
+      model=model,
+      terms=terms,
+      optimizer=base,
     )
     # As config.model.logit_bias_init does, but one program serves all values.
     return state.replace(params={**state.params, "logit_bias": bias})

@@ -1,13 +1,20 @@
 """Every implementation of attention gives the same values and gradients."""
 
+import contextlib
+import dataclasses
+import functools
+
 import jax
-from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from big_siglip import sharding
+from big_siglip.errors import UserError
+from big_siglip.models import backends
 from big_siglip.models.attention import attention
+from big_siglip.models.backends import choose, Problem, suits
+from big_siglip.plan import topologies
 from big_siglip.schema import fields
 
 
@@ -19,16 +26,32 @@ def _inputs(length=24, keys=24, heads=2, size=8, batch=2):
   return [jax.random.normal(rng, shape) for rng, shape in pairs]
 
 
-def _reference(query, key, value):
-  """Written out in float64 numpy."""
+def _mask(batch, keys):
+  """Pads behind, pads before, pads between, pads alone."""
+  real = np.ones((batch, keys), bool)
+  real[0, keys // 2 :] = False
+  real[1, :3] = False
+  if batch > 3:
+    real[2, ::2] = False
+    real[3] = False
+  return real
+
+
+def _reference(query, key, value, mask=None, causal=False):
+  """Written out in float64 numpy; a query that sees no key gets zeros."""
   query, key, value = map(np.float64, (query, key, value))
   logits = np.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
-  weights = np.exp(logits - logits.max(-1, keepdims=True))
-  weights /= weights.sum(-1, keepdims=True)
+  seen = np.ones(logits.shape, bool)
+  if mask is not None:
+    seen &= mask[:, None, None, :]
+  if causal:
+    seen &= np.tri(logits.shape[2], dtype=bool)
+  weights = np.exp(logits - logits.max(-1, keepdims=True)) * seen
+  weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
   return np.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-@pytest.mark.parametrize("backend", ["auto", "xla", "heads_first", "jax"])
+@pytest.mark.parametrize("backend", ["auto", "xla", "heads_first"])
 @pytest.mark.parametrize("length", [1, 24])
 def test_values_equal_numpy(backend, length):
   *inputs, _ = _inputs(length=length)
@@ -36,11 +59,11 @@ def test_values_equal_numpy(backend, length):
   np.testing.assert_allclose(actual, _reference(*inputs), atol=1e-5)
 
 
-def _with_gradients(backend, inputs, sharding=None):
+def _with_gradients(backend, inputs, **options):
   *inputs, cotangent = inputs
 
   def function(*inputs):
-    return attention(*inputs, backend=backend, sharding=sharding)
+    return attention(*inputs, backend=backend, **options)
 
   @jax.jit
   def value_and_gradients(*inputs):
@@ -50,31 +73,163 @@ def _with_gradients(backend, inputs, sharding=None):
   return value_and_gradients(*inputs)
 
 
-@pytest.mark.parametrize("backend", ["heads_first", "jax"])
-def test_gradients_equal_those_of_plain_products(backend):
-  inputs = _inputs()
-  expected = _with_gradients("xla", inputs)
-  for actual, wanted in zip(
-    _with_gradients(backend, inputs), expected, strict=True
-  ):
-    np.testing.assert_allclose(actual, wanted, atol=1e-5)
+def _plain(inputs, mask=None, causal=False):
+  """Value and gradients of JAX's own; zeros for queries that see no key."""
+  *inputs, cotangent = inputs
+  batch, queries, keys = *inputs[0].shape[:2], inputs[1].shape[1]
+  seen = np.ones((batch, 1, queries, keys), bool)
+  if mask is not None:
+    seen &= mask[:, None, None, :]
+  if causal:
+    seen &= np.tri(queries, keys, dtype=bool)
+  seeing = seen.any(-1)[:, 0, :, None, None]
+
+  def function(*inputs):
+    attended = jax.nn.dot_product_attention(*inputs, mask=jnp.asarray(seen))
+    return jnp.where(seeing, attended, 0)
+
+  value, vjp = jax.vjp(function, *inputs)
+  return value, *vjp(cotangent)
+
+
+def _assert_close(actual, expected, atol):
+  for got, wanted in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(got, wanted, atol=atol)
+
+
+@contextlib.contextmanager
+def _tpu(monkeypatch):
+  """Lets kernels for TPUs be chosen, to be interpreted where there is none."""
+  with monkeypatch.context() as patch:
+    patch.setattr(backends, "platform_of", lambda _: "tpu")
+    yield
+
+
+_CASES = [(False, False), (True, False), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize("backend", ["xla", "heads_first"])
+@pytest.mark.parametrize(("masked", "causal"), _CASES)
+def test_masks_and_causal_equal_numpy_and_jax(backend, masked, causal):
+  inputs = _inputs(batch=4)
+  mask = _mask(4, 24) if masked else None
+  actual = _with_gradients(backend, inputs, mask=mask, causal=causal)
+  wanted = _reference(*inputs[:3], mask, causal)
+  np.testing.assert_allclose(actual[0], wanted, atol=1e-5)
+  _assert_close(actual, _plain(inputs, mask, causal), 1e-5)
+
+
+def test_a_single_query_sees_real_keys_alone():
+  inputs = _inputs(length=1, batch=4)
+  mask = _mask(4, 24)
+  actual = _with_gradients("auto", inputs, mask=mask)
+  _assert_close(actual, _plain(inputs, mask), 1e-5)
+  assert not np.any(actual[0][3])
 
 
 # 128 fills the kernel's blocks, 196 (B/16) does not; 72 is So400m's head size.
-@pytest.mark.parametrize(("length", "size"), [(128, 72), (196, 64)])
-def test_splash_equals_plain_products(length, size):
-  inputs = _inputs(length, length, heads=1, size=size, batch=1)
-  expected = _with_gradients("xla", inputs)
-  with pltpu.force_tpu_interpret_mode():
-    actual = _with_gradients("splash", inputs)
-  for got, wanted in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(got, wanted, atol=2e-5)
+@pytest.mark.parametrize(
+  ("queries", "keys", "size", "masked", "causal"),
+  [
+    (128, 128, 72, False, False),
+    (196, 196, 64, False, False),
+    (128, 256, 8, False, False),
+    (196, 130, 8, False, False),
+    (20, 200, 8, True, False),
+    (196, 196, 8, True, True),
+    (640, 640, 8, False, True),  # Several blocks; some are not computed.
+  ],
+)
+def test_splash_equals_plain_products(
+  queries, keys, size, masked, causal, monkeypatch
+):
+  batch = 4 if masked else 2
+  inputs = _inputs(queries, keys, heads=1, size=size, batch=batch)
+  mask = _mask(batch, keys) if masked else None
+  with _tpu(monkeypatch):
+    actual = _with_gradients("splash", inputs, mask=mask, causal=causal)
+  _assert_close(actual, _plain(inputs, mask, causal), 2e-5)
 
 
-def test_splash_leaves_a_single_query_to_plain_products():
+@pytest.mark.parametrize("backend", ["xla", "heads_first", "splash"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("garbage", [1e30, np.nan])
+def test_what_is_not_real_changes_nothing(
+  backend, causal, garbage, monkeypatch
+):
+  query, key, value, cotangent = _inputs(130, 130, heads=1, batch=4)
+  mask = _mask(4, 130)
+
+  def results(filled):
+    real = jnp.asarray(mask)[:, :, None, None]
+    filled = [jnp.where(real, x, filled) for x in (key, value)]
+    inputs = query, *filled, cotangent
+    with _tpu(monkeypatch) if backend == "splash" else contextlib.nullcontext():
+      return _with_gradients(backend, inputs, mask=mask, causal=causal)
+
+  clean, dirty = results(0.0), results(garbage)
+  for got, wanted in zip(dirty, clean, strict=True):
+    np.testing.assert_array_equal(got, wanted)
+  value, d_query, d_key, d_value = map(np.asarray, clean)
+  assert not value[3].any() and not d_query[3].any()
+  assert not d_key[~mask].any() and not d_value[~mask].any()
+
+
+@pytest.mark.parametrize("backend", ["auto", "splash"])
+def test_masks_on_a_mesh(backend, monkeypatch):
+  mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+  placed = sharding.batch_sharding(mesh)
+  inputs = _inputs(130, 130, batch=4)
+  mask = _mask(4, 130)
+  expected = _with_gradients("xla", inputs, mask=mask)
+  on_tpu = backend == "splash"
+  with _tpu(monkeypatch) if on_tpu else contextlib.nullcontext():
+    actual = _with_gradients(backend, inputs, sharding=placed, mask=mask)
+  _assert_close(actual, expected, 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("queries", "keys", "size", "masked", "causal"),
+  [
+    (256, 256, 72, True, False),
+    (64, 64, 72, True, True),
+    (196, 64, 64, True, False),
+    (600, 600, 80, False, True),
+  ],
+)
+def test_the_tpu_compiler_takes_masks(queries, keys, size, masked, causal):
+  pytest.importorskip("libtpu")
+  devices, _ = topologies.describe("v5e:2x2")
+  mesh = sharding.make_mesh(data=2, tensor=2, devices=devices)
+  placed = sharding.batch_sharding(mesh)
+
+  def array(length, *rest, dtype="bfloat16"):
+    shape = 8, length, *rest
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+
+  query = array(queries, 2, size)
+  key = array(keys, 2, size)
+  mask = array(keys, dtype="bool") if masked else None
+
+  @jax.jit
+  def both_ways(query, key, mask):
+    attend = functools.partial(
+      attention, backend="splash", sharding=placed, mask=mask, causal=causal
+    )
+    value, vjp = jax.vjp(attend, query, key, key)
+    return value, vjp(value)
+
+  assert (
+    "tpu_custom_call" in both_ways.lower(query, key, mask).compile().as_text()
+  )
+
+
+@pytest.mark.parametrize("backend", ["splash", "short", "cudnn"])
+def test_kernels_leave_a_single_query_to_plain_products(backend):
   *inputs, _ = _inputs(length=1)
   np.testing.assert_array_equal(
-    attention(*inputs, backend="splash"), attention(*inputs, backend="xla")
+    attention(*inputs, backend=backend), attention(*inputs, backend="xla")
   )
 
 
@@ -90,6 +245,125 @@ def test_auto_follows_the_mesh():
     jax.make_jaxpr(lambda *x: attention(*x, backend="heads_first"))(*inputs)
   )
   assert text == first
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "queries", "keys", "mask", "chosen"),
+  [
+    ("cpu", "bfloat16", 256, 256, True, "heads_first"),
+    ("gpu", "bfloat16", 256, 256, True, "cudnn"),
+    ("gpu", "bfloat16", 729, 729, False, "xla"),  # Odd: So400m/14, 384 pixels.
+    ("gpu", "float32", 256, 256, False, "xla"),
+    ("gpu", "bfloat16", 1, 256, False, "xla"),
+    ("tpu", "bfloat16", 256, 256, False, "splash"),
+    ("tpu", "bfloat16", 729, 729, True, "splash"),
+    ("tpu", "bfloat16", 64, 64, False, "xla"),
+    ("tpu", "bfloat16", 1, 256, False, "xla"),
+    ("other", "bfloat16", 256, 256, False, "xla"),
+  ],
+)
+def test_auto_takes_the_first_that_suits(
+  platform, dtype, queries, keys, mask, chosen, monkeypatch
+):
+  monkeypatch.setattr(backends, "platform_of", lambda _: platform)
+  shape = 128, queries, 16, 72, dtype
+  assert choose("auto", *shape, keys=keys, mask=mask) == chosen
+
+
+_PROBLEM = Problem("tpu", "bfloat16", 128, 256, 256, 16, 72)
+
+
+@pytest.mark.parametrize(
+  ("backend", "changes", "reason"),
+  [
+    ("splash", {"platform": "cpu"}, "needs a TPU, not a cpu"),
+    ("splash", {"head_shards": 3}, "config.mesh.tensor=3"),
+    ("short", {"head_shards": 3}, "config.mesh.tensor=3"),
+    ("short", {"keys": 128}, "as many keys as queries, not 128 and 256"),
+    ("short", {"mask": True}, "neither masks nor causal"),
+    ("short", {"causal": True}, "neither masks nor causal"),
+    ("short", {"queries": 729, "keys": 729}, "at most 572 tokens, not 729"),
+    ("short", {"queries": 196, "keys": 196, "heads": 40}, "not 2880"),
+    ("cudnn", {}, "needs a GPU, not a tpu"),
+    ("cudnn", {"platform": "gpu", "dtype": "float32"}, "dtype=bfloat16"),
+    ("cudnn", {"platform": "gpu", "size": 20}, "a multiple of 8"),
+    ("cudnn", {"platform": "gpu", "size": 136}, "up to 128"),
+    ("cudnn", {"platform": "gpu", "keys": 49}, "even lengths"),
+  ],
+)
+def test_what_is_named_and_cannot_is_refused_in_a_line(
+  backend, changes, reason, monkeypatch
+):
+  problem = dataclasses.replace(_PROBLEM, **changes)
+  assert reason in backends.lack(backend, problem)
+  assert not suits(backend, problem)
+  monkeypatch.setattr(backends, "platform_of", lambda _: problem.platform)
+  if problem.head_shards > 1:
+    return
+  with pytest.raises(UserError, match=reason) as error:
+    choose(
+      backend,
+      problem.batch,
+      problem.queries,
+      problem.heads,
+      problem.size,
+      problem.dtype,
+      keys=problem.keys,
+      mask=problem.mask,
+      causal=problem.causal,
+    )
+  message = str(error.value)
+  assert message.startswith(f"config.model.attention={backend}: ")
+  assert "\n" not in message
+
+
+def test_heads_that_the_mesh_does_not_divide_are_refused(monkeypatch):
+  monkeypatch.setattr(backends, "platform_of", lambda _: "tpu")
+  mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+  placed = sharding.batch_sharding(mesh)
+  assert choose("auto", 8, 256, 3, 64, "bfloat16", placed) == "xla"
+  for backend in ("short", "splash"):
+    with pytest.raises(UserError, match="config.mesh.tensor=2 divides, not 3"):
+      choose(backend, 8, 256, 3, 64, "bfloat16", placed)
+
+
+def test_a_number_of_examples_is_no_reason_to_refuse(monkeypatch):
+  mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+  placed = sharding.batch_sharding(mesh)
+  # Parameters are initialised on one example, whatever the chip.
+  assert choose("splash", 1, 256, 2, 64, "bfloat16") == "heads_first"
+  monkeypatch.setattr(backends, "platform_of", lambda _: "tpu")
+  assert choose("short", 64, 196, 2, 64, "bfloat16", placed) == "short"
+  assert choose("short", 62, 196, 2, 64, "bfloat16", placed) == "splash"
+  assert choose("splash", 63, 196, 2, 64, "bfloat16", placed) == "xla"
+
+
+@pytest.mark.parametrize(
+  ("changes", "options", "reason"),
+  [
+    ({"keys": 256}, {"backend": "short"}, "as many keys as queries"),
+    ({"keys": 256, "length": 128}, {"causal": True}, "128 queries to 256 keys"),
+    ({"length": 128, "keys": 128}, {"length": 64}, "sequences of 64"),
+    ({"length": 128}, {"length": 60, "backend": "short"}, "sequences of 60"),
+    ({}, {"mask": np.ones((2, 23), bool)}, "must be bool"),
+    ({}, {"mask": np.ones((2, 24), np.int32)}, "must be bool"),
+  ],
+)
+def test_shapes_that_do_not_go_together_are_refused(changes, options, reason):
+  *inputs, _ = _inputs(**changes)
+  with pytest.raises(ValueError, match=reason) as error:
+    attention(*inputs, **{"backend": "xla", **options})
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["xla", "short"])
+def test_keys_of_another_shape_are_refused(backend):
+  query, key, value, _ = _inputs()
+  for wrong in ((key[:1], value[:1]), (key[:, :, :1], value[:, :, :1])):
+    with pytest.raises(ValueError, match="must be"):
+      attention(query, *wrong, backend=backend)
+  with pytest.raises(ValueError, match="must be"):
+    attention(query, key, value[:, :20], backend=backend)
 
 
 def test_every_name_is_an_implementation():

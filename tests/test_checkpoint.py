@@ -9,7 +9,7 @@ import optax
 import pytest
 import runs
 
-from big_siglip import sharding
+from big_siglip import checkpoint, sharding
 from big_siglip.checkpoint import Checkpoints, restore_params
 from big_siglip.errors import UserError
 from big_siglip.train_step import TrainState
@@ -98,6 +98,47 @@ def test_a_state_goes_from_one_mesh_to_another(tmp_path):
   specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state)]
   assert specs == [leaf.sharding.spec for leaf in jax.tree.leaves(abstract)]
   assert not state.params["head"]["kernel"].sharding.is_fully_replicated
+
+
+def _items(folder, step):
+  return {p.name for p in (folder / "checkpoints" / str(step)).iterdir()}
+
+
+def test_an_average_and_a_carry_are_items_of_their_own(tmp_path):
+  _save(tmp_path, 1)
+  plain = _state(1)
+  full = plain.replace(
+    ema=_state(2).params, carry={"teacher": {"centre": plain.params["head"]}}
+  )
+  folder = tmp_path / "full"
+  checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+  checkpoints.save(full, {"next_batch": 1})
+  checkpoints.wait()
+  state, data = checkpoints.restore(_abstract(full))
+  checkpoints.close()
+  runs.assert_same(runs.flatten(state), runs.flatten(full))
+  assert {"params", "optimizer", "data"} <= _items(tmp_path, 1)
+  assert _items(folder, 1) - _items(tmp_path, 1) == {"ema", "carry"}
+  # The average is what a model is evaluated and exported with.
+  params = restore_params(folder / "checkpoints" / "1", _abstract(full.params))
+  runs.assert_same(runs.flatten(params), runs.flatten(full.ema))
+
+
+def test_a_state_is_read_without_knowing_its_config(tmp_path):
+  mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+  _save(tmp_path, 3)
+  folder = checkpoint.epath.Path(tmp_path) / "checkpoints" / "3"
+  state, data = checkpoint.read_any(folder, mesh)
+  runs.assert_same(runs.flatten(state), runs.flatten(_state(3)))
+  assert not state["params/head/kernel"].sharding.is_fully_replicated
+  assert data["next_batch"] == 3
+  for damage in ("no position", "truncated", "flipped number"):
+    copy = checkpoint.epath.Path(tmp_path / damage)
+    shutil.copytree(folder, copy)
+    DAMAGES[damage](copy)
+    with pytest.raises(UserError, match=f"{damage}: is damaged") as error:
+      checkpoint.read_any(copy, mesh)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def _remove(*names):

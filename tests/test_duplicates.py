@@ -30,6 +30,7 @@ from big_siglip.losses import (
   text_id,
 )
 from big_siglip.models import SigLIP
+from big_siglip.objectives.contrastive import make_identify
 
 DENSE = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
 RINGS = {"sigmoid": ring_sigmoid_loss, "softmax": ring_softmax_loss}
@@ -290,7 +291,7 @@ def _batch(config):
 )
 def test_texts_images_or_either_make_an_example_the_same(same, pairs):
   config = runs.config(loss__duplicates="ignore", loss__same=same)
-  ids = build.identify(config)(_batch(config))
+  ids = make_identify(config.loss)(_batch(config))
   assert same_of(np.asarray(ids)).sum() - config.batch_size == pairs
 
 
@@ -314,7 +315,7 @@ def test_captions_of_an_image_in_a_real_batch_are_the_same(tmp_path):
     batch = next(batches)
     batches.close()
     assert sorted(batch["index"]) == list(range(12))
-    ids = build.identify(config)(batch)
+    ids = make_identify(config.loss)(batch)
     assert same_of(np.asarray(ids)).sum() - 12 == pairs
 
 
@@ -329,7 +330,7 @@ def test_a_step_in_slices_finds_those_of_the_whole_batch():
   embedded = SigLIP(config.model).apply(
     {"params": jax.device_get(state.params)}, batch["image"], batch["text"]
   )
-  ids = build.identify(config)(batch)
+  ids = make_identify(config.loss)(batch)
   expected = sigmoid_loss(*embedded, ids=ids, duplicates="positive")
   plain = sigmoid_loss(*embedded)
   _, metrics = program.step(state, sharding.to_global(mesh, batch))

@@ -2,6 +2,8 @@
 
 import json
 
+from etils import epath
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from big_siglip.data import vocabulary
 from big_siglip.data.text import ByteTokenizer, make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
-from big_siglip.models import SigLIP
+from big_siglip.models import merged, SigLIP
 from big_siglip.trained import initial, saved
 
 TRAINED = {
@@ -29,8 +31,6 @@ def trained(tmp_path_factory):
   config = runs.config(**TRAINED, seed=7)
   params = build.program(config, build.mesh(config)).init().params
   data = {"tokenizer": "bytes", "lowercase": True, "pad_id": 1}
-  from etils import epath
-
   saved.save_model(
     epath.Path(folder), params, config.model, {**data, "resize": "bilinear"}
   )
@@ -156,6 +156,31 @@ def test_weights_that_do_not_fit_are_named(trained, changes, said):
   with pytest.raises(UserError) as error:
     _start(**{"init__path": str(folder), "model__scan": True, **changes})
   assert said in str(error.value)
+
+
+def test_an_adaptation_is_part_of_the_weights(tmp_path):
+  config = runs.config(**TRAINED, model__lora__rank=2)
+  mesh = build.mesh(config)
+  params = build.program(config, mesh).init().params
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: x + rng.normal(size=x.shape), params)
+  params = jax.tree.map(lambda x: x.astype(np.float32), params)
+  data = {"tokenizer": "bytes", "lowercase": True, "pad_id": 1}
+  saved.save_model(
+    epath.Path(tmp_path / "lora"),
+    params,
+    config.model,
+    {**data, "resize": "bilinear"},
+  )
+  expected = runs.flatten(merged(params, config.model))
+  for rank in (0, 4):  # A new adaptation adds nothing yet.
+    changed, started, random = _start(
+      init__path=str(tmp_path / "lora"), model__lora__rank=rank
+    )
+    for path, leaf in expected.items():
+      np.testing.assert_allclose(started[path], leaf, rtol=1e-6)
+    for path in started.keys() - expected.keys():
+      np.testing.assert_array_equal(started[path], random[path])
 
 
 def test_a_run_starts_there_evaluates_first_and_reports(trained, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import runs
 
 from big_siglip import build, sharding
+from big_siglip.evaluators import make_embedders
 from big_siglip.models import make_model, merged, SigLIP
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ".*/(attention/.*|mlp/up)/kernel"}
@@ -97,3 +98,23 @@ def test_a_target_that_matches_nothing_is_named():
   _, model, inputs = _model(targets="attention")
   with pytest.raises(ValueError, match="targets='attention': matches no"):
     model.init(jax.random.key(0), *inputs)
+
+
+def test_an_adapted_model_has_the_whole_face_of_a_plain_one():
+  """Probes ask for features, and terms of a loss look."""
+  config, model, (image, text) = _model()
+  params = model.init(jax.random.key(0), image, text)["params"]
+  params["lora"] = jax.tree.map(lambda x: x + 0.1, params["lora"])
+  plain = merged(params, config)
+  devices = sharding.make_mesh(devices=jax.devices()[:1])
+  features, _ = make_embedders(model, devices).features(params, image, {})
+  expected = SigLIP(config).apply(
+    {"params": plain}, image, method="image_features"
+  )
+  np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
+  batch = {"image": image, "text": text}
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    model.look(params, batch),
+    SigLIP(config).look(plain, batch),
+  )

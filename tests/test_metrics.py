@@ -3,6 +3,10 @@
 import json
 import math
 import struct
+import subprocess
+import sys
+
+import pytest
 
 from big_siglip import metrics
 from big_siglip.run import meter
@@ -120,3 +124,18 @@ def test_rates_are_of_the_steps_since_they_were_last_read(monkeypatch):
   assert rates["examples_per_second"] == 16 / 2.0
   assert rates["data_wait"] == 0.25
   assert made.read() == {}
+
+
+def test_pytorch_is_not_imported_where_it_is_installed(tmp_path):
+  pytest.importorskip("torch")
+  program = (
+    "import sys\n"
+    "from big_siglip.metrics import MetricsWriter\n"
+    f"writer = MetricsWriter({str(tmp_path)!r}, start_step=0, "
+    "evaluated_step=0, total_steps=1, config={})\n"
+    "writer.write(1, {'loss': 1.0})\n"
+    "writer.close()\n"
+    "assert 'torch' not in sys.modules\n"
+    ""
+  )
+  subprocess.run([sys.executable, "-c", program], check=True)

@@ -12,6 +12,7 @@ from big_siglip import build, losses, sharding
 from big_siglip.config import device_problems
 from big_siglip.microbatch import value_and_grad
 from big_siglip.models import SigLIP
+from big_siglip.objectives.contrastive import make_loss
 from big_siglip.sharding import Slices
 
 # Widths that every mesh axis divides.
@@ -24,8 +25,10 @@ DIVISIBLE = {
 
 def _batch(size):
   rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (size, 16, 16, 3), np.uint8)
-  return image, rng.integers(0, 259, (size, 16), np.int32)
+  return {
+    "image": rng.integers(0, 256, (size, 16, 16, 3), np.uint8),
+    "text": rng.integers(0, 259, (size, 16), np.int32),
+  }
 
 
 def _gradients(config, mesh, size):
@@ -37,15 +40,20 @@ def _gradients(config, mesh, size):
     count = size // config.microbatch
     slices = Slices(count, mesh, sharding.BATCH_AXES)
 
-  @jax.jit
-  def step(params, image, text):
-    def embed(params, image, text):
-      return model.apply({"params": params}, image, text)
+  loss_fn = make_loss(config.loss, mesh)
 
-    loss_fn = build.loss(config, mesh)
-    return value_and_grad(embed, loss_fn, params, image, text, slices)
+  def forward(params, part):
+    seen = model.look(params, part)
+    return (seen.image, seen.text), (jnp.zeros(()), {})
 
-  return step(params, *sharding.to_global(mesh, _batch(size)))
+  def pairs(params, embeddings, batch):
+    del batch
+    return loss_fn(*embeddings, params["logit_scale"], params["logit_bias"])
+
+  step = jax.jit(
+    lambda params, batch: value_and_grad(forward, pairs, params, batch, slices)
+  )
+  return step(params, sharding.to_global(mesh, _batch(size)))
 
 
 @pytest.mark.parametrize("loss", ["ring_sigmoid", "softmax"])
@@ -64,8 +72,8 @@ def test_slices_change_no_gradient(shape, loss):
   mesh = build.mesh(config)
   whole = _gradients(config, mesh, size)
   config.microbatch = 8
-  (value, statistics), gradients = _gradients(config, mesh, size)
-  (expected, seen), expected_gradients = whole
+  (value, (statistics, _)), gradients = _gradients(config, mesh, size)
+  (expected, (seen, _)), expected_gradients = whole
   np.testing.assert_allclose(value, expected, rtol=1e-6)
   # In the order of the batch, not of the slices.
   np.testing.assert_allclose(
@@ -84,11 +92,13 @@ def test_slices_change_no_gradient(shape, loss):
 
 def test_scale_and_bias_are_counted_once():
   # Others accumulate them once for each slice.
-  def embed(params, image, text):
-    towers = (None, None)
-    if image is not None:
-      towers = image @ params["w"], text @ params["w"]
-    return *towers, params["scale"], params["bias"]
+  def forward(params, part):
+    return tuple(x @ params["w"] for x in part), (jnp.zeros(()), {})
+
+  def pairs(params, embeddings, batch):
+    del batch
+    loss = losses.sigmoid_loss(*embeddings, params["scale"], params["bias"])
+    return loss, {}
 
   keys = jax.random.split(jax.random.key(0), 3)
   image, text = (jax.random.normal(key, (16, 4)) for key in keys[:2])
@@ -97,10 +107,9 @@ def test_scale_and_bias_are_counted_once():
     "scale": jnp.float32(0.5),
     "bias": jnp.float32(-1.0),
   }
-  loss_fn = functools.partial(losses.sigmoid_loss, statistics=True)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   function = functools.partial(
-    value_and_grad, embed, loss_fn, params, image, text
+    value_and_grad, forward, pairs, params, (image, text)
   )
   expected = function(None)[1]
   for count in (2, 4, 16):

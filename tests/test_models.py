@@ -280,3 +280,48 @@ def test_model_does_not_follow_later_changes_of_its_config():
   config.embed_dim = 20
   assert model == SigLIP(model_config())
   assert hash(model) == hash(SigLIP(model_config()))
+
+
+@pytest.mark.parametrize("pooling", ["map", "cls", "none"])
+def test_tokens_are_seen_before_they_are_pooled(pooling):
+  config = model_config(dict(pooling=pooling))
+  model = SigLIP(config)
+  image, text = example_inputs(config)
+  if pooling == "none":
+    whole = random_params(SigLIP(model_config()))
+    own = random_params(model)
+    assert whole["image"].keys() - own["image"].keys() == {"pool"}
+  params = random_params(model)
+  seen = jax.jit(model.look)(params, {"image": image, "text": text})
+  run = functools.partial(
+    model.apply, capture_intermediates=lambda m, _: m.name == "encoder"
+  )
+  embeddings, state = jax.jit(run)({"params": params}, image, text)
+  for tower, tokens in (
+    ("image", seen.image_tokens),
+    ("text", seen.text_tokens),
+  ):
+    (output,) = state["intermediates"][tower]["encoder"]["__call__"]
+    if pooling == "cls" and tower == "image":
+      output = output[:, 1:]
+    np.testing.assert_allclose(tokens, output, rtol=1e-5, atol=1e-6)
+  if pooling == "none":
+    assert seen.image is None and embeddings[0] is None
+  else:
+    np.testing.assert_allclose(seen.image, embeddings[0], atol=1e-6)
+  np.testing.assert_allclose(seen.text, embeddings[1], atol=1e-6)
+
+
+def test_tokens_that_nobody_uses_cost_nothing():
+  config = model_config(dict(pooling="none"))
+  model = SigLIP(config)
+  image, text = example_inputs(config)
+  batch, params = {"image": image, "text": text}, random_params(model)
+
+  def flops(function, *arguments):
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return compiled.cost_analysis()["flops"]
+
+  both = flops(lambda p, b: model.look(p, b).text, params, batch)
+  alone = flops(lambda p, b: model.look(p, b).text, params, {"text": text})
+  assert both == alone

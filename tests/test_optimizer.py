@@ -1,6 +1,7 @@
 """Adam, Adafactor, Lion, weight decay and clipping against references."""
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
@@ -16,7 +17,7 @@ from optimizer_cases import (
 import pytest
 
 from big_siglip.errors import UserError
-from big_siglip.optimizer import make_optimizer
+from big_siglip.optimizer import make_optimizer, scale_by_adafactor
 
 
 @pytest.mark.parametrize("peak", [1e-3, 3e-4])
@@ -180,3 +181,54 @@ def test_clipping_is_by_the_global_norm():
 def test_unknown_optimizer_is_an_error_that_lists_the_known():
   with pytest.raises(UserError, match="'adam': must be one of adamw, ada"):
     make_optimizer(make_config(name="adam"), make_params(), total_steps=STEPS)
+
+
+@pytest.mark.parametrize("depth", [3, 40, 96])
+def test_adafactor_treats_stacked_blocks_as_single_ones(depth):
+  """40 blocks are more than a norm factors by, 96 than a head has numbers."""
+  shapes = {
+    "attention_norm/scale": (64,),
+    "attention/query/bias": (8, 64),
+    "attention/query/kernel": (512, 8, 64),
+    "mlp/up/bias": (128,),
+    "mlp/up/kernel": (32, 48),
+  }
+  adafactor = scale_by_adafactor(b1=0.9, b2=0.95, mu_dtype="float32")
+  rng = np.random.default_rng(0)
+  draw = {
+    name: rng.normal(size=(2, depth, *shape)).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+  stacked = {"image/encoder/blocks/" + k: x for k, x in draw.items()}
+  single = {
+    f"image/encoder/block_{i}/{k}": x[:, i]
+    for k, x in draw.items()
+    for i in range(depth)
+  }
+
+  def run(gradients):
+    params = {k: jnp.asarray(x[0]) for k, x in gradients.items()}
+    state = adafactor.init(params)
+    step = jax.jit(adafactor.update)
+    for number in range(2):
+      found, state = step(
+        {k: jnp.asarray(x[number]) for k, x in gradients.items()}, state, params
+      )
+    return found
+
+  found, expected = run(stacked), run(single)
+  for name in shapes:
+    blocks = [expected[f"image/encoder/block_{i}/{name}"] for i in range(depth)]
+    np.testing.assert_allclose(
+      found["image/encoder/blocks/" + name],
+      np.stack(blocks),
+      rtol=1e-5,
+      atol=1e-7,  # Where two steps cancel.
+    )
+
+
+def test_blocks_that_cannot_be_factored_one_by_one_are_refused():
+  params = {"image/encoder/blocks/mlp/up/kernel": jnp.zeros((97, 64, 48))}
+  adafactor = scale_by_adafactor(b1=0.9, b2=0.95, mu_dtype="float32")
+  with pytest.raises(UserError, match="set config.model.scan=False"):
+    adafactor.init(params)

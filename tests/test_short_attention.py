@@ -7,13 +7,25 @@ import numpy as np
 import pytest
 
 from big_siglip import sharding
+from big_siglip.models.compute import Compute
 from big_siglip.models.dense import add_bias, Dense, product
-from big_siglip.models.short_attention import suits
+from big_siglip.models.short_attention import (
+  fills_tiles,
+  lack,
+  short_attention,
+  short_attention_rows,
+  whole_rows,
+)
 from big_siglip.models.transformer import Encoder
 
 
 def _encoder(backend, split=None):
-  return Encoder(2, 2, 48, "float32", backend, "full", True, split)
+  return Encoder(
+    2,
+    2,
+    48,
+    Compute(backend=backend, remat="full", scan=True, sharding=split),
+  )
 
 
 def _value_and_gradients(encoder, params, x):
@@ -61,20 +73,51 @@ def test_sequences_of_a_row_do_not_see_each_other():
 
 
 @pytest.mark.parametrize(
-  ("rows", "length", "heads", "size", "held"),
+  ("rows", "length", "heads", "size", "held", "filled"),
   [
-    (128, 256, 16, 72, True),  # So400m/14, 224 pixels.
-    (128, 64, 16, 72, True),  # Its text.
-    (128, 196, 12, 64, True),  # B/16, 224 pixels.
-    (32, 196, 12, 64, True),
-    (16, 196, 12, 64, False),  # No whole number of rows of 128 tokens.
-    (127, 64, 12, 64, False),
-    (128, 729, 16, 72, False),  # So400m/14, 384 pixels: more than fits.
-    (128, 196, 24, 128, False),
+    (128, 256, 16, 72, True, True),  # So400m/14, 224 pixels.
+    (128, 64, 16, 72, True, True),  # Its text.
+    (128, 196, 12, 64, True, True),  # B/16, 224 pixels.
+    (32, 196, 12, 64, True, True),
+    (16, 196, 12, 64, True, False),  # No whole number of rows of 128 tokens.
+    (127, 64, 12, 64, True, False),
+    (128, 729, 16, 72, False, True),  # So400m/14, 384 pixels: too long.
+    (128, 196, 24, 128, False, True),  # Too wide.
   ],
 )
-def test_what_the_kernel_holds(rows, length, heads, size, held):
-  assert suits(rows, length, heads, size) is held
+def test_what_the_kernel_holds(rows, length, heads, size, held, filled):
+  assert (lack(length, heads, size) == "") is held
+  assert fills_tiles(rows, length) is filled
+
+
+@pytest.mark.parametrize(
+  ("length", "rows"), [(64, 1), (128, 1), (256, 1), (20, 5), (196, 49)]
+)
+def test_rows_that_may_be_cut_hold_whole_sequences(length, rows):
+  assert whole_rows(length) == rows
+  if rows > 1:
+    sequences, rest = divmod(rows * 128, length)
+    assert not rest and fills_tiles(sequences, length)
+
+
+def test_keys_of_another_shape_are_refused():
+  columns = jnp.zeros((1, 1, 8, 128)), jnp.zeros((1, 1, 8, 256))
+  rows = jnp.zeros((40, 16)), jnp.zeros((80, 16))
+  for query, key in (columns, columns[::-1]):
+    with pytest.raises(ValueError, match="must have one shape"):
+      short_attention(query, key, key, 128, True)
+  for query, key in (rows, rows[::-1]):
+    with pytest.raises(ValueError, match="must have one shape"):
+      short_attention_rows(query, key, key, 2, 20, True)
+
+
+def test_rows_that_cut_a_sequence_are_refused():
+  columns, rows = jnp.zeros((1, 1, 8, 128)), jnp.zeros((128, 16))
+  with pytest.raises(ValueError, match="cut sequences of 96"):
+    short_attention(columns, columns, columns, 96, True)
+  # Of 20 tokens two make full tiles, and the last 8 would not be computed.
+  with pytest.raises(ValueError, match="not a multiple of 2 sequences of 20"):
+    short_attention_rows(rows, rows, rows, 2, 20, True)
 
 
 def test_dense_starts_as_linen_and_computes_the_same():

@@ -11,6 +11,8 @@ import runs
 
 from big_siglip import build, losses, sharding
 from big_siglip.models import SigLIP
+from big_siglip.models.towers import Seen
+from big_siglip.objectives import Term
 from big_siglip.train_step import init_state, train_step, TrainState
 
 
@@ -30,8 +32,6 @@ class Towers:
 
   def apply(self, variables, image, text):
     params = variables["params"]
-    if image is None:
-      return None, None, params["logit_scale"], params["logit_bias"]
     x, y = image @ params["image"], text @ params["text"]
     return (
       x / jnp.linalg.norm(x, axis=-1, keepdims=True),
@@ -39,6 +39,18 @@ class Towers:
       params["logit_scale"],
       params["logit_bias"],
     )
+
+  def look(self, params, batch):
+    image, text, *_ = self.apply(
+      {"params": params}, batch["image"], batch["text"]
+    )
+    return Seen(image, text)
+
+
+def _sigmoid(params, embeddings, batch):
+  del batch
+  scale, bias = params["logit_scale"], params["logit_bias"]
+  return losses.sigmoid_loss(*embeddings, scale, bias), {}
 
 
 OPTIMIZER = optax.adam(0.1)
@@ -49,14 +61,13 @@ def _batch(seed, size=8):
   return {
     "image": jnp.asarray(rng.normal(size=(size, 6)), jnp.float32),
     "text": jnp.asarray(rng.normal(size=(size, 5)), jnp.float32),
-    "faults": jnp.asarray([[1, 0], [2, 4]] + [[0, 0]] * (size - 2)),
   }
 
 
 def _step(**changes):
   options = {
-    "model": Towers(),
-    "loss_fn": functools.partial(losses.sigmoid_loss, statistics=True),
+    "look": Towers().look,
+    "terms": (Term("contrastive", pairs=_sigmoid),),
     "optimizer": OPTIMIZER,
     "schedule": optax.constant_schedule(0.1),
     **changes,
@@ -66,7 +77,11 @@ def _step(**changes):
 
 def _init():
   return init_state(
-    jax.random.key(0), _batch(0), model=Towers(), optimizer=OPTIMIZER
+    jax.random.key(0),
+    _batch(0),
+    model=Towers(),
+    terms=(),
+    optimizer=OPTIMIZER,
   )
 
 
@@ -112,7 +127,6 @@ def test_the_metrics_are_of_the_parameters_before_the_step():
   np.testing.assert_allclose(metrics["logit_scale"], 10.0, rtol=1e-6)
   assert float(metrics["logit_bias"]) == -2.0
   assert float(after.params["logit_bias"]) != -2.0
-  np.testing.assert_array_equal(metrics["faults"], [3, 4])
   assert float(metrics["learning_rate"]) == np.float32(0.1)
 
 
@@ -135,11 +149,11 @@ def test_a_step_that_is_not_finite_can_leave_everything_as_it_was(spoiled):
 
 
 def test_a_gradient_alone_that_is_not_finite_counts_too():
-  def loss_of(image, text, logit_scale, logit_bias):
-    loss = jnp.sqrt(logit_bias * 0) + image.sum()  # 0, with slope inf * 0.
-    return loss, losses.LogitStatistics(loss, loss, image[:, 0])
+  def pairs(params, embeddings, batch):
+    del batch  # The root is 0, with slope inf * 0.
+    return jnp.sqrt(params["logit_bias"] * 0) + embeddings[0].sum(), {}
 
-  _, metrics = _step(loss_fn=loss_of)(_init(), _batch(0))
+  _, metrics = _step(terms=[Term("t", pairs=pairs)])(_init(), _batch(0))
   assert np.isfinite(metrics["loss"])
   assert not metrics["finite"]
 
@@ -201,7 +215,7 @@ def test_the_program_donates_its_state_and_trains_like_its_parts():
   host = {
     "image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),
     "text": rng.integers(0, 259, (16, 16), np.int32),
-    "faults": np.zeros((16, 6), np.int32),
+    "faults": np.eye(16, 6, dtype=np.int32),
   }
   # Of its own: what NumPy looks at cannot be donated.
   params = jax.device_get(program.init().params)
@@ -213,6 +227,7 @@ def test_the_program_donates_its_state_and_trains_like_its_parts():
   )
   expected = losses.sigmoid_loss(*embedded)
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+  np.testing.assert_array_equal(metrics["faults"], np.ones(6))
   assert jax.tree.map(lambda x: x.sharding, after) == jax.tree.map(
     lambda x: x.sharding, program.abstract_state
   )

@@ -1,5 +1,7 @@
 """Attention equals linen's; scan and remat change no value."""
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import pytest
 
 from big_siglip import sharding
 from big_siglip.models import REMAT_POLICIES, SigLIP
+from big_siglip.models.compute import Compute
+from big_siglip.models.pooling import pool
 from big_siglip.models.transformer import Attention, Encoder, slice_count
-from big_siglip.schema import fields
+from big_siglip.schema import fields, sizes
 
 
 def test_attention_equals_linen_in_initialization_and_value():
@@ -19,7 +23,7 @@ def test_attention_equals_linen_in_initialization_and_value():
     num_heads=3, kernel_init=nn.initializers.xavier_uniform()
   )
   expected, params = linen.init_with_output(jax.random.key(1), x)
-  actual, ours = Attention(3, "float32", "auto", None).init_with_output(
+  actual, ours = Attention(3, Compute()).init_with_output(
     jax.random.key(1), x, x
   )
   jax.tree.map(np.testing.assert_array_equal, ours, params)
@@ -106,8 +110,11 @@ def test_slices_of_a_block_change_no_value_and_no_gradient(scan):
   """Four rows on each of eight devices: two slices of two rows."""
   split = sharding.batch_sharding(sharding.make_mesh(fsdp=4))
   x = jax.random.normal(jax.random.key(0), (32, 6, 24))
-  parts = "float32", "xla", "full", scan, split
-  whole, sliced = (Encoder(2, 3, 40, *parts, n) for n in (None, 12))
+  compute = Compute(backend="xla", remat="full", scan=scan, sharding=split)
+  whole, sliced = (
+    Encoder(2, 3, 40, dataclasses.replace(compute, slice_tokens=n))
+    for n in (None, 12)
+  )
   params = whole.init(jax.random.key(1), x[:1])
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
     jnp.shape, sliced.init(jax.random.key(1), x[:1])
@@ -130,3 +137,53 @@ def test_slices_of_a_block_change_no_value_and_no_gradient(scan):
     actual,
     expected,
   )
+
+
+@pytest.mark.parametrize("scan,slice_tokens", [(True, None), (False, 12)])
+def test_what_a_mask_hides_changes_nothing_by_exactly_0(scan, slice_tokens):
+  """In two slices a device, too; and as if the padding were not there."""
+  split = sharding.batch_sharding(sharding.make_mesh(fsdp=4))
+  compute = Compute(scan=scan, sharding=split, slice_tokens=slice_tokens)
+  encoder = Encoder(2, 3, 40, compute)
+  x = jax.random.normal(jax.random.key(0), (32, 6, 24))
+  mask = jnp.arange(6)[None] < 1 + jnp.arange(32)[:, None] % 6
+  params = encoder.init(jax.random.key(1), x[:1])
+  run = jax.jit(
+    lambda x: pool(encoder.apply(params, x, mask), "mean", None, compute, mask)
+  )
+  garbage = jnp.where(mask[..., None], x, 1e9)
+  masked = run(x)
+  np.testing.assert_array_equal(run(garbage), masked)
+  three = np.flatnonzero(mask.sum(axis=1) == 3)
+  short = encoder.clone(compute=Compute(scan=scan)).apply(params, x[three, :3])
+  np.testing.assert_allclose(
+    masked[three], short.mean(axis=1), rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("pooling", ["map", "last", "mean"])
+def test_a_pool_takes_real_tokens_alone(pooling):
+  size = sizes.TowerSize(24, 1, 40, 3)
+
+  class Tower(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask):
+      return pool(x, pooling, size, Compute(), mask)
+
+  x = jax.random.normal(jax.random.key(0), (4, 6, 24))
+  mask = jnp.arange(6)[None] < jnp.array([6, 4, 4, 1])[:, None]
+  params = Tower().init(jax.random.key(1), x, mask)
+  pooled = Tower().apply(params, jnp.where(mask[..., None], x, jnp.inf), mask)
+  for row, length in enumerate((6, 4, 4, 1)):
+    alone = Tower().apply(params, x[row : row + 1, :length], None)
+    np.testing.assert_allclose(pooled[row], alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_causal_encoder_sees_nothing_that_comes_later():
+  encoder = Encoder(2, 3, 40, Compute(), causal=True)
+  x = jax.random.normal(jax.random.key(0), (2, 6, 24))
+  params = encoder.init(jax.random.key(1), x)
+  run = jax.jit(lambda x: encoder.apply(params, x))
+  later = run(x.at[:, 4:].multiply(-2.0))
+  np.testing.assert_array_equal(later[:, :4], run(x)[:, :4])
+  assert np.all(np.abs(later[:, 4:] - run(x)[:, 4:]).max(axis=-1) > 1e-3)

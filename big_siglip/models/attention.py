@@ -1,10 +1,8 @@
 """Scaled dot-product attention, by whichever implementation suits the chip.
 
 Shape letters: B batch, L tokens (Q of the queries, K of the keys), H heads, h
-head size.
+head size, D = H h width; R rows of T tokens, see `lay_out`.
 """
-
-import functools
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -12,15 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from big_siglip.models.backends import choose, platform_of
 from big_siglip.models.short_attention import (
   LANES,
   short_attention,
   short_attention_rows,
-  suits,
 )
-
-# Rows and columns of the blocks that the splash kernel works on.
-_SPLASH_BLOCK = LANES
+from big_siglip.models.splash_attention import splash_attention
 
 
 def attention(
@@ -31,82 +27,94 @@ def attention(
   backend: str,
   sharding: NamedSharding | None = None,
   length: int | None = None,
+  mask: jax.Array | None = None,
+  causal: bool = False,
 ) -> jax.Array:
   """Returns softmax(query key^T / sqrt(h)) value; (BQHh, BKHh, BKHh) -> BQHh.
 
-  Bidirectional and without padding mask, as SigLIP's towers are. The softmax is
-  computed in float32. To recomputation the result is known as "attention".
+  The softmax is computed in float32. What stands in a key or value that is not
+  real changes nothing, and a query that sees no key gets zeros. To
+  recomputation the result is known as "attention".
 
   Args:
     query: BQHh.
     key: BKHh.
     value: BKHh.
-    backend: a name of `fields.ATTENTIONS`. "auto" takes what was fastest on
-      the chip (docs/performance.md); "short" and "splash" need a TPU and
-      "cudnn" a GPU and bfloat16, and all leave a single query, as of attention
-      pooling, to "xla".
-    sharding: of the batch, which the splash kernel has to be told; its mesh
-      also says which chip "auto" is for. None: the default device.
-    length: of the sequences that lie behind each other in a row, for "short";
-      see `lay_out`. None: a row is a sequence.
+    backend: a name of `fields.ATTENTIONS`; see `backends.choose`.
+    sharding: of the batch, which kernels have to be told; its mesh also says
+      which chip it is for. None: the default device.
+    length: of the sequences that lie behind each other in a row, for "short"
+      alone; see `lay_out`. None: a row is a sequence.
+    mask: BK bool, True where a key is real. None: all are.
+    causal: query i sees the keys up to i; Q = K.
+
+  Raises:
+    ValueError: shapes do not go together.
+    UserError: what `backend` names cannot compute this.
   """
-  if backend == "auto":
-    backend = choose(backend, *query.shape, query.dtype, sharding)
-  if backend in ("short", "splash", "cudnn") and query.shape[1] == 1:
-    backend = "xla"
+  _check(query, key, value, backend, length, mask, causal)
+  packed = length is not None and length != query.shape[1]
+  if not packed:
+    backend = choose(
+      backend,
+      *query.shape,
+      query.dtype,
+      sharding,
+      keys=key.shape[1],
+      mask=mask is not None,
+      causal=causal,
+    )
+  if mask is not None:
+    # Not even a weight of zero makes zeros of what may stand there.
+    key, value = (jnp.where(mask[:, :, None, None], x, 0) for x in (key, value))
   if backend == "short":
     return _short(query, key, value, sharding, length or query.shape[1])
   if backend == "splash":
-    return _splash(query, key, value, sharding)
-  if backend == "cudnn":
-    attended = jax.nn.dot_product_attention(
-      query, key, value, implementation="cudnn"
+    interpret = platform_of(sharding) != "tpu"
+    attended = splash_attention(
+      query, key, value, mask, causal, sharding, interpret
     )
-  elif backend == "jax":
-    attended = jax.nn.dot_product_attention(query, key, value)
+  elif backend == "cudnn":
+    attended = checkpoint_name(
+      _cudnn(query, key, value, mask, causal), "attention"
+    )
   else:
-    attended = _einsum(query, key, value, heads_first=backend == "heads_first")
-  return checkpoint_name(attended, "attention")
+    attended = checkpoint_name(
+      _einsum(query, key, value, mask, causal, backend == "heads_first"),
+      "attention",
+    )
+  if mask is not None and causal:  # The first keys may not be real.
+    seeing = jnp.cumsum(mask, axis=1) > 0
+    attended = jnp.where(seeing[:, :, None, None], attended, 0)
+  return attended
 
 
-def choose(
-  backend: str,
-  batch: int,
-  length: int,
-  heads: int,
-  size: int,
-  dtype: str,
-  sharding: NamedSharding | None = None,
-) -> str:
-  """Returns what "auto" stands for; what is named already stays.
-
-  Args:
-    backend: a name of `fields.ATTENTIONS`. "short" also stays only for what
-      its kernel can hold.
-    batch: B, of all devices.
-    length: L.
-    heads: H, of all devices.
-    size: h.
-    dtype: of the computation.
-    sharding: of the batch; None: the default device.
-  """
-  if backend not in ("auto", "short"):
-    return backend
-  devices = 1 if sharding is None else sharding.num_devices
-  tensor = 1 if sharding is None else sharding.mesh.shape["tensor"]
-  sequences = batch // max(devices // tensor, 1)
-  itemsize = jnp.dtype(dtype).itemsize
-  short = suits(sequences, length, heads // tensor, size, itemsize)
-  platform = _platform(sharding)
-  if short and (backend == "short" or platform == "tpu"):
-    return "short"
-  if platform == "cpu":
-    return "heads_first"
-  if platform == "tpu" and length > LANES:
-    return "splash"
-  if platform == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
-    return "cudnn"
-  return "xla"
+def _check(query, key, value, backend, length, mask, causal):
+  """Some kernels would cut or repeat what does not fit, and say nothing."""
+  batch, queries, *heads = query.shape
+  if not key.shape == value.shape == (batch, key.shape[1], *heads):
+    raise ValueError(
+      f"query {query.shape}, key {key.shape} and value {value.shape} must be "
+      "(BQHh, BKHh, BKHh)"
+    )
+  if mask is not None and (
+    mask.shape != key.shape[:2] or mask.dtype != jnp.bool_
+  ):
+    raise ValueError(
+      f"mask {mask.dtype}{mask.shape} must be bool{key.shape[:2]}, BK"
+    )
+  if causal and queries != key.shape[1]:
+    raise ValueError(
+      f"causal attention of {queries} queries to {key.shape[1]} keys: must be "
+      "as many"
+    )
+  if length is None or length == queries:
+    return
+  if backend != "short" or mask is not None or causal or queries % length:
+    raise ValueError(
+      f"rows of {queries} tokens of sequences of {length}: must be whole "
+      f'sequences, without mask, not causal, and for "short", not "{backend}"'
+    )
 
 
 def lay_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
@@ -142,13 +150,7 @@ def _reshape(x, shape, sharding):
   )(x)
 
 
-def _platform(sharding: NamedSharding | None) -> str:
-  if sharding is None:
-    return jax.default_backend()
-  return sharding.mesh.devices.flat[0].platform
-
-
-def _einsum(query, key, value, *, heads_first):
+def _einsum(query, key, value, mask, causal, heads_first):
   """Plain products. A CPU multiplies contiguous heads up to twice as fast."""
   tokens = "BHQh", "BHKh"
   if heads_first:
@@ -162,9 +164,31 @@ def _einsum(query, key, value, *, heads_first):
     key,
     preferred_element_type=jnp.float32,
   )
+  seen = _seen(*logits.shape[2:], mask, causal)
+  if seen is not None:
+    # Finite: a row of -inf alone would have no softmax.
+    logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits).astype(value.dtype)
   attended = jnp.einsum(f"BHQK,{tokens[1]}->{tokens[0]}", weights, value)
   return attended.swapaxes(1, 2) if heads_first else attended
+
+
+def _seen(queries, keys, mask, causal):
+  """Returns which keys a query sees, to broadcast to BHQK; None: all."""
+  seen = None if mask is None else mask[:, None, None, :]
+  if causal:
+    earlier = jnp.tri(queries, keys, dtype=bool)[None, None]
+    seen = earlier if seen is None else seen & earlier
+  return seen
+
+
+def _cudnn(query, key, value, mask, causal):
+  if mask is not None:  # cuDNN wants the whole, but for the heads.
+    shape = query.shape[0], 1, query.shape[1], key.shape[1]
+    mask = jnp.broadcast_to(mask[:, None, None, :], shape)
+  return jax.nn.dot_product_attention(
+    query, key, value, mask=mask, is_causal=causal, implementation="cudnn"
+  )
 
 
 def flat_attention(
@@ -186,7 +210,7 @@ def flat_attention(
     length: L; see `short_attention.fills_lanes` for which.
     sharding: of the batch; None: the default device.
   """
-  interpret = _platform(sharding) != "tpu"
+  interpret = platform_of(sharding) != "tpu"
 
   def rows(*arrays):
     shape = arrays[0].shape
@@ -200,7 +224,7 @@ def flat_attention(
 
 def _short(query, key, value, sharding, length):
   """Our kernel for TPUs; 3 x RTHh -> RTHh."""
-  interpret = _platform(sharding) != "tpu"
+  interpret = platform_of(sharding) != "tpu"
 
   def columns(*arrays):
     arrays = (x.transpose(0, 2, 3, 1) for x in arrays)
@@ -222,70 +246,3 @@ def _on_each_device(kernel, sharding):
     out_specs=spec,
     check_vma=False,  # The kernel does not say over what it varies.
   )
-
-
-def _splash(query, key, value, sharding):
-  """JAX's Pallas kernel for TPUs, which never writes the logits to memory."""
-  length, size = query.shape[1], query.shape[-1]
-  surplus = -length % _SPLASH_BLOCK
-  if surplus:
-    pad = functools.partial(
-      jnp.pad, pad_width=((0, 0), (0, surplus), (0, 0), (0, 0))
-    )
-    query, key, value = map(pad, (query, key, value))
-  local = functools.partial(_splash_heads_first, length=length)
-  if sharding is not None:
-    spec = P(*sharding.spec, "tensor")
-    local = jax.shard_map(
-      local,
-      mesh=sharding.mesh,
-      in_specs=(spec, spec, spec),
-      out_specs=spec,
-      check_vma=False,  # The kernel does not say over what it varies.
-    )
-  heads_first = (x.swapaxes(1, 2) for x in (query * size**-0.5, key, value))
-  return local(*heads_first).swapaxes(1, 2)[:, :length]
-
-
-def _splash_heads_first(query, key, value, *, length):
-  """(BHLh, BHLh, BHLh) -> BHLh, on one device; of L tokens `length` count."""
-  # Imported late: it takes a second, and other chips have no use for it.
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as kernel,
-  )
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as masks,
-  )
-
-  _, heads, padded, _ = query.shape
-  # The sequence along the lanes: a head size below 128 would leave them empty.
-  layout = kernel.QKVLayout.SEQ_MINOR
-  block = min(padded, 4 * _SPLASH_BLOCK)
-  while padded % block:
-    block -= _SPLASH_BLOCK
-  blocks = kernel.BlockSizes(
-    block_q=block,
-    block_kv=block,
-    block_kv_compute=block,
-    block_q_dkv=block,
-    block_kv_dkv=block,
-    block_kv_dkv_compute=block,
-    use_fused_bwd_kernel=True,
-    q_layout=layout,
-    k_layout=layout,
-    v_layout=layout,
-  )
-
-  mask = masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads)
-  attend = kernel.make_splash_mha(
-    mask,
-    head_shards=1,
-    q_seq_shards=1,
-    block_sizes=blocks,
-    residual_checkpoint_name="attention",
-  )
-  segments = None
-  if padded > length:  # Tokens look at those of their own segment alone.
-    ids = (jnp.arange(padded) < length).astype(jnp.int32)
-    segments = kernel.SegmentIds(ids, ids)
-  return jax.vmap(lambda q, k, v: attend(q, k, v, segments))(query, key, value)

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 
 from big_siglip.errors import UserError
 from big_siglip.models.siglip import SigLIP
+from big_siglip.models.towers import Seen
 from big_siglip.sharding import path_string
 
 _TREE = "lora"  # Beside "image" and "text" in the parameters.
@@ -28,7 +29,7 @@ _TREE = "lora"  # Beside "image" and "text" in the parameters.
 
 @dataclasses.dataclass(frozen=True)
 class LoraSigLIP:
-  """`SigLIP` with adapted kernels, and its face: `init` and `apply`.
+  """`SigLIP` with adapted kernels, and its face: `init`, `apply`, `look`.
 
   Attributes:
     model: the model without.
@@ -71,10 +72,17 @@ class LoraSigLIP:
       )
     return {"params": {**params, _TREE: adapted}}
 
-  def apply(self, variables: Mapping[str, Any], image: Any, text: Any) -> Any:
-    """As `SigLIP.apply`, with the sums in place of the kernels."""
-    merged = merge(variables["params"], self.alpha / self.rank)
-    return self.model.apply({"params": merged}, image, text)
+  def apply(self, variables: Mapping[str, Any], *args: Any, **options: Any):
+    """As `SigLIP.apply`, any method of it, with the sums for the kernels."""
+    params = self._merged(variables["params"])
+    return self.model.apply({"params": params}, *args, **options)
+
+  def look(self, params: Any, batch: Mapping[str, jax.Array]) -> Seen:
+    """As `SigLIP.look`."""
+    return self.model.look(self._merged(params), batch)
+
+  def _merged(self, params: Any) -> Any:
+    return merge(params, self.alpha / self.rank)
 
 
 def merge(params: Mapping[str, Any], share: float) -> Any:

@@ -27,25 +27,48 @@ _SUBLANES = 8
 _ARRAYS_BYTES, _LOGITS_BYTES = 9 * 2**20, 5 * 2**20
 
 
-def suits(
-  rows: int, length: int, heads: int, size: int, itemsize: int = 2
-) -> bool:
-  """Returns whether a device's sequences can be computed here.
+def lack(length: int, heads: int, size: int, itemsize: int = 2) -> str:
+  """Returns what sequences need to be computed here and lack; "": nothing.
 
   Args:
-    rows: sequences of one device.
     length: L.
     heads: H of one device.
     size: h.
     itemsize: bytes of a number.
   """
-  if 16 * length**2 > _LOGITS_BYTES or (rows * length) % LANES:
-    return False
+  longest = math.isqrt(_LOGITS_BYTES // 16)
+  if length > longest:
+    return f"needs sequences of at most {longest} tokens, not {length}"
   if fills_lanes(length):
-    return True
-  together = _sequences_together(length)
-  block = together * length * heads * size * itemsize
-  return rows % together == 0 and 14 * block <= _ARRAYS_BYTES
+    return ""
+  block = _sequences_together(length) * length * heads * size * itemsize
+  if 14 * block > _ARRAYS_BYTES:
+    return (
+      f"needs less width where sequences have {length} tokens, which neither "
+      f"divides {LANES} nor is a multiple of it, not {heads * size}"
+    )
+  return ""
+
+
+def fills_tiles(rows: int, length: int) -> bool:
+  """Returns whether so many sequences of one device make whole tiles."""
+  if (rows * length) % LANES:
+    return False
+  return fills_lanes(length) or rows % _sequences_together(length) == 0
+
+
+def whole_rows(length: int) -> int:
+  """Returns by how many rows at the least a batch may be cut.
+
+  Rows of 128 tokens (`attention.lay_out`) hold pieces of sequences, unless
+  these divide 128. What is cut must be whole sequences, and whole tiles.
+
+  Args:
+    length: L.
+  """
+  if fills_lanes(length):
+    return 1
+  return math.lcm(_sequences_together(length) * length, LANES) // LANES
 
 
 def fills_lanes(length: int) -> bool:
@@ -122,7 +145,10 @@ short_attention_rows.defvjp(
 
 def _call_columns(kernel, arrays, outputs, length, interpret):
   """Runs a kernel on as many heads of a row as fit."""
+  _check_shapes(arrays)
   rows, heads, size, tokens = arrays[0].shape
+  if tokens % length:
+    raise ValueError(f"rows of {tokens} tokens cut sequences of {length}")
   bytes_per_head = 14 * size * tokens * arrays[0].dtype.itemsize
   together = max(
     count
@@ -144,8 +170,13 @@ def _call_columns(kernel, arrays, outputs, length, interpret):
 
 def _call_rows(kernel, arrays, outputs, heads, length, interpret):
   """Runs a kernel on so few sequences that they begin at a tile."""
+  _check_shapes(arrays)
   tokens, width = arrays[0].shape
   size, together = width // heads, _sequences_together(length)
+  if tokens % (together * length):
+    raise ValueError(
+      f"{tokens} tokens are not a multiple of {together} sequences of {length}"
+    )
   block = pl.BlockSpec((together * length, width), lambda row: (row, 0))
   places = [
     (
@@ -160,6 +191,15 @@ def _call_rows(kernel, arrays, outputs, heads, length, interpret):
   )
   grid = (tokens // (together * length),)
   return _call(kernel, arrays, outputs, grid, block, interpret)
+
+
+def _check_shapes(arrays):
+  """Blocks are cut by the queries' shape: other keys would be cut wrongly."""
+  shapes = {x.shape for x in arrays}
+  if len(shapes) > 1:
+    raise ValueError(
+      f"query, key and value must have one shape, not {sorted(shapes)}"
+    )
 
 
 def _call(kernel, arrays, outputs, grid, block, interpret):

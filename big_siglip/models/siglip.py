@@ -3,6 +3,7 @@
 Shape letters: B batch, H image height, W width, L tokens, E embedding.
 """
 
+from collections.abc import Mapping
 import math
 from typing import Any
 
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from big_siglip.models.compute import Compute
 from big_siglip.models.text import TextTower
+from big_siglip.models.towers import Seen
 from big_siglip.models.transformer import constrain
 from big_siglip.models.vision import ImageTower
 from big_siglip.schema import sizes
@@ -41,17 +44,16 @@ class SigLIP(nn.Module):
     """Names the parts."""
     config = self.config
     embed_dim = config.embed_dim or sizes.resolve_image(config.image).width
-    shared = (
-      embed_dim,
-      config.dtype,
-      config.attention,
-      config.remat,
-      config.scan,
-      self.sharding,
-      config.get("slice_tokens"),  # Models saved before have no such field.
+    compute = Compute(
+      dtype=config.dtype,
+      backend=config.attention,
+      remat=config.remat,
+      scan=config.scan,
+      sharding=self.sharding,
+      slice_tokens=config.get("slice_tokens"),  # Saved models may lack it.
     )
-    self.image = ImageTower(config.image, *shared)
-    self.text = TextTower(config.text, *shared)
+    self.image = ImageTower(config.image, embed_dim, compute)
+    self.text = TextTower(config.text, embed_dim, compute)
     log_scale = nn.initializers.constant(math.log(config.logit_scale_init))
     bias = nn.initializers.constant(config.logit_bias_init)
     self.logit_scale = self.param("logit_scale", log_scale, ())
@@ -70,20 +72,53 @@ class SigLIP(nn.Module):
 
     Returns:
       Image and text embeddings, BE float32 of length 1 (None for what was not
-      given), the log of the logits' multiplier, and their bias.
+      given, or has no pool), the log of the logits' multiplier, and their bias.
     """
-    return (
-      None if image is None else self._finish(self.image_features(image)),
-      None if text is None else self._finish(self.text(text)),
-      self.logit_scale,
-      self.logit_bias,
+    seen = self.see(image, text)
+    return seen.image, seen.text, self.logit_scale, self.logit_bias
+
+  def see(
+    self,
+    image: jax.Array | None,
+    text: jax.Array | None,
+    image_mask: jax.Array | None = None,
+  ) -> Seen:
+    """Returns all that the towers make of images and texts.
+
+    Args:
+      image: as of `__call__`.
+      text: the same.
+      image_mask: BL bool, true for real patches; None: all are.
+    """
+    pooled, tokens = {}, {}
+    if image is not None and image.ndim == 2:
+      pooled["image"] = image
+    elif image is not None:
+      pooled["image"], tokens["image"] = self.image(image, image_mask)
+    if text is not None:
+      pooled["text"], tokens["text"] = self.text(text)
+    return Seen(
+      image=self._finish(pooled.get("image")),
+      text=self._finish(pooled.get("text")),
+      image_tokens=tokens.get("image"),
+      text_tokens=tokens.get("text"),
+      image_mask=image_mask,
     )
+
+  @nn.nowrap
+  def look(self, params: Any, batch: Mapping[str, jax.Array]) -> Seen:
+    """Returns what this model with these parameters sees; `towers.Look`."""
+    image = batch.get("image_embedding", batch.get("image"))
+    inputs = image, batch.get("text"), batch.get("image_mask")
+    return self.apply({"params": params}, *inputs, method="see")
 
   def image_features(self, image: jax.Array) -> jax.Array:
     """Returns what the image tower says before it is made a unit vector."""
-    return image if image.ndim == 2 else self.image(image)
+    return image if image.ndim == 2 else self.image(image)[0]
 
-  def _finish(self, x: jax.Array) -> jax.Array:
+  def _finish(self, x: jax.Array | None) -> jax.Array | None:
+    if x is None:
+      return None
     x = x.astype(jnp.float32)
     x = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)
     # Left to itself with embeddings split over `tensor`, XLA's partitioner

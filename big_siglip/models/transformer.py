@@ -3,6 +3,7 @@
 Shape letters: B batch, L tokens, D width, F hidden units, H heads.
 """
 
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -18,6 +19,7 @@ from big_siglip.models.attention import (
   lay_back,
   lay_out,
 )
+from big_siglip.models.compute import Compute
 from big_siglip.models.dense import Dense, gelu
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.remat import REMAT_POLICIES
@@ -30,37 +32,45 @@ class Attention(nn.Module):
 
   Attributes:
     num_heads: H.
-    dtype: of the computation.
-    backend: name in `fields.ATTENTIONS`.
-    sharding: of the batch; None: not told.
+    compute: how.
+    causal: let each query see no key after its own place.
     length: of a sequence, where `lay_out` put several behind each other.
   """
 
   num_heads: int
-  dtype: str
-  backend: str
-  sharding: NamedSharding | None
+  compute: Compute
+  causal: bool = False
   length: int | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-    """Lets the tokens `x` look at the tokens `context`."""
+  def __call__(
+    self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Lets the tokens `x` look at the tokens `context`.
+
+    Args:
+      x: BQD.
+      context: BKD.
+      mask: BK bool, true for what can be looked at; None: all.
+    """
     width = x.shape[-1]
     heads = self.num_heads, width // self.num_heads
     length = self.length or x.shape[1]
-    flat = self.backend == "short" and not fills_lanes(length)
+    backend = self.compute.backend
+    flat = backend == "short" and not fills_lanes(length)
     # Xavier over the D x D matrix that the heads make together.
-    project = functools.partial(Dense, dtype=self.dtype, flat=flat)
+    project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
     query, key, value = (
       checkpoint_name(project((width,), heads, name=name)(tokens), name)
       for name, tokens in (("query", x), ("key", context), ("value", context))
     )
-    # Parameters are initialised on a batch of one, which cannot be split.
-    sharding = None if x.shape[0] == 1 else self.sharding
     if flat:
       attend = functools.partial(flat_attention, head_size=heads[1])
     else:
-      attend = functools.partial(attention, backend=self.backend)
+      attend = functools.partial(
+        attention, backend=backend, mask=mask, causal=self.causal
+      )
+    sharding = self.compute.on(x.shape[0])
     attended = attend(query, key, value, length=length, sharding=sharding)
     return project(heads, (width,), name="out")(attended)
 
@@ -93,34 +103,28 @@ class Block(nn.Module):
   Attributes:
     num_heads: H.
     mlp_dim: F.
-    dtype: of the computation.
-    backend: of the attention.
-    sharding: of the batch; None: not told.
+    compute: how.
+    causal: see `Attention`.
     length: of a sequence, where `lay_out` put several behind each other.
   """
 
   num_heads: int
   mlp_dim: int
-  dtype: str
-  backend: str
-  sharding: NamedSharding | None
+  compute: Compute
+  causal: bool = False
   length: int | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Applies the block."""
-    y = layer_norm(self.dtype, name="attention_norm")(x)
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Applies the block; `mask`, BL bool, is true for real tokens."""
+    dtype = self.compute.dtype
+    y = layer_norm(dtype, name="attention_norm")(x)
     attend = Attention(
-      self.num_heads,
-      self.dtype,
-      self.backend,
-      self.sharding,
-      self.length,
-      name="attention",
+      self.num_heads, self.compute, self.causal, self.length, name="attention"
     )
-    x = x + attend(y, y)
-    y = layer_norm(self.dtype, name="mlp_norm")(x)
-    return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
+    x = x + attend(y, y, mask)
+    y = layer_norm(dtype, name="mlp_norm")(x)
+    return x + Mlp(self.mlp_dim, dtype, name="mlp")(y)
 
 
 class Encoder(nn.Module):
@@ -130,75 +134,85 @@ class Encoder(nn.Module):
     depth: number of blocks.
     num_heads: H.
     mlp_dim: F.
-    dtype: of the computation.
-    backend: of the attention.
-    remat: name in `remat.REMAT_POLICIES`.
-    scan: compile one block and loop over it, with parameters stacked along a
-      leading axis: compile time does not grow with depth.
-    sharding: of the activations between blocks, whose first dimension is the
-      batch; None: as the compiler likes.
-    slice_tokens: that go through a block at once on a device; what has more
-      goes in slices, one after the other. None, or without `sharding`: all.
+    compute: how.
+    causal: see `Attention`.
   """
 
   depth: int
   num_heads: int
   mlp_dim: int
-  dtype: str
-  backend: str
-  remat: str
-  scan: bool
-  sharding: NamedSharding | None = None
-  slice_tokens: int | None = None
+  compute: Compute
+  causal: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Applies the blocks in turn."""
-    block_class = Block
-    if self.remat != "none":
-      # Inside a scan nothing could be merged across iterations anyway.
-      block_class = nn.remat(
-        Block, prevent_cse=not self.scan, policy=REMAT_POLICIES[self.remat]
-      )
-    batch, length, width = x.shape
-    heads = self.num_heads, width // self.num_heads
-    # Parameters are initialised on a batch of one, which cannot be split.
-    sharding = None if batch == 1 else self.sharding
-    backend = choose(self.backend, batch, length, *heads, self.dtype, sharding)
-    if backend == "short":
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Applies the blocks in turn; `mask`, BL bool, is true for real tokens."""
+    compute = self._compute(x, mask)
+    batch, length, _ = x.shape
+    sharding = compute.on(batch)
+    if compute.backend == "short":
       x = lay_out(x, sharding)
     make = functools.partial(
-      block_class,
+      self._block_class(),
       self.num_heads,
       self.mlp_dim,
-      self.dtype,
-      backend,
-      self.sharding,
+      compute,
+      self.causal,
       length,
     )
     slices = self._slices(*x.shape[:2])
+    cut = slices.cut if slices else lambda x: x[None]
     parts = tuple(slices.cut(x)) if slices else (x,)
     parts = tuple(constrain(part, sharding) for part in parts)
-    if self.scan:
+    masks = (None,) * len(parts) if mask is None else tuple(cut(mask))
+    if compute.scan:
       parts, _ = nn.scan(
-        lambda block, parts: (in_turn(block, parts, sharding), None),
+        lambda block, parts: (in_turn(block, parts, sharding, masks), None),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=self.depth,
       )(make(name="blocks"), parts)
     else:
       for index in range(self.depth):
-        parts = in_turn(make(name=f"block_{index}"), parts, sharding)
+        parts = in_turn(make(name=f"block_{index}"), parts, sharding, masks)
     x = slices.join(jnp.stack(parts)) if slices else parts[0]
-    return layer_norm(self.dtype, name="norm")(lay_back(x, length, sharding))
+    return layer_norm(compute.dtype, name="norm")(lay_back(x, length, sharding))
 
+  @nn.nowrap
+  def _compute(self, x: jax.Array, mask: jax.Array | None) -> Compute:
+    """Returns `compute` with the backend that "auto" stands for."""
+    batch, length, width = x.shape
+    compute, heads = self.compute, self.num_heads
+    backend = choose(
+      compute.backend,
+      batch,
+      length,
+      heads,
+      width // heads,
+      compute.dtype,
+      compute.on(batch),
+      mask=mask is not None,
+      causal=self.causal,
+    )
+    return dataclasses.replace(compute, backend=backend)
+
+  @nn.nowrap
+  def _block_class(self) -> type[nn.Module]:
+    remat, scan = self.compute.remat, self.compute.scan
+    if remat == "none":
+      return Block
+    # Inside a scan nothing could be merged across iterations anyway.
+    policy = REMAT_POLICIES[remat]
+    return nn.remat(Block, prevent_cse=not scan, policy=policy)
+
+  @nn.nowrap
   def _slices(self, batch: int, length: int) -> Slices | None:
-    # Parameters are initialised on a batch of one.
-    if self.slice_tokens is None or self.sharding is None or batch == 1:
+    sharding, limit = self.compute.on(batch), self.compute.slice_tokens
+    if limit is None or sharding is None:
       return None
-    mesh, axes = self.sharding.mesh, self.sharding.spec[0]
+    mesh, axes = sharding.mesh, sharding.spec[0]
     rows = batch // batch_devices(mesh)
-    count = slice_count(rows, length, self.slice_tokens)
+    count = slice_count(rows, length, limit)
     return Slices(count, mesh, axes) if count > 1 else None
 
 
@@ -216,7 +230,10 @@ def slice_count(rows: int, length: int, limit: int) -> int:
 
 
 def in_turn(
-  block: nn.Module, parts: tuple[jax.Array, ...], sharding: NamedSharding | None
+  block: nn.Module,
+  parts: tuple[jax.Array, ...],
+  sharding: NamedSharding | None,
+  masks: tuple[jax.Array | None, ...],
 ) -> tuple[jax.Array, ...]:
   """Applies a block to slices of a batch, one after the other.
 
@@ -224,10 +241,10 @@ def in_turn(
   stays in a TPU's fast memory, which is what slices are for.
   """
   done = []
-  for part in parts:
+  for part, mask in zip(parts, masks, strict=True):
     if done:
       part, done[-1] = jax.lax.optimization_barrier((part, done[-1]))
-    done.append(constrain(block(part), sharding))
+    done.append(constrain(block(part, mask), sharding))
   return tuple(done)
 
 
@@ -236,48 +253,6 @@ def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
   if sharding is None or x.shape[0] == 1:
     return x  # Parameters are initialised on a batch of one.
   return jax.lax.with_sharding_constraint(x, sharding)
-
-
-class AttentionPool(nn.Module):
-  """MAP head: a learned probe looks at all tokens; BLD -> BD.
-
-  "Scaling Vision Transformers", arXiv:2106.04560. Without a residual from the
-  probe, as big_vision has it.
-
-  Attributes:
-    num_heads: H.
-    mlp_dim: F.
-    dtype: of the computation.
-    backend: of the attention.
-    sharding: of the batch; None: not told.
-  """
-
-  num_heads: int
-  mlp_dim: int
-  dtype: str
-  backend: str
-  sharding: NamedSharding | None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Pools the tokens."""
-    batch, _, width = x.shape
-    probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
-    probe = jnp.broadcast_to(probe.astype(x.dtype), (batch, 1, width))
-    attend = Attention(
-      self.num_heads, self.dtype, self.backend, self.sharding, name="attention"
-    )
-    x = attend(probe, x)
-    y = layer_norm(self.dtype, name="norm")(x)
-    return (x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y))[:, 0]
-
-
-def add_class_token(module: nn.Module, x: jax.Array) -> jax.Array:
-  """Puts a learned token before the first of `x`; BLD -> B(L+1)D."""
-  batch, _, width = x.shape
-  token = module.param("class_token", nn.initializers.zeros, (width,))
-  token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))
-  return jnp.concatenate([token, x], axis=1)
 
 
 def add_position_embedding(module: nn.Module, x: jax.Array) -> jax.Array:

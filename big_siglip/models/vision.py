@@ -1,4 +1,4 @@
-"""The image tower: patches -> transformer -> one vector.
+"""The image tower: patches -> transformer -> tokens, and one vector.
 
 Shape letters: B batch, H and W pixels, L patches, D width, E embedding.
 """
@@ -8,45 +8,42 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
-from big_siglip.models.transformer import (
-  add_class_token,
-  add_position_embedding,
-  AttentionPool,
-  Encoder,
-)
+from big_siglip.models.compute import Compute
+from big_siglip.models.pooling import add_class_token, class_token_mask, pool
+from big_siglip.models.transformer import add_position_embedding, Encoder
 from big_siglip.schema import sizes
 
 
 class ImageTower(nn.Module):
-  """Vision transformer of SigLIP (arXiv:2303.15343) and CLIP; BHW3 -> BE.
+  """Vision transformer of SigLIP (arXiv:2303.15343) and CLIP; BHW3 -> BE, BLD.
 
   Attributes:
     config: `config.model.image`: size, pooling ("map": attention pooling, as
-      SigLIP; "cls": a token before the first patch, as CLIP; "gap": mean) and
-      head (a projection without bias).
+      SigLIP; "cls": a token before the first patch, as CLIP; "gap": mean;
+      "none": the tokens alone) and head (a projection without bias).
     embed_dim: E, of the head.
-    dtype: of the computation; parameters are float32.
-    backend: of the attention; name in `fields.ATTENTIONS`.
-    remat: name of `remat.REMAT_POLICIES`.
-    scan: stack the blocks' parameters and loop over them.
-    sharding: of the encoder's activations; None: as the compiler likes.
-    slice_tokens: that go through a block at once; see `transformer.Encoder`.
+    compute: how.
   """
 
   config: Any
   embed_dim: int
-  dtype: str
-  backend: str
-  remat: str
-  scan: bool
-  sharding: NamedSharding | None = None
-  slice_tokens: int | None = None
+  compute: Compute
 
   @nn.compact
-  def __call__(self, image: jax.Array) -> jax.Array:
-    """Embeds images: uint8, or float from -1 to 1. Not normalised to length."""
+  def __call__(
+    self, image: jax.Array, mask: jax.Array | None = None
+  ) -> tuple[jax.Array | None, jax.Array]:
+    """Embeds images.
+
+    Args:
+      image: BHW3, uint8, or float from -1 to 1.
+      mask: BL bool, true for real patches; None: all are.
+
+    Returns:
+      The embeddings, BE, not normalised to length (None where pooling is
+      "none"), and the patches after the final norm, BLD.
+    """
     size = sizes.resolve_image(self.config)
     if image.dtype == jnp.uint8:
       image = image.astype(jnp.float32) / 127.5 - 1
@@ -55,40 +52,25 @@ class ImageTower(nn.Module):
       (size.patch_size, size.patch_size),
       strides=(size.patch_size, size.patch_size),
       padding="VALID",
-      dtype=self.dtype,
+      dtype=self.compute.dtype,
       kernel_init=nn.initializers.lecun_normal(),
       name="patch_embedding",
     )(image)
     x = x.reshape(x.shape[0], -1, size.width)  # BLD
     pooling = self.config.pooling
     if pooling == "cls":
-      x = add_class_token(self, x)
+      x, mask = add_class_token(self, x), class_token_mask(mask)
     x = add_position_embedding(self, x)
-    x = Encoder(
-      size.depth,
-      size.num_heads,
-      size.mlp_dim,
-      self.dtype,
-      self.backend,
-      self.remat,
-      self.scan,
-      self.sharding,
-      self.slice_tokens,
-      name="encoder",
-    )(x)
-    if pooling == "map":
-      x = AttentionPool(
-        size.num_heads,
-        size.mlp_dim,
-        self.dtype,
-        self.backend,
-        self.sharding,
-        name="pool",
-      )(x)
-    else:
-      x = x[:, 0] if pooling == "cls" else x.mean(axis=1)
+    encoder = Encoder(
+      size.depth, size.num_heads, size.mlp_dim, self.compute, name="encoder"
+    )
+    x = encoder(x, mask)
+    tokens = x[:, 1:] if pooling == "cls" else x
+    if pooling == "none":
+      return None, tokens
+    pooled = pool(x, pooling, size, self.compute, mask)
     if self.config.head:
-      x = nn.Dense(
-        self.embed_dim, use_bias=False, dtype=self.dtype, name="head"
-      )(x)
-    return x
+      pooled = nn.Dense(
+        self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head"
+      )(pooled)
+    return pooled, tokens

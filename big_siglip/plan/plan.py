@@ -15,6 +15,7 @@ from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
 from big_siglip.models import flops
 from big_siglip.plan import hlo, topologies
+from big_siglip.run.waiting import told
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -79,6 +80,8 @@ class Plan:
 def make_plan(config: ConfigDict, topology: str) -> Plan:
   """Compiles the train step of `config` for chips that need not be there.
 
+  It says on standard error that it does, and for how long.
+
   Args:
     config: without mistakes (`config.find_problems`).
     topology: see `topologies.describe`.
@@ -90,7 +93,8 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
   mesh = build.mesh(config, devices)
   program = build.program(config, mesh)
   state = program.abstract_state
-  peak, text = _compile(program, build.abstract_batch(config, mesh))
+  work = f"compiling for {topology} with {topologies.compiler(topology)}"
+  peak, text = _compile(program, build.abstract_batch(config, mesh), work)
   costs = hlo.costs(text) if text else hlo.Costs()
   step_flops = (
     3
@@ -162,11 +166,12 @@ def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
   }
 
 
-def _compile(program: build.Program, batch: Any) -> tuple[int, str]:
+def _compile(program: build.Program, batch: Any, work: str) -> tuple[int, str]:
   """Returns peak bytes and the program's text; no text if it does not fit."""
   lowered = program.step.lower(program.abstract_state, batch)
   try:
-    compiled = lowered.compile()
+    with told(work):
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     used = _OUT_OF_MEMORY.search(str(error))
     if not used:

@@ -7,6 +7,7 @@ import math
 import os
 
 import jax
+import jaxlib
 
 from big_siglip.errors import UserError
 from big_siglip.models import flops
@@ -66,6 +67,15 @@ def describe(
   if kind not in _TPUS or not all(s.isdecimal() and int(s) for s in sides):
     raise UserError(f"--topology={topology}: unknown; known: {_known()}")
   return _tpus(kind, shape, slices), _TPUS[kind]
+
+
+def compiler(topology: str) -> str:
+  """Returns name and version of what compiles for a topology."""
+  if topology.partition(":")[0] not in _TPUS:
+    return f"jaxlib {jaxlib.__version__}"
+  import libtpu
+
+  return f"libtpu {libtpu.__version__}"
 
 
 def _known(*kinds: str) -> str:

@@ -41,6 +41,8 @@ def check(
     new["data"]["tokenizer"] = old["data"]["tokenizer"]  # The copy kept of it.
   changes = changed_fields(old, new) if old is not None else []
   if changes:
+    if any(change.startswith("config.total_steps:") for change in changes):
+      changes.append(f"(to train for longer: {how_to_go_on(folder)})")
     raise UserError(
       f"--workdir={workdir} is of another config; take another folder, or set "
       "back:\n  " + "\n  ".join(changes)
@@ -69,6 +71,14 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
         f"--workdir={workdir}: not writable ({error.strerror or error})"
       ) from error
   return folder
+
+
+def how_to_go_on(folder: epath.Path) -> str:
+  """Returns the flags of a run that goes on from that in `folder`."""
+  return (
+    f"--config.init.path={folder} --config.init.state=all "
+    "--config.total_steps=MORE --workdir=ANOTHER"
+  )
 
 
 def keep_tokenizer(folder: epath.Path, tokenizer: str) -> None:

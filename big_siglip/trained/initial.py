@@ -2,8 +2,6 @@
 
 Towers may differ from those of the weights in resolution, patch size, text
 length and vocabulary; everything else must be alike.
-
-Shape letters: V and W pieces of two vocabularies, D width, S shared pieces.
 """
 
 from collections.abc import Mapping
@@ -13,23 +11,21 @@ from absl import logging
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
+from big_siglip import sharding
 from big_siglip.data.sources import Source
 from big_siglip.data.sources.embedded import EmbeddedSource
-from big_siglip.data.text import make_tokenizer
-from big_siglip.errors import raise_problems, UserError
-from big_siglip.models import restack
-from big_siglip.schema import sizes
+from big_siglip.errors import raise_problems
+from big_siglip.models import merged
+from big_siglip.models.stacking import restack_leaves
 from big_siglip.sharding import path_string
 from big_siglip.trained import saved
-from big_siglip.trained.resampling import (
-  resample_patches,
-  resample_positions,
-  stretch_positions,
+from big_siglip.trained.fitting import (
+  fit_to,
+  is_wanted,
+  take,
+  warn_of_differences,
 )
-
-_PIECES = "text/token_embedding/embedding"
 
 
 def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
@@ -45,55 +41,43 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
     UserError: no weights lie there, or they do not fit; or the preprocessing is
       not that of the weights.
   """
-  path, towers = config.init.path, config.init.towers
-  taken = ("image", "text") if towers == "both" else (towers,)
-  taken = tuple(tower for tower in taken if tower in random)
-  if not taken:
+  path, wanted = config.init.path, is_wanted(config)
+  names = {name for name in sharding.flatten(random) if _of_model(name)}
+  towers = {name.split("/")[0] for name in names}
+  if not any(wanted(name) for name in names):
     return random  # A new text tower for embeddings.
   source, data = _load(path, config.model.scan, mesh)
-  _warn_of_differences(data, config.data, path)
-  shared = _shared_pieces(data, config.data) if "text" in taken else None
-  leaves = {path_string(p): x for p, x in _leaves(source)}
-  problems, renewed = [], []
-
-  def choose(key, fresh):
-    name = path_string(key)
-    top = name.split("/")[0]
-    if top not in taken and not (towers == "both" and "/" not in name):
-      return fresh
-    if name not in leaves:
-      problems.append(f"config.init.path={path}: has no {name}")
-      return fresh
-    old = leaves.pop(name)
-    if name == _PIECES and shared is not None:
-      if old.shape[1:] == fresh.shape[1:]:
-        return _take_pieces(old, fresh, shared, config.data.tokenizer)
-    elif old.shape == fresh.shape:
-      return old
-    new = _adapt(name, old, fresh, config)
-    if new is None:
-      problems.append(
-        f"config.init.path={path}: {name} has shape {list(old.shape)}, and "
-        f"config.model wants {list(fresh.shape)}"
-      )
-      return fresh
-    renewed.append(name)
-    return new
-
-  params = jax.tree_util.tree_map_with_path(choose, random)
+  # A tower that the run does not have has nothing to be compared with.
+  old = {
+    name: leaf
+    for name, leaf in source.items()
+    if wanted(name) and name.split("/")[0] in towers
+  }
+  warn_of_differences(data, config.data, path)
+  params, taken = take(old, random, fit_to(config, data))
+  problems = [
+    f"config.init.path={path}: has no {name}"
+    for name in taken.fresh
+    if wanted(name) and name in names
+  ]
+  problems += taken.misfits
   problems += [
     f"config.init.path={path}: {name} has no place in config.model"
-    for name in leaves
-    if name.split("/")[0] in taken
+    for name in taken.left
   ]
   raise_problems(problems[:20])
-  for name in renewed:
+  for name in taken.resampled:
     logging.warning("init: %s is resampled to another shape, or new", name)
   return params
 
 
-def check_embeddings(source: Source, path: str) -> None:
-  """Makes sure that embeddings to train on were made by the weights at `path`.
+def _of_model(name: str) -> bool:
+  """Returns whether a parameter is one that all weights have."""
+  return name.split("/")[0] in ("image", "text") or "/" not in name
+
+
+def check_embeddings(source: Source, config: ConfigDict) -> None:
+  """Makes sure that embeddings to train on were made by the config's weights.
 
   Reads these once, and drops them before training starts. Other sources pass.
 
@@ -101,6 +85,7 @@ def check_embeddings(source: Source, path: str) -> None:
     UserError: they were made by another model.
   """
   if isinstance(source, EmbeddedSource):
+    path = saved.embedder_path(config)
     saved.load_embedder(path, source.description.parameters)
 
 
@@ -124,80 +109,13 @@ def change(params: Any, before: Any) -> dict[str, float]:
   }
 
 
-def _load(path: str, scan: bool, mesh: Mesh) -> tuple[Any, Mapping[str, Any]]:
+def _load(
+  path: str, scan: bool, mesh: Mesh
+) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
   """Returns parameters, stacked as `scan` says, and the preprocessing."""
   config, params = saved.load(path, mesh, tokenizer=False)
-  return restack(params, scan), config.data
-
-
-def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):
-  """Returns `old` in the shape of `fresh`, or None if nothing is known."""
-  old_host = np.asarray(old)
-  if name == "image/position_embedding":
-    side = config.model.image.image_size
-    side //= sizes.resolve_image(config.model.image).patch_size
-    new = resample_positions(old_host, side, config.init.positions)
-  elif name == "image/patch_embedding/kernel":
-    new = resample_patches(old_host, fresh.shape[0])
-  elif name == "text/position_embedding":
-    new = stretch_positions(old_host, fresh.shape[0])
-  elif name == _PIECES:
-    return fresh if old.shape[1] == fresh.shape[1] else None
-  else:
-    return None
-  if new.shape != fresh.shape:
-    return None
-  return jax.device_put(np.asarray(new, fresh.dtype), fresh.sharding)
-
-
-def _shared_pieces(trained, given) -> np.ndarray | None:
-  """Returns [S, 2]: ids, in the config's tokenizer and in the weights'.
-
-  None: the weights' tokenizer is not known, or it is the config's.
-  """
-  name = trained.get("tokenizer")
-  if name is None or name == given.tokenizer:
-    return None
-  try:
-    old = make_tokenizer(name)
-  except UserError:  # Moved away since; the shape has to do.
-    return None
-  new = make_tokenizer(given.tokenizer)
-  theirs, ours = old.vocabulary(), new.vocabulary()
-  if theirs == ours:
-    return None
-  pairs = {ours[p]: theirs[p] for p in ours.keys() & theirs.keys()}
-  # Whatever it is called.
-  pairs[new.eos_id] = old.eos_id
-  return np.array(sorted(pairs.items()))
-
-
-def _take_pieces(old, fresh, shared: np.ndarray, tokenizer: str) -> jax.Array:
-  """Returns WD: of `old`, VD, what both vocabularies know; the rest is new."""
-  shared = shared[(shared < (fresh.shape[0], old.shape[0])).all(1)]
-  rows = np.array(fresh)
-  rows[shared[:, 0]] = np.asarray(old)[shared[:, 1]]
-  logging.warning(
-    "init: config.data.tokenizer=%r is not that of the weights: %d of %d "
-    "embeddings are of pieces that both know, the others are new",
-    tokenizer,
-    len(shared),
-    len(rows),
-  )
-  return jax.device_put(rows, fresh.sharding)
-
-
-def _warn_of_differences(trained, given, path: str) -> None:
-  """Says in which fields the preprocessing is not that of the weights."""
-  for field in ("lowercase", "clean", "pad_id", "resize"):
-    if field in trained and trained[field] != given[field]:
-      logging.warning(
-        "config.data.%s=%r: the weights of %s were trained with %r",
-        field,
-        given[field],
-        path,
-        trained[field],
-      )
+  whole = sharding.flatten(merged(params, config.model))
+  return restack_leaves(whole, scan), config.data
 
 
 def _leaves(params: Any):

@@ -14,7 +14,7 @@ import numpy as np
 from big_siglip import build, sharding
 from big_siglip.checkpoint import restore_params, save_params
 from big_siglip.config import has_image_tower
-from big_siglip.errors import UserError
+from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
 from big_siglip.weights import open_weights, read_params, Weights
@@ -164,7 +164,7 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
       tower is not there, or another one.
   """
   model = make_model(config.model)
-  abstract = _placed(build.abstract_params(model, config), mesh)
+  abstract = sharding.placed(build.abstract_params(model, config), mesh)
   params = restore_params(checkpoint, abstract)
   if has_image_tower(config):
     return params
@@ -189,7 +189,9 @@ def published_config(weights: Weights) -> ConfigDict:
 def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:
   """Returns our parameters of published weights, laid out on the mesh."""
   abstract = build.abstract_params(make_model(config.model), config, whole=True)
-  return read_params(weights.reader, weights.rules, _placed(abstract, mesh))
+  return read_params(
+    weights.reader, weights.rules, sharding.placed(abstract, mesh)
+  )
 
 
 def fingerprint(params: Any) -> str:
@@ -204,7 +206,7 @@ def fingerprint(params: Any) -> str:
 
 def _image_tower(config: ConfigDict, parameters: str, abstract, mesh: Mesh):
   """Returns the image tower of `config.init.path`, if it is the right one."""
-  path = config.init.path
+  path = embedder_path(config)
   source, params = load_embedder(path, parameters)
   params = restack(merged(params, source.model), config.model.scan)
   shapes, wanted = (
@@ -217,6 +219,21 @@ def _image_tower(config: ConfigDict, parameters: str, abstract, mesh: Mesh):
     )
   shardings = sharding.state_sharding(abstract, mesh)
   return jax.device_put(params["image"], shardings)
+
+
+def embedder_path(config: ConfigDict) -> str:
+  """Returns where the weights lie that made the embeddings of a run.
+
+  A run that goes on from one on embeddings (`config.init.state="all"`) has them
+  where that one has them.
+  """
+  while config.init.get("state", "params") == "all":
+    with naming({"--checkpoint": "config.init.path"}):
+      before = load_config(find(config.init.path)[0])
+    if has_image_tower(before):
+      break
+    config = before
+  return config.init.path
 
 
 def load_embedder(path: str, parameters: str) -> tuple[ConfigDict, Any]:
@@ -236,12 +253,3 @@ def load_embedder(path: str, parameters: str) -> tuple[ConfigDict, Any]:
       "the embeddings"
     )
   return config, params
-
-
-def _placed(abstract: Any, mesh: Mesh) -> Any:
-  shardings = sharding.state_sharding(abstract, mesh)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    shardings,
-  )

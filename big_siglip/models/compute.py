@@ -1,0 +1,33 @@
+"""How a tower is computed, apart from what it computes."""
+
+import dataclasses
+
+from jax.sharding import NamedSharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """What every part of a model is told; none of it changes a parameter's name.
+
+  Attributes:
+    dtype: of the computation; parameters are float32.
+    backend: of the attention; name in `fields.ATTENTIONS`.
+    remat: name in `remat.REMAT_POLICIES`.
+    scan: compile one block and loop over it, with parameters stacked along a
+      leading axis: compile time does not grow with depth.
+    sharding: of activations, whose first dimension is the batch; None: as the
+      compiler likes.
+    slice_tokens: that go through a block at once on a device; what has more
+      goes in slices, one after the other. None, or without `sharding`: all.
+  """
+
+  dtype: str = "float32"
+  backend: str = "auto"
+  remat: str = "none"
+  scan: bool = False
+  sharding: NamedSharding | None = None
+  slice_tokens: int | None = None
+
+  def on(self, batch: int) -> NamedSharding | None:
+    """Returns the sharding for a batch; parameters are initialised on one."""
+    return None if batch == 1 else self.sharding

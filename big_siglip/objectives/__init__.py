@@ -1,0 +1,33 @@
+"""Terms of the loss, a file each.
+
+To add one: a function that returns a `term.Term`, in a file of its own, a line
+in `make_terms`, and its fields in the schema of `config.terms`.
+"""
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from big_siglip.errors import UserError
+from big_siglip.objectives import contrastive
+from big_siglip.objectives.term import Carried, Slice, Term
+
+__all__ = ["Carried", "make_terms", "Slice", "Term"]
+
+
+def make_terms(config: Any, mesh: Mesh) -> tuple[Term, ...]:
+  """Returns the terms of a config: the contrastive one, and `config.terms`.
+
+  Args:
+    config: with `loss` and perhaps `terms`, {name: section with a `kind`}.
+    mesh: the devices that share a batch.
+
+  Raises:
+    UserError: an unknown kind.
+  """
+  terms = [contrastive.make(config.loss, mesh)]
+  for name, spec in config.get("terms", {}).items():
+    match spec.kind:
+      case _:  # None is built in beside the contrastive one so far.
+        raise UserError(f"config.terms.{name}.kind={spec.kind!r}: is not known")
+  return tuple(terms)

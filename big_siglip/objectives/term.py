@@ -1,0 +1,80 @@
+"""A summand of the loss: what it looks at, what it adds, what it carries.
+
+Shape letters: B examples of the global batch, b of one slice, L tokens, E
+embedding.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from big_siglip.models.towers import Look, Seen
+
+Batch = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array]
+Embeddings = tuple[jax.Array | None, jax.Array | None]  # Images', texts'; BE.
+
+
+class Slice(NamedTuple):
+  """What a term sees of b examples.
+
+  Attributes:
+    params: of the model, and of each term with some under the term's name.
+    carry: the term's own, from the step before; no gradient flows through it.
+    batch: the examples' arrays, [b, ...] each.
+    seen: what the model sees of them.
+    look: sees other things, or with other parameters, such as a teacher's.
+    keys: [b] random keys, one a row. They depend on seed, step, term and the
+      row of the global batch alone, so slices and devices change no draw.
+  """
+
+  params: Any
+  carry: Any
+  batch: Batch
+  seen: Seen
+  look: Look
+  keys: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+  """What goes from step to step without a gradient: a teacher, a centre.
+
+  Attributes:
+    init: parameters -> what the first step gets.
+    advance: (what the step got, the parameters after it, the means over the
+      global batch of what `Term.each` observed) -> what the next one gets.
+  """
+
+  init: Callable[[Any], Any]
+  advance: Callable[[Any, Any, Metrics], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """A summand of the loss, of single examples, of all pairs, or of both.
+
+  Attributes:
+    name: prefix of the metrics, key of `init`'s parameters and of the carry.
+    each: b examples -> ([b] float32 losses, {name: [b, ...] observed}). The
+      loss is their mean over the global batch; so are the metrics, of which
+      scalars are logged. May draw from `Slice.keys` and nothing else: slices
+      and devices then leave loss and gradients as they are.
+    pairs: (parameters, embeddings of all B, batch) -> (() loss, metrics under
+      their own names). It sees no tokens: these are never there for all B.
+    weight: step -> factor; None: 1 at every step.
+    init: (key, a slice of example inputs) -> parameters of the term's own.
+    carried: see `Carried`.
+  """
+
+  name: str
+  each: Callable[[Slice], tuple[jax.Array, Metrics]] | None = None
+  pairs: (
+    Callable[[Any, Embeddings, Batch], tuple[jax.Array, Metrics]] | None
+  ) = None
+  weight: optax.Schedule | None = None
+  init: Callable[[jax.Array, Slice], Any] | None = None
+  carried: Carried | None = None

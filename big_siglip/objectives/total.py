@@ -1,0 +1,160 @@
+"""All terms of a loss as the two functions that the exact step asks for.
+
+Shape letters: B examples of the global batch, b of one slice.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from big_siglip.models.towers import Look
+from big_siglip.objectives.term import Batch, Embeddings, Metrics, Slice, Term
+
+Terms = Sequence[Term]
+_ROW = "row"  # Of the global batch, beside the arrays of the batch.
+
+
+def forward(
+  terms: Terms,
+  look: Look,
+  *,
+  carry: Any,
+  step: jax.Array,
+  seed: int,
+  batch_size: int,
+) -> Callable[[Any, Batch], tuple[Embeddings, tuple[jax.Array, Any]]]:
+  """Returns (parameters, part) -> (embeddings, (own loss, observed)).
+
+  The own loss is that of all `Term.each`, each times its weight, and
+  {term: {name: mean}} what they observed: sums over the part, divided by B. So
+  those of all parts add up to those of the batch.
+
+  Args:
+    terms: all of them.
+    look: see `towers.Look`.
+    carry: {term: what it carries}, or None.
+    step: (), whose number it is.
+    seed: of the run.
+    batch_size: B.
+  """
+  own = [term for term in terms if term.each is not None]
+
+  def run(params: Any, part: Batch):
+    part = dict(part)
+    rows = part.pop(_ROW, None)
+    seen = look(params, part)
+    loss, observed = jnp.zeros(()), {}
+    for term in own:
+      key = jax.random.fold_in(_key(seed, term), step)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+      kept = (carry or {}).get(term.name)
+      values, metrics = term.each(Slice(params, kept, part, seen, look, keys))
+      means = jax.tree.map(
+        lambda x: x.sum(axis=0) / batch_size, {**metrics, "loss": values}
+      )
+      loss += _weighted(term, step, means["loss"])
+      observed[term.name] = means
+    return (seen.image, seen.text), (loss, observed)
+
+  return run
+
+
+def pairs(
+  terms: Terms, *, step: jax.Array
+) -> Callable[[Any, Embeddings, Batch], tuple[jax.Array, Metrics]]:
+  """Returns (parameters, embeddings of all B, batch) -> (loss, metrics).
+
+  Args:
+    terms: all of them.
+    step: (), whose number it is.
+  """
+  own = [term for term in terms if term.pairs is not None]
+
+  def run(params: Any, embeddings: Embeddings, batch: Batch):
+    total, metrics = None, {}
+    for term in own:
+      loss, found = term.pairs(params, embeddings, batch)
+      metrics |= found
+      if len(terms) > 1:
+        metrics[f"{term.name}/loss"] = loss
+      loss = _weighted(term, step, loss)
+      total = loss if total is None else total + loss
+    return jnp.zeros(()) if total is None else total, metrics
+
+  return run
+
+
+def with_rows(terms: Terms, batch: Batch) -> Batch:
+  """Returns the batch with the number of each row, where a term draws by it."""
+  if all(term.each is None for term in terms):
+    return batch
+  size = len(next(iter(batch.values())))
+  return {**batch, _ROW: jnp.arange(size, dtype=jnp.int32)}
+
+
+def init_params(
+  terms: Terms, rng: jax.Array, params: Any, batch: Batch, look: Look
+) -> dict[str, Any]:
+  """Returns {term: fresh parameters} of the terms that have some.
+
+  Args:
+    terms: all of them.
+    rng: of the model's initialization.
+    params: the model's.
+    batch: example inputs.
+    look: see `towers.Look`.
+  """
+  fresh = {}
+  for term in terms:
+    if term.init is not None:
+      key = jax.random.fold_in(rng, _number(term))
+      keys = jax.random.split(key, len(next(iter(batch.values()))))
+      seen = look(params, batch)
+      part = Slice(params, None, batch, seen, look, keys)
+      fresh[term.name] = term.init(key, part)
+  return fresh
+
+
+def init_carry(terms: Terms, params: Any) -> dict[str, Any] | None:
+  """Returns {term: what its first step gets}; None where nothing is carried."""
+  carried = [term for term in terms if term.carried is not None]
+  return {t.name: t.carried.init(params) for t in carried} or None
+
+
+def advance(terms: Terms, carry: Any, params: Any, observed: Any) -> Any:
+  """Returns what the next step gets, as `init_carry` returned the first."""
+  if carry is None:
+    return None
+  return {
+    term.name: term.carried.advance(
+      carry[term.name], params, observed.get(term.name, {})
+    )
+    for term in terms
+    if term.carried is not None
+  }
+
+
+def scalars(observed: Any) -> dict[str, jax.Array]:
+  """Returns what is logged of what terms observed: "term/name"."""
+  return {
+    f"{term}/{name}": value
+    for term, means in observed.items()
+    for name, value in means.items()
+    if value.ndim == 0
+  }
+
+
+def _weighted(term: Term, step: jax.Array, loss: jax.Array) -> jax.Array:
+  return loss if term.weight is None else term.weight(step) * loss
+
+
+def _key(seed: int, term: Term) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(seed), _number(term))
+
+
+def _number(term: Term) -> int:
+  """Returns a number of the term's own, whatever other terms there are."""
+  return zlib.crc32(term.name.encode())

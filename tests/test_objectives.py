@@ -1,0 +1,171 @@
+"""Terms of a loss: exact in slices and on all meshes, added from outside."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import model_cases
+import numpy as np
+import optax
+import pytest
+import runs
+import toy_term
+
+from big_siglip import build, sharding
+from big_siglip.errors import UserError
+from big_siglip.models import SigLIP
+from big_siglip.objectives import make_terms, Term
+from big_siglip.sharding import Slices
+from big_siglip.train_step import init_state, train_step
+
+SIZE = 64
+# Widths that every mesh axis divides.
+TOWER = {"width": 16, "num_heads": 8, "mlp_dim": 16}
+
+
+def _batch(config):
+  image, text = model_cases.example_inputs(config, batch=SIZE)
+  return {"image": image, "text": text}
+
+
+@functools.cache
+def _two_steps(shape, count):
+  """Returns loss and gradient of a second step, and what it carries on."""
+  axes = dict(zip(sharding.AXES, shape, strict=True))
+  config = runs.config(batch_size=SIZE, loss__name="ring_sigmoid")
+  config.mesh.update(axes)
+  devices = jax.devices()[: int(np.prod(shape))]
+  mesh = sharding.make_mesh(**axes, devices=devices)
+  model = SigLIP(
+    model_cases.model_config(TOWER, TOWER), sharding.batch_sharding(mesh)
+  )
+  sgd = optax.sgd(1.0)
+  terms = (*make_terms(config, mesh), toy_term.make(lambda step: 0.5 + step))
+  batch = _batch(model.config)
+  example = {name: x[:1] for name, x in batch.items()}
+  state = init_state(
+    jax.random.key(0), example, model=model, terms=terms, optimizer=sgd
+  )
+  step = jax.jit(
+    functools.partial(
+      train_step,
+      look=model.look,
+      terms=terms,
+      optimizer=sgd,
+      schedule=optax.constant_schedule(1.0),
+      seed=3,
+      slices=Slices(count, mesh, sharding.BATCH_AXES) if count > 1 else None,
+    )
+  )
+  # At the second step teacher and student are no longer the same.
+  state = state.replace(
+    step=jnp.int32(1),
+    params=jax.tree.map(lambda x: x * 1.1, state.params),
+  )
+  state = jax.device_put(state, sharding.state_sharding(state, mesh))
+  after, metrics = step(state, sharding.to_global(mesh, batch))
+  gradient = jax.tree.map(lambda a, b: a - b, state.params, after.params)
+  return (
+    {k: float(v) for k, v in metrics.items()},
+    runs.flatten(gradient),
+    runs.flatten(after.carry),
+  )
+
+
+@pytest.mark.parametrize(
+  "shape,count",
+  [
+    ((2, 2, 2), 8),
+    ((1, 8, 1), 4),
+    ((8, 1, 1), 2),
+    *(
+      pytest.param(shape, count, marks=pytest.mark.slow)
+      for shape in ((2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 1, 1))
+      for count in (1, 2, 4, 8)
+    ),
+  ],
+)
+def test_slices_and_meshes_change_neither_loss_nor_gradient(shape, count):
+  metrics, gradient, carry = _two_steps(shape, count)
+  expected, expected_gradient, expected_carry = _two_steps((2, 2, 2), 1)
+  assert metrics.keys() == expected.keys()
+  for name in ("loss", "toy/loss", "contrastive/loss", "toy/visible"):
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
+  assert 0.4 < metrics["toy/visible"] < 0.6
+  total = metrics["contrastive/loss"] + 1.5 * metrics["toy/loss"]
+  np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
+  # Of the largest: a key's bias has no gradient but its rounding.
+  largest = max(np.abs(x).max() for x in expected_gradient.values())
+  for path, wanted in expected_gradient.items():
+    np.testing.assert_allclose(
+      gradient[path], wanted, rtol=0, atol=1e-6 * largest, err_msg=path
+    )
+  assert np.abs(expected_gradient["toy/kernel"]).max() > 1e-3
+  for path, wanted in expected_carry.items():
+    np.testing.assert_allclose(
+      carry[path], wanted, rtol=1e-5, atol=1e-6, err_msg=path
+    )
+
+
+def test_the_first_pass_leaves_out_what_belongs_to_single_examples():
+  """A product with a vocabulary is computed in the second pass alone."""
+  vocabulary = 1234
+
+  def each(part):
+    logits = part.seen.text_tokens @ part.params["words"]["kernel"]
+    return -jax.nn.log_softmax(logits)[..., 0].mean(axis=1), {}
+
+  def init(key, part):
+    width = part.seen.text_tokens.shape[-1]
+    return {"kernel": jax.random.normal(key, (width, vocabulary))}
+
+  config = runs.config(batch_size=SIZE, microbatch=16, mesh__data=1)
+  mesh = build.mesh(config, jax.devices()[:1])
+  words = Term("words", each=each, init=init)
+  program = build.program(config, mesh, (*build.terms(config, mesh), words))
+  lowered = program.step.lower(
+    program.abstract_state, build.abstract_batch(config, mesh)
+  )
+  text = lowered.compile().as_text()
+  tokens = 16 * config.model.text.length  # Of a slice.
+  products = re.findall(rf"= f32\[{tokens},{vocabulary}\]\S* dot\(", text)
+  assert len(products) == 1, products
+
+
+def _trained(terms_of):
+  config = runs.config(optimizer__warmup_steps=0, mesh__data=8)
+  mesh = build.mesh(config)
+  program = build.program(config, mesh, terms_of(config, mesh))
+  state = program.init()
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),
+    "text": rng.integers(0, 259, (16, 16), np.int32),
+    "faults": np.zeros((16, 6), np.int32),
+  }
+  for _ in range(3):
+    state, metrics = program.step(state, sharding.to_global(mesh, batch))
+  return state, metrics
+
+
+def test_a_term_from_outside_with_weight_0_changes_no_bit():
+  plain, _ = _trained(build.terms)
+  weight = optax.constant_schedule(0.0)
+  # The one line that adds a term.
+  weightless, metrics = _trained(
+    lambda *args: (*build.terms(*args), toy_term.make(weight))
+  )
+  expected, found = runs.flatten(plain.params), runs.flatten(weightless.params)
+  for path, wanted in expected.items():
+    np.testing.assert_array_equal(found[path], wanted, err_msg=path)
+  assert found.keys() - expected.keys() == {"toy/kernel"}
+  assert plain.carry is None and np.isfinite(metrics["toy/loss"])
+  assert np.any(np.asarray(weightless.carry["toy"]["centre"]) != 0)
+
+
+def test_a_kind_that_is_not_known_is_named():
+  config = runs.config().unlock()
+  config.terms = {"mine": {"kind": "magic"}}
+  with pytest.raises(UserError, match="config.terms.mine.kind='magic': is not"):
+    make_terms(config, None)
