@@ -117,7 +117,7 @@ def test_a_run_goes_by_its_own_config_once_it_has_begun(weights, tmp_path):
   before = (folder / "config.json").read_bytes()
   shutil.rmtree(weights)
   again, lines = from_init.fill(config, str(tmp_path / "run"))
-  assert not lines and not list(unset_fields(again))
+  assert not lines and not unset_fields(again)
   assert again.data.tokenizer == str(folder / "tokenizer.model")
   workdir.claim(str(tmp_path / "run"), again)
   assert (folder / "config.json").read_bytes() == before
