@@ -212,6 +212,15 @@ def test_a_dry_run_finds_what_a_start_would(
   assert said in str(error.value)
 
 
+def test_a_dry_run_says_that_a_state_goes_on(short_run, capsys):
+  settings = {"init__path": str(short_run), "init__state": "all"}
+  dry_run.run(runs.config(total_steps=12, **settings))
+  said = capsys.readouterr().out
+  assert "checkpoints/6: the whole state goes on" in said
+  with pytest.raises(UserError, match="config.total_steps=6: must be above 6"):
+    dry_run.run(runs.config(total_steps=6, **settings))
+
+
 def test_training_asks_the_weights_before_anything_else(photos, tmp_path):
   config = _load("finetune", tmp_path / "none", *_settings(photos))
   with pytest.raises(UserError, match="config.init.path=.*none: no such file"):
