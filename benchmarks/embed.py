@@ -62,7 +62,7 @@ def write_model(folder: pathlib.Path) -> None:
     length=64,
     embed_dim=768,
   )
-  data = dict(tokenizer=str(tokenizer), lowercase=True, pad_id=1)
+  data = dict(tokenizer=str(tokenizer), lowercase=True, clean="none", pad_id=1)
   config = ConfigDict({"model": model, "data": {**data, "resize": "bicubic"}})
   image = np.zeros((1, 224, 224, 3), np.uint8)
   text = np.zeros((1, 64), np.int32)

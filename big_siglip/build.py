@@ -177,7 +177,7 @@ def program(
 
 def ema_decay(config: ConfigDict) -> float | None:
   """Returns the decay of the parameters' average; None: there is none."""
-  return config.get("ema", {}).get("decay")  # Older runs have no such field.
+  return config.ema.decay
 
 
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:

@@ -8,7 +8,12 @@ from ml_collections import ConfigDict
 from big_siglip.schema import sizes
 from big_siglip.schema.checks import Checker
 from big_siglip.schema.data import check_mixture, check_source
-from big_siglip.schema.fields import field_problems, may_change, unset_fields
+from big_siglip.schema.fields import (
+  may_change,
+  shape_problems,
+  unset_fields,
+  value_problems,
+)
 
 
 def find_problems(config: ConfigDict) -> list[str]:
@@ -17,11 +22,11 @@ def find_problems(config: ConfigDict) -> list[str]:
   Fields that the weights of `config.init.path` are to give may be None; the
   rules about these are for `trained.from_init`, which fills them in.
   """
-  problems = field_problems(config)
-  if problems:
+  if problems := shape_problems(config):
     return problems  # The rules below would stumble over them.
   check = Checker(config)
-  unset = list(unset_fields(config))
+  check.problems += value_problems(config)
+  unset = unset_fields(config)
   if config.init.path is None:
     for field in unset:
       rule = "must be set, or be that of weights: config.init.path names none"

@@ -47,8 +47,8 @@ def train(config: ConfigDict, folder: str | None) -> None:
   if config.distributed:
     processes.join()
   config, taken = from_init.fill(config, folder)
-  if jax.process_index() == 0:
-    print("\n".join(taken), end="\n" * bool(taken), flush=True)
+  for line in taken if jax.process_index() == 0 else ():
+    print(line, flush=True)
   with contextlib.ExitStack() as stack, processes.stopping_together():
     Loop(config, folder, stop, stack).run()
 
@@ -118,7 +118,7 @@ class Loop:
   def _first_state(self) -> tuple[TrainState, Mapping[str, Any]]:
     """Returns the state before the first step, and where the data start."""
     state = self._program.init()
-    if self._goes_on:
+    if self._config.init.state == "all":
       start_from = self._program.start_from
       stage = stages.go_on(self._config, state, self._mesh, start_from)
       self._say("\n".join(stage.report))
@@ -127,10 +127,6 @@ class Loop:
       params = initial.initial_params(self._config, state.params, self._mesh)
       state = self._program.start_from(state, params)
     return state, {}
-
-  @property
-  def _goes_on(self) -> bool:
-    return self._config.init.get("state", "params") == "all"
 
   def _drawn(self, step: int) -> int:
     """Returns how many examples were drawn until after a step."""
@@ -167,7 +163,7 @@ class Loop:
         self._say(f"stopped after step {self._step}; run again to go on")
         return
     self._checkpoints.wait()
-    if self._config.init.path and not self._goes_on:
+    if self._config.init.path and self._config.init.state != "all":
       self._report_change()
     self._say(f"done: {self._step} steps; results lie in {self._folder}")
     self._say(f"to train for longer: {workdir.how_to_go_on(self._folder)}")

@@ -33,6 +33,8 @@ def model_config(image=None, text=None, **fields):
       attention="auto",
       remat="none",
       scan=True,
+      slice_tokens=none(int),
+      lora=dict(rank=0, alpha=8.0, targets=".*/attention/.*/kernel"),
       logit_scale_init=10.0,
       logit_bias_init=-10.0,
     )

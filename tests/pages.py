@@ -49,7 +49,9 @@ HOSTILE = (
   "x" * 5_000,
   "",
 )
-DATA = dict(tokenizer="bytes", lowercase=True, pad_id=1, resize="bilinear")
+DATA = dict(
+  tokenizer="bytes", lowercase=True, clean="none", pad_id=1, resize="bilinear"
+)
 
 
 def make_place(folder):

@@ -25,7 +25,7 @@ def place(tmp_path_factory):
   folder = tmp_path_factory.mktemp("classify")
   config = model_cases.model_config({}, dict(vocab_size=259))
   params = jax.device_put(model_cases.random_params(SigLIP(config)))
-  data = {"tokenizer": "bytes", "lowercase": True, "pad_id": 1}
+  data = {"tokenizer": "bytes", "lowercase": True, "clean": "none", "pad_id": 1}
   saved.save_model(
     epath.Path(folder / "model"), params, config, {**data, "resize": "bilinear"}
   )

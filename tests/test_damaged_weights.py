@@ -20,7 +20,9 @@ from big_siglip.models import SigLIP
 from big_siglip.trained import saved
 from big_siglip.weights import export
 
-DATA = dict(tokenizer="bytes", lowercase=True, pad_id=1, resize="bicubic")
+DATA = dict(
+  tokenizer="bytes", lowercase=True, clean="none", pad_id=1, resize="bicubic"
+)
 SHARD = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 

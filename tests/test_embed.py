@@ -28,7 +28,9 @@ from big_siglip.models import SigLIP
 from big_siglip.trained import saved
 
 WIDTH = 32
-DATA = dict(tokenizer="bytes", lowercase=True, pad_id=1, resize="bilinear")
+DATA = dict(
+  tokenizer="bytes", lowercase=True, clean="none", pad_id=1, resize="bilinear"
+)
 TEXTS = ["a dog", "", "two red circles", "Ünïcode, with a comma", "x" * 99]
 
 

@@ -10,7 +10,6 @@ import json
 import logging
 import pathlib
 
-from big_siglip.schema.evals import evaluation_problems
 from evaluator_cases import slow_recall, unit
 import jax
 import jax.numpy as jnp
@@ -34,6 +33,7 @@ from big_siglip.evaluators import (
 )
 from big_siglip.evaluators.embed import embed_all, make_embed
 from big_siglip.models import SigLIP
+from big_siglip.schema.fields import evaluation_problems
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.sharding import AXES, batch_devices
 
@@ -281,7 +281,7 @@ def test_mistakes_in_a_section_are_named():
     "config.evals.b.canonicalize=3: must be bool",
     "config.evals.b.colour: unknown",
     "config.evals.c.batch_size=0: must be at least 1",
-    "config.evals.d.prior=1.5: must lie between 0 and 1",
+    "config.evals.d.prior=1.5: must lie in (0, 1)",
     "config.evals.e.captions_file: missing",
     "config.evals.f=3: must be a section",
   ):

@@ -117,7 +117,7 @@ def test_a_run_goes_by_its_own_config_once_it_has_begun(weights, tmp_path):
   before = (folder / "config.json").read_bytes()
   shutil.rmtree(weights)
   again, lines = from_init.fill(config, str(tmp_path / "run"))
-  assert not lines and not list(unset_fields(again))
+  assert not lines and not unset_fields(again)
   assert again.data.tokenizer == str(folder / "tokenizer.model")
   workdir.claim(str(tmp_path / "run"), again)
   assert (folder / "config.json").read_bytes() == before
@@ -210,6 +210,15 @@ def test_a_dry_run_finds_what_a_start_would(
   with pytest.raises(UserError) as error:
     dry_run.run(config, folder)
   assert said in str(error.value)
+
+
+def test_a_dry_run_says_that_a_state_goes_on(short_run, capsys):
+  settings = {"init__path": str(short_run), "init__state": "all"}
+  dry_run.run(runs.config(total_steps=12, **settings))
+  said = capsys.readouterr().out
+  assert "checkpoints/6: the whole state goes on" in said
+  with pytest.raises(UserError, match="config.total_steps=6: must be above 6"):
+    dry_run.run(runs.config(total_steps=6, **settings))
 
 
 def test_training_asks_the_weights_before_anything_else(photos, tmp_path):

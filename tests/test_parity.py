@@ -62,7 +62,11 @@ def test_exported_models_equal_transformers(model, tmp_path):
     {
       "model": config,
       "data": dict(
-        tokenizer="bytes", lowercase=True, pad_id=1, resize="bicubic"
+        tokenizer="bytes",
+        lowercase=True,
+        clean="none",
+        pad_id=1,
+        resize="bicubic",
       ),
     }
   )
@@ -163,7 +167,11 @@ def test_tokens_of_real_captions_equal_the_tokenizers(shared_data, tmp_path):
   config = model_cases.model_config({}, dict(vocab_size=1_000, length=64))
   config.embed_dim = 32
   data = dict(
-    tokenizer=str(spiece), lowercase=True, pad_id=ours.eos_id, resize="bicubic"
+    tokenizer=str(spiece),
+    lowercase=True,
+    clean="none",
+    pad_id=ours.eos_id,
+    resize="bicubic",
   )
   params = model_cases.random_params(SigLIP(config))
   both = ConfigDict({"model": config, "data": data})

@@ -184,4 +184,4 @@ def test_a_field_without_its_weights_must_be_set():
     config.init.path = None
   said = find_problems(config)
   assert "config.model.image.size=None: must be set, or" in said[0]
-  assert len(said) == len(list(fields.unset_fields(config))) == 15
+  assert len(said) == len(fields.unset_fields(config)) == 15

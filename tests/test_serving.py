@@ -19,6 +19,7 @@ from big_siglip.trained import saved, serving
 DATA = {
   "tokenizer": "bytes",
   "lowercase": True,
+  "clean": "none",
   "pad_id": 1,
   "resize": "bicubic",
 }

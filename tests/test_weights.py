@@ -35,7 +35,13 @@ CAPTIONS = ["a dog", "two red circles left of a blue square", "Ünïcode!"]
 def _config(model, tokenizer="bytes", pad_id=1, resize="bicubic"):
   from ml_collections import ConfigDict
 
-  data = dict(tokenizer=tokenizer, lowercase=True, pad_id=pad_id, resize=resize)
+  data = dict(
+    tokenizer=tokenizer,
+    lowercase=True,
+    clean="none",
+    pad_id=pad_id,
+    resize=resize,
+  )
   return ConfigDict(dict(model=model, data=data))
 
 

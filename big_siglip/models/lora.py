@@ -114,8 +114,8 @@ def make_model(
     sharding: of the activations; see `SigLIP`.
   """
   model = SigLIP(config, sharding)
-  lora = config.get("lora")
-  if not lora or not lora.rank:
+  lora = config.lora
+  if not lora.rank:
     return model
   return LoraSigLIP(model, lora.rank, lora.alpha, lora.targets)
 
@@ -127,8 +127,8 @@ def merged(params: Any, config: Any) -> Any:
     params: of `make_model(config)`.
     config: `config.model`.
   """
-  lora = config.get("lora")
-  return merge(params, lora.alpha / lora.rank) if lora and lora.rank else params
+  lora = config.lora
+  return merge(params, lora.alpha / lora.rank) if lora.rank else params
 
 
 def _split(path: str, shape: tuple[int, ...]):

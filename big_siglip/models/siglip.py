@@ -50,7 +50,7 @@ class SigLIP(nn.Module):
       remat=config.remat,
       scan=config.scan,
       sharding=self.sharding,
-      slice_tokens=config.get("slice_tokens"),  # Saved models may lack it.
+      slice_tokens=config.slice_tokens,
     )
     self.image = ImageTower(config.image, embed_dim, compute)
     self.text = TextTower(config.text, embed_dim, compute)

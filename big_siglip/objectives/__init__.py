@@ -1,7 +1,7 @@
 """Terms of the loss, a file each.
 
 To add one: a function that returns a `term.Term`, in a file of its own, a line
-in `make_terms`, and its fields in the schema of `config.terms`.
+in `make_terms`, and its fields in `big_siglip.schema.fields.TERMS`.
 """
 
 from typing import Any
@@ -19,14 +19,14 @@ def make_terms(config: Any, mesh: Mesh) -> tuple[Term, ...]:
   """Returns the terms of a config: the contrastive one, and `config.terms`.
 
   Args:
-    config: with `loss` and perhaps `terms`, {name: section with a `kind`}.
+    config: with `loss` and `terms`, {name: section with a `kind`}.
     mesh: the devices that share a batch.
 
   Raises:
     UserError: an unknown kind.
   """
   terms = [contrastive.make(config.loss, mesh)]
-  for name, spec in config.get("terms", {}).items():
+  for name, spec in config.terms.items():
     match spec.kind:
       case _:  # None is built in beside the contrastive one so far.
         raise UserError(f"config.terms.{name}.kind={spec.kind!r}: is not known")

@@ -43,6 +43,10 @@ class Field:
 
   def mistake(self, value: Any) -> str | None:
     """Returns the rule that a value breaks, or None."""
+    return self.wrong_type(value) or self.wrong_value(value)
+
+  def wrong_type(self, value: Any) -> str | None:
+    """Returns what type the value must have, if it has another."""
     if value is None and self.of_weights:
       return None
     allowed = typing.get_args(self.type) or (self.type,)
@@ -50,6 +54,10 @@ class Field:
       isinstance(value, bool) and bool not in allowed
     ):
       return f"must be {' or '.join(map(_name, allowed))}"
+    return None
+
+  def wrong_value(self, value: Any) -> str | None:
+    """Returns the rule that a value of the right type breaks, or None."""
     if value is None:
       return None
     if self.words and value not in self.words:
@@ -91,8 +99,8 @@ class Sections:
 Fields = Mapping[str, "Field | Sections | Fields"]
 
 
-def problems(section: Any, fields: Fields, path: str) -> Iterator[str]:
-  """Yields a line for every field that is missing, unknown or wrong.
+def misshapen(section: Any, fields: Fields, path: str) -> Iterator[str]:
+  """Yields a line for every field that is missing, unknown or of a wrong type.
 
   Args:
     section: a ConfigDict or a section of one.
@@ -104,20 +112,20 @@ def problems(section: Any, fields: Fields, path: str) -> Iterator[str]:
     if name not in section:
       yield f"{where}: missing (configs/base.py has every field)"
     elif isinstance(field, Field):
-      if rule := field.mistake(section[name]):
+      if rule := field.wrong_type(section[name]):
         yield f"{where}={section[name]!r}: {rule}"
     elif not isinstance(section[name], Mapping | ConfigDict):
       yield f"{where}={section[name]!r}: must be a section"
     elif isinstance(field, Sections):
-      yield from named_problems(section[name], field, where)
+      yield from misshapen_named(section[name], field, where)
     else:
-      yield from problems(section[name], field, where)
+      yield from misshapen(section[name], field, where)
   for name in section:
     if name not in fields:
       yield f"{path}.{name}: unknown; known: {', '.join(sorted(fields))}"
 
 
-def named_problems(
+def misshapen_named(
   sections: Mapping[str, Any], rule: Sections, path: str
 ) -> Iterator[str]:
   """Yields the same for each of the sections that the user named."""
@@ -129,7 +137,23 @@ def named_problems(
       kinds = ", ".join(rule.kinds) or "none, as yet"
       yield f"{where}.kind={section.get('kind')!r}: must be one of {kinds}"
     else:
-      yield from problems(section, rule.fields(section), where)
+      yield from misshapen(section, rule.fields(section), where)
+
+
+def leaves(
+  section: Any, fields: Fields | Sections, path: str
+) -> Iterator[tuple[str, Field, Any]]:
+  """Yields (name, field, value) for every field of a section in shape."""
+  if isinstance(fields, Sections):
+    for name, own in section.items():
+      yield from leaves(own, fields.fields(own), f"{path}.{name}")
+    return
+  for name, field in fields.items():
+    where = f"{path}.{name}"
+    if isinstance(field, Field):
+      yield where, field, section[name]
+    else:
+      yield from leaves(section[name], field, where)
 
 
 def complete(section: Mapping[str, Any], fields: Fields) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 configs/base.py says what each is for, and gives all their values.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from big_siglip.schema.field import (
   complete,
   Field,
-  named_problems,
-  problems,
+  leaves,
+  misshapen,
+  misshapen_named,
   Sections,
 )
 
@@ -219,9 +220,18 @@ FIELDS = {
 }
 
 
-def field_problems(config: ConfigDict) -> list[str]:
-  """Returns a line for every field of a config that is wrong by itself."""
-  return list(problems(config, FIELDS, "config"))
+def shape_problems(config: ConfigDict) -> list[str]:
+  """Returns a line for all that is missing, unknown or of a wrong type."""
+  return list(misshapen(config, FIELDS, "config"))
+
+
+def value_problems(config: ConfigDict) -> list[str]:
+  """Returns a line for every value that its field does not allow.
+
+  Args:
+    config: without `shape_problems`.
+  """
+  return _wrong_values(config, FIELDS, "config")
 
 
 def evaluation_problems(evals: Mapping[str, Any], path: str) -> list[str]:
@@ -231,7 +241,20 @@ def evaluation_problems(evals: Mapping[str, Any], path: str) -> list[str]:
     evals: {name: section}.
     path: what to call them, "config.evals".
   """
-  return list(named_problems(evals, EVALUATIONS, path))
+  problems = []
+  for name, section in evals.items():
+    one = {name: section}
+    found = list(misshapen_named(one, EVALUATIONS, path))
+    problems += found or _wrong_values(one, EVALUATIONS, path)
+  return problems
+
+
+def _wrong_values(section, fields, path: str) -> list[str]:
+  return [
+    f"{where}={value!r}: {rule}"
+    for where, field, value in leaves(section, fields, path)
+    if (rule := field.wrong_value(value))
+  ]
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,14 +287,10 @@ def may_change(field: str) -> bool:
   return isinstance(found, Field | Sections) and found.resumes
 
 
-def unset_fields(config: ConfigDict) -> Iterator[str]:
-  """Yields the fields that weights are to give, such as "data.tokenizer"."""
-  yield from _unset_of(config, FIELDS, "")
-
-
-def _unset_of(section, fields, path: str) -> Iterator[str]:
-  for name, field in fields.items():
-    if isinstance(field, Mapping):
-      yield from _unset_of(section[name], field, f"{path}{name}.")
-    elif getattr(field, "of_weights", False) and section[name] is None:
-      yield f"{path}{name}"
+def unset_fields(config: ConfigDict) -> list[str]:
+  """Returns the fields that weights are to give, such as "data.tokenizer"."""
+  return [
+    where.removeprefix("config.")
+    for where, field, value in leaves(config, FIELDS, "config")
+    if field.of_weights and value is None
+  ]

@@ -115,6 +115,11 @@ def is_wanted(config: ConfigDict) -> Callable[[str], bool]:
   return lambda name: name.split("/")[0] == config.init.towers
 
 
+def of_model(name: str) -> bool:
+  """Returns whether a parameter is one that all weights have."""
+  return name.split("/")[0] in ("image", "text") or "/" not in name
+
+
 def fit_to(config: ConfigDict, data: Mapping[str, Any]) -> Fit:
   """Returns how weights of the preprocessing `data` are made to fit."""
   has_text = is_wanted(config)("text/")

@@ -36,7 +36,7 @@ def fill(
     UserError: no weights lie there, they do not have all that is missing, or
       the whole config is wrong.
   """
-  unset = list(unset_fields(config))
+  unset = unset_fields(config)
   if not unset:
     return config, []
   started = _started(folder) if folder else None

@@ -23,6 +23,7 @@ from big_siglip.trained import saved
 from big_siglip.trained.fitting import (
   fit_to,
   is_wanted,
+  of_model,
   take,
   warn_of_differences,
 )
@@ -42,7 +43,7 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
       not that of the weights.
   """
   path, wanted = config.init.path, is_wanted(config)
-  names = {name for name in sharding.flatten(random) if _of_model(name)}
+  names = {name for name in sharding.flatten(random) if of_model(name)}
   towers = {name.split("/")[0] for name in names}
   if not any(wanted(name) for name in names):
     return random  # A new text tower for embeddings.
@@ -69,11 +70,6 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
   for name in taken.resampled:
     logging.warning("init: %s is resampled to another shape, or new", name)
   return params
-
-
-def _of_model(name: str) -> bool:
-  """Returns whether a parameter is one that all weights have."""
-  return name.split("/")[0] in ("image", "text") or "/" not in name
 
 
 def check_embeddings(source: Source, config: ConfigDict) -> None:

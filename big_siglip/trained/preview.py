@@ -10,7 +10,8 @@ from big_siglip import build
 from big_siglip.errors import raise_problems
 from big_siglip.models import make_model
 from big_siglip.sharding import path_string
-from big_siglip.trained import saved
+from big_siglip.trained import saved, stages
+from big_siglip.trained.fitting import is_wanted, of_model
 from big_siglip.trained.resampling import may_resample
 
 
@@ -20,42 +21,45 @@ def lines(config: ConfigDict) -> Iterator[str]:
   Raises:
     UserError: no weights lie there, or they do not fit.
   """
-  path, towers = config.init.path, config.init.towers
+  path, goes_on = config.init.path, config.init.state == "all"
+  if goes_on:
+    stages.find(config)
   found, trained, _ = saved.open_model(path, tokenizer=False)
-  old = _shapes(trained, config.model.scan, whole=True)
   fresh = _shapes(config, config.model.scan)
-  tops = [top for top in ("image", "text") if towers in (top, "both")]
-  tops = [top for top in tops if any(n.startswith(f"{top}/") for n in fresh)]
-  wanted = {
+  towers = {name.split("/")[0] for name in fresh}
+  wanted = is_wanted(config)
+  old = {
     name: shape
-    for name, shape in fresh.items()
-    if name.split("/")[0] in tops or (towers == "both" and "/" not in name)
+    for name, shape in _shapes(trained, config.model.scan, whole=True).items()
+    if wanted(name) and name.split("/")[0] in towers
   }
-  unlike = [n for n in wanted if n in old and old[n] != wanted[n]]
-  resampled = [n for n in unlike if may_resample(n, old[n], wanted[n])]
-  where = f"config.init.path={path}"
-  problems = [f"{where}: has no {name}" for name in wanted if name not in old]
-  problems += [
-    f"{where}: {name} has shape {list(old[name])}, and config.model wants "
-    f"{list(wanted[name])}"
-    for name in unlike
-    if name not in resampled
+  taken = [name for name in fresh if name in old]
+  unlike = [name for name in taken if old[name] != fresh[name]]
+  misfits = [n for n in unlike if not may_resample(n, old[n], fresh[n])]
+  new = [n for n in fresh if n not in old and wanted(n) and of_model(n)]
+  left = [name for name in old if name not in fresh]
+  problems = [
+    f"{name} has shape {list(old[name])}, and config.model wants "
+    f"{list(fresh[name])}"
+    for name in misfits
   ]
-  problems += [
-    f"{where}: {name} has no place in config.model"
-    for name in old
-    if name not in fresh and name.split("/")[0] in tops
-  ]
-  raise_problems(problems[:20])
+  if not goes_on:
+    problems += [f"has no {name}" for name in new]
+    problems += [f"{name} has no place in config.model" for name in left]
+  raise_problems([f"config.init.path={path}: {p}" for p in problems[:20]])
+  what = "the whole state goes on" if goes_on else "parameters alone are taken"
+  yield f"weights: {found}: {what}"
   yield (
-    f"weights: {found}: {len(wanted)} of {len(fresh)} parameters are taken, "
-    "the others start at random"
+    f"weights: {len(taken)} of {len(fresh)} parameters are taken, the others "
+    "start at random"
   )
-  for name in resampled:
+  for name in unlike:
     yield (
       f"weights: {name} is resampled from {list(old[name])} to "
-      f"{list(wanted[name])}"
+      f"{list(fresh[name])}"
     )
+  for name in left:
+    yield f"weights: {name} is left behind"
   yield from _differences(trained.data, config.data)
 
 

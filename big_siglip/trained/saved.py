@@ -228,7 +228,7 @@ def embedder_path(config: ConfigDict) -> str:
   A run that goes on from one on embeddings (`config.init.state="all"`) has them
   where that one has them.
   """
-  while config.init.get("state", "params") == "all":
+  while config.init.state == "all":
     with naming({"--checkpoint": "config.init.path"}):
       before = load_config(find(config.init.path)[0])
     if has_image_tower(before):

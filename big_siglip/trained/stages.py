@@ -76,7 +76,7 @@ def go_on(
     UserError: there is no checkpoint with optimizer state, or it is damaged, or
       does not fit; or it has taken `config.total_steps` already.
   """
-  run, checkpoint = _find(config)
+  run, checkpoint = find(config)
   before = saved.load_config(run)
   old, data = read_any(checkpoint, mesh)
   warn_of_differences(before.data, config.data, config.init.path)
@@ -123,8 +123,13 @@ def go_on(
   return Stage(state, position, report)
 
 
-def _find(config: ConfigDict) -> tuple[epath.Path, epath.Path]:
-  """Returns the folders of the run to go on from and of its checkpoint."""
+def find(config: ConfigDict) -> tuple[epath.Path, epath.Path]:
+  """Returns the folders of the run to go on from and of its checkpoint.
+
+  Raises:
+    UserError: there is none, or none with optimizer state, or it has taken
+      `config.total_steps` already.
+  """
   path = config.init.path
   rule = "config.init.state='all' goes on from a run's checkpoint"
   if not path:

@@ -11,15 +11,14 @@ from configs import base
 
 def get_config() -> ConfigDict:
   """Returns the evaluations."""
+  own = {"data": "digits", "batch_size": 90, "every": 1}
   templates = ("a photo of the digit {}.", "a handwritten {}.")
   c = ConfigDict()
-  c.zeroshot = base.classification(templates=templates)
-  c.retrieval = base.retrieval()
-  c.fewshot = base.fewshot()
-  c.linear = base.linear_probe()
-  c.calibration = base.calibration()
-  c.balanced = base.calibration(prior=0.5)
-  c.health = base.loss_health()
-  for section in c.values():
-    section.update(data="digits", batch_size=90, every=1)
+  c.zeroshot = base.classification(**own, templates=templates)
+  c.retrieval = base.retrieval(**own)
+  c.fewshot = base.fewshot(**own)
+  c.linear = base.linear_probe(**own)
+  c.calibration = base.calibration(**own)
+  c.balanced = base.calibration(**own, prior=0.5)
+  c.health = base.loss_health(**own)
   return c
