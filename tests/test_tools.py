@@ -116,20 +116,12 @@ def test_evaluate_takes_evaluations_from_files(workdir, tmp_path):
   assert png.startswith(b"\x89PNG")
 
 
-def test_draw_writes_a_picture_and_a_table(workdir):
-  status, output, _ = programs.start("tools/draw.py", f"--workdir={workdir}")
-  assert status == 0
-  assert "evals/test/accuracy" in output
-  assert (workdir / "summary.png").read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize(
   "name,arguments,said",
   [
     ("evaluate", [], "--checkpoint=RUN or --watch=RUN must be given"),
     ("evaluate", ["--checkpoint=nowhere"], "nowhere: no such file or folder"),
     ("evaluate", ["--checkpoint=x", "--evals=y.py"], "--evals=y.py: no such"),
-    ("draw", ["--workdir=nowhere"], "no run with a checkpoint"),
   ],
 )
 def test_a_mistake_is_one_line(name, arguments, said):
