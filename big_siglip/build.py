@@ -134,13 +134,6 @@ def program(
   abstract = jax.eval_shape(init, rng)
   shardings = sharding.state_sharding(abstract, device_mesh)
 
-  def start_from(state: TrainState, params: Any) -> TrainState:
-    return state.replace(
-      params=params,
-      carry=total.init_carry(loss_terms, params),
-      ema=None if decay is None else ema.start(params),
-    )
-
   def step(state, batch):
     batch = dict(batch)
     faults = batch.pop("faults").sum(axis=0)  # Of the loader, for the log.
@@ -160,18 +153,14 @@ def program(
     return state, {**metrics, "faults": faults}
 
   return Program(
-    abstract_state=jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    ),
+    abstract_state=sharding.placed(abstract, device_mesh),
     init=functools.partial(jax.jit(init, out_shardings=shardings), rng),
     step=jax.jit(
       step,
       donate_argnums=0,
       out_shardings=(shardings, sharding.replicated(device_mesh)),
     ),
-    start_from=start_from,
+    start_from=functools.partial(_start_from, loss_terms),
   )
 
 
@@ -282,6 +271,16 @@ def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):
   return (
     image,
     jax.ShapeDtypeStruct((batch_size, config.model.text.length), np.int32),
+  )
+
+
+def _start_from(
+  loss_terms: Sequence[Term], state: TrainState, params: Any
+) -> TrainState:
+  return state.replace(
+    params=params,
+    carry=total.init_carry(loss_terms, params),
+    ema=None if state.ema is None else ema.start(params),
   )
 
 
