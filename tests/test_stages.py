@@ -25,6 +25,15 @@ CONSTANT = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _two_devices():
+  """Two of the eight will do, and take less time."""
+  mesh = build.mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, "mesh", lambda c: mesh(c, jax.devices()[:2]))
+    yield
+
+
 @pytest.fixture(autouse=True)
 def _own_signals():
   """Gives back the handlers that the trainer replaces."""
@@ -143,7 +152,7 @@ def test_a_changed_stage_that_is_killed_ends_as_one_that_is_not(
 def _state(config, seed, step=0):
   """Returns a state with numbers in every leaf, and its mesh."""
   config.mesh.fsdp = 2
-  mesh = build.mesh(config, jax.devices()[:2])
+  mesh = build.mesh(config)
   rng = np.random.default_rng(seed)
 
   def fill(path, leaf):
