@@ -127,8 +127,7 @@ def program(
   Args:
     config: the config.
     device_mesh: of `mesh`.
-    began: see `make_optimizer`; it decides about the step alone, not about the
-      state.
+    began: see `make_optimizer`; the state is the same with any.
 
   Raises:
     UserError: a rule of `config.optimizer.rules` is wrong.
@@ -138,7 +137,7 @@ def program(
   optimizer, schedule = make_optimizer(
     config.optimizer, params, total_steps=config.total_steps, began=began
   )
-  decay = ema_decay(config)
+  decay = config.get("ema", {}).get("decay")  # Older runs have no section.
   image, text = _example_shapes(config, 1)
 
   def init(rng: jax.Array) -> TrainState:
@@ -170,11 +169,7 @@ def program(
     ema_decay=decay,
   )
   return Program(
-    abstract_state=jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    ),
+    abstract_state=sharding.placed(abstract, device_mesh),
     init=functools.partial(jax.jit(init, out_shardings=shardings), rng),
     step=jax.jit(
       step,
@@ -182,11 +177,6 @@ def program(
       out_shardings=(shardings, sharding.replicated(device_mesh)),
     ),
   )
-
-
-def ema_decay(config: ConfigDict) -> float | None:
-  """Returns the decay of the parameters' average; None: there is none."""
-  return config.get("ema", {}).get("decay")  # Older runs have no such field.
 
 
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
