@@ -106,8 +106,7 @@ def program(
     config: the config.
     device_mesh: of `mesh`.
     loss_terms: the summands of the loss; None: those of the config.
-    began: see `make_optimizer`; it decides about the step alone, not about the
-      state.
+    began: see `make_optimizer`; the state is the same with any.
 
   Raises:
     UserError: a rule of `config.optimizer.rules` is wrong.
@@ -123,7 +122,7 @@ def program(
   optimizer, schedule = make_optimizer(
     config.optimizer, params, total_steps=config.total_steps, began=began
   )
-  decay = ema_decay(config)
+  decay = config.ema.decay
 
   def init(rng: jax.Array) -> TrainState:
     batch = {k: jax.numpy.zeros(x.shape, x.dtype) for k, x in example.items()}
@@ -162,11 +161,6 @@ def program(
     ),
     start_from=functools.partial(_start_from, loss_terms),
   )
-
-
-def ema_decay(config: ConfigDict) -> float | None:
-  """Returns the decay of the parameters' average; None: there is none."""
-  return config.ema.decay
 
 
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:

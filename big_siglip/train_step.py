@@ -147,31 +147,29 @@ def train_step(
   params = optax.apply_updates(state.params, updates)
   carry = total.advance(terms, state.carry, params, observed)
   average = state.ema
-  if ema_decay is not None:
+  if average is not None:
     average = ema.update(average, params, ema_decay)
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  after = state.replace(
+    params=params, opt_state=opt_state, carry=carry, ema=average
+  )
   if skip_nonfinite:
-    params, opt_state, carry, average = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
-      (params, opt_state, carry, average),
-      (state.params, state.opt_state, state.carry, state.ema),
-    )
+    after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, state)
   metrics = {
     "loss": loss,
     "finite": finite,
     "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     "grad_norm": grad_norm,
     # Of the new ones: asking for the old ones would keep a copy of them alive.
-    "param_norm": optax.tree.norm(params),
+    "param_norm": optax.tree.norm(after.params),
     "update_norm": optax.tree.norm(updates),
     "logit_scale": jnp.exp(state.params["logit_scale"]),
     "logit_bias": state.params["logit_bias"],
     **metrics,
     **total.scalars(observed),
   }
-  after = TrainState(state.step + 1, params, opt_state, carry, average)
-  return after, metrics
+  return after.replace(step=state.step + 1), metrics
 
 
 def _stopped(params: Any, frozen: Any) -> Any:

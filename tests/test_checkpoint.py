@@ -133,11 +133,11 @@ def test_a_state_is_read_without_knowing_its_config(tmp_path):
   assert not state["params/head/kernel"].sharding.is_fully_replicated
   assert data["next_batch"] == 3
   for damage in ("no position", "truncated", "flipped number"):
-    copy = checkpoint.epath.Path(tmp_path / damage)
+    copy = tmp_path / damage
     shutil.copytree(folder, copy)
     DAMAGES[damage](copy)
     with pytest.raises(UserError, match=f"{damage}: is damaged") as error:
-      checkpoint.read_any(copy, mesh)
+      checkpoint.read_any(checkpoint.epath.Path(copy), mesh)
     assert len(str(error.value).splitlines()) == 1
 
 

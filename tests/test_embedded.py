@@ -224,6 +224,21 @@ def test_transformers_loads_what_is_exported(trained, photos, tmp_path):
   np.testing.assert_allclose(ours.logits(files, texts), expected, atol=1e-4)
 
 
+def test_it_trains_for_longer_and_stays_whole(trained, embedded, tmp_path):
+  before = trained / "embedded"
+  config = make_config(str(before), "embeddings", embedded, total_steps=8)
+  with config.unlocked():
+    config.init.state = "all"
+  config.evals = {}
+  train.train(config, str(tmp_path / "longer"))
+  old, new = params_of(before), params_of(tmp_path / "longer")
+  assert old.keys() == new.keys()
+  for path, array in old.items():
+    moved = np.abs(array - new[path]).max()
+    # The text tower goes on too, though config.init.towers is still image.
+    assert moved == 0 if path.startswith("image/") else 0 < moved < 0.01, path
+
+
 def test_another_image_tower_is_refused_at_the_start_and_at_the_end(
   trained, embedded, tmp_path
 ):

@@ -25,6 +25,15 @@ CONSTANT = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _two_devices():
+  """Two of the eight will do, and take less time."""
+  mesh = build.mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, "mesh", lambda c: mesh(c, jax.devices()[:2]))
+    yield
+
+
 @pytest.fixture(autouse=True)
 def _own_signals():
   """Gives back the handlers that the trainer replaces."""
@@ -143,7 +152,7 @@ def test_a_changed_stage_that_is_killed_ends_as_one_that_is_not(
 def _state(config, seed, step=0):
   """Returns a state with numbers in every leaf, and its mesh."""
   config.mesh.fsdp = 2
-  mesh = build.mesh(config, jax.devices()[:2])
+  mesh = build.mesh(config)
   rng = np.random.default_rng(seed)
 
   def fill(path, leaf):
@@ -318,24 +327,23 @@ def test_an_adaptation_goes_on_or_is_added_up(tmp_path):
   assert "moments left behind: lora/" in "\n".join(stage.report)
 
 
-def test_one_tower_goes_on_and_the_other_starts(tmp_path):
+def test_what_is_new_starts_and_what_has_no_place_stays_behind(tmp_path):
   old = _leave(tmp_path / "a", _config())
-  config = _config(tmp_path / "a", model__text__width=48)
-  config.init.towers = "image"
-  stage, state, fresh = _go_on(config)
+  config = _config(tmp_path / "a", model__image__pooling="map")
+  config.init.towers = "image"  # As the first stage's may have been.
+  config.model.text.head = False
+  stage, state, random = _go_on(config)
+  new = {path for path in state if "image/pool" in path}
+  assert new
   for path, leaf in state.items():
-    if "/image/" in path:
-      np.testing.assert_array_equal(leaf, old[path], err_msg=path)
-    if "/text/" in path:
-      np.testing.assert_array_equal(leaf, fresh[path], err_msg=path)
+    source = random if path in new else old
+    np.testing.assert_array_equal(leaf, source[path], err_msg=path)
+  names = {p.removeprefix("params/") for p in new if p.startswith("params/")}
+  assert stage.data["began"] == dict.fromkeys(names, HALF)
   report = "\n".join(stage.report)
-  assert "parameters fresh: logit_bias, logit_scale, text/encoder" in report
-  assert "parameters left behind: logit_bias, logit_scale, text/enc" in report
-  assert {name.split("/")[0] for name in stage.data["began"]} == {
-    "logit_bias",
-    "logit_scale",
-    "text",
-  }
+  assert f"parameters fresh: image/pool ({len(names)})\n" in report
+  assert "parameters left behind: text/head/bias, text/head/kernel" in report
+  assert "moments left behind: text/head/bias, text/head/kernel" in report
 
 
 def test_other_data_count_as_seen(tmp_path):

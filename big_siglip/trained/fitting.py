@@ -109,8 +109,12 @@ def take(
 
 
 def is_wanted(config: ConfigDict) -> Callable[[str], bool]:
-  """Returns which parameters `config.init.towers` asks for, by their paths."""
-  if config.init.towers == "both":
+  """Returns which parameters `config.init` asks for, by their paths.
+
+  With the whole state of a run both towers go on, whatever `towers` says: a
+  run that began with one tower trains for longer by the same config.
+  """
+  if config.init.towers == "both" or config.init.get("state") == "all":
     return lambda name: True
   return lambda name: name.split("/")[0] == config.init.towers
 

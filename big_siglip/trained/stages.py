@@ -29,7 +29,6 @@ from big_siglip.trained import saved
 from big_siglip.trained.fitting import (
   Fit,
   fit_to,
-  is_wanted,
   take,
   Taken,
   warn_of_differences,
@@ -80,24 +79,18 @@ def go_on(
   before = saved.load_config(run)
   old, data = read_any(checkpoint, mesh)
   warn_of_differences(before.data, config.data, config.init.path)
-  fit, wanted = fit_to(config, before.data), is_wanted(config)
+  fit = fit_to(config, before.data)
 
   def parameters(field: str) -> _Leaves:
     leaves = _below(old, field)
     return _parameters(leaves, before, config, checkpoint, mesh)
 
-  def chosen(leaves: _Leaves) -> _Leaves:
-    return {name: leaf for name, leaf in leaves.items() if wanted(name)}
-
-  params = parameters("params")
-  left = params.keys() - chosen(params).keys()
-  params, taken = take(chosen(params), fresh.params, fit)
-  taken.left.extend(left)
+  params, taken = take(parameters("params"), fresh.params, fit)
   raise_problems(taken.misfits[:20])
   started = start_from(fresh, params)
   average = None
   if started.ema is not None:
-    average, _ = take(chosen(parameters("ema")), started.ema, fit)
+    average, _ = take(parameters("ema"), started.ema, fit)
   scan = config.model.scan
   opt_state, began, moments = go_on_optimizing(
     restack_leaves(_below(old, "opt_state"), scan),
