@@ -11,7 +11,6 @@ RUN = .venv/bin/python
 
 demo: .venv/base
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
-	$(RUN) tools/draw.py --workdir=runs/digits
 	$(RUN) tools/report.py runs/digits --output=runs/digits/report.html
 
 test: .venv/dev lint

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import sharding
+from big_siglip import ema, sharding
 from big_siglip.config import device_problems, has_image_tower
 from big_siglip.data.faults import COUNTERS
 from big_siglip.data.preprocess import Preprocess
@@ -20,7 +20,7 @@ from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
 from big_siglip.models import make_model
-from big_siglip.objectives import make_terms, Term
+from big_siglip.objectives import make_terms, Term, total
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
 from big_siglip.schema.sizes import resolve_image
@@ -42,11 +42,14 @@ class Program:
     init: () -> TrainState, on the mesh.
     step: (TrainState, batch) -> (TrainState, metrics); the given state is
       donated.
+    start_from: (TrainState, parameters) -> the state before the first step with
+      these parameters: their average and what terms carry start from them too.
   """
 
   abstract_state: TrainState
   init: Callable[[], TrainState]
   step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
+  start_from: Callable[[TrainState, Any], TrainState]
 
 
 def mesh(
@@ -150,17 +153,14 @@ def program(
     return state, {**metrics, "faults": faults}
 
   return Program(
-    abstract_state=jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    ),
+    abstract_state=sharding.placed(abstract, device_mesh),
     init=functools.partial(jax.jit(init, out_shardings=shardings), rng),
     step=jax.jit(
       step,
       donate_argnums=0,
       out_shardings=(shardings, sharding.replicated(device_mesh)),
     ),
+    start_from=functools.partial(_start_from, loss_terms),
   )
 
 
@@ -271,6 +271,16 @@ def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):
   return (
     image,
     jax.ShapeDtypeStruct((batch_size, config.model.text.length), np.int32),
+  )
+
+
+def _start_from(
+  loss_terms: Sequence[Term], state: TrainState, params: Any
+) -> TrainState:
+  return state.replace(
+    params=params,
+    carry=total.init_carry(loss_terms, params),
+    ema=None if state.ema is None else ema.start(params),
   )
 
 

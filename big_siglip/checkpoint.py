@@ -7,7 +7,7 @@ so a process killed while saving leaves nothing that could be mistaken for a
 checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import json
 from typing import Any
 
@@ -206,12 +206,15 @@ def _read_item(folder: epath.Path, mesh: Mesh) -> Any:
     return checkpointer.restore(folder, placed(saved, mesh))
 
 
-def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
+def restore_params(
+  folder: epath.PathLike, abstract: Any, *, beside: Collection[str] = ()
+) -> Any:
   """Returns the parameters of the checkpoint `DIR/checkpoints/STEP`.
 
   Args:
     folder: the checkpoint's folder, ending in its step.
     abstract: shapes, dtypes and shardings of the parameters.
+    beside: terms of the loss, whose own parameters are left unread.
 
   Returns:
     Their moving average where the checkpoint has one: that is what is
@@ -232,8 +235,7 @@ def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
       f"--checkpoint: {folder.parent} is not a checkpoint: it holds no params"
     )
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      params = checkpointer.restore(folder, abstract)
+    params = _restore_some(folder, abstract, beside)
   # Each kind of damage raises another, from JSON's to a bare Exception.
   except Exception as error:
     reason = str(error).strip().splitlines()[0][:200]
@@ -251,6 +253,29 @@ def restore_params(folder: epath.PathLike, abstract: Any) -> Any:
         "that are not finite"
       )
   return params
+
+
+def _restore_some(
+  folder: epath.Path, abstract: Any, beside: Collection[str]
+) -> Any:
+  """Returns an item of a checkpoint without some of its top names."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    saved = checkpointer.metadata(folder).item_metadata.tree
+    left_out = saved.keys() & set(beside)
+    if not left_out:
+      return checkpointer.restore(folder, abstract)
+  rest = {name: tree for name, tree in saved.items() if name not in left_out}
+  differing = flatten(rest).keys() ^ flatten(abstract).keys()
+  if differing:
+    raise ValueError(f"other parameters: {', '.join(sorted(differing)[:5])}")
+  arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(
+      folder,
+      args=ocp.args.PyTreeRestore(
+        item=abstract, restore_args=arguments, partial_restore=True
+      ),
+    )
 
 
 def save_params(folder: epath.PathLike, params: Any) -> None:

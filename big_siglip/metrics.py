@@ -15,6 +15,8 @@ from big_siglip.run.workdir import write_whole
 
 # What a line on the terminal shows; the files hold everything.
 _SHOWN = ("loss", "learning_rate", "examples_per_second")
+# What sums up a run, beside its evaluations.
+_SUMMARY = ("step", "loss", "learning_rate", "logit_scale", "logit_bias")
 
 
 class MetricsWriter:
@@ -133,6 +135,18 @@ def _lines_up_to(
 def _finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
   """JSON has no NaN: null stands for what is not finite."""
   return {k: v if np.isfinite(v) else None for k, v in metrics.items()}
+
+
+def last_metrics(workdir: epath.PathLike) -> dict[str, float]:
+  """Returns the last value of every metric that sums up a run."""
+  last: dict[str, float] = {}
+  for line in read_metrics(workdir):
+    last |= {name: value for name, value in line.items() if value is not None}
+  return {
+    name: value
+    for name, value in last.items()
+    if name in _SUMMARY or name.startswith(("evals/", "skipped"))
+  }
 
 
 def _tensorboard(folder: epath.Path, purge_step: int) -> Any:

@@ -9,7 +9,7 @@ from absl import logging
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build, ema, sharding, training_data
+from big_siglip import build, sharding, training_data
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.mixture import epochs
@@ -119,13 +119,13 @@ class Loop:
     """Returns the state before the first step, and where the data start."""
     state = self._program.init()
     if self._config.init.state == "all":
-      stage = stages.go_on(self._config, state, self._mesh)
+      start_from = self._program.start_from
+      stage = stages.go_on(self._config, state, self._mesh, start_from)
       self._say("\n".join(stage.report))
       return stage.state, stage.data
     if self._config.init.path:
       params = initial.initial_params(self._config, state.params, self._mesh)
-      average = None if state.ema is None else ema.start(params)
-      state = state.replace(params=params, ema=average)
+      state = self._program.start_from(state, params)
     return state, {}
 
   def _drawn(self, step: int) -> int:

@@ -128,15 +128,11 @@ def bomb(side=20_000):
   return stream.getvalue()
 
 
-def command(*flags):
-  return [sys.executable, "tools/serve.py", "--port=0", *map(str, flags)]
-
-
 @contextlib.contextmanager
 def serve(*flags):
   """Yields (port, process, lines of its errors) once the page can be opened."""
   process = subprocess.Popen(
-    command(*flags),
+    [sys.executable, "tools/serve.py", "--port=0", *map(str, flags)],
     cwd=runs.ROOT,
     env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
     stdout=subprocess.PIPE,

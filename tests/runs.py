@@ -85,7 +85,6 @@ def start(workdir, *, config=CONFIG, devices=4, env=None, flags=(), **changes):
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_ENABLE_COMPILATION_CACHE": "false",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     **(env or {}),
   }
   return subprocess.Popen(

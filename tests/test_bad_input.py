@@ -1,10 +1,9 @@
 """A user's mistake is one clear line and exit status 2, without a trace."""
 
 import pathlib
-import subprocess
-import sys
 
 from PIL import Image
+import programs
 import pytest
 import runs
 
@@ -152,17 +151,6 @@ def test_a_workdir_that_cannot_be_written_is_named(capsys, tmp_path):
   assert "--workdir=" in message
 
 
-def _main(*arguments):
-  done = subprocess.run(
-    [sys.executable, "main.py", *arguments],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
-  return done.returncode, done.stderr
-
-
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
@@ -174,9 +162,7 @@ def _main(*arguments):
   ],
 )
 def test_the_program_itself_ends_with_a_line(arguments, said):
-  status, text = _main(*arguments)
-  assert status == 2
-  assert said in _one_message(text)
+  assert said in programs.said_in_one_line("main.py", *arguments)
 
 
 def test_a_forgotten_workdir_is_named():

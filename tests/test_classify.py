@@ -7,8 +7,8 @@ import jax
 import model_cases
 import numpy as np
 from PIL import Image
+import programs
 import pytest
-from test_tools import tool
 
 import big_siglip
 from big_siglip.models import SigLIP
@@ -39,8 +39,8 @@ def place(tmp_path_factory):
 
 
 def test_scores_are_those_of_the_model_and_a_bad_image_is_named(place):
-  status, output, message = tool(
-    "classify",
+  status, output, message = programs.start(
+    "tools/classify.py",
     f"--checkpoint={place}/model",
     f"--labels={','.join(LABELS)}",
     "--template=a photo of {}",
@@ -69,8 +69,8 @@ def test_scores_are_those_of_the_model_and_a_bad_image_is_named(place):
 
 def test_a_table_for_people(place):
   (place / "labels.txt").write_text("\n".join(LABELS))
-  status, output, _ = tool(
-    "classify",
+  status, output, _ = programs.call(
+    "tools/classify.py",
     f"--checkpoint={place}/model",
     f"--labels={place}/labels.txt",
     "--top=2",
@@ -97,12 +97,14 @@ def test_images_that_cannot_be_read_are_named_and_100_000_labels_taken(
   name = os.fsdecode(b"\xff.png")  # No Unicode.
   (tmp_path / name).write_bytes((place / "photos" / "one.png").read_bytes())
   flags = [f"--checkpoint={place}/model", f"--labels={tmp_path}/labels.txt"]
-  status, output, message = tool("classify", *flags, "--top=3", str(tmp_path))
+  status, output, message = programs.call(
+    "tools/classify.py", *flags, "--top=3", str(tmp_path)
+  )
   assert status == 0, message
   assert len(output.splitlines()) == 5
   assert "cut.png: " in message and "1 of 2 images skipped" in message
-  status, output, message = tool(
-    "classify", *flags[:1], "--labels=a,b", f"{tmp_path}/cut.png"
+  status, output, message = programs.call(
+    "tools/classify.py", *flags[:1], "--labels=a,b", f"{tmp_path}/cut.png"
   )
   assert (status, output) == (1, "")
   assert message.splitlines()[-1] == "1 of 1 images skipped"
@@ -127,7 +129,4 @@ def test_images_that_cannot_be_read_are_named_and_100_000_labels_taken(
   ],
 )
 def test_a_mistake_is_one_line(flags, said):
-  status, _, message = tool("classify", *flags)
-  assert status == 2
-  assert said in message
-  assert len(message.strip().splitlines()) == 1
+  assert said in programs.said_in_one_line("tools/classify.py", *flags)

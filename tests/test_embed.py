@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import model_cases
 import numpy as np
 from PIL import Image
+import programs
 import pyarrow.parquet as pq
 import pytest
 import runs
@@ -66,36 +67,14 @@ def photos(tmp_path_factory):
   return folder
 
 
-def command(name, *arguments):
-  return [sys.executable, f"tools/{name}.py", *map(str, arguments)]
-
-
-def environment(devices=1):
-  return {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
-
-
-def tool(name, *arguments, devices=1):
-  """Returns (exit status, standard output, standard error)."""
-  done = subprocess.run(
-    command(name, *arguments),
-    cwd=runs.ROOT,
-    env=environment(devices),
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  return done.returncode, done.stdout, done.stderr
-
-
-def embed(checkpoint, output, *arguments, **options):
+def embed(checkpoint, output, *arguments, run=programs.call):
   """Returns what --json says."""
-  status, printed, said = tool(
-    "embed",
+  status, printed, said = run(
+    "tools/embed.py",
     f"--checkpoint={checkpoint}",
     f"--output={output}",
     "--json",
     *arguments,
-    **options,
   )
   assert status == 0, said
   return json.loads(printed)
@@ -125,7 +104,9 @@ def vectors(tmp_path_factory, checkpoint, photos):
   """The photos' embeddings, in shards of 10."""
   folder = tmp_path_factory.mktemp("vectors") / "of photos"
   sizes = ["--shard_size=10", "--batch_size=4"]
-  answer = embed(checkpoint, folder, f"--images={photos}", *sizes)
+  answer = embed(
+    checkpoint, folder, f"--images={photos}", *sizes, run=programs.start
+  )
   assert (answer["rows"], answer["skipped"]) == (23, 2)
   assert answer["embedded_now"] == 23
   assert answer["per_second"] > 0
@@ -166,7 +147,7 @@ def test_real_photos_in_a_list(tmp_path, checkpoint, shared_data):
   (tmp_path / "list.csv").write_text("\n".join([*lines, "nowhere.jpg,lost"]))
   output = tmp_path / "out"
   images = f"--images={tmp_path}/list.csv"
-  answer = embed(checkpoint, output, images, "--dtype=float16", devices=2)
+  answer = embed(checkpoint, output, images, "--dtype=float16")
   assert (answer["rows"], answer["skipped"]) == (5, 1)
   keys, _, rows = read(output)
   assert keys == [str(file) for file in photos]
@@ -221,7 +202,9 @@ def test_killed_half_way_and_started_again_ends_the_same(tmp_path, checkpoint):
 def _kill_when(output, enough, checkpoint, arguments):
   flags = [f"--checkpoint={checkpoint}", f"--output={output}", *arguments]
   process = subprocess.Popen(
-    command("embed", *flags), cwd=runs.ROOT, env=environment()
+    [sys.executable, "tools/embed.py", *flags],
+    cwd=runs.ROOT,
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())},
   )
   while process.poll() is None:
     if len(list(output.glob("shard-*.parquet"))) >= enough:
@@ -249,8 +232,8 @@ def test_what_a_kill_may_leave_behind_is_made_good(
   }
 
 
-def search(*arguments):
-  status, printed, said = tool("search", "--json", *arguments)
+def search(*arguments, run=programs.call):
+  status, printed, said = run("tools/search.py", "--json", *arguments)
   assert status == 0, said
   results = json.loads(printed)["results"]
   return [r["key"] for r in results], [r["score"] for r in results]
@@ -329,14 +312,6 @@ def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
   search_index(embeddings.Reader(tmp_path), queries, 10)
 
 
-def said_in_one_line(name, *arguments):
-  status, printed, said = tool(name, *arguments)
-  assert status == 2, said
-  assert printed == ""
-  assert len(said.strip().splitlines()) == 1
-  return said
-
-
 @pytest.mark.parametrize(
   "arguments,expected",
   [
@@ -351,7 +326,9 @@ def said_in_one_line(name, *arguments):
 )
 def test_mistakes_of_embed(arguments, expected, checkpoint):
   given = [f"--checkpoint={checkpoint}"] if arguments else []
-  assert expected in said_in_one_line("embed", *given, *arguments)
+  assert expected in programs.said_in_one_line(
+    "tools/embed.py", *given, *arguments
+  )
 
 
 @pytest.mark.parametrize(
@@ -418,9 +395,10 @@ def test_another_model_neither_goes_on_nor_searches(
   }[kind]
   other = make_model(tmp_path / "other", **fields)
   flags = [f"--checkpoint={other}", f"--images={photos}", "--shard_size=10"]
-  assert said in said_in_one_line("embed", f"--output={vectors}", *flags)
-  flags = [f"--checkpoint={other}", "--query=a"]
-  assert said in said_in_one_line("search", f"--embeddings={vectors}", *flags)
+  flags.append(f"--output={vectors}")
+  assert said in programs.said_in_one_line("tools/embed.py", *flags)
+  flags = [f"--checkpoint={other}", "--query=a", f"--embeddings={vectors}"]
+  assert said in programs.said_in_one_line("tools/search.py", *flags)
 
 
 def test_mistakes_of_search(tmp_path, vectors, photos):
@@ -437,7 +415,7 @@ def test_mistakes_of_search(tmp_path, vectors, photos):
     ([f"--embeddings={photos}", "--query=a"], "holds no embeddings"),
     ([f"--embeddings={tmp_path}", "--query=a"], "is damaged"),
   ]:
-    assert expected in said_in_one_line("search", *arguments)
+    assert expected in programs.said_in_one_line("tools/search.py", *arguments)
 
 
 def test_two_programs_do_not_write_the_same_folder(tmp_path):
@@ -455,6 +433,8 @@ def test_two_programs_do_not_write_the_same_folder(tmp_path):
 def test_nothing_readable_is_told(tmp_path, checkpoint):
   (tmp_path / "a.jpg").write_text("no image")
   flags = [f"--checkpoint={checkpoint}", f"--images={tmp_path}"]
-  status, _, said = tool("embed", *flags, f"--output={tmp_path}/out")
+  status, _, said = programs.call(
+    "tools/embed.py", *flags, f"--output={tmp_path}/out"
+  )
   assert status == 1
   assert "none of 1 images can be read" in said

@@ -139,3 +139,18 @@ def test_pytorch_is_not_imported_where_it_is_installed(tmp_path):
     ""
   )
   subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_last_numbers_sum_up_a_run(tmp_path):
+  _write(
+    tmp_path,
+    (1, {"loss": 2.5, "examples_per_second": 3.0}),
+    (1, {"evals/a/accuracy": 0.5}),
+    (2, {"loss": math.nan, "logit_bias": -5.0}),
+  )
+  assert metrics.last_metrics(tmp_path) == {
+    "step": 2,
+    "loss": 2.5,
+    "logit_bias": -5.0,
+    "evals/a/accuracy": 0.5,
+  }

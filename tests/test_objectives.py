@@ -13,6 +13,7 @@ import runs
 import toy_term
 
 from big_siglip import build, sharding
+from big_siglip.checkpoint import Checkpoints, restore_params
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.objectives import make_terms, Term
@@ -162,6 +163,25 @@ def test_a_term_from_outside_with_weight_0_changes_no_bit():
   assert found.keys() - expected.keys() == {"toy/kernel"}
   assert plain.carry is None and np.isfinite(metrics["toy/loss"])
   assert np.any(np.asarray(weightless.carry["toy"]["centre"]) != 0)
+
+
+def test_a_checkpoint_keeps_what_a_term_has_and_models_load_without(tmp_path):
+  state, _ = _trained(lambda *args: (*build.terms(*args), toy_term.make()))
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+  checkpoints.save(state, {})
+  checkpoints.wait()
+  restored, _ = checkpoints.restore(state)
+  checkpoints.close()
+  runs.assert_same(runs.flatten(restored), runs.flatten(state))
+  folder = tmp_path / "checkpoints" / "3"
+  model = {k: x for k, x in state.params.items() if k != "toy"}
+  found = restore_params(folder, model, beside=["toy"])
+  runs.assert_same(runs.flatten(found), runs.flatten(model))
+  with pytest.raises(UserError, match="of another model"):
+    restore_params(folder, model)
+  del model["image"]["encoder"]
+  with pytest.raises(UserError, match="other parameters: image/encoder"):
+    restore_params(folder, model, beside=["toy"])
 
 
 def test_a_kind_that_is_not_known_is_named():

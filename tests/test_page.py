@@ -8,7 +8,6 @@ import pickle
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -19,8 +18,8 @@ import numpy as np
 import pages
 from pages import ask, classify, form
 from PIL import Image
+import programs
 import pytest
-import runs
 import uvicorn
 
 from big_siglip.data import images as image_data
@@ -499,15 +498,6 @@ def test_a_fault_of_ours_is_told_without_its_trace(place, capfd):
   assert "shard-000000.parquet" in capfd.readouterr().err
 
 
-def said_at_start(*command):
-  done = subprocess.run(
-    command, cwd=runs.ROOT, capture_output=True, text=True, timeout=300
-  )
-  assert (done.returncode, done.stdout) == (2, ""), done.stderr
-  assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-  return done.stderr
-
-
 def test_mistakes_at_the_start_are_one_line(place, port):
   good = f"--checkpoint={place.checkpoint}"
   for flags, expected in [
@@ -519,7 +509,8 @@ def test_mistakes_at_the_start_are_one_line(place, port):
     (["--checkpoint=nowhere"], "nowhere: no such file or folder"),
     ([good, "--embeddings=tests"], "tests: holds no embeddings"),
   ]:
-    assert expected in said_at_start(*pages.command(*flags))
+    flags = ["tools/serve.py", "--port=0", *flags]
+    assert expected in programs.said_in_one_line(*flags)
 
 
 def test_embeddings_of_another_model_are_refused(place, tmp_path):
@@ -534,15 +525,26 @@ def test_embeddings_of_another_model_are_refused(place, tmp_path):
     Gallery(other, place.model, str(place.checkpoint), Limits())
 
 
-@pytest.mark.parametrize("name", ["starlette", "uvicorn", "python_multipart"])
-def test_a_library_that_is_missing_is_named(name):
+MISSING = "error: {} is missing: pip install -e '.[serve]'\n"
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "python_multipart"])
+def test_a_library_that_is_missing_is_named(name, monkeypatch):
+  monkeypatch.setitem(sys.modules, name, None)
+  flags = ["--checkpoint=x", "--port=0"]
+  said = programs.said_in_one_line("tools/serve.py", *flags)
+  assert said == MISSING.format(name)
+
+
+def test_a_library_of_the_page_that_is_missing_is_named():
+  """In a process of its own: in this one the page has it already."""
   program = (
-    f"import runpy, sys; sys.modules[{name!r}] = None; "
+    "import runpy, sys; sys.modules['starlette'] = None; "
     "sys.argv = ['serve', '--checkpoint=x', '--port=0']; "
     "runpy.run_path('tools/serve.py', run_name='__main__')"
   )
-  said = said_at_start(sys.executable, "-c", program)
-  assert said == f"error: {name} is missing: pip install -e '.[serve]'\n"
+  status, output, said = programs.start("-c", program)
+  assert (status, output, said) == (2, "", MISSING.format("starlette"))
 
 
 def test_the_whole_network_is_warned_of_and_a_signal_ends_it(place):

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import model_cases
 import numpy as np
 from PIL import Image
+import programs
 import pytest
 import runs
 
@@ -198,7 +199,6 @@ def test_tokens_of_real_captions_equal_the_tokenizers(shared_data, tmp_path):
 def test_from_a_foreign_folder_to_a_finetuned_one(tmp_path, shared_data):
   """Import, evaluate, fine-tune on real photos, export, load elsewhere."""
   from test_models_reference import make_config, make_reference
-  from test_tools import tool
 
   theirs = make_reference(make_config("B"))
   theirs.save_pretrained(tmp_path / "foreign")
@@ -233,8 +233,8 @@ def test_from_a_foreign_folder_to_a_finetuned_one(tmp_path, shared_data):
   assert status == 0, output
   assert "evals/test/image_to_text/recall@1" in output
   assert "text/token_embedding/embedding is resampled" in output
-  status, output, message = tool(
-    "export_weights",
+  status, output, message = programs.start(
+    "tools/export_weights.py",
     f"--checkpoint={tmp_path}/run",
     f"--output={tmp_path}/exported",
   )

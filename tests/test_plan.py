@@ -3,11 +3,11 @@
 import functools
 import json
 import math
-import subprocess
 import sys
 
 import jax
 import numpy as np
+import programs
 import pytest
 import runs
 
@@ -29,20 +29,12 @@ KEYS = {
 }
 
 
-def _tool(*arguments):
-  done = subprocess.run(
-    [sys.executable, "tools/plan.py", *arguments],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
-  return done.returncode, done.stdout, done.stderr
-
-
-def _tiny(*arguments, **changes):
-  return _tool(
-    f"--config={runs.CONFIG}", *runs.overrides(**changes), *arguments
+def _tiny(*arguments, run=programs.call, **changes):
+  return run(
+    "tools/plan.py",
+    f"--config={runs.CONFIG}",
+    *runs.overrides(**changes),
+    *arguments,
   )
 
 
@@ -70,7 +62,9 @@ def test_a_plan_is_of_the_program_that_trains():
 
 
 def test_json_has_every_key():
-  status, output, message = _tiny("--topology=cpu:4", "--json")
+  status, output, message = _tiny(
+    "--topology=cpu:4", "--json", run=programs.start
+  )
   assert status == 0, message
   answer = json.loads(output)
   assert answer.keys() >= KEYS
@@ -139,7 +133,9 @@ def test_an_unknown_shape_lists_the_known():
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1"])
 def test_a_tpu_plan_has_times(topology):
   pytest.importorskip("libtpu")
-  status, output, message = _tiny(f"--topology={topology}", "--json")
+  status, output, message = _tiny(
+    f"--topology={topology}", "--json", run=programs.start
+  )
   assert status == 0, message
   answer = json.loads(output)
   assert answer["chips"] == 4

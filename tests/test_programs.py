@@ -18,7 +18,6 @@ CASES = [
   (["main.py", CONFIG], "--workdir=DIR must be given"),
   (["main.py"], "--config=configs/NAME.py must be given"),
   (["tools/classify.py", "--checkpoint=x", "--top=0"], "--labels=A,B"),
-  (["tools/draw.py"], "--workdir=RUN must be given"),
   (
     [
       "tools/embed.py",

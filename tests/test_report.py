@@ -4,15 +4,13 @@ import html.parser
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 from PIL import Image
+import programs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import runs
 
 import big_siglip
 from big_siglip import report
@@ -509,16 +507,11 @@ def test_a_mistake_is_one_line(arguments, said, digits):
 
 def test_the_program_writes_the_page(digits, tmp_path):
   file = tmp_path / "report.html"
-  done = subprocess.run(
-    [sys.executable, "tools/report.py", digits, f"--output={file}"]
-    + ["--examples=0"],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
+  status, printed, said = programs.start(
+    "tools/report.py", digits, f"--output={file}", "--examples=0"
   )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.split() == ["report", str(file)] and not done.stderr
+  assert status == 0, said
+  assert printed.split() == ["report", str(file)] and not said
   assert Page(file.read_text()).all("section", id="curves")
 
 

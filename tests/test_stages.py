@@ -174,7 +174,9 @@ def _go_on(config):
   """Returns the stage, its state and one of a random start, both flat."""
   config.total_steps = 99
   fresh, mesh = _state(config, seed=99)
-  stage = stages.go_on(config, fresh, mesh)
+  stage = stages.go_on(
+    config, fresh, mesh, build.program(config, mesh).start_from
+  )
   for leaf, wanted in zip(
     jax.tree.leaves(stage.state), jax.tree.leaves(fresh), strict=True
   ):
@@ -378,7 +380,7 @@ def test_what_cannot_go_on_is_told(tmp_path, change, spoil, said):
   if path is None:
     config.init.path = None
   with pytest.raises(UserError, match=said) as error:
-    stages.go_on(config, *_state(config, seed=99))
+    stages.go_on(config, *_state(config, seed=99), None)
   assert "config." in str(error.value) or "damaged" in str(error.value)
 
 

@@ -94,7 +94,7 @@ LAYERS = (
   ("evaluators", "checkpoint", "command_line", "weights"),
   ("run", "metrics", "training_data", "plan.topologies"),
   ("build",),
-  ("trained", "embeddings", "picture"),
+  ("trained", "embeddings"),
   ("train", "plan", "evaluation", "report"),
   ("page",),
 )

@@ -5,12 +5,11 @@ import json
 import pathlib
 import pickle
 import random
-import subprocess
-import sys
 
 from ml_collections import ConfigDict
 import model_cases
 import numpy as np
+import programs
 import pytest
 import runs
 import sentencepiece
@@ -299,15 +298,6 @@ def test_training_streams_counts_and_repeats(tmp_path):
   assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def _tool(*arguments):
-  return subprocess.run(
-    [sys.executable, "tools/train_tokenizer.py", *arguments],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-  )
-
-
 def test_the_tool_trains_from_a_folder(tmp_path):
   folder = tmp_path / "photos"
   folder.mkdir()
@@ -319,16 +309,19 @@ def test_the_tool_trains_from_a_folder(tmp_path):
     csv.writer(file).writerows(rows)
   output = tmp_path / "mine.model"
   flags = [f"--path={folder}", "--split=all", f"--output={output}"]
-  done = _tool(*flags, "--vocab_size=310", "--json")
-  assert done.returncode == 0, done.stderr
-  assert json.loads(done.stdout) == {
+  tool = "tools/train_tokenizer.py"
+  status, printed, said = programs.start(
+    tool, *flags, "--vocab_size=310", "--json"
+  )
+  assert status == 0, said
+  assert json.loads(printed) == {
     "output": str(output),
     "captions": 60,
     "skipped": 0,
     "vocab_size": 310,
     "eos_id": 1,
   }
-  for extra, said in (
+  for extra, expected in (
     ((), f"--output={output}: exists already"),
     ((f"--output={output}2", "--vocab_size=99"), "--vocab_size=99: must be"),
     ((f"--output={output}2", "--max_captions=5"), "must be in 101 to"),
@@ -336,9 +329,7 @@ def test_the_tool_trains_from_a_folder(tmp_path):
     ((f"--output={output}2", "--clean=much"), "--clean=much: must be one of"),
     ((f"--output={output}2", "--data=nothing"), "--data='nothing': must be"),
   ):
-    done = _tool(*flags, *extra)
-    assert done.returncode == 2
-    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert expected in programs.said_in_one_line(tool, *flags, *extra)
 
 
 def test_too_few_captions_for_a_vocabulary_are_named(tmp_path):

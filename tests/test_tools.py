@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import programs
 import pytest
 import runs
 
@@ -17,18 +18,6 @@ def workdir(short_run, tmp_path_factory):
   folder = tmp_path_factory.mktemp("tools") / "run"
   shutil.copytree(short_run, folder)
   return folder
-
-
-def tool(name, *arguments):
-  """Returns (exit status, standard output, standard error)."""
-  done = subprocess.run(
-    [sys.executable, f"tools/{name}.py", *arguments],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  return done.returncode, done.stdout, done.stderr
 
 
 def evaluate(*arguments, processes=1, devices=1):
@@ -78,14 +67,14 @@ def test_every_kind_is_the_same_on_any_devices_and_processes(workdir):
 
 
 def test_evaluate_watches_alone(workdir):
-  status, _, error = tool("evaluate", f"--watch={workdir}", "--distributed")
-  assert status == 2
-  assert "--watch: must be one process" in error.splitlines()[-1]
+  flags = [f"--watch={workdir}", "--distributed"]
+  said = programs.said_in_one_line("tools/evaluate.py", *flags)
+  assert "--watch: must be one process" in said
 
 
 def test_evaluate_takes_other_evaluators(workdir):
-  status, output, _ = tool(
-    "evaluate",
+  status, output, _ = programs.call(
+    "tools/evaluate.py",
     f"--checkpoint={workdir}/checkpoints/6",
     f"--config={runs.CONFIG}",
     *runs.overrides(evals__test__kind="retrieval"),
@@ -109,8 +98,8 @@ def test_evaluate_takes_evaluations_from_files(workdir, tmp_path):
     "  c.zeroshot.templates = ()\n"
     "  return c\n"
   )
-  status, output, said = tool(
-    "evaluate",
+  status, output, said = programs.call(
+    "tools/evaluate.py",
     f"--checkpoint={workdir}",
     f"--evals={tmp_path}/evals.py",
     f"--evals.zeroshot.templates_file={tmp_path}/prompts.txt",
@@ -120,18 +109,11 @@ def test_evaluate_takes_evaluations_from_files(workdir, tmp_path):
   assert status == 0, said
   for line in ("zeroshot", "duplicates/captions", "health.png"):
     assert line in output
-  written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+  written = json.loads((tmp_path / "out" / "results.json").read_text())
   details = written["evaluations"]["zeroshot"]["details"]
   assert details["classes"] == words
   png = (tmp_path / "out" / "zeroshot.png").read_bytes()
   assert png.startswith(b"\x89PNG")
-
-
-def test_draw_writes_a_picture_and_a_table(workdir):
-  status, output, _ = tool("draw", f"--workdir={workdir}")
-  assert status == 0
-  assert "evals/test/accuracy" in output
-  assert (workdir / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -140,11 +122,7 @@ def test_draw_writes_a_picture_and_a_table(workdir):
     ("evaluate", [], "--checkpoint=RUN or --watch=RUN must be given"),
     ("evaluate", ["--checkpoint=nowhere"], "nowhere: no such file or folder"),
     ("evaluate", ["--checkpoint=x", "--evals=y.py"], "--evals=y.py: no such"),
-    ("draw", ["--workdir=nowhere"], "no run with a checkpoint"),
   ],
 )
 def test_a_mistake_is_one_line(name, arguments, said):
-  status, _, message = tool(name, *arguments)
-  assert status == 2
-  assert said in message
-  assert len(message.strip().splitlines()) == 1
+  assert said in programs.said_in_one_line(f"tools/{name}.py", *arguments)

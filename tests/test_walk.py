@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 from PIL import Image
+import programs
 import pytest
 import runs
 import test_models_reference
 from test_models_reference import CASES, LENGTH, make_config, make_reference
-from test_tools import tool
 
 from big_siglip.data.text import make_tokenizer
 from big_siglip.weights.export_tokenizer import save as save_tokenizer
@@ -31,8 +31,8 @@ def test_from_transformers_to_transformers(
 
   photos = shared_data / "flickr1k"
   foreign, spiece = tmp_path / "foreign", tmp_path / "own.model"
-  status, output, message = tool(
-    "train_tokenizer",
+  status, output, message = programs.start(
+    "tools/train_tokenizer.py",
     f"--path={photos}",
     "--vocab_size=600",
     f"--output={spiece}",
@@ -49,8 +49,10 @@ def test_from_transformers_to_transformers(
   rules = dict(tokenizer=str(spiece), lowercase=True, pad_id=1)
   save_tokenizer(foreign, ConfigDict(rules), LENGTH)
 
-  status, output, message = tool(
-    "import_weights", f"--weights={foreign}", f"--output={tmp_path / 'model'}"
+  status, output, message = programs.start(
+    "tools/import_weights.py",
+    f"--weights={foreign}",
+    f"--output={tmp_path / 'model'}",
   )
   assert status == 0, message
   # The model and its preprocessing are those of the weights.
@@ -59,8 +61,8 @@ def test_from_transformers_to_transformers(
     "--config.evals.photos.batch_size=80",
     f"--config.data.path={photos}",
   ]
-  status, output, message = tool(
-    "evaluate",
+  status, output, message = programs.start(
+    "tools/evaluate.py",
     f"--checkpoint={tmp_path / 'model'}",
     f"--config={runs.ROOT / 'configs' / 'finetune.py'}",
     "--json",
@@ -91,8 +93,8 @@ def test_from_transformers_to_transformers(
   first = report["evaluations"]["evals/photos/image_to_text/recall@10"]
   assert first["before"] == pytest.approx(before, abs=0.02)
   assert min(report["relative_change"].values()) > 0
-  status, output, message = tool(
-    "export_weights",
+  status, output, message = programs.start(
+    "tools/export_weights.py",
     f"--checkpoint={tmp_path / 'run'}",
     f"--output={tmp_path / 'out'}",
   )

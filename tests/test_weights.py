@@ -10,6 +10,7 @@ import jax
 import model_cases
 import numpy as np
 from PIL import Image
+import programs
 import pytest
 import runs
 
@@ -374,10 +375,8 @@ def test_a_model_in_use_equals_transformers_with_its_own_processor(
   )
 
 
-def _import(tmp_path, shared_data, *flags, vocab_size=1_000):
+def _import(run, tmp_path, shared_data, *flags, vocab_size=1_000):
   """Imports a repository of the hub that was fetched before."""
-  from test_tools import tool
-
   model = model_cases.model_config(
     {}, dict(vocab_size=vocab_size), embed_dim=32
   )
@@ -389,8 +388,8 @@ def _import(tmp_path, shared_data, *flags, vocab_size=1_000):
   (repository / "refs").mkdir(exist_ok=True)
   (repository / "refs" / "main").write_text("0123abcd")
   spiece = shared_data / "tokenizers" / "sentencepiece_test_1k.model"
-  return params, tool(
-    "import_weights",
+  return params, run(
+    "tools/import_weights.py",
     "--weights=someone/siglip",
     f"--output={tmp_path}/model",
     *(flags or (f"--tokenizer={spiece}",)),
@@ -399,16 +398,21 @@ def _import(tmp_path, shared_data, *flags, vocab_size=1_000):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
+  from huggingface_hub import constants
+
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+  # Read when the library is imported, which in this process it is already.
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def test_an_imported_repository_is_a_model_that_evaluates(
   tmp_path, shared_data, hub
 ):
-  from test_tools import tool
-
-  params, (status, output, message) = _import(tmp_path, shared_data)
+  params, (status, output, message) = _import(
+    programs.start, tmp_path, shared_data
+  )
   assert status == 0, message
   assert "huggingface" in output
   ours = big_siglip.load(str(tmp_path / "model"))
@@ -417,12 +421,12 @@ def test_an_imported_repository_is_a_model_that_evaluates(
   assert (tmp_path / "model" / "tokenizer.model").exists()
   file = tmp_path / "m.npz"
   flags = "--checkpoint=" + str(tmp_path / "model"), f"--output={file}"
-  status, _, message = tool("export_weights", *flags, "--format=big_vision")
+  status, _, message = programs.call(
+    "tools/export_weights.py", *flags, "--format=big_vision"
+  )
   assert status == 0, message
-  runs.scratch()
-  evaluate = "evaluate", f"--checkpoint={file}"
-  status, _, message = tool(*evaluate, f"--config={runs.CONFIG}")
-  assert (status, message.count("\n")) == (2, 1)
+  evaluate = "tools/evaluate.py", f"--checkpoint={file}"
+  message = programs.said_in_one_line(*evaluate, f"--config={runs.CONFIG}")
   assert "config.data.resize='bilinear' (checkpoint: 'bicubic')" in message
   evals = tmp_path / "evals.py"
   evals.write_text(
@@ -430,10 +434,10 @@ def test_an_imported_repository_is_a_model_that_evaluates(
     .read_text()
     .replace("  c.fewshot", "  return c\n  c.fewshot")  # The others take long.
   )
-  status, output, message = tool(*evaluate, f"--evals={evals}")
+  status, output, message = programs.call(*evaluate, f"--evals={evals}")
   assert status == 0, message
   assert "\n  zeroshot\n    accuracy " in output
-  status, _, message = _import(tmp_path, shared_data)[1]
+  status, _, message = _import(programs.call, tmp_path, shared_data)[1]
   assert (status, message.count("\n")) == (2, 1), "never written over"
   assert "holds a run already" in message
 
@@ -450,7 +454,7 @@ def test_a_tokenizer_that_does_not_fit_is_named(
   tmp_path, shared_data, hub, flags, vocab_size, said
 ):
   _, (status, _, message) = _import(
-    tmp_path, shared_data, *flags, vocab_size=vocab_size
+    programs.call, tmp_path, shared_data, *flags, vocab_size=vocab_size
   )
   assert status == 2
   assert said in message

@@ -5,7 +5,8 @@ python tools/report.py runs/a runs/b --output=compared.html --price=1.2
 
 The page holds configs, curves, evaluations, predictions, similarities and
 retrieval on held-out examples, skipped data, hardware, time and cost. It is one
-file that opens offline, in any browser. A run may still be in progress.
+file that opens offline, in any browser. A run may still be in progress. The
+last numbers of a single run are printed too.
 """
 
 from absl import app, flags, logging
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
     if not argv[1:]:
       raise UserError("name at least one run's folder")
     from big_siglip import platforms, report
+    from big_siglip.metrics import last_metrics
 
     platforms.prepare()
     file = report.write_report(
@@ -40,6 +42,9 @@ def main(argv: list[str]) -> None:
       examples=_EXAMPLES.value,
       price=_PRICE.value,
     )
+  if len(argv) == 2:
+    for name, value in last_metrics(argv[1]).items():
+      print(f"  {name:42} {value:.4g}")
   print(f"report       {file}")
 
 

@@ -121,7 +121,9 @@ def init_params(
 def init_carry(terms: Terms, params: Any) -> dict[str, Any] | None:
   """Returns {term: what its first step gets}; None where nothing is carried."""
   carried = [term for term in terms if term.carried is not None]
-  return {t.name: t.carried.init(params) for t in carried} or None
+  carry = {term.name: term.carried.init(params) for term in carried}
+  # Copies, since a step donates the parameters and a teacher of them both.
+  return jax.tree.map(jnp.copy, carry) or None
 
 
 def advance(terms: Terms, carry: Any, params: Any, observed: Any) -> Any:

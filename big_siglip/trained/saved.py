@@ -165,7 +165,8 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   """
   model = make_model(config.model)
   abstract = sharding.placed(build.abstract_params(model, config), mesh)
-  params = restore_params(checkpoint, abstract)
+  beside = config.get("terms", {}).keys()
+  params = restore_params(checkpoint, abstract, beside=beside)
   if has_image_tower(config):
     return params
   made = workdir.read_embedding(checkpoint.parent.parent)

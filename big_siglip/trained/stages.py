@@ -5,7 +5,7 @@ the named, checkpoint of `config.init.path` left them. What has no place there
 starts fresh. The same mechanism trains a finished run for longer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from big_siglip import ema, sharding
+from big_siglip import sharding
 from big_siglip.checkpoint import read_any
 from big_siglip.config import changed_fields, has_image_tower
 from big_siglip.errors import naming, raise_problems, UserError
@@ -55,7 +55,12 @@ class Stage:
   report: list[str]
 
 
-def go_on(config: ConfigDict, fresh: TrainState, mesh: Mesh) -> Stage:
+def go_on(
+  config: ConfigDict,
+  fresh: TrainState,
+  mesh: Mesh,
+  start_from: Callable[[TrainState, Any], TrainState],
+) -> Stage:
   """Returns the state that a run with `config.init.state="all"` starts from.
 
   What becomes of moments is said by `moments.go_on_optimizing`.
@@ -64,6 +69,8 @@ def go_on(config: ConfigDict, fresh: TrainState, mesh: Mesh) -> Stage:
     config: the config of the new run.
     fresh: its state before the first step.
     mesh: where that lies.
+    start_from: of `build.Program`: what has no past of its own, such as the
+      teacher of a new term, starts from the parameters that are taken over.
 
   Raises:
     UserError: there is no checkpoint with optimizer state, or it is damaged, or
@@ -87,9 +94,10 @@ def go_on(config: ConfigDict, fresh: TrainState, mesh: Mesh) -> Stage:
   params, taken = take(chosen(params), fresh.params, fit)
   taken.left.extend(left)
   raise_problems(taken.misfits[:20])
+  started = start_from(fresh, params)
   average = None
-  if fresh.ema is not None:
-    average, _ = take(chosen(parameters("ema")), ema.start(params), fit)
+  if started.ema is not None:
+    average, _ = take(chosen(parameters("ema")), started.ema, fit)
   scan = config.model.scan
   opt_state, began, moments = go_on_optimizing(
     restack_leaves(_below(old, "opt_state"), scan),
@@ -102,7 +110,7 @@ def go_on(config: ConfigDict, fresh: TrainState, mesh: Mesh) -> Stage:
     step=jax.device_put(old["step"], fresh.step.sharding),
     params=params,
     opt_state=opt_state,
-    carry=_carry(_below(old, "carry"), fresh, fit),
+    carry=_carry(_below(old, "carry"), started, fit),
     ema=average,
   )
   position, said = _position(data, before, config)
