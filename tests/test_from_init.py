@@ -115,6 +115,9 @@ def test_a_run_goes_by_its_own_config_once_it_has_begun(weights, tmp_path):
   first, _ = from_init.fill(config, str(tmp_path / "run"))
   folder = workdir.claim(str(tmp_path / "run"), first)
   before = (folder / "config.json").read_bytes()
+  same, lines = from_init.fill(config, str(folder))
+  assert lines and same.data.tokenizer == f"{weights}/tokenizer.model"
+  (folder / "checkpoints" / "1").mkdir(parents=True)
   shutil.rmtree(weights)
   again, lines = from_init.fill(config, str(tmp_path / "run"))
   assert not lines and not unset_fields(again)

@@ -54,10 +54,16 @@ def fill(
 
 
 def _started(folder: str) -> ConfigDict | None:
-  """Returns the config of the run in a folder, or None where none lies."""
+  """Returns the config of the run in a folder, or None before its first save.
+
+  Until then it needs the weights, and a mistake about these can be mended.
+  """
   path = epath.Path(folder)
-  path = path if "://" in folder else path.expanduser()
-  return saved.load_config(path) if (path / "config.json").exists() else None
+  path = path if "://" in folder else path.expanduser().resolve()
+  checkpoints = path / "checkpoints"
+  saves = checkpoints.iterdir() if checkpoints.is_dir() else ()
+  has_any = any(save.name.isdecimal() for save in saves)
+  return saved.load_config(path) if has_any else None
 
 
 def _open(config: ConfigDict, unset: list[str]) -> ConfigDict:
