@@ -8,10 +8,10 @@ from typing import Any
 
 from etils import epath
 import numpy as np
-import tensorboardX
 import tqdm
 
 from big_siglip.errors import UserError
+from big_siglip.run import events
 from big_siglip.run.workdir import write_whole
 
 # What a line on the terminal shows; the files hold everything.
@@ -44,7 +44,7 @@ class MetricsWriter:
     self._path = workdir / "metrics.jsonl"
     self._lines = _lines_up_to(self._path, start_step, evaluated_step)
     write_whole(self._path, "".join(self._lines))
-    self._events = tensorboardX.SummaryWriter(
+    self._events = events.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=start_step + 1
     )
     self._wandb = _start_wandb(workdir, config) if use_wandb else None

@@ -5,6 +5,8 @@ import functools
 import gc
 import pathlib
 
+import programs
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "big_siglip").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -141,6 +143,14 @@ def test_configs_import_ml_collections_alone():
 def test_tensorflow_and_torch_are_never_imported():
   other_worlds = ["tensorflow", "torch", "transformers", "tensorboard"]
   assert not _offences(ALL, other_worlds)
+
+
+def test_what_trains_loads_no_torch():
+  """Nor do libraries do it for us, where it is installed."""
+  code = (
+    "import sys; from big_siglip import train; print('torch' in sys.modules)"
+  )
+  assert programs.start("-c", code) == (0, "False\n", "")
 
 
 def test_only_programs_read_flags():
