@@ -20,6 +20,8 @@ class _Later:
     self._name = name
 
   def __getattr__(self, name):
+    if name.startswith("_"):  # pytest asks every name of a module for such.
+      raise AttributeError(name)
     return getattr(importlib.import_module(self._name), name)
 
 
