@@ -11,6 +11,7 @@ import numpy as np
 import tqdm
 
 from big_siglip.errors import UserError
+from big_siglip.run import events
 from big_siglip.run.workdir import write_whole
 
 # What a line on the terminal shows; the files hold everything.
@@ -45,7 +46,9 @@ class MetricsWriter:
     self._path = workdir / "metrics.jsonl"
     self._lines = _lines_up_to(self._path, start_step, evaluated_step)
     write_whole(self._path, "".join(self._lines))
-    self._events = _tensorboard(workdir / "tensorboard", start_step + 1)
+    self._events = events.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=start_step + 1
+    )
     self._wandb = _start_wandb(workdir, config) if use_wandb else None
     self._total_steps = total_steps
     self._bar = tqdm.tqdm(
@@ -147,23 +150,6 @@ def last_metrics(workdir: epath.PathLike) -> dict[str, float]:
     for name, value in last.items()
     if name in _SUMMARY or name.startswith(("evals/", "skipped"))
   }
-
-
-def _tensorboard(folder: epath.Path, purge_step: int) -> Any:
-  """Returns tensorboardX's writer, without PyTorch.
-
-  Where PyTorch is installed tensorboardX imports it to look for its tensors:
-  seconds, and memory, for what no run has.
-  """
-  hide = "torch" not in sys.modules
-  if hide:
-    sys.modules["torch"] = None  # type: ignore[assignment]
-  try:
-    import tensorboardX
-  finally:
-    if hide:
-      del sys.modules["torch"]
-  return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _start_wandb(workdir: epath.Path, config: Mapping[str, Any]) -> Any:

@@ -20,6 +20,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+  """Puts what loads PyTorch first: one worker gets that half, in order.
+
+  Others steal from the end alone (--dist worksteal).
+  """
+  items.sort(key=lambda item: item.get_closest_marker("torch") is None)
+
+
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory):
   """The folder of a finished run of six steps; copy it to change it."""

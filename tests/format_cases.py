@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tensorboardX.record_writer import RecordWriter
 import tensorflow_datasets as tfds
-import webdataset
 
 NAMES = ("boat", "cat", "dog")
 COUNT = 30
@@ -73,6 +72,8 @@ def details(number, name):
 
 def write_tar(folder, images, per_shard=10):
   """Writes shards of jpg and json by webdataset, as img2dataset does."""
+  import webdataset  # Loads PyTorch.
+
   folder.mkdir(parents=True)
   pattern = str(folder / "%05d.tar")
   with webdataset.ShardWriter(pattern, maxcount=per_shard, verbose=0) as sink:

@@ -198,6 +198,7 @@ def test_a_whole_model_comes_out(trained, photos):
   )
 
 
+@pytest.mark.torch
 def test_transformers_loads_what_is_exported(trained, photos, tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")

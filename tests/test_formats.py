@@ -30,6 +30,8 @@ from big_siglip.data.faults import take_retries
 from big_siglip.data.sources import Filters, Options, tar_index
 from big_siglip.errors import BadExample, UserError
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory):

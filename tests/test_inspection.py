@@ -57,6 +57,7 @@ def test_it_shows_what_training_sees(folder, tmp_path):
   assert Image.open(tmp_path / "page.png").size[0] > 1_000
 
 
+@pytest.mark.torch
 def test_what_cannot_be_opened_or_drawn_is_told_in_short(tmp_path, recwarn):
   images = format_cases.photos(count=20)
   images = {n: (data, ["\u65e5\u672c"]) for n, (data, _) in images.items()}

@@ -227,6 +227,7 @@ def test_ring_refuses_what_does_not_divide(n, chunk_size, message):
     )
 
 
+@pytest.mark.torch
 def test_softmax_equals_torch_cross_entropy():
   torch = pytest.importorskip("torch")
   inputs = make_inputs()

@@ -3,13 +3,13 @@
 import jax
 from model_cases import model_config
 import numpy as np
+from peers import torch, transformers
 import pytest
 
 from big_siglip.losses import sigmoid_loss
 from big_siglip.models import SigLIP
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.torch
 
 PIXELS, LENGTH, VOCAB, BATCH = 48, 8, 50, 4
 

@@ -6,10 +6,12 @@ import jax
 from ml_collections import ConfigDict
 import model_cases
 import numpy as np
+from peers import torch, transformers
 from PIL import Image
 import programs
 import pytest
 import runs
+from test_models_reference import convert
 
 import big_siglip
 from big_siglip import sharding
@@ -21,9 +23,7 @@ from big_siglip.schema import sizes
 from big_siglip.weights import export
 from big_siglip.weights.model_config import make_model_config
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-from test_models_reference import convert  # noqa: E402
+pytestmark = pytest.mark.torch
 
 
 def _published(name, image_size, text, vocab_size, length, depth=None):

@@ -30,6 +30,7 @@ def test_big_vision_positions_equal_scipys_zoom(old, new):
   )
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (16, 14), (7, 7), (4, 9)])
 def test_huggingface_positions_equal_torchs_bicubic(old, new):
   torch = pytest.importorskip("torch")

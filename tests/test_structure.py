@@ -6,6 +6,8 @@ import gc
 import pathlib
 import sys
 
+import programs
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "big_siglip").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -167,6 +169,14 @@ def test_configs_are_checked_without_jax():
 def test_tensorflow_and_torch_are_never_imported():
   other_worlds = ["tensorflow", "torch", "transformers", "tensorboard"]
   assert not _offences(ALL, other_worlds)
+
+
+def test_what_trains_loads_no_torch():
+  """Nor do libraries do it for us, where it is installed."""
+  code = (
+    "import sys; from big_siglip import train; print('torch' in sys.modules)"
+  )
+  assert programs.start("-c", code) == (0, "False\n", "")
 
 
 def test_only_programs_read_flags():

@@ -214,6 +214,7 @@ def _config(tokenizer, **data):
   )
 
 
+@pytest.mark.torch
 def test_a_folder_with_tokenizer_json_alone_comes_in_and_goes_out(
   tmp_path, gemma_like, captions, caplog
 ):

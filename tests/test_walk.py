@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+from peers import torch, transformers
 from PIL import Image
 import programs
 import pytest
@@ -18,8 +19,7 @@ from big_siglip.weights.export_tokenizer import save as save_tokenizer
 
 VOCAB = 600
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.torch
 
 
 @pytest.mark.slow

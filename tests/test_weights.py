@@ -9,10 +9,12 @@ import re
 import jax
 import model_cases
 import numpy as np
+from peers import torch, transformers
 from PIL import Image
 import programs
 import pytest
 import runs
+from test_models_reference import CASES, make_config, make_reference
 
 import big_siglip
 from big_siglip import sharding
@@ -26,9 +28,7 @@ from big_siglip.weights.preprocessing import find_preprocessing
 from big_siglip.weights.rules import write_params
 from big_siglip.weights.tensors import save_safetensors
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-from test_models_reference import CASES, make_config, make_reference  # noqa: E402
+pytestmark = pytest.mark.torch
 
 CAPTIONS = ["a dog", "two red circles left of a blue square", "Ünïcode!"]
 

@@ -18,12 +18,12 @@ import filelock
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import orbax.checkpoint as ocp
-import tensorboardX
 
 from big_siglip.errors import UserError
 from big_siglip.evaluation import results
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.metrics import read_metrics
+from big_siglip.run import events
 from big_siglip.run.workdir import write_whole
 from big_siglip.trained import saved
 
@@ -74,8 +74,8 @@ class Watcher(contextlib.AbstractContextManager):
     for line in lines:
       self._remember(line["step"], line)
     self._failed: dict[int, int] = {}
-    events = str(run / "tensorboard" / "evaluations")
-    self._events = tensorboardX.SummaryWriter(events)
+    folder = str(run / "tensorboard" / "evaluations")
+    self._events = events.SummaryWriter(folder)
 
   def _claim(self) -> filelock.BaseFileLock | None:
     if "://" in str(self._run):
