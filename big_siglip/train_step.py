@@ -35,6 +35,17 @@ class TrainState:
   opt_state: optax.OptState
 
 
+def inputs(batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """Returns what the towers see: images, or embeddings of them; and texts."""
+  name = "image" if "image" in batch else "image_embedding"
+  return batch[name], batch["text"]
+
+
+def init_params(rng: jax.Array, batch: Batch, *, model: nn.Module) -> Any:
+  """Returns random parameters of the towers that see `batch`."""
+  return model.init(rng, *inputs(batch))["params"]
+
+
 def init_state(
   rng: jax.Array,
   batch: Batch,
@@ -43,7 +54,7 @@ def init_state(
   optimizer: optax.GradientTransformation,
 ) -> TrainState:
   """Returns the state before the first step; call it under `jax.jit`."""
-  params = model.init(rng, batch["image"], batch["text"])["params"]
+  params = init_params(rng, batch, model=model)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -64,9 +75,9 @@ def train_step(
 
   Args:
     state: the state before the step.
-    batch: "image" BHW3 uint8, "text" BL int32, "faults" BK int32, how often
-      each kind of `data.faults.COUNTERS` came up for each row, and what else
-      `identify` looks at.
+    batch: "image" BHW3 uint8, or "image_embedding" BE float32; "text" BL int32;
+      "faults" BK int32, how often each kind of `data.faults.COUNTERS` came up
+      for each row; and what else `identify` looks at.
     model: two towers; see `big_siglip.models.SigLIP`.
     loss_fn: (image, text, logit_scale, logit_bias) -> (() loss,
       `losses.LogitStatistics`).
@@ -96,7 +107,7 @@ def train_step(
   if identify is not None:
     loss_fn = functools.partial(loss_fn, ids=identify(batch))
   (loss, statistics), grads = value_and_grad(
-    embed, loss_fn, state.params, batch["image"], batch["text"], slices
+    embed, loss_fn, state.params, *inputs(batch), slices
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

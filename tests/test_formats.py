@@ -790,9 +790,12 @@ def test_tricky_images_in_a_shard_are_read_or_named(shared_data, tmp_path):
       bad.add(index)
   batches = pipeline.train_batches(
     source,
-    loading.OneByOne(
-      lambda example, rng: {"n": images_module.decode(example.image).ndim}
-    ),
+    [
+      loading.OneByOne(
+        lambda example, rng: {"n": images_module.decode(example.image).ndim},
+        {"n": "int64"},
+      )
+    ],
     batch_size=len(files),
     seed=0,
     num_threads=0,

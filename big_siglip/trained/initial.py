@@ -6,7 +6,6 @@ length and vocabulary; everything else must be alike.
 Shape letters: V and W pieces of two vocabularies, D width, S shared pieces.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
+from big_siglip.data.preprocessing import Preprocessing, RULES
 from big_siglip.data.sources import Source
 from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.data.text import make_tokenizer
@@ -49,9 +49,9 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
   taken = tuple(tower for tower in taken if tower in random)
   if not taken:
     return random  # A new text tower for embeddings.
-  source, data = _load(path, config.model.scan, mesh)
-  _warn_of_differences(data, config.data, path)
-  shared = _shared_pieces(data, config.data) if "text" in taken else None
+  origin, source = _load(path, config.model.scan, mesh)
+  _warn_of_differences(origin, config)
+  shared = _shared_pieces(origin.data, config.data) if "text" in taken else None
   leaves = {path_string(p): x for p, x in _leaves(source)}
   problems, renewed = [], []
 
@@ -123,10 +123,10 @@ def change(params: Any, before: Any) -> dict[str, float]:
   }
 
 
-def _load(path: str, scan: bool, mesh: Mesh) -> tuple[Any, Mapping[str, Any]]:
-  """Returns parameters, stacked as `scan` says, and the preprocessing."""
+def _load(path: str, scan: bool, mesh: Mesh) -> tuple[ConfigDict, Any]:
+  """Returns the config, and parameters stacked as `scan` says."""
   config, params = saved.load(path, mesh, tokenizer=False)
-  return restack(params, scan), config.data
+  return config, restack(params, scan)
 
 
 def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):
@@ -186,17 +186,15 @@ def _take_pieces(old, fresh, shared: np.ndarray, tokenizer: str) -> jax.Array:
   return jax.device_put(rows, fresh.sharding)
 
 
-def _warn_of_differences(trained, given, path: str) -> None:
+def _warn_of_differences(trained: ConfigDict, given: ConfigDict) -> None:
   """Says in which fields the preprocessing is not that of the weights."""
-  for field in ("lowercase", "clean", "pad_id", "resize"):
-    if field in trained and trained[field] != given[field]:
-      logging.warning(
-        "config.data.%s=%r: the weights of %s were trained with %r",
-        field,
-        given[field],
-        path,
-        trained[field],
-      )
+  if not trained.data:  # Published weights, without their tokenizer.
+    return
+  now, before = map(Preprocessing.of, (given, trained))
+  for line in now.differences(before, RULES):
+    logging.warning(
+      "%s, as the weights of %s were trained with", line, given.init.path
+    )
 
 
 def _leaves(params: Any):
