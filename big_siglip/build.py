@@ -211,12 +211,7 @@ def views(config: ConfigDict) -> tuple[View, ...]:
   data = config.data
   seen, texts = _plain_views(config, tokenizer(config), has_image_tower(config))
   if isinstance(seen, Pixels):
-    seen = dataclasses.replace(
-      seen,
-      resize=data.resize,
-      crop_min_area=data.crop_min_area,
-      flip=data.flip,
-    )
+    seen = Pixels(seen.size, data.resize, data.crop_min_area, data.flip)
   return seen, texts
 
 
