@@ -246,7 +246,7 @@ def test_another_image_tower_is_refused_at_the_start_and_at_the_end(
   [
     ({"model__image__image_size": 24}, "image_size=24, not 16, as "),
     ({"data__resize": "bicubic"}, "resize='bicubic', not 'bilinear', as "),
-    ({"model__embed_dim": 48, "model__image__head": True}, "with 32"),
+    ({"model__embed_dim": 48, "model__image__head": True}, "=48, not 32, as "),
     ({"init__path": None}, "config.init.path=None: must name the weights"),
     ({"data__flip": True}, "data.flip False"),
     ({"evals__test__data": "folder"}, "config.evals.test.data='folder': must"),
