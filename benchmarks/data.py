@@ -13,6 +13,7 @@ examples costs.
 import argparse
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -30,11 +31,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.data_peers.rate import cpu_seconds, rate
+from big_siglip.data.batch import Batch, empty, Field, Fields
+from big_siglip.data.decoding import LazyImage
 from big_siglip.data.mixture import Mixture
 from big_siglip.data.pipeline import train_batches
-from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Example, open_source
 from big_siglip.data.text import make_tokenizer
+from big_siglip.data.views import Pixels, Sample, Tokens
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "configs" / "scenes.model"
@@ -82,17 +85,16 @@ def write_shards(folder: pathlib.Path) -> None:
           tar.addfile(member, io.BytesIO(data))
 
 
-def preprocess(decoder: str) -> Preprocess:
+def views() -> tuple[Pixels, Tokens]:
   """Returns what is measured."""
-  tokenizer = make_tokenizer(str(TOKENIZER))
-  return Preprocess(tokenizer, SIZE, LENGTH, decoder=decoder)
+  return Pixels(SIZE), Tokens(make_tokenizer(str(TOKENIZER)), LENGTH)
 
 
 def ours(folder, seconds: float, decoder: str, **how) -> tuple[float, float]:
   """Returns images a second in the training loop, and their CPU time."""
   source = open_source("tar", "all", "::".join([str(folder)] * TIMES))
   batches = train_batches(
-    source, preprocess(decoder), batch_size=BATCH, seed=0, **how
+    source, views(), batch_size=BATCH, seed=0, decoder=decoder, **how
   )
   with contextlib.closing(batches):
     return rate(batches, BATCH, seconds)
@@ -104,13 +106,15 @@ def decoder_alone(
   """Returns the same of threads that only decode and resize the same files."""
   source = open_source("tar", "all", str(folder))
   encoded = [example.image for example in source]
-  made = preprocess(decoder)
+  pixels, fast = Pixels(SIZE), decoder == "fast"
   counts = [0] * threads
 
   def work(number: int) -> None:
     place = number * len(encoded) // threads
+    out = empty(pixels.fields(0), 1)
     while time.perf_counter() < end:
-      made.image(encoded[place % len(encoded)])
+      image = LazyImage(encoded[place % len(encoded)], fast)
+      pixels([Sample(image, (), "")], (), out)
       counts[number] += 1
       place += 1
 
@@ -149,6 +153,24 @@ class Billion:
     return Example(b"", (str(index),), str(index))
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """A view of their numbers."""
+
+  name: str = "number"
+
+  def fields(self, batch: int) -> Fields:
+    """Returns the one field."""
+    del batch
+    return {"number": Field((), "int64")}
+
+  def __call__(self, examples, rngs, out: Batch) -> dict:
+    """Writes the numbers."""
+    del rngs
+    out["number"][:] = [int(example.texts[0]) for example in examples]
+    return {}
+
+
 _START = """
 import resource, time
 from absl import flags
@@ -166,10 +188,7 @@ def start_on_a_billion() -> None:
   mixed = Mixture({"a": Billion(), "b": Billion()}, {"a": 1.0, "b": 3.0})
   batches = train_batches(
     mixed,
-    lambda examples, seeds, out=None: (
-      {"number": np.array([int(e.texts[0]) for e in examples])},
-      {},
-    ),
+    [Numbers()],
     batch_size=4_096,
     seed=0,
   )

@@ -9,14 +9,15 @@ from flax import linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from big_siglip import ema, sharding
 from big_siglip.config import device_problems, has_image_tower
-from big_siglip.data.faults import COUNTERS
-from big_siglip.data.preprocess import Preprocess
+from big_siglip.data.batch import Fields, union
+from big_siglip.data.preprocessing import Preprocess, Preprocessing
+from big_siglip.data.rows import METADATA
 from big_siglip.data.sources import Options, Source
-from big_siglip.data.text import make_tokenizer, Tokenizer
+from big_siglip.data.text import Tokenizer
+from big_siglip.data.views import Embeddings, Pixels, Tokens, View
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
 from big_siglip.models import make_model
@@ -90,8 +91,9 @@ def abstract_params(
     config: the config.
     whole: with the image tower, even if the run does not have it.
   """
-  image, text = _example_shapes(config, 1, whole=whole)
-  return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
+  example = sharding.abstract(fields(config, whole=whole), 1)
+  init = functools.partial(init_params, model=model, terms=())
+  return jax.eval_shape(init, jax.random.key(0), example)
 
 
 def program(
@@ -115,8 +117,7 @@ def program(
   if loss_terms is None:
     loss_terms = terms(config, device_mesh)
   rng = jax.random.key(config.seed)
-  image, text = _example_shapes(config, 1)
-  example = {"image": image, "text": text}
+  example = sharding.abstract(fields(config), 1)
   parts = {"model": model, "terms": loss_terms}
   params = jax.eval_shape(functools.partial(init_params, **parts), rng, example)
   optimizer, schedule = make_optimizer(
@@ -165,19 +166,7 @@ def program(
 
 def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
   """Returns shapes, dtypes and shardings of what `Program.step` takes."""
-  image, text = _example_shapes(config, config.batch_size)
-  counts = (config.batch_size, len(COUNTERS))
-  faults = jax.ShapeDtypeStruct(counts, np.int32)
-  split = sharding.batch_sharding(device_mesh)
-  return {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
-    for name, x in {
-      "image": image,
-      "text": text,
-      "image_index": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
-      "faults": faults,
-    }.items()
-  }
+  return sharding.abstract(step_fields(config), config.batch_size, device_mesh)
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer:
@@ -187,36 +176,68 @@ def tokenizer(config: ConfigDict) -> Tokenizer:
     UserError: its file is missing or wrong, or the text tower's vocabulary is
       smaller than its own.
   """
-  data = config.data
-  made = make_tokenizer(data.tokenizer, data.lowercase, data.pad_id, data.clean)
+  return preprocess(config).tokenizer
+
+
+def preprocess(config: ConfigDict) -> Preprocess:
+  """Returns what comes before the towers in evaluation: no augmentation.
+
+  Raises:
+    UserError: see `tokenizer`.
+  """
+  made = Preprocess.of(Preprocessing.of(config))
   vocab_size = config.model.text.vocab_size
-  if made.vocab_size > vocab_size:
+  if made.tokenizer.vocab_size > vocab_size:
     raise UserError(
       f"config.model.text.vocab_size={vocab_size}: must be at least "
-      f"{made.vocab_size}, the vocabulary of "
-      f"config.data.tokenizer={data.tokenizer!r}"
+      f"{made.tokenizer.vocab_size}, the vocabulary of "
+      f"config.data.tokenizer={made.value.tokenizer!r}"
     )
   return made
 
 
-def preprocess(config: ConfigDict) -> Preprocess:
-  """Returns the function from an example to what the model sees in training."""
-  return dataclasses.replace(
-    plain_preprocess(config),
-    decoder=config.data.decoder,
-    crop_min_area=config.data.crop_min_area,
-    flip=config.data.flip,
-  )
+def views(config: ConfigDict) -> tuple[View, ...]:
+  """Returns what makes the arrays of a training batch.
+
+  Raises:
+    UserError: see `tokenizer`.
+  """
+  data = config.data
+  seen, texts = _plain_views(config, tokenizer(config), has_image_tower(config))
+  if isinstance(seen, Pixels):
+    seen = Pixels(seen.size, data.resize, data.crop_min_area, data.flip)
+  return seen, texts
 
 
-def plain_preprocess(config: ConfigDict) -> Preprocess:
-  """Returns the same for evaluation: exact, and without augmentation."""
-  return Preprocess(
-    tokenizer=tokenizer(config),
-    image_size=config.model.image.image_size,
-    text_length=config.model.text.length,
-    resize=config.data.resize,
-  )
+def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
+  """Returns the arrays of a training batch; opens nothing.
+
+  Args:
+    config: the config.
+    whole: with images, even if the run trains on embeddings of them.
+  """
+  parts = _plain_views(config, None, whole or has_image_tower(config))
+  return union(view.fields(0) for view in parts)
+
+
+def step_fields(config: ConfigDict) -> Fields:
+  """Returns what of a batch goes to the devices: see `Program.step`."""
+  names = ["faults"]
+  if config.loss.duplicates != "negative" and config.loss.same != "text":
+    names.append("image_index")
+  return union([fields(config), {name: METADATA[name] for name in names}])
+
+
+def _plain_views(
+  config: ConfigDict, made: Tokenizer | None, image_tower: bool
+) -> tuple[Pixels | Embeddings, Tokens]:
+  """Returns views without augmentation, by `config.model` alone."""
+  image = config.model.image
+  if image_tower:
+    seen = Pixels(image.image_size)
+  else:
+    seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
+  return seen, Tokens(made, config.model.text.length)
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
@@ -231,12 +252,12 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
     return {}
   float32_model = ConfigDict({**config.model, "dtype": "float32"})
   embedders = make_embedders(make_model(float32_model), device_mesh)
-  plain = plain_preprocess(config)
+  made = preprocess(config)
   return {
     name: make_evaluator(
       spec,
       open_split=functools.partial(_open_split, config, name),
-      preprocess=plain,
+      preprocess=made,
       embedders=embedders,
     )
     for name, spec in config.evals.items()
@@ -254,18 +275,6 @@ def _open_split(config: ConfigDict, name: str, split: str) -> Source:
   label_key = spec.get("label_key")
   options = Options(label_key=label_key) if label_key else None
   return source(config, spec.data, split, spec.path, options, fields)
-
-
-def _example_shapes(config: ConfigDict, batch_size: int, *, whole=False):
-  size = config.model.image.image_size
-  image = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
-  if not (whole or has_image_tower(config)):
-    width = config.model.embed_dim or resolve_image(config.model.image).width
-    image = jax.ShapeDtypeStruct((batch_size, width), np.float32)
-  return (
-    image,
-    jax.ShapeDtypeStruct((batch_size, config.model.text.length), np.int32),
-  )
 
 
 def _start_from(

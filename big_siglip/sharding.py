@@ -16,6 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from big_siglip.data.batch import Fields
 from big_siglip.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -125,6 +126,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of arrays whose first dimension is the batch."""
   return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def abstract(fields: Fields, rows: int, mesh: Mesh | None = None) -> Any:
+  """Returns what the compiler is told of a batch: nothing is allocated.
+
+  Args:
+    fields: what the batch holds.
+    rows: of all processes.
+    mesh: over whose batch axes the rows are split; None: of no sharding.
+
+  Returns:
+    {name: `jax.ShapeDtypeStruct` of [rows, ...]}; int64 becomes what JAX has.
+  """
+  split = batch_sharding(mesh) if mesh is not None else None
+  return {
+    name: jax.ShapeDtypeStruct(
+      (rows, *field.shape),
+      jax.dtypes.canonicalize_dtype(field.dtype),
+      sharding=split,
+    )
+    for name, field in fields.items()
+  }
 
 
 def to_global(mesh: Mesh, batch: Any) -> Any:

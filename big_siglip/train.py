@@ -62,9 +62,10 @@ class Loop:
     self._stop = stop
     self._mesh = build.mesh(config)
     self._source = training_data.train_source(config)
-    preprocess = build.preprocess(config)
+    views = build.views(config)
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)
+    self._fields = build.step_fields(config)
     self._folder = workdir.claim(folder, config)
     processes.wait_for_all("workdir")
     self._checkpoints = Checkpoints(
@@ -74,7 +75,7 @@ class Loop:
     self._restore()
     self._batches = train_batches(
       self._source,
-      preprocess,
+      views,
       batch_size=config.batch_size,
       seed=config.seed,
       start=self._step + self._shift,
@@ -82,6 +83,7 @@ class Loop:
       process_count=jax.process_count(),
       num_workers=config.data.num_workers,
       num_threads=config.data.num_threads,
+      decoder=config.data.decoder,
       stall_seconds=config.data.stall_seconds,
     )
     stack.callback(self._batches.close)
@@ -205,8 +207,8 @@ class Loop:
       host_batch = next(self._batches)
     named = faults.from_rows(host_batch["skipped"])
     self._skipped.name(named, self._step + 1)
-    keys = ("image", "text", "image_index", "faults")
-    batch = sharding.to_global(self._mesh, {k: host_batch[k] for k in keys})
+    batch = {name: host_batch[name] for name in self._fields}
+    batch = sharding.to_global(self._mesh, batch)
     self._state, metrics = self._program.step(self._state, batch)
     self._settle()
     self._step += 1

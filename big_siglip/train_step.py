@@ -108,8 +108,8 @@ def train_step(
 
   Args:
     state: the state before the step.
-    batch: "image" BHW3 uint8 (or "image_embedding"), "text" BL int32, and what
-      else the terms look at.
+    batch: "image" BHW3 uint8, or "image_embedding" BE float32; "text" BL int32;
+      and what else the terms look at.
     look: (parameters, batch) -> what the model sees of it.
     terms: the summands of the loss.
     optimizer: turns gradients into updates.

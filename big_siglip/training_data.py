@@ -48,8 +48,7 @@ def source(
       opened.description,
       path,
       width=config.model.embed_dim or resolve_image(config.model.image).width,
-      image_size=config.model.image.image_size,
-      resize=config.data.resize,
+      config=config,
     )
   return opened
 

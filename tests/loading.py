@@ -1,30 +1,33 @@
-"""A `load` for `train_batches` that takes examples one at a time."""
+"""A view for `train_batches` that takes examples one at a time."""
 
+from collections.abc import Mapping
 import dataclasses
 
-import numpy as np
-
+from big_siglip.data.batch import Field
 from big_siglip.errors import BadExample
 
 
 @dataclasses.dataclass(frozen=True)
 class OneByOne:
-  """From (example, rng) -> arrays to what `rows.Load` is."""
+  """From (example, rng) -> numbers by name to a view of them.
+
+  Examples have their encoded images, as the source gave them.
+  """
 
   load: object
+  dtypes: Mapping[str, str]
+  name: str = "one by one"
 
-  def __call__(self, examples, seeds, out=None):
-    """Makes arrays of its own: `out` may be written to, but need not be."""
-    rows, bad = {}, {}
-    for i, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
+  def fields(self, batch):
+    return {name: Field((), dtype) for name, dtype in self.dtypes.items()}
+
+  def __call__(self, examples, rngs, out):
+    bad = {}
+    for i, example in enumerate(examples):
+      plain = dataclasses.replace(example, image=example.image.encoded)
       try:
-        rows[i] = self.load(example, np.random.default_rng(seed))
+        for name, value in self.load(plain, rngs[i]).items():
+          out[name][i] = value
       except BadExample as error:
         bad[i] = error
-    if not rows:
-      return {}, bad
-    filler = next(iter(rows.values()))
-    whole = [rows.get(i, filler) for i in range(len(examples))]
-    return {
-      name: np.stack([row[name] for row in whole]) for name in filler
-    }, bad
+    return bad

@@ -1,8 +1,12 @@
 """Small model configs and inputs that the tests of models share."""
 
+from etils import epath
 import jax
 from ml_collections import config_dict, ConfigDict
 import numpy as np
+
+from big_siglip.data.preprocessing import Preprocessing
+from big_siglip.trained import saved
 
 
 def model_config(image=None, text=None, **fields):
@@ -54,6 +58,12 @@ def example_inputs(config, batch=3, seed=0):
   shape = (batch, config.text.length)
   text = rng.integers(0, config.text.vocab_size, shape).astype(np.int32)
   return image, text
+
+
+def save_model(folder, params, model, data):
+  """Writes a model's folder; `data` is a dict of `config.data`."""
+  made = Preprocessing.of(ConfigDict({"model": model, "data": data}))
+  saved.save_model(epath.Path(folder), params, model, made)
 
 
 def abstract_params(model):

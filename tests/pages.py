@@ -12,9 +12,7 @@ import sys
 import threading
 import types
 
-from etils import epath
 import jax
-from ml_collections import ConfigDict
 import model_cases
 import numpy as np
 from PIL import Image
@@ -24,7 +22,6 @@ import big_siglip
 from big_siglip import embeddings
 from big_siglip.embeddings import description as descriptions
 from big_siglip.models import SigLIP
-from big_siglip.trained import saved
 
 COLOURS = {
   "red": (220, 30, 40),
@@ -65,7 +62,7 @@ def make_place(folder):
   )
   params = jax.device_put(model_cases.random_params(SigLIP(config)))
   path = folder / "model"
-  saved.save_model(epath.Path(path), params, config, ConfigDict(DATA))
+  model_cases.save_model(path, params, config, DATA)
   photos = folder / "photos"
   (photos / "folder").mkdir(parents=True)
   rng = np.random.default_rng(0)

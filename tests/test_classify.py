@@ -12,7 +12,6 @@ import pytest
 
 import big_siglip
 from big_siglip.models import SigLIP
-from big_siglip.trained import saved
 
 LABELS = ["a cat", "a dog", "a boat"]
 
@@ -20,14 +19,12 @@ LABELS = ["a cat", "a dog", "a boat"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   """A folder with a model, and photos of which one is none."""
-  from etils import epath
-
   folder = tmp_path_factory.mktemp("classify")
   config = model_cases.model_config({}, dict(vocab_size=259))
   params = jax.device_put(model_cases.random_params(SigLIP(config)))
   data = {"tokenizer": "bytes", "lowercase": True, "clean": "none", "pad_id": 1}
-  saved.save_model(
-    epath.Path(folder / "model"), params, config, {**data, "resize": "bilinear"}
+  model_cases.save_model(
+    folder / "model", params, config, {**data, "resize": "bilinear"}
   )
   (folder / "photos").mkdir()
   rng = np.random.default_rng(0)

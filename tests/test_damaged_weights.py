@@ -7,7 +7,6 @@ import pickle
 import shutil
 import zipfile
 
-from etils import epath
 import jax
 from ml_collections import ConfigDict
 import model_cases
@@ -46,7 +45,12 @@ def model_folder(tmp_path):
     text=dict(vocab_size=259, length=8), embed_dim=32
   )
   params = jax.device_put(model_cases.random_params(SigLIP(model)))
-  saved.save_model(epath.Path(tmp_path / "m"), params, model, DATA)
+  model_cases.save_model(
+    tmp_path / "m",
+    params,
+    model,
+    DATA,
+  )
   return tmp_path / "m"
 
 
@@ -261,8 +265,11 @@ def test_a_checkpoint_with_nan(tmp_path):
   params = jax.tree.map(np.asarray, model_cases.random_params(SigLIP(model)))
   bias = params["text"]["head"]["bias"] = params["text"]["head"]["bias"].copy()
   bias[3] = np.nan
-  saved.save_model(
-    epath.Path(tmp_path / "m"), jax.device_put(params), model, DATA
+  model_cases.save_model(
+    tmp_path / "m",
+    jax.device_put(params),
+    model,
+    DATA,
   )
   said = error_of(tmp_path / "m")
   assert "text/head/bias holds numbers that are not finite" in said

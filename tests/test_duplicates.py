@@ -309,9 +309,9 @@ def test_captions_of_an_image_in_a_real_batch_are_the_same(tmp_path):
   for same, pairs in (("image", 4 * 3 * 2), ("text", 2), ("either", 26)):
     options = dict(loss__duplicates="ignore", loss__same=same, batch_size=12)
     config = runs.config(**changes, **options)
-    preprocess = build.preprocess(config)
+    views = build.views(config)
     source = training_data.train_source(config)
-    batches = pipeline.train_batches(source, preprocess, batch_size=12, seed=0)
+    batches = pipeline.train_batches(source, views, batch_size=12, seed=0)
     batch = next(batches)
     batches.close()
     assert sorted(batch["index"]) == list(range(12))

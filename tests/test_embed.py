@@ -9,9 +9,7 @@ import subprocess
 import sys
 import time
 
-from etils import epath
 import jax
-from ml_collections import ConfigDict
 import model_cases
 import numpy as np
 from PIL import Image
@@ -26,7 +24,6 @@ from big_siglip.embeddings import description as descriptions
 from big_siglip.embeddings.search import search_exactly
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
-from big_siglip.trained import saved
 
 WIDTH = 32
 DATA = dict(
@@ -40,7 +37,7 @@ def make_model(folder, seed=0, data=DATA, **fields):
     text=dict(vocab_size=259, length=16), **{"embed_dim": WIDTH, **fields}
   )
   params = jax.device_put(model_cases.random_params(SigLIP(model), seed))
-  saved.save_model(epath.Path(folder), params, model, ConfigDict(data))
+  model_cases.save_model(folder, params, model, data)
   return str(folder)
 
 
@@ -389,7 +386,7 @@ def test_another_model_neither_goes_on_nor_searches(
     "parameters": (dict(seed=1), f"other parameters, made by {checkpoint}"),
     "resize": (
       dict(data=DATA | dict(resize="bicubic")),
-      "preprocessing.resize=bilinear, now bicubic",
+      "other preprocessing (config.data.resize='bicubic', not 'bilinear')",
     ),
     "width": (dict(embed_dim=16), "width=32, now 16"),
   }[kind]

@@ -217,7 +217,7 @@ def test_transformers_loads_what_is_exported(trained, photos, tmp_path):
   seen = (seen["pixel_values"].transpose(0, 2, 3, 1) + 1) * 127.5
   assert np.abs(pixels - seen).max() <= 1.001
   pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-  tokens = ours.preprocess.tokenizer(texts, ours.preprocess.text_length)
+  tokens = ours.preprocess.texts(texts)
   with torch.no_grad():
     expected = theirs(
       input_ids=torch.tensor(tokens).long(), pixel_values=torch.tensor(pixels)
@@ -260,9 +260,9 @@ def test_another_image_tower_is_refused_at_the_start_and_at_the_end(
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"model__image__image_size": 24}, "was embedded with 16"),
-    ({"data__resize": "bicubic"}, "was embedded with 'bilinear'"),
-    ({"model__embed_dim": 48, "model__image__head": True}, "with 32"),
+    ({"model__image__image_size": 24}, "image_size=24, not 16, as "),
+    ({"data__resize": "bicubic"}, "resize='bicubic', not 'bilinear', as "),
+    ({"model__embed_dim": 48, "model__image__head": True}, "=48, not 32, as "),
     ({"init__path": None}, "config.init.path=None: must name the weights"),
     ({"data__flip": True}, "data.flip False"),
     ({"evals__test__data": "folder"}, "config.evals.test.data='folder': must"),

@@ -75,8 +75,8 @@ def test_a_config_that_preprocesses_otherwise_is_one_line():
   with pytest.raises(UserError) as error:
     results.with_evals(trained, other, None)
   message = str(error.value)
-  assert "config.data.resize='bicubic' (checkpoint: 'bilinear')" in message
-  assert "config.model.text.length=20 (checkpoint: 16)" in message
+  assert "config.data.resize='bicubic', not 'bilinear'" in message
+  assert "config.model.text.length=20, not 16" in message
   assert len(message.splitlines()) == 1
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 import pytest
 from sklearn import metrics
 
-from big_siglip.data.preprocess import Preprocess
+from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.sources import Example, open_source, Options
 from big_siglip.data.text import ByteTokenizer
 from big_siglip.errors import UserError
@@ -68,7 +68,9 @@ class Source:
     )
 
 
-PREPROCESS = Preprocess(ByteTokenizer(), image_size=4, text_length=12)
+PREPROCESS = Preprocess.of(
+  Preprocessing(4, "bilinear", 12, "bytes", True, "none", 1)
+)
 
 
 def make_mesh(devices, fsdp=1):

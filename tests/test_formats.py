@@ -4,6 +4,7 @@ import contextlib
 import functools
 import http.server
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -160,6 +161,24 @@ def test_all_captions_are_examples_of_their_own(formats, images):
     assert got == expected
 
 
+@pytest.mark.parametrize("label", LABELS)
+def test_named_fields_come_with_every_example(formats, label):
+  options = Options(fields=("boxes",))
+  if label == "arrayrecord":
+    options = Options(
+      fields=("boxes",), text_keys=("captions/text",), image_key="photo"
+    )
+  source = sources.open_source(*formats[label], options)
+  for number in (0, 1, 29):
+    boxes = source[number].fields["boxes"]
+    if isinstance(boxes, str):  # A table of text holds no other.
+      boxes = json.loads(boxes)
+    found = np.array(boxes).reshape(-1, 4)
+    expected = np.array(format_cases.boxes(number)).reshape(-1, 4)
+    np.testing.assert_array_equal(found, expected)
+  assert pickle.loads(pickle.dumps(source))[1].fields.keys() == {"boxes"}
+
+
 def test_weights_say_which_field_is_drawn(formats):
   keys = (("captions", 3.0), ("alt_text", 1.0))
   source = sources.open_source(*formats["tar"], Options(text_keys=keys))
@@ -214,6 +233,16 @@ def test_filters_of_score_and_language(formats):
       "config.data.text_keys='captions': photos/1.2.0, split train has no",
     ),
     ("csv", dict(text_keys=("alt",)), "missing column alt"),
+    ("csv", dict(fields=("masks",)), "missing column masks; it has: image, c"),
+    ("jsonl", dict(fields=("masks",)), "missing column masks"),
+    ("tar", dict(fields=("masks",)), "config.data.fields='masks': the tar"),
+    ("parquet", dict(fields=("masks",)), "config.data.fields='masks': the P"),
+    ("tfds", dict(fields=("masks",)), "config.data.fields='masks': photos"),
+    (
+      "arrayrecord",
+      dict(fields=("masks",), text_keys=("captions/text",), image_key="photo"),
+      "config.data.fields='masks': the ArrayRecord files",
+    ),
     ("csv", dict(filters=Filters(min_size=3)), "need sizes"),
     ("tar", dict(filters=Filters(min_size=99)), "data set is empty after"),
     (
@@ -794,9 +823,12 @@ def test_tricky_images_in_a_shard_are_read_or_named(shared_data, tmp_path):
       bad.add(index)
   batches = pipeline.train_batches(
     source,
-    loading.OneByOne(
-      lambda example, rng: {"n": images_module.decode(example.image).ndim}
-    ),
+    [
+      loading.OneByOne(
+        lambda example, rng: {"n": images_module.decode(example.image).ndim},
+        {"n": "int64"},
+      )
+    ],
     batch_size=len(files),
     seed=0,
     num_threads=0,

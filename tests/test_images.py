@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 import pytest
 
 from big_siglip.data import fast_images, images
+from big_siglip.data.decoding import LazyImage
 from big_siglip.errors import UserError
 
 
@@ -97,7 +98,7 @@ def test_every_orientation_is_turned_as_pillow_does(orientation):
 
 
 def test_postscript_is_not_run():
-  for decode in (images.decode, lambda data: fast_images.decode(data, 8)):
+  for decode in (images.decode, lambda data: LazyImage(data, True).decoded(1)):
     with pytest.raises(images.BadImage, match="is EPS"):
       decode(_encode(Image.new("RGB", (8, 8)), "eps"))
 
@@ -212,22 +213,35 @@ def _photo(height, width, **options):
   return _encode(image, "jpeg", quality=90, **options)
 
 
+def _decode(data, size, choose_box=None):
+  """Returns what a view of `size` gets of an image, and the box in it."""
+  image = LazyImage(data, fast=True)
+  height, width = image.shape()
+  box = choose_box and choose_box(height, width)
+  left, top, right, bottom = box or (0, 0, width, height)
+  scale = fast_images.scale(bottom - top, right - left, size)
+  pixels, scale = image.decoded(scale)
+  if scale < 1:
+    box = tuple(scale * side for side in (left, top, right, bottom))
+  return pixels, box
+
+
 def _fast(data, size, choose_box=None):
-  pixels, box = fast_images.decode(data, size, choose_box)
+  pixels, box = _decode(data, size, choose_box)
   return fast_images.resize(pixels, size, box)
 
 
 def test_fast_decoder_reads_no_more_pixels_than_needed():
   data = _photo(480, 640)
   for size, shape in ((480, (480, 640)), (224, (240, 320)), (60, (60, 80))):
-    pixels, _ = fast_images.decode(data, size)
+    pixels, _ = _decode(data, size)
     assert pixels.shape == (*shape, 3)
   # Small images are not enlarged; and half a width needs twice the pixels.
-  assert fast_images.decode(data, 700)[0].shape == (480, 640, 3)
-  pixels, box = fast_images.decode(data, 160, lambda h, w: (0, 0, w / 2, h))
+  assert _decode(data, 700)[0].shape == (480, 640, 3)
+  pixels, box = _decode(data, 160, lambda h, w: (0, 0, w / 2, h))
   assert pixels.shape == (240, 320, 3) and box == (0, 0, 160, 240)
   # At full size its pixels are Pillow's own.
-  pixels, _ = fast_images.decode(data, 480)
+  pixels, _ = _decode(data, 480)
   np.testing.assert_array_equal(pixels, images.decode(data))
 
 
@@ -295,7 +309,7 @@ def test_tricky_images_come_out_alike_with_both_decoders(shared_data):
       refused += 1
       continue
     # JPEG's own scaling, and then the filter.
-    pixels, box = fast_images.decode(data, 24)
+    pixels, box = _decode(data, 24)
     scaled = images.resize(pixels, 24, box=box)
     assert _difference(scaled, exact).mean() < 3, file.name
     assert _difference(fast, scaled).mean() < 3, file.name
@@ -313,7 +327,7 @@ def _with_adobe(jpeg, colors):
 def test_the_files_of_adobes_programs_are_plain_jpeg():
   jpeg = _encode(Image.fromarray(_noise(64, 96)), "jpeg")
   adobe = _with_adobe(jpeg, colors=1)
-  image, _ = fast_images.decode(adobe, 16)
+  image, _ = _decode(adobe, 16)
   assert image.shape == (16, 24, 3)
   np.testing.assert_array_equal(_fast(adobe, 16), _fast(jpeg, 16))
   np.testing.assert_array_equal(_exact(adobe, 16), _exact(jpeg, 16))
@@ -345,9 +359,10 @@ def test_every_cut_of_a_jpeg_is_refused_by_both_decoders_or_by_none():
 
 def test_fast_decoder_refuses_too_many_pixels_before_decoding():
   data = _photo(80, 80)
-  fast_images.decode(data, 16, max_pixels=6_400)
+  assert fast_images.shape(data, max_pixels=6_400) == (80, 80)
+  assert fast_images.shape(data, max_pixels=6_399) is None  # Pillow refuses.
   with pytest.raises(images.BadImage, match="80x80 is more than 6399 pixels"):
-    fast_images.decode(data, 16, max_pixels=6_399)
+    images.decode(data, max_pixels=6_399)
 
 
 @pytest.mark.parametrize("sides", [b"\xff\xff\xff\xff", bytes(4)])
@@ -398,8 +413,8 @@ def test_fast_decoder_looks_for_exif_where_pillow_does():
   exif[0x0112] = 6
   turned = _encode(image, "jpeg", exif=exif, comment=b"x" * 70)
   plain = _encode(image, "jpeg", comment=b"Exif\0\0, Orientation")
-  assert fast_images.decode(turned, 96)[0].shape == (96, 64, 3)
-  assert fast_images.decode(plain, 96)[0].shape == (64, 96, 3)
+  assert _decode(turned, 96)[0].shape == (96, 64, 3)
+  assert _decode(plain, 96)[0].shape == (64, 96, 3)
   # Fill bytes before a segment are allowed and rare: Pillow reads those.
   padded = turned[:2] + b"\xff\xff" + turned[2:]
-  assert fast_images.decode(padded, 96)[0].shape == (96, 64, 3)
+  assert _decode(padded, 96)[0].shape == (96, 64, 3)

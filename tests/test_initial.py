@@ -11,6 +11,7 @@ import runs
 
 from big_siglip import build
 from big_siglip.data import vocabulary
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import ByteTokenizer, make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
@@ -30,9 +31,10 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("initial") / "trained"
   config = runs.config(**TRAINED, seed=7)
   params = build.program(config, build.mesh(config)).init().params
-  data = {"tokenizer": "bytes", "lowercase": True, "pad_id": 1}
+  from etils import epath
+
   saved.save_model(
-    epath.Path(folder), params, config.model, {**data, "resize": "bilinear"}
+    epath.Path(folder), params, config.model, Preprocessing.of(config)
   )
   return folder, runs.flatten(params)
 
@@ -138,7 +140,7 @@ def test_other_preprocessing_is_said(trained, caplog):
   folder, _ = trained
   _start(init__path=str(folder), data__resize="bicubic", data__pad_id=0)
   assert "config.data.resize='bicubic'" in caplog.text
-  assert "config.data.pad_id=0: the weights of" in caplog.text
+  assert "config.data.pad_id=0, not 1, as the weights of" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def _config(folder):
 def test_it_shows_what_training_sees(folder, tmp_path):
   config = _config(folder)
   source = training_data.train_source(config)
-  found = inspection.inspect(source, build.preprocess(config), config, 40)
+  found = inspection.inspect(source, build.views(config), config, 40)
   assert found.images_per_second > 0
-  stages = ("read", "decode", "resize", "tokenize", "batch")
+  stages = ("read", "decode", "image", "text")
   assert tuple(found.milliseconds) == stages
   assert all(value > 0 for value in found.milliseconds.values())
   assert found.epochs == {"epochs": 60 * 16 / 12}
@@ -69,7 +69,7 @@ def test_what_cannot_be_opened_or_drawn_is_told_in_short(tmp_path, recwarn):
     data__max_skipped=0.5,
   )
   source = training_data.train_source(config)
-  found = inspection.inspect(source, build.preprocess(config), config, 40)
+  found = inspection.inspect(source, build.views(config), config, 40)
   (fault,) = found.faults
   assert fault.name.endswith("00002.tar") and fault.kind == "missing"
   recwarn.clear()

@@ -49,6 +49,11 @@ def _load(example, rng):
   }
 
 
+_VIEWS = [
+  loading.OneByOne(
+    _load, {"source": "int64", "number": "int64", "draw": "float64"}
+  )
+]
 LENGTHS = {"a": 12, "b": 50, "c": 7}
 WEIGHTS = {"a": 1.0, "b": 5.0, "c": 2.5}
 
@@ -61,7 +66,7 @@ def _mixture(bad=(), lengths=LENGTHS, weights=WEIGHTS):
 
 def _batches(source, count, **options):
   options = dict(batch_size=17, seed=3, num_threads=0) | options
-  batches = pipeline.train_batches(source, loading.OneByOne(_load), **options)
+  batches = pipeline.train_batches(source, _VIEWS, **options)
   try:
     return list(itertools.islice(batches, count))
   finally:
@@ -175,7 +180,7 @@ def test_resumed_on_two_one_and_four_processes_it_is_the_same_run():
     for process in range(count):
       batches = pipeline.train_batches(
         _mixture(bad=(5,)),
-        loading.OneByOne(_load),
+        _VIEWS,
         seed=3,
         start=start,
         process_index=process,
@@ -240,14 +245,18 @@ class Billion:
   def __getitem__(self, index):
     return sources.Example(b"", ("",), str(index))
 
-def load(examples, seeds, out=None):
-  return {"number": np.array([int(e.name) for e in examples])}, {}
+class Nothing:
+  name = "nothing"
+  def fields(self, batch):
+    return {}
+  def __call__(self, examples, rngs, out):
+    return {}
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tracemalloc.start()
 start = time.perf_counter()
 source = mixture.Mixture({"a": Billion(), "b": Billion()}, {"a": 1, "b": 3})
-batches = pipeline.train_batches(source, load, batch_size=64, seed=1)
+batches = pipeline.train_batches(source, [Nothing()], batch_size=64, seed=1)
 first = next(batches)
 seconds = time.perf_counter() - start
 batches.close()

@@ -20,7 +20,7 @@ import pytest
 
 from big_siglip.data import faults, images, order, pipeline, rows, sources, text
 from big_siglip.data.mixture import Mixture
-from big_siglip.data.preprocess import Preprocess
+from big_siglip.data.views import Pixels, Tokens, view
 from big_siglip.errors import RunStopped, Stalled
 
 NUM_EXAMPLES = 20
@@ -51,12 +51,12 @@ def _number(example, rng):
   }
 
 
-_load_number = loading.OneByOne(_number)
+_load_number = loading.OneByOne(_number, {"number": "int64", "draw": "float64"})
 
 
-def _batches(source, count, load=_load_number, **options):
+def _batches(source, count, views=(_load_number,), **options):
   options = dict(batch_size=8, seed=3, num_threads=0) | options
-  batches = pipeline.train_batches(source, load, **options)
+  batches = pipeline.train_batches(source, views, **options)
   try:
     return list(itertools.islice(batches, count))
   finally:
@@ -94,10 +94,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def preprocess():
-  return Preprocess(
-    text.make_tokenizer("bytes"), 16, 12, crop_min_area=0.3, flip=True
-  )
+def views():
+  pixels = Pixels(16, crop_min_area=0.3, flip=True)
+  return pixels, Tokens(text.make_tokenizer("bytes"), 12)
 
 
 def test_same_seed_same_batches_other_seed_other_batches():
@@ -147,7 +146,7 @@ def test_any_batch_can_be_started_from():
   for start in (1, 5, 11):
     _assert_equal(_batches(source, 12 - start, start=start), whole[start:])
   late = pipeline.train_batches(
-    source, _load_number, batch_size=8, seed=3, start=10**9
+    source, [_load_number], batch_size=8, seed=3, start=10**9
   )
   assert late.next_batch == 10**9
   next(late)
@@ -155,16 +154,16 @@ def test_any_batch_can_be_started_from():
   late.close()
 
 
-def test_threads_and_workers_change_nothing(folder, preprocess):
+def test_threads_and_workers_change_nothing(folder, views):
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain hands them to its workers.
   source = sources.open_source("folder", "all", folder)
-  plain = _batches(source, 6, preprocess, start=2)
+  plain = _batches(source, 6, views, start=2)
   for options in (dict(num_threads=1), dict(num_threads=4)):
-    _assert_equal(_batches(source, 6, preprocess, start=2, **options), plain)
+    _assert_equal(_batches(source, 6, views, start=2, **options), plain)
   for threads in (0, 4):
     workers = _batches(
-      source, 6, preprocess, start=2, num_workers=2, num_threads=threads
+      source, 6, views, start=2, num_workers=2, num_threads=threads
     )
     _assert_equal(workers, plain)
 
@@ -187,12 +186,10 @@ def test_draws_depend_on_seed_epoch_and_index_alone():
   assert not set(_column(other, "draw")) & set(draws.values())
 
 
-def test_augmentation_changes_between_epochs_not_between_runs(
-  folder, preprocess
-):
+def test_augmentation_changes_between_epochs_not_between_runs(folder, views):
   source = sources.open_source("folder", "all", folder)
   seen = {}
-  for batch in _batches(source, 10, preprocess, batch_size=20):
+  for batch in _batches(source, 10, views, batch_size=20):
     for index, image, tokens in zip(
       batch["index"], batch["image"], batch["text"], strict=True
     ):
@@ -202,13 +199,13 @@ def test_augmentation_changes_between_epochs_not_between_runs(
   assert len(set(texts_of_0)) == 2  # Both captions get their turn.
 
 
-def test_captions_of_an_image_have_its_number(folder, preprocess):
+def test_captions_of_an_image_have_its_number(folder, views):
   """In a mixture too, where another source may have as many examples."""
   options = sources.Options(captions="all")
   every = sources.open_source("folder", "all", folder, options)
   mixed = Mixture(dict.fromkeys("ab", every), {"a": 1.0, "b": 2.0})
   for source, examples in ((every, 40), (mixed, 80)):
-    batches = _batches(source, 6, preprocess, batch_size=40)
+    batches = _batches(source, 6, views, batch_size=40)
     index, image_index = (
       _column(batches, "index"),
       _column(batches, "image_index"),
@@ -219,14 +216,14 @@ def test_captions_of_an_image_have_its_number(folder, preprocess):
       assert first == number // 2 * 2
       assert source[int(first)].image == source[int(number)].image
   one = sources.open_source("folder", "all", folder)
-  (batch,) = _batches(one, 1, preprocess, batch_size=40)
+  (batch,) = _batches(one, 1, views, batch_size=40)
   np.testing.assert_array_equal(batch["image_index"], batch["index"])
 
 
 def test_plain_squash_is_the_same_in_every_epoch(folder):
   source = sources.open_source("folder", "all", folder)
-  preprocess = Preprocess(text.make_tokenizer("bytes"), 16, 12)
-  batch = _batches(source, 1, preprocess, batch_size=40)[0]
+  views = Pixels(16), Tokens(text.make_tokenizer("bytes"), 12)
+  batch = _batches(source, 1, views, batch_size=40)[0]
   assert batch["image"].shape == (40, 16, 16, 3)
   assert batch["image"].dtype == np.uint8
   assert batch["text"].shape == (40, 12) and batch["text"].dtype == np.int32
@@ -235,13 +232,11 @@ def test_plain_squash_is_the_same_in_every_epoch(folder):
     np.testing.assert_array_equal(image, images.resize(decoded, 16))
 
 
-def test_both_decoders_cut_the_same_boxes(folder, preprocess):
+def test_both_decoders_cut_the_same_boxes(folder, views):
   """Pixels of JPEG's own scaling are close; everything drawn is equal."""
   source = sources.open_source("folder", "all", folder)
-  fast = dataclasses.replace(preprocess, decoder="fast")
-  for exact, near in zip(
-    _batches(source, 3, preprocess), _batches(source, 3, fast), strict=True
-  ):
+  fast = _batches(source, 3, views, decoder="fast")
+  for exact, near in zip(_batches(source, 3, views), fast, strict=True):
     for key in ("index", "text", "faults", "skipped"):
       np.testing.assert_array_equal(near[key], exact[key])
     np.testing.assert_allclose(
@@ -250,9 +245,9 @@ def test_both_decoders_cut_the_same_boxes(folder, preprocess):
     assert np.abs(near["image"] - exact["image"].astype(float)).mean() < 12
 
 
-def test_unreadable_image_is_replaced_counted_and_named(folder, preprocess):
+def test_unreadable_image_is_replaced_counted_and_named(folder, views):
   source = sources.open_source("folder", "all", folder)
-  (batch,) = _batches(source, 1, preprocess, batch_size=20)
+  (batch,) = _batches(source, 1, views, batch_size=20)
   assert batch["image"].shape == (20, 16, 16, 3)
   assert 11 not in batch["index"]
   assert batch["faults"].dtype == np.int32
@@ -287,7 +282,7 @@ def test_nothing_readable_stops_with_a_name(threads):
 
 
 def test_real_truncated_photo_is_skipped_among_good_ones(
-  shared_data, tmp_path, preprocess
+  shared_data, tmp_path, views
 ):
   names = ["truncated_jpeg.jpg", "flower.jpg", "hopper_orientation_8.jpg"]
   for name in names:
@@ -295,7 +290,7 @@ def test_real_truncated_photo_is_skipped_among_good_ones(
   rows = "".join(f"{name},a caption\n" for name in names)
   (tmp_path / "captions.csv").write_text("image,caption\n" + rows)
   source = sources.open_source("folder", "all", str(tmp_path))
-  batches = _batches(source, 3, preprocess, batch_size=6)
+  batches = _batches(source, 3, views, batch_size=6)
   assert set(_column(batches, "index")) == {1, 2}
   skipped = faults.from_rows(_column(batches, "skipped"))
   assert {fault.index for fault in skipped} == {0}
@@ -330,7 +325,7 @@ class Trap:
 def test_a_stuck_thread_is_noticed_and_named(caplog):
   batches = pipeline.train_batches(
     Trap(7, "stuck"),
-    _load_number,
+    [_load_number],
     batch_size=8,
     seed=3,
     num_threads=2,
@@ -347,7 +342,7 @@ def test_a_stuck_thread_is_noticed_and_named(caplog):
 
 def test_any_length_of_patience_will_do():
   batches = pipeline.train_batches(
-    Numbers(24), _load_number, batch_size=8, seed=3, stall_seconds=np.inf
+    Numbers(24), [_load_number], batch_size=8, seed=3, stall_seconds=np.inf
   )
   next(batches)
   batches.close()
@@ -358,7 +353,7 @@ def test_a_stuck_thread_ends_the_program_in_bounded_time():
 import big_siglip.errors, test_pipeline, big_siglip.data.pipeline as pipeline
 with big_siglip.errors.exit_on_error():
   batches = pipeline.train_batches(
-    test_pipeline.Trap(7, "stuck"), test_pipeline._load_number, batch_size=8,
+    test_pipeline.Trap(7, "stuck"), [test_pipeline._load_number], batch_size=8,
     seed=3, num_threads=2, stall_seconds=1)
   try:
     for _ in range(3): next(batches)
@@ -398,7 +393,7 @@ import test_pipeline, big_siglip.data.pipeline as pipeline
 if __name__ == "__main__":
   flags.FLAGS.mark_as_parsed()
   batches = pipeline.train_batches(
-    test_pipeline.Trap(99, "never"), test_pipeline._load_number, batch_size=8,
+    test_pipeline.Trap(99, "never"), [test_pipeline._load_number], batch_size=8,
     seed=3, num_workers=1, num_threads=1)
   next(batches)
   os.kill(os.getpid(), signal.SIGKILL)
@@ -428,7 +423,7 @@ def test_a_stuck_worker_process_is_noticed(capfd):
     flags.FLAGS.mark_as_parsed()
   batches = pipeline.train_batches(
     Trap(7, "stuck"),
-    _load_number,
+    [_load_number],
     batch_size=8,
     seed=3,
     num_workers=2,
@@ -501,17 +496,18 @@ def test_the_order_is_that_of_grains_own_shuffle():
       assert draws[place].epoch == place // length
 
 
-def test_large_images_are_held_a_few_at_a_time(folder, preprocess, monkeypatch):
+def test_large_images_are_held_a_few_at_a_time(folder, views, monkeypatch):
   """And all of them where they are small: the batches are the same."""
   source = sources.open_source("folder", "all", folder)
-  whole = _batches(source, 3, preprocess, batch_size=20)
+  whole = _batches(source, 3, views, batch_size=20)
   held = []
 
-  def counted(examples, seeds, out=None):
+  def counted(views, batch, examples, *rest, **options):
     held.append(len(examples))
-    return preprocess(examples, seeds, out)
+    return view.fill(views, batch, examples, *rest, **options)
 
+  monkeypatch.setattr(rows, "fill", counted)
   monkeypatch.setattr(rows, "_BYTES_AT_ONCE", 2_000)
-  _assert_equal(_batches(source, 3, counted, batch_size=20), whole)
+  _assert_equal(_batches(source, 3, views, batch_size=20), whole)
   assert max(len(source[i].image) for i in range(20)) < 2_000 and max(held) > 1
   assert max(held) < 8

@@ -14,7 +14,7 @@ import pytest
 import big_siglip
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
-from big_siglip.trained import saved, serving
+from big_siglip.trained import serving
 
 DATA = {
   "tokenizer": "bytes",
@@ -28,12 +28,15 @@ DATA = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
   """The same parameters as a model's folder and as a bundle."""
-  from etils import epath
-
   place = tmp_path_factory.mktemp("serving")
   config = model_cases.model_config({}, dict(vocab_size=259), embed_dim=32)
   params = jax.device_put(model_cases.random_params(SigLIP(config)))
-  saved.save_model(epath.Path(place / "model"), params, config, DATA)
+  model_cases.save_model(
+    place / "model",
+    params,
+    config,
+    DATA,
+  )
   both = ConfigDict({"model": config, "data": DATA})
   serving.save(place / "bundle", params, both)
   return place
@@ -92,7 +95,8 @@ def test_a_bundle_runs_without_our_code(folders):
   )
   assert done.returncode == 0, done.stderr
   model = big_siglip.load(str(folders / "model"))
-  size, length = model.preprocess.image_size, model.preprocess.text_length
+  made = model.preprocess.value
+  size, length = made.image_size, made.text_length
   image = np.arange(2 * size * size * 3, dtype=np.uint8)
   rows = dict(
     image=image.reshape(2, size, size, 3),

@@ -193,7 +193,7 @@ def test_two_processes_list_what_one_would_skip(tmp_path):
   source = sources.open_source("tar", "all", config.data.path, options)
   batches = pipeline.train_batches(
     source,
-    loading.OneByOne(lambda example, rng: _decoded(example)),
+    [loading.OneByOne(lambda example, rng: _decoded(example), {"n": "int64"})],
     batch_size=16,
     seed=config.seed,
     num_threads=0,

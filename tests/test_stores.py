@@ -22,9 +22,9 @@ import runs
 import test_formats
 
 from big_siglip.data import pipeline, sources
-from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Options
 from big_siglip.data.text import make_tokenizer
+from big_siglip.data.views import Pixels, Tokens
 from big_siglip.errors import UserError
 
 # gcsfs would ask what kind of bucket it is, over TLS; it reads this at import.
@@ -129,17 +129,15 @@ def test_every_format_is_read(bucket, formats, images, label):
 @pytest.mark.parametrize("label", ["csv", "tar", "parquet", "tfds"])
 def test_batches_are_those_of_local_files(bucket, formats, label, num_workers):
   flags.FLAGS.mark_as_parsed()  # grain hands them to its workers.
-  preprocess = Preprocess(make_tokenizer("bytes"), 32, 16)
+  views = Pixels(32), Tokens(make_tokenizer("bytes"), 16)
   how = dict(batch_size=8, seed=1, num_threads=4)
   remote = _open(bucket, formats, label)
   local = sources.open_source(*formats[label])
   with (
     contextlib.closing(
-      pipeline.train_batches(remote, preprocess, num_workers=num_workers, **how)
+      pipeline.train_batches(remote, views, num_workers=num_workers, **how)
     ) as found,
-    contextlib.closing(
-      pipeline.train_batches(local, preprocess, **how)
-    ) as expected,
+    contextlib.closing(pipeline.train_batches(local, views, **how)) as expected,
   ):
     for _ in range(5):
       batch, same = next(found), next(expected)

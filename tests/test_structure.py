@@ -86,7 +86,7 @@ def _modules(*names):
 # A layer imports what stands in it or below. Each module belongs to the longest
 # name that it starts with; one that none names fails.
 LAYERS = (
-  ("errors", "data.faults"),
+  ("errors", "data.batch", "data.faults"),
   ("schema", "data.cleaning"),
   ("config", "sharding", "platforms", "plan.hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules", "data"),

@@ -227,10 +227,10 @@ def test_a_folder_with_tokenizer_json_alone_comes_in_and_goes_out(
   assert "tokenizer.json" in names
   assert not any(name.endswith(".model") for name in names)
   found = find_preprocessing(open_weights(str(tmp_path / "hf")))
-  assert found["clean"] == "canonical", "as our own file says"
+  assert found.clean == "canonical", "as our own file says"
   (tmp_path / "hf" / "preprocessing.json").unlink()
   found = find_preprocessing(open_weights(str(tmp_path / "hf")))
-  assert found == {
+  assert found.data_fields() == {
     "tokenizer": str(tmp_path / "hf" / "tokenizer.json"),
     "lowercase": True,
     "clean": "none",

@@ -115,12 +115,12 @@ def _check(run, exported, photos):
     text=texts,
     images=[Image.open(file) for file in files],
     padding="max_length",
-    max_length=ours.preprocess.text_length,
+    max_length=ours.preprocess.value.text_length,
     truncation=True,
     return_tensors="pt",
   )
   tokens = make_tokenizer(str(run / "tokenizer.model"))(
-    texts, ours.preprocess.text_length
+    texts, ours.preprocess.value.text_length
   )
   np.testing.assert_array_equal(inputs["input_ids"], tokens)
   pixels = np.stack([ours.prepare_image(file) for file in files])

@@ -77,7 +77,7 @@ def test_out_and_in_again_gives_the_same_bits(tmp_path, name, scan, head):
   export.FORMATS[name](tmp_path / suffix, params, config)
   again, weights = _read(tmp_path / suffix, scan)
   assert weights.format == name
-  assert find_preprocessing(weights)["tokenizer"] == "bytes"
+  assert find_preprocessing(weights).tokenizer == "bytes"
   runs.assert_same(runs.flatten(again), runs.flatten(params))
 
 
@@ -177,11 +177,15 @@ def test_the_preprocessing_goes_out_and_comes_in(
   assert weights.model.image.image_size == 20
   assert weights.model.image.drop_border
   found = find_preprocessing(weights)
-  copy = pathlib.Path(found.pop("tokenizer"))
+  copy = pathlib.Path(found.tokenizer)
   assert copy.read_bytes() == spiece.read_bytes()
   assert moved in copy.parents
-  assert found == dict(
-    lowercase=False, clean="html", pad_id=0, resize="big_vision"
+  assert found.data_fields() == dict(
+    lowercase=False,
+    clean="html",
+    pad_id=0,
+    resize="big_vision",
+    tokenizer=str(copy),
   )
   said = "does not do config.data.resize='big_vision'" in caplog.text
   assert said == (name == "huggingface")
@@ -417,7 +421,7 @@ def test_an_imported_repository_is_a_model_that_evaluates(
   assert "huggingface" in output
   ours = big_siglip.load(str(tmp_path / "model"))
   runs.assert_same(runs.flatten(ours.params), runs.flatten(params))
-  assert ours.preprocess.resize == "bicubic"
+  assert ours.preprocess.value.resize == "bicubic"
   assert (tmp_path / "model" / "tokenizer.model").exists()
   file = tmp_path / "m.npz"
   flags = "--checkpoint=" + str(tmp_path / "model"), f"--output={file}"

@@ -50,20 +50,20 @@ def main(argv: list[str]) -> None:
 
     platforms.prepare()
     weights = open_weights(_WEIGHTS.value)
-    data = find_preprocessing(weights, _TOKENIZER.value)
-    config = ConfigDict({"model": weights.model, "data": data})
+    preprocessing = find_preprocessing(weights, _TOKENIZER.value)
+    config = ConfigDict({"model": weights.model, "data": {}})
     params = saved.load_weights(weights, config, sharding.make_mesh())
     output = epath.Path(_OUTPUT.value)
     if "://" not in _OUTPUT.value:
       output = output.expanduser().resolve()
-    saved.save_model(output, params, weights.model, data)
+    saved.save_model(output, params, weights.model, preprocessing)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   answer = {
     "format": weights.format,
     "parameters": count,
     "image": f"{weights.model.image.size} at {weights.model.image.image_size}",
     "text": f"{weights.model.text.size}, {weights.model.text.length} tokens",
-    **data,
+    **preprocessing.data_fields(),
     "output": str(output),
   }
   if _JSON.value:

@@ -41,7 +41,7 @@ def main(config: ConfigDict) -> None:
     config, taken = from_init.fill(config)
     source = training_data.train_source(config)
     found = inspection.inspect(
-      source, build.preprocess(config), config, _COUNT.value
+      source, build.views(config), config, _COUNT.value
     )
     try:
       inspection.draw(found, _OUTPUT.value)

@@ -6,9 +6,8 @@ import os
 import threading
 from typing import Any
 
-import numpy as np
-
-from big_siglip.data.rows import Batch, joined, LoadRows
+from big_siglip.data.batch import Batch, empty, rows_of
+from big_siglip.data.rows import LoadRows
 
 _ROWS_AT_ONCE = 64  # That a thread loads.
 
@@ -25,26 +24,19 @@ class LoadBatch:
     # Two batches are under way, and no thread shall be left without.
     most = max(1, min(_ROWS_AT_ONCE, 2 * count // max(num_threads, 1), count))
     self._part = max(n for n in range(1, most + 1) if count % n == 0)
-    self._like: Batch = {}  # One row, of no meaning, once they are known.
 
   def __call__(self, number: int) -> Batch:
-    """Returns batch `number` of this process."""
-    start = int(number) * self._count
-    firsts = range(0, self._count, self._part)
-    batch = {
-      name: np.empty((self._count, *row.shape), row.dtype)
-      for name, row in self._like.items()
-    }
+    """Returns this process's rows of global batch `number`."""
+    number = int(number)
+    batch = empty(self._load_rows.fields(number), self._count)
 
-    def load(first: int) -> Batch:
-      out = {k: v[first : first + self._part] for k, v in batch.items()}
-      return self._load_rows(start + first, self._part, out or None)
+    def load(first: int) -> None:
+      rows = rows_of(batch, slice(first, first + self._part))
+      self._load_rows(number * self._count + first, rows)
 
     run = self._pool.map if self._pool else map
-    parts = list(run(load, firsts))
-    if not batch:
-      batch = joined(parts)
-      self._like = {name: value[0].copy() for name, value in batch.items()}
+    for _ in run(load, range(0, self._count, self._part)):
+      pass
     return batch
 
   def close(self) -> None:

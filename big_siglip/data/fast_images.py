@@ -5,7 +5,6 @@ size, and OpenCV resizes. docs/data.md says what each gains, and how far pixels
 lie from those of `images`, which is exact and what evaluations use.
 """
 
-from collections.abc import Callable
 import functools
 import io
 import math
@@ -31,55 +30,67 @@ _FRAME = struct.Struct(">BHHB")
 _LARGEST_SHRINK = 4  # Beyond, where few images are, Pillow resizes.
 
 
-def decode(
-  data: bytes,
-  size: int,
-  choose_box: Callable[[int, int], Box | None] | None = None,
-  max_pixels: int = images.MAX_PIXELS,
-) -> tuple[np.ndarray, Box | None]:
-  """Decodes at the least scale that `resize` to `size` needs, where that pays.
+def shape(
+  data: bytes, max_pixels: int = images.MAX_PIXELS
+) -> tuple[int, int] | None:
+  """Returns (height, width) of an image that `decode` takes; reads its header.
 
-  JPEG's inverse DCT gives a half, a quarter or an eighth of the sides for less
-  work. Anything but an upright, sound 8-bit RGB or grey JPEG goes to Pillow.
+  Anything but an upright, sound 8-bit RGB or grey JPEG is Pillow's: None. So is
+  what is too large; Pillow has the words for it.
 
   Args:
     data: an encoded image.
-    size: side in pixels of what the box will be resized to.
-    choose_box: (height, width) of the whole image -> the box to cut; None, or
-      a box that is None, stands for the whole.
-    max_pixels: larger images are refused before their pixels are decoded.
+    max_pixels: that are decoded.
+  """
+  found = _plain_jpeg_shape(data)
+  if found is None or not 0 < math.prod(found) <= max_pixels:
+    return None
+  return found
+
+
+def scale(height: float, width: float, size: int) -> float:
+  """Returns the least scale at which `resize` to `size` loses nothing.
+
+  JPEG's inverse DCT gives a half, a quarter or an eighth of the sides for less
+  work. Scales in between save little time, and move pixels as far.
+
+  Args:
+    height: of what will be resized, in pixels of the whole image.
+    width: the same.
+    size: side in pixels of the result.
 
   Returns:
-    RGB uint8 [H, W, 3], and the box in its pixels.
-
-  Raises:
-    BadImage: as `images.decode`.
+    1/8, 1/4, 1/2 or 1.
   """
-  shape = _plain_jpeg_shape(data)
-  # Pillow also refuses what is too large, and has the words for it.
-  if shape is None or not 0 < math.prod(shape) <= max_pixels:
-    image = images.decode(data, max_pixels)
-    return image, choose_box and choose_box(*image.shape[:2])
-  height, width = shape
-  box = choose_box and choose_box(height, width)
-  left, top, right, bottom = box or (0, 0, width, height)
-  shrink = min((right - left) / size, (bottom - top) / size)
-  # Scales in between save little time, and move pixels as far.
-  scale = 1 / 8
-  while scale * shrink < 1 and scale < 1:
-    scale *= 2
+  shrink = min(width / size, height / size)
+  found = 1 / 8
+  while found * shrink < 1 and found < 1:
+    found *= 2
+  return found
+
+
+def decode(
+  data: bytes, height: int, width: int, scale: float
+) -> np.ndarray | None:
+  """Returns a JPEG file's pixels at a part of its size, RGB uint8 [H, W, 3].
+
+  None: libjpeg warns of it; Pillow knows what to refuse, and why.
+
+  Args:
+    data: an encoded image.
+    height: `shape` of it.
+    width: the same.
+    scale: the share of its sides; rounded up, so that the last row and column
+      may reach beyond the image.
+  """
   try:
-    image = simplejpeg.decode_jpeg(
+    return simplejpeg.decode_jpeg(
       data,
       min_height=math.ceil(height * scale),
       min_width=math.ceil(width * scale),
     )
-  except ValueError:  # libjpeg warns; Pillow knows what to refuse, and why.
-    return images.decode(data, max_pixels), box
-  if scale == 1:
-    return image, box
-  # The last row and column may reach beyond the image.
-  return image, (left * scale, top * scale, right * scale, bottom * scale)
+  except ValueError:
+    return None
 
 
 def resize(

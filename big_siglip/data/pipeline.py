@@ -7,7 +7,7 @@ threads, and one integer, the number of the next batch, is all there is to save,
 for a mixture too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import sys
 
@@ -15,15 +15,15 @@ from absl import logging
 import grain
 
 from big_siglip.data import order, rows
+from big_siglip.data.batch import Batch
 from big_siglip.data.batches import LoadBatch
 from big_siglip.data.delivery import Delivery, Watch
 from big_siglip.data.mixture import Mixture
 from big_siglip.data.sources import Source
+from big_siglip.data.views import View
 from big_siglip.errors import RunStopped, UserError
 
 MAX_RESTARTS = 3  # Times that lost worker processes are replaced.
-
-Batch = rows.Batch
 
 
 class TrainBatches(Iterator[Batch]):
@@ -83,7 +83,7 @@ class TrainBatches(Iterator[Batch]):
 
 def train_batches(
   source: Source,
-  load: rows.Load,
+  views: Sequence[View],
   *,
   batch_size: int,
   seed: int,
@@ -92,14 +92,15 @@ def train_batches(
   process_count: int = 1,
   num_workers: int = 0,
   num_threads: int = 8,
+  decoder: str = "pillow",
   stall_seconds: float = 0,
 ) -> TrainBatches:
   """Returns this process's rows of the global batches `start`, `start` + 1 ...
 
   Args:
     source: the examples, or a `Mixture`; picklable if there are workers.
-    load: turns examples into arrays, such as a `Preprocess`; all it draws comes
-      from a seed for each of them, which depends on (seed, epoch, index) alone.
+    views: make the arrays of a batch; all that one draws for an example comes
+      from a stream of its own, which depends on (seed, epoch, index) alone.
     batch_size: over all processes.
     seed: in [0, 2**32).
     start: the first global batch to return.
@@ -108,19 +109,21 @@ def train_batches(
     num_workers: processes that load, spawned (a program needs its `if __name__
       == "__main__"`); 0 loads in this one.
     num_threads: threads that load, in every worker.
+    decoder: "pillow", exact, or "fast": see `fast_images`.
     stall_seconds: how long `next` waits for a batch; 0: for ever. What takes
       half as long to load is warned of, by name.
 
   Returns:
-    Batches of what `load` returns, b = batch_size / process_count rows, and
-    "index" int64 [b]: the number of each row's example in `source`;
-    "image_index" int64 [b]: that of the first example with the same image;
-    "faults" int32 [b, K]: what happened before it was found, by
+    Batches of what all views make, b = batch_size / process_count rows, and of
+    `rows.METADATA`: "index" int64 [b]: the number of each row's example in
+    `source`; "image_index" int64 [b]: that of the first example with the same
+    image; "faults" int32 [b, K]: what happened before it was found, by
     `faults.COUNTERS`; "skipped" `faults.SKIPPED` [b, MAX_SKIPS]: in whose place
     it came.
 
   Raises:
     UserError: an empty source, or sizes that do not fit.
+    ValueError: two views make the same array.
     RunStopped: by `next`, when nothing seems readable.
   """
   _check(len(source), batch_size, process_index, process_count)
@@ -133,7 +136,10 @@ def train_batches(
     lengths, weights = source.lengths, source.weights
   draws = order.draws(lengths, weights, seed)
   watch = Watch(stall_seconds / 2)
-  load_rows = rows.LoadRows(source, load, seed, place, draws, watch)
+  load_rows = rows.LoadRows(
+    *(source, tuple(views), seed, place, draws, watch), fast=decoder == "fast"
+  )
+  load_rows.fields(start)  # Views that do not go together are told here.
 
   def batches_from(start: int) -> Delivery:
     load_batch = LoadBatch(load_rows, count, num_threads)

@@ -4,16 +4,18 @@ from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 import numpy as np
 
 from big_siglip.data import faults
+from big_siglip.data.batch import Batch, Field, Fields, rows_of, union
 from big_siglip.data.delivery import Watch
 from big_siglip.data.mixture import image_index, locate
 from big_siglip.data.order import Draw, Draws
 from big_siglip.data.sources import Example, Source
+from big_siglip.data.views import fill, View
 from big_siglip.errors import BadExample, RunStopped
 
 MAX_TRIES = 16  # Examples to try for one slot of a batch.
@@ -21,31 +23,15 @@ MAX_SKIPS = 4  # Examples left out that one slot can name.
 _BYTES_AT_ONCE = 2**23  # Of encoded images that a thread holds.
 
 Row = dict[str, np.ndarray]
-Batch = dict[str, np.ndarray]
-Seed = tuple[int, ...]  # For `np.random.default_rng`.
 
-
-class Load(Protocol):
-  """From examples to arrays."""
-
-  def __call__(
-    self,
-    examples: Sequence[Example],
-    seeds: Sequence[Seed],
-    out: Batch | None = None,
-  ) -> tuple[Batch, dict[int, BadExample]]:
-    """Returns the rows of n examples, and what is wrong with some of them.
-
-    Args:
-      examples: n of them.
-      seeds: where all randomness of each comes from.
-      out: arrays of n rows, as another call returned them, that may be written
-        to and returned.
-
-    Returns:
-      Arrays [n, ...], of the same shapes for any examples; and by their places
-      among these the bad ones, whose rows hold anything.
-    """
+# What the loader itself says of each row, beside what views make of it; see
+# `pipeline.train_batches`.
+METADATA: Fields = {
+  "index": Field((), "int64"),
+  "image_index": Field((), "int64"),
+  "faults": Field((len(faults.COUNTERS),), "int32"),
+  "skipped": Field((MAX_SKIPS,), faults.SKIPPED),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,42 +97,46 @@ class LoadRows:
   """
 
   source: Source
-  load: Load
+  views: tuple[View, ...]
   seed: int
   place: Placement
   draws: Draws
   watch: Watch
+  fast: bool = False
 
-  def __call__(self, first: int, count: int, out: Batch | None = None) -> Batch:
-    """Returns arrays of `count` rows, and what `train_batches` adds.
+  def fields(self, batch: int) -> Fields:
+    """Returns what a global batch holds: of all views, and `METADATA`."""
+    return union([*(view.fields(batch) for view in self.views), METADATA])
+
+  def __call__(self, first: int, out: Batch) -> None:
+    """Writes rows to arrays of them, as `fields` says.
 
     A decoder drives all else out of a processor's caches. So every step is
     taken for all rows before the next: the small ones cost half as much.
 
     Args:
       first: number of the first row.
-      count: of rows.
-      out: arrays to write to, as another call returned them.
+      out: one array [rows, ...] for each field.
     """
     try:
-      return self._rows(first, count, out)
+      self._rows(first, out)
     finally:
       self.watch.end()
 
-  def _rows(self, first: int, count: int, out: Batch | None) -> Batch:
+  def _rows(self, first: int, out: Batch) -> None:
     faults.take_retries()  # Of rows that were never finished.
+    batch, count = first // self.place.rows, len(out["index"])
     slots = [
       _Slot(self.seed, draw, draw.index)
       for draw in map(self._draw, range(first, first + count))
     ]
-    parts, done = [], 0
+    done = 0
     while done < count:
       examples = self._read_some(slots[done:])
       end = done + len(examples)
-      here = out and {name: value[done:end] for name, value in out.items()}
-      parts.append(self._fill(slots[done:end], examples, here))
+      here = rows_of(out, slice(done, end))
+      self._fill(batch, slots[done:end], examples, here)
       done = end
-    return out or joined(parts)
 
   def _read_some(self, slots: Sequence[_Slot]) -> list[Example]:
     """Returns the first examples, as many as may be held."""
@@ -160,28 +150,22 @@ class LoadRows:
 
   def _fill(
     self,
+    batch: int,
     slots: Sequence[_Slot],
     examples: Sequence[Example],
-    out: Batch | None,
-  ) -> Batch:
-    """Returns all arrays of some rows, `out` if there is one."""
-    loaded, bad = self._load(slots, examples, out)
+    out: Batch,
+  ) -> None:
+    """Writes some rows."""
+    bad = self._view(batch, slots, examples, out)
     for i, error in bad.items():
-      for name, value in self._replace(slots[i], examples[i], error).items():
-        shape = (len(slots), *value.shape[1:])
-        loaded.setdefault(name, np.empty(shape, value.dtype))[i] = value[0]
+      row = rows_of(out, slice(i, i + 1))
+      self._replace(batch, slots[i], examples[i], error, row)
     indices = [slot.index for slot in slots]
-    images = [image_index(self.source, index) for index in indices]
-    loaded["index"] = np.array(indices, np.int64)
-    loaded["image_index"] = np.array(images, np.int64)
-    told = [(slot.skipped, slot.retried) for slot in slots]
-    loaded |= faults.as_rows(told, MAX_SKIPS)
-    if out is None:
-      return loaded
-    for name, value in loaded.items():
-      if value is not out[name]:
-        out[name][:] = value
-    return out
+    out["index"][:] = indices
+    out["image_index"][:] = [image_index(self.source, i) for i in indices]
+    found = [(slot.skipped, slot.retried) for slot in slots]
+    for name, value in faults.as_rows(found, MAX_SKIPS).items():
+      out[name][:] = value
 
   def _draw(self, row: int) -> Draw:
     return self.draws[self.place.position(row)]
@@ -197,35 +181,36 @@ class LoadRows:
       finally:
         slot.retried += faults.take_retries()
 
-  def _load(
+  def _view(
     self,
+    batch: int,
     slots: Sequence[_Slot],
     examples: Sequence[Example],
-    out: Batch | None,
-  ) -> tuple[Batch, dict[int, BadExample]]:
+    out: Batch,
+  ) -> dict[int, BadExample]:
     seeds = [(self.seed, slot.draw.epoch, slot.index) for slot in slots]
     more = f" and {len(slots) - 1} more" if len(slots) > 1 else ""
     self.watch.begin(lambda index: self._name(index) + more, slots[0].index)
-    return self.load(examples, seeds, out)
+    return fill(self.views, batch, examples, seeds, out, fast=self.fast)
 
-  def _replace(self, slot: _Slot, example: Example, error: BadExample) -> Batch:
-    """Returns the one row of the first example that is good after all."""
-    while True:
-      slot.skip(example.name, error)
+  def _replace(
+    self,
+    batch: int,
+    slot: _Slot,
+    example: Example,
+    error: BadExample,
+    out: Batch,
+  ) -> None:
+    """Writes the one row of the first example that is good after all."""
+    bad = {0: error}
+    while bad:
+      slot.skip(example.name, bad[0])
       example = self._read(slot)
-      row, bad = self._load([slot], [example], None)
-      if not bad:
-        return row
-      error = bad[0]
+      bad = self._view(batch, [slot], [example], out)
 
   def _name(self, index: int) -> str:
     name, number = locate(self.source, index)
     return f"example {number} of {name or 'the data'}"
-
-
-def joined(parts: Sequence[Batch]) -> Batch:
-  """Returns the rows of all parts."""
-  return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any
 
 from big_siglip.data.embedding_folder import Description, NAME, read
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.embeddings.inputs import Inputs
 from big_siglip.errors import UserError
 from big_siglip.run import workdir
@@ -69,23 +69,11 @@ def describe_model(model: Model, checkpoint: str) -> dict[str, Any]:
     checkpoint: what it was loaded from.
   """
   config = model.config
-  tokenizer = config.data.tokenizer
-  if tokenizer != "bytes":
-    file = pathlib.Path(tokenizer).expanduser()
-    tokenizer = hashlib.sha256(file.read_bytes()).hexdigest()
   image = config.model.image
   return {
     "checkpoint": _resolve(checkpoint),
     "width": config.model.embed_dim or resolve_image(image).width,
-    "preprocessing": {
-      "image_size": image.image_size,
-      "resize": config.data.resize,
-      "tokenizer": tokenizer,
-      "lowercase": config.data.lowercase,
-      "clean": config.data.clean,
-      "pad_id": config.data.pad_id,
-      "text_length": config.model.text.length,
-    },
+    "preprocessing": Preprocessing.of(config).hashed().as_dict(),
     "parameters": saved.fingerprint(model.params),
   }
 
@@ -133,11 +121,12 @@ def _check_fields(
     old, new = getattr(before, field), getattr(now, field)
     if old == new:
       continue
-    if field == "preprocessing":
-      field = next(name for name in new if new[name] != old.get(name))
-      old, new = old.get(field), new[field]
-      field = f"preprocessing.{field}"
     difference = f"{field}={old}, now {new}"
+    if field == "preprocessing":
+      old, new = (Preprocessing.from_dict(value) for value in (old, new))
+      if not (differences := new.differences(old)):
+        continue
+      difference = f"made with other preprocessing ({differences[0]})"
     if field == "parameters":
       difference = (
         f"other parameters, made by {before.checkpoint}, now {now.checkpoint}"

@@ -64,8 +64,7 @@ class Inputs:
     text = self.texts[index]
     if not text.strip():
       raise BadInput("is empty")
-    preprocess = model.preprocess
-    return preprocess.tokenizer([text], preprocess.text_length)[0]
+    return model.preprocess.texts([text])[0]
 
   def _prepare_image(self, model: Model, key: str) -> np.ndarray:
     folder = self.path if self.path.is_dir() else self.path.parent

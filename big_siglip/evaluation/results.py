@@ -8,21 +8,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.run import workdir
 from big_siglip.schema.fields import evaluation_problems
-
-# What decides which pixels and tokens a model sees.
-_PREPROCESSING = (
-  "model.image.image_size",
-  "model.text.length",
-  "data.resize",
-  "data.tokenizer",
-  "data.lowercase",
-  "data.clean",
-  "data.pad_id",
-)
 
 
 def with_evals(
@@ -64,38 +54,14 @@ def preprocessing_problems(trained: ConfigDict, given: ConfigDict) -> list[str]:
     trained: the checkpoint's config.
     given: what it is to be evaluated with.
   """
-  differences = [
-    f"config.{field}={_get(given, field)!r} (checkpoint: "
-    f"{_get(trained, field)!r})"
-    for field in _PREPROCESSING
-    if _differs(field, _get(trained, field), _get(given, field))
-  ]
+  differences = Preprocessing.of(given).differences(Preprocessing.of(trained))
   if not differences:
     return []
   return [
     f"--config preprocesses otherwise than the checkpoint was trained: "
-    f"{', '.join(differences)}; set them back, or give evaluations alone "
+    f"{'; '.join(differences)}; set them back, or give evaluations alone "
     "(--evals)"
   ]
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-  section, _, key = field.rpartition(".")
-  for name in section.split("."):
-    config = config[name]
-  return config[key]
-
-
-def _differs(field: str, trained: Any, given: Any) -> bool:
-  if given is None:  # As the weights have it.
-    return False
-  if field != "data.tokenizer" or trained == given:
-    return trained != given
-  # A run keeps a copy of its tokenizer: another place, the same bytes.
-  files = [epath.Path(path).expanduser() for path in (trained, given)]
-  if not all(file.exists() for file in files):
-    return True
-  return files[0].read_bytes() != files[1].read_bytes()
 
 
 def run(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Result]:

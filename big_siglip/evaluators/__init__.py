@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from big_siglip.data.pipeline import Batch, eval_batches
-from big_siglip.data.preprocess import Preprocess
+from big_siglip.data.batch import Batch
+from big_siglip.data.pipeline import eval_batches
+from big_siglip.data.preprocessing import Preprocess
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluators.calibration import Calibration
@@ -60,7 +61,7 @@ def make_evaluator(
       each device embeds at once: so the last bit of an embedding depends on
       them, but not on the number of devices) and the kind's own fields.
     open_split: opens a split of the data set; captions are read here, once.
-    preprocess: without augmentation.
+    preprocess: what comes before the towers.
     embedders: see `make_embedders`.
 
   Raises:
@@ -227,8 +228,7 @@ class _Loader:
 
   def texts(self, texts: list[str]) -> Callable[[], Iterator[Batch]]:
     """Returns what starts a pass over the texts."""
-    length = self._preprocess.text_length
-    tokens = self._preprocess.tokenizer(texts, length)
+    tokens = self._preprocess.texts(texts)
 
     def load(index: int) -> Batch:
       return {"text": tokens[index], "index": np.int32(index)}

@@ -1,6 +1,6 @@
 """What training will see of its data, and where the time goes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from big_siglip.data import faults
+from big_siglip.data.batch import empty
+from big_siglip.data.decoding import LazyImage
 from big_siglip.data.mixture import epochs, locate, opening_faults
 from big_siglip.data.pipeline import train_batches
-from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Source
+from big_siglip.data.views import ImageView, Sample, Streams, Tokens, View
 from big_siglip.errors import BadExample
 
 _COLUMNS = 6
@@ -47,24 +49,25 @@ class Inspection:
 
 
 def inspect(
-  source: Source, preprocess: Preprocess, config: Any, count: int
+  source: Source, views: Sequence[View], config: Any, count: int
 ) -> Inspection:
   """Loads what training would load first, and measures it.
 
   Args:
     source: the examples.
-    preprocess: from an example to what the model sees.
+    views: see `build.views`.
     config: the whole config.
     count: examples to look at, at least.
   """
   data = config.data
   batches = train_batches(
     source,
-    preprocess,
+    views,
     batch_size=config.batch_size,
     seed=config.seed,
     num_workers=data.num_workers,
     num_threads=data.num_threads,
+    decoder=data.decoder,
     stall_seconds=data.stall_seconds,
   )
   with contextlib.closing(batches):
@@ -78,32 +81,35 @@ def inspect(
   found += [f for b in [first, *rest] for f in faults.from_rows(b["skipped"])]
   return Inspection(
     images_per_second=len(rest) * config.batch_size / elapsed,
-    milliseconds=_stages(source, preprocess, first["index"], count),
+    milliseconds=_stages(
+      source, views, first["index"][:count], fast=data.decoder == "fast"
+    ),
     epochs=epochs(source, config.total_steps * config.batch_size),
     skipped={
       kind: int(n) for kind, n in zip(faults.COUNTERS, counts, strict=True) if n
     },
     faults=tuple(dict.fromkeys(found)),
-    rows=tuple(_rows(source, preprocess, first)),
+    rows=tuple(_rows(source, views, first)),
   )
 
 
-def _rows(source: Source, preprocess: Preprocess, batch) -> Iterator[tuple]:
-  for image, tokens, index in zip(
-    batch["image"], batch["text"], batch["index"], strict=True
+def _rows(source: Source, views: Sequence[View], batch) -> Iterator[tuple]:
+  (tokens,) = (view for view in views if isinstance(view, Tokens))
+  image = batch["image" if "image" in batch else "image_embedding"]
+  for seen, ids, index in zip(
+    image, batch[tokens.name], batch["index"], strict=True
   ):
     name, number = locate(source, int(index))
-    yield name, number, image, preprocess.tokenizer.decode(tokens)
+    yield name, number, seen, tokens.tokenizer.decode(ids)
 
 
 def _stages(
-  source: Source, preprocess: Preprocess, indices: np.ndarray, count: int
+  source: Source, views: Sequence[View], indices: np.ndarray, *, fast: bool
 ) -> dict[str, float]:
   """Returns milliseconds an example, one after the other, in this thread."""
-  spent = dict.fromkeys(("read", "decode", "resize", "tokenize", "batch"), 0.0)
-  rng = np.random.default_rng(0)
-  size = preprocess.image_size
-  rows = []
+  spent = dict.fromkeys(("read", "decode", *(view.name for view in views)), 0.0)
+  outs = [empty(view.fields(0), 1) for view in views]
+  used = 0
 
   @contextlib.contextmanager
   def timed(stage: str):
@@ -111,24 +117,23 @@ def _stages(
     yield
     spent[stage] += time.perf_counter() - start
 
-  for index in indices[:count]:
+  for index in indices:
     try:
       with timed("read"):
         example = source[int(index)]
-      image = example.image
-      if not isinstance(image, np.ndarray):
-        with timed("decode"):
-          pixels, box = preprocess.decode(image, rng)
-        with timed("resize"):
-          image = preprocess.squash(pixels, box)
+      image = LazyImage(example.image, fast)
+      sample = Sample(**{**vars(example), "image": image})
+      for view, out in zip(views, outs, strict=True):
+        rngs = Streams([(0, 0, int(index))], view.name)
+        if isinstance(view, ImageView):
+          with timed("decode"):
+            image.decoded(view.scale(*image.shape(), rngs[0]) if fast else None)
+        with timed(view.name):
+          view([sample], rngs, out)
     except BadExample:
       continue
-    with timed("tokenize"):
-      preprocess.tokenizer([example.texts[0]], preprocess.text_length)
-    rows.append(image)
-  with timed("batch"):
-    np.stack(rows or [np.zeros((size, size, 3), np.uint8)])
-  return {k: 1e3 * seconds / max(len(rows), 1) for k, seconds in spent.items()}
+    used += 1
+  return {k: 1e3 * seconds / max(used, 1) for k, seconds in spent.items()}
 
 
 def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import sharding
+from big_siglip.data.preprocessing import Preprocessing, RULES
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
@@ -130,17 +131,15 @@ def fit_to(config: ConfigDict, data: Mapping[str, Any]) -> Fit:
   return Fit(config, _shared_pieces(data, config.data) if has_text else None)
 
 
-def warn_of_differences(trained, given, path: str) -> None:
+def warn_of_differences(trained: ConfigDict, given: ConfigDict) -> None:
   """Says in which fields the preprocessing is not that of the weights."""
-  for field in ("lowercase", "clean", "pad_id", "resize"):
-    if field in trained and trained[field] != given[field]:
-      logging.warning(
-        "config.data.%s=%r: the weights of %s were trained with %r",
-        field,
-        given[field],
-        path,
-        trained[field],
-      )
+  if not trained.data:  # Published weights, without their tokenizer.
+    return
+  now, before = map(Preprocessing.of, (given, trained))
+  for line in now.differences(before, RULES):
+    logging.warning(
+      "%s, as the weights of %s were trained with", line, given.init.path
+    )
 
 
 def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from big_siglip import build, sharding
 from big_siglip.data import images as image_data
-from big_siglip.data.preprocess import Preprocess
+from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_embedders
 from big_siglip.models import make_model
@@ -36,7 +36,7 @@ class Model:
     config: `model` and `data` (preprocessing) of its training.
     params: the parameters.
     mesh: where they lie.
-    preprocess: without augmentation.
+    preprocess: what comes before the towers.
     embedders: see `evaluators.make_embedders`.
     batch_size: rows that are embedded at once.
   """
@@ -70,8 +70,7 @@ class Model:
     """Returns TE float32 of length 1."""
     if isinstance(texts, str):
       raise UserError("texts: must be a list of strings, not one string")
-    length = self.preprocess.text_length
-    tokens = self.preprocess.tokenizer(list(texts), length)
+    tokens = self.preprocess.texts(list(texts))
     return self._embed(self.embedders.text, tokens)
 
   def logits(
@@ -109,9 +108,7 @@ class Model:
         f"an image of dtype {image.dtype} and shape {list(image.shape)}: must "
         "be uint8 [height, width, 3]"
       )
-    return image_data.resize(
-      image, self.preprocess.image_size, self.preprocess.resize
-    )
+    return self.preprocess.image(image)
 
   def _embed(self, embed, rows: Iterable[np.ndarray]) -> np.ndarray:
     parts = [
@@ -140,8 +137,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def _model(config: ConfigDict, params: Any, mesh: Mesh) -> Model:
   embedders = make_embedders(make_model(config.model), mesh)
-  plain = build.plain_preprocess(config)
-  return Model(config, params, mesh, plain, embedders)
+  preprocess = build.preprocess(config)
+  return Model(config, params, mesh, preprocess, embedders)
 
 
 def _batches(

@@ -4,7 +4,6 @@ Towers may differ from those of the weights in resolution, patch size, text
 length and vocabulary; everything else must be alike.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -47,15 +46,15 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
   towers = {name.split("/")[0] for name in names}
   if not any(wanted(name) for name in names):
     return random  # A new text tower for embeddings.
-  source, data = _load(path, config.model.scan, mesh)
+  origin, source = _load(path, config.model.scan, mesh)
   # A tower that the run does not have has nothing to be compared with.
   old = {
     name: leaf
     for name, leaf in source.items()
     if wanted(name) and name.split("/")[0] in towers
   }
-  warn_of_differences(data, config.data, path)
-  params, taken = take(old, random, fit_to(config, data))
+  warn_of_differences(origin, config)
+  params, taken = take(old, random, fit_to(config, origin.data))
   problems = [
     f"config.init.path={path}: has no {name}"
     for name in taken.fresh
@@ -107,11 +106,11 @@ def change(params: Any, before: Any) -> dict[str, float]:
 
 def _load(
   path: str, scan: bool, mesh: Mesh
-) -> tuple[dict[str, jax.Array], Mapping[str, Any]]:
-  """Returns parameters, stacked as `scan` says, and the preprocessing."""
+) -> tuple[ConfigDict, dict[str, jax.Array]]:
+  """Returns the config, and parameters stacked as `scan` says."""
   config, params = saved.load(path, mesh, tokenizer=False)
   whole = sharding.flatten(merged(params, config.model))
-  return restack_leaves(whole, scan), config.data
+  return config, restack_leaves(whole, scan)
 
 
 def _leaves(params: Any):

@@ -1,6 +1,6 @@
 """A trained model, found again: a folder or file -> config and parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import hashlib
 import json
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from big_siglip import build, sharding
 from big_siglip.checkpoint import restore_params, save_params
 from big_siglip.config import has_image_tower
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
@@ -126,7 +127,7 @@ def load_config(run: epath.Path) -> ConfigDict:
 
 
 def save_model(
-  folder: epath.Path, params: Any, model: Any, data: Mapping[str, Any]
+  folder: epath.Path, params: Any, model: Any, preprocessing: Preprocessing
 ) -> None:
   """Writes parameters and preprocessing as a run's folder, at step 0.
 
@@ -134,7 +135,7 @@ def save_model(
     folder: must not hold a run yet.
     params: the parameters.
     model: `config.model`.
-    data: the preprocessing: tokenizer, lowercase, pad_id, clean, resize.
+    preprocessing: of the model.
 
   Raises:
     UserError: the folder holds a run, or cannot be written.
@@ -142,10 +143,10 @@ def save_model(
   if (folder / "config.json").exists():
     raise UserError(f"{folder}: holds a run already; take another folder")
   checkpoint = folder / "checkpoints" / "0"
-  config = ConfigDict({"model": model, "data": dict(data), "evals": {}})
+  config = _config(model, preprocessing)
   try:
     checkpoint.mkdir(parents=True, exist_ok=True)
-    workdir.keep_tokenizer(folder, data["tokenizer"])
+    workdir.keep_tokenizer(folder, preprocessing.tokenizer)
   except OSError as error:
     raise UserError(f"{folder}: not writable ({error.strerror})") from error
   save_params(checkpoint, params)
@@ -177,14 +178,12 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
 
 def published_config(weights: Weights) -> ConfigDict:
   """Returns `model` and `data` of published weights."""
-  data = find_preprocessing(weights)
-  return ConfigDict(
-    {
-      "model": weights.model,
-      "data": dict(data),
-      "evals": {},
-    }
-  )
+  return _config(weights.model, find_preprocessing(weights))
+
+
+def _config(model: Any, preprocessing: Preprocessing) -> ConfigDict:
+  data = preprocessing.data_fields()
+  return ConfigDict({"model": model, "data": data, "evals": {}})
 
 
 def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:

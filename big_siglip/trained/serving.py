@@ -20,8 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip.data import images as image_data
-from big_siglip.data.text import make_tokenizer, Tokenizer
+from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.run import workdir
@@ -90,14 +89,14 @@ class Bundle:
 
   Attributes:
     settings: serving.json.
-    tokenizer: of the text tower.
+    preprocess: what comes before the towers.
     image: (parameters, uint8 BHW3) -> BE, compiled when first called.
     text: (parameters, int32 BL) -> BE, as well.
     params: of both, by path.
   """
 
   settings: dict[str, Any]
-  tokenizer: Tokenizer
+  preprocess: Preprocess
   image: Any
   text: Any
   params: dict[str, jax.Array]
@@ -108,15 +107,12 @@ class Bundle:
     Raises:
       BadImage: one of them cannot be decoded.
     """
-    size, method = self.settings["image_size"], self.settings["resize"]
-    rows = [
-      image_data.resize(image_data.decode(x), size, method) for x in images
-    ]
+    rows = [self.preprocess.image(image) for image in images]
     return np.asarray(self.image(self._of("image"), np.stack(rows)))
 
   def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
     """Returns BE float32 of length 1."""
-    tokens = self.tokenizer(texts, self.settings["text_length"])
+    tokens = self.preprocess.texts(texts)
     return np.asarray(self.text(self._of("text"), tokens))
 
   def _of(self, tower: str) -> dict[str, jax.Array]:
@@ -140,14 +136,14 @@ def load(path: str) -> Bundle:
     }
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: holds no serving bundle ({error})") from error
-  tokenizer = settings["tokenizer"]
-  if tokenizer != "bytes":
-    tokenizer = str(folder / tokenizer)
-  rules = [settings[name] for name in ("lowercase", "pad_id", "clean")]
+  made = Preprocessing.from_dict(settings)
+  if made.tokenizer != "bytes":
+    file = str(folder / made.tokenizer)
+    made = dataclasses.replace(made, tokenizer=file)
   reader = Safetensors(folder / "params.safetensors")
   return Bundle(
     settings,
-    make_tokenizer(tokenizer, *rules),
+    Preprocess.of(made),
     jax.jit(programs["image"].call),
     jax.jit(programs["text"].call),
     {key: jnp.array(reader.read(key)) for key in reader.shapes()},

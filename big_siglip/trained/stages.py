@@ -78,7 +78,7 @@ def go_on(
   run, checkpoint = find(config)
   before = saved.load_config(run)
   old, data = read_any(checkpoint, mesh)
-  warn_of_differences(before.data, config.data, config.init.path)
+  warn_of_differences(before, config)
   fit = fit_to(config, before.data)
 
   def parameters(field: str) -> _Leaves:

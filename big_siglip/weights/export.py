@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import UserError
 from big_siglip.weights import (
   big_vision,
@@ -103,18 +104,19 @@ def _check_pooling(model: Any) -> None:
 
 
 def _image_processor(config: Any) -> dict[str, Any]:
-  size = config.model.image.image_size
+  made = Preprocessing.of(config)
+  size = made.image_size
   return {
     "image_processor_type": "SiglipImageProcessor",
     "processor_class": "SiglipProcessor",
     "do_resize": True,
     "size": {"height": size, "width": size},
-    "resample": _RESAMPLE[config.data.resize],
+    "resample": _RESAMPLE[made.resize],
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
+    "image_mean": list(made.mean),
+    "image_std": list(made.std),
     "do_convert_rgb": True,
   }
 

@@ -149,7 +149,9 @@ def infer_config(
 
 
 def read_preprocessing(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns image_size and resize of the open_clip_config.json in a folder.
+  """Returns what the open_clip_config.json in a folder says of images.
+
+  These are image_size, resize and, where they are said, crop, mean and std.
 
   Raises:
     UserError: it is damaged, or resizes in a way that we do not know.
@@ -160,7 +162,8 @@ def read_preprocessing(folder: pathlib.Path) -> dict[str, Any]:
   found = read_json(file)
   try:
     pixels = found["model_cfg"]["vision_cfg"]["image_size"]
-    resize = found.get("preprocess_cfg", {}).get("interpolation", "bicubic")
+    said = found.get("preprocess_cfg", {})
+    resize = said.get("interpolation", "bicubic")
   except (KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{file}: says no image_size ({error!r})") from error
   if type(pixels) is not int or resize not in ("bicubic", "bilinear"):
@@ -168,7 +171,14 @@ def read_preprocessing(folder: pathlib.Path) -> dict[str, Any]:
       f"{file}: image_size={pixels!r}, interpolation={resize!r}: must be a "
       "whole number, and bicubic or bilinear"
     )
-  return {"image_size": pixels, "resize": resize}
+  more = {name: said[name] for name in ("mean", "std") if name in said}
+  mode = said.get("resize_mode", "squash")
+  return {
+    "image_size": pixels,
+    "resize": resize,
+    "crop": "none" if mode == "squash" else mode,
+    **more,
+  }
 
 
 def _depth(shapes, prefix: str) -> int:

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.weights.formats import Weights
@@ -17,8 +18,8 @@ _PADDED = 0.9  # Pieces for an embedding, at least.
 
 def find_preprocessing(
   weights: Weights, tokenizer: str | None = None
-) -> dict[str, Any]:
-  """Returns `config.data`'s tokenizer, lowercase, clean, pad_id and resize.
+) -> Preprocessing:
+  """Returns it, with the sizes of the weights' own towers.
 
   SigLIP pads with 1, the end of a sentence, and SigLIP 2 with 0 (big_vision's
   pp/ops_text.py and pp/proj/paligemma/ops.py), unless tokenizer_config.json
@@ -32,8 +33,8 @@ def find_preprocessing(
       weights.
 
   Raises:
-    UserError: there is no tokenizer, or one of another vocabulary, or the
-      resizing is not known.
+    UserError: there is no tokenizer, or one of another vocabulary, or what
+      happens to images is not known here.
   """
   known = weights.preprocessing
   pad_id = 0 if weights.model.text.vocab_size == _GEMMA else 1
@@ -43,18 +44,21 @@ def find_preprocessing(
   _check_vocabulary(tokenizer, weights)
   if beside and weights.folder is not None and "pad_id" not in known:
     pad_id = _pad_id(weights.folder, tokenizer, pad_id)
-  resize = "big_vision" if weights.format == "big_vision" else "bicubic"
+  image = {
+    "resize": "big_vision" if weights.format == "big_vision" else "bicubic"
+  }
   if weights.folder is not None:
     config = weights.folder / "preprocessor_config.json"
     if config.is_file():
-      resize = _resize(config)
-  return {
-    "tokenizer": tokenizer,
-    "lowercase": known.get("lowercase", True),
-    "clean": known.get("clean", "none"),
-    "pad_id": known.get("pad_id", pad_id),
-    "resize": known.get("resize", resize),
-  }
+      image = _image_processor(config)
+  found = {"lowercase": True, "pad_id": pad_id, **image, **known}
+  found["tokenizer"] = tokenizer
+  found["image_size"] = weights.model.image.image_size
+  found["text_length"] = weights.model.text.length
+  try:
+    return Preprocessing.from_dict(found)
+  except UserError as error:
+    raise UserError(f"{weights.reader.path}: {error}") from error
 
 
 def _find_tokenizer(weights: Weights) -> str:
@@ -95,10 +99,19 @@ def _pad_id(folder: pathlib.Path, tokenizer: str, default: int) -> int:
   return default if number is None else number
 
 
-def _resize(config: pathlib.Path) -> str:
-  resample = read_json(config).get("resample", 3)
+def _image_processor(config: pathlib.Path) -> dict[str, Any]:
+  """Returns resize, crop, mean and std of transformers' image processor."""
+  found = read_json(config)
+  resample = found.get("resample", 3)
   if type(resample) is not int or resample not in _RESAMPLE:
     raise UserError(
       f"{config}: resample={resample!r}: must be 2 (bilinear) or 3 (bicubic)"
     )
-  return _RESAMPLE[resample]
+  image = {"resize": _RESAMPLE[resample]}
+  for field, theirs in (("mean", "image_mean"), ("std", "image_std")):
+    value = found.get(theirs)
+    if value is not None:
+      image[field] = value if isinstance(value, list) else 3 * [value]
+  if found.get("do_center_crop"):
+    image["crop"] = "center"
+  return image

@@ -8,11 +8,13 @@ width. `m.npz` has `m.preprocessing.json`, a folder
 """
 
 from collections.abc import Callable
+import dataclasses
 import json
 import pathlib
 import shutil
 from typing import Any
 
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
@@ -23,21 +25,14 @@ _NAME = "preprocessing.json"
 
 
 def describe(config: Any, tokenizer: str) -> dict[str, Any]:
-  """Returns what has to be done before a tower.
+  """Returns what has to be done before a tower: see `Preprocessing`.
 
   Args:
     config: `model` and `data`.
     tokenizer: the name of its file beside the export, or "bytes".
   """
-  return {
-    "image_size": config.model.image.image_size,
-    "resize": config.data.resize,
-    "text_length": config.model.text.length,
-    "tokenizer": tokenizer,
-    "lowercase": config.data.lowercase,
-    "clean": config.data.clean,
-    "pad_id": config.data.pad_id,
-  }
+  made = Preprocessing.of(config)
+  return dataclasses.replace(made, tokenizer=tokenizer).as_dict()
 
 
 def save(place: pathlib.Path, config: Any, tokenizer: str) -> None:

@@ -176,7 +176,7 @@ class SerializedExamples:
     self.label_key = options.label_key
     names = (n for n in NAME_NAMES if n in texts and n not in self.text_keys)
     self._name_key = next(names, None)
-    require_fields(self, fields)
+    require_fields(self, fields, options.fields)
 
   def _first_fields(self) -> dict[str, list]:
     error = None

@@ -17,6 +17,7 @@ import filelock
 import numpy as np
 
 from big_siglip.data.embedding_folder import Description, NAME, Reader
+from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.sources.example import column, Options, Record
 from big_siglip.data.sources.examples import Examples
 from big_siglip.data.sources.folder import CaptionFile, check_split, split_of
@@ -110,12 +111,7 @@ class _EmbeddedRecords:
 
 
 def check_images(
-  description: Description,
-  folder: str,
-  *,
-  width: int,
-  image_size: int,
-  resize: str,
+  description: Description, folder: str, *, width: int, config: Any
 ) -> None:
   """Compares embeddings with the image tower that a config describes.
 
@@ -123,23 +119,16 @@ def check_images(
     description: of the embeddings.
     folder: where they lie.
     width: E, of `config.model`.
-    image_size: of `config.model.image`.
-    resize: of `config.data`.
+    config: the config.
 
   Raises:
     UserError: a line for each field that differs.
   """
-  made = {"embed_dim": description.width, **description.preprocessing}
-  problems = [
-    f"{field}={value!r}: {folder} was embedded with {made[name]!r}"
-    for field, name, value in (
-      ("config.model.embed_dim", "embed_dim", width),
-      ("config.model.image.image_size", "image_size", image_size),
-      ("config.data.resize", "resize", resize),
-    )
-    if made[name] != value
-  ]
-  raise_problems(problems)
+  made = Preprocessing.from_dict(description.preprocessing)
+  found = Preprocessing.of(config).differences(made, IMAGE_FIELDS)
+  if description.width != width:
+    found.insert(0, f"config.model.embed_dim={width}, not {description.width}")
+  raise_problems([f"{line}, as {folder} was embedded with" for line in found])
 
 
 def _local(folder: str, field: str, options: Options) -> pathlib.Path:

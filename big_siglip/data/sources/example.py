@@ -44,6 +44,8 @@ class Example:
   label: int | None = None  # An index into the source's `class_names`.
   # How likely each text is to be drawn; None: all alike.
   weights: tuple[float, ...] | None = None
+  # Those of `config.data.fields`, as they are stored; None where it lacks one.
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -95,6 +97,7 @@ class Options:
     captions: "random": all texts belong to one example, of which one is drawn;
       "all": each is an example of its own.
     templates: texts with one "{}" each, in whose place a caption comes.
+    fields: further fields, such as boxes or masks, for views.
     filters: which examples to keep.
     retry_seconds: for how long to try again when storage is not reached.
     max_skipped: the share of missing shards that is let pass.
@@ -105,6 +108,7 @@ class Options:
   label_key: str | None = None
   captions: str = "random"
   templates: tuple[str, ...] = ()
+  fields: tuple[str, ...] = ()
   filters: Filters = Filters()
   retry_seconds: float = 60.0
   max_skipped: float = 0.1
@@ -115,7 +119,7 @@ class Options:
     # Runs of before there was a choice lack some.
     names = {field.name for field in dataclasses.fields(cls)} & set(data)
     values = {name: data[name] for name in names}
-    for name in names & {"text_keys", "templates"}:
+    for name in names & {"text_keys", "templates", "fields"}:
       values[name] = tuple(
         item if isinstance(item, str) else tuple(item) for item in data[name]
       )
@@ -130,6 +134,7 @@ class Options:
       text_keys=tuple(self.text_weights),
       captions="random",
       templates=(),
+      fields=(),
       filters=Filters(),
     )
 
@@ -204,12 +209,15 @@ def dig(value: Any, key: str) -> Any:
   return value
 
 
-def require_fields(records: Records, known: Mapping[str, Any]) -> None:
-  """Checks the fields that were chosen as image, texts and label.
+def require_fields(
+  records: Records, known: Mapping[str, Any], further: Sequence[str] = ()
+) -> None:
+  """Checks the fields that were chosen as image, texts and label, and others.
 
   Args:
     records: that chose them.
     known: the fields that there are.
+    further: `Options.fields`.
 
   Raises:
     UserError: one is not there, or the image is to be text or label as well.
@@ -218,6 +226,7 @@ def require_fields(records: Records, known: Mapping[str, Any]) -> None:
     ("image_key", [records.image_key]),
     ("text_keys", records.text_keys),
     ("label_key", [records.label_key]),
+    ("fields", further),
   ):
     for key in keys:
       if key and key not in known and dig(known, key) is None:

@@ -6,7 +6,13 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from big_siglip.data.sources.example import Example, Filters, Options, Records
+from big_siglip.data.sources.example import (
+  dig,
+  Example,
+  Filters,
+  Options,
+  Records,
+)
 from big_siglip.errors import BadExample, UserError
 
 _SIZE_KEYS = (  # Width and height in pixels, as data sets call them.
@@ -37,6 +43,7 @@ class Examples:
     self._weights = options.text_weights
     self._weighted = any(not isinstance(k, str) for k in options.text_keys)
     self._templates = options.templates
+    self._fields = options.fields
     self.class_names = records.class_names
     self.faults = records.faults
     self._kept, self.filtered = _filter(records, options.filters)
@@ -93,7 +100,10 @@ class Examples:
         share = len(self._templates)
         weights = tuple(w / share for w in weights for _ in range(share))
     image = _as_image(fields.get(records.image_key))
-    return Example(image, texts, name, label, weights)
+    if not self._fields:
+      return Example(image, texts, name, label, weights)
+    further = {key: dig(fields, key) for key in self._fields}
+    return Example(image, texts, name, label, weights, further)
 
   def _texts(
     self, fields: Any, label: int | None

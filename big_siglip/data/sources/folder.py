@@ -109,7 +109,7 @@ class CaptionFile:
     # A label that is also the text stays one: it is the class's name.
     self._lists = [key for key in self.text_keys if key != options.label_key]
     self._label_key = options.label_key
-    self._columns = [self.image_key, *self.text_keys]
+    self._columns = [self.image_key, *self.text_keys, *options.fields]
     self._columns += [options.label_key] if options.label_key else []
 
   def read(

@@ -128,8 +128,10 @@ class ParquetRecords:
       self.text_keys = (choose("text_keys", texts, TEXT_NAMES, self.where),)
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
-    require_fields(self, kinds)
-    wanted = {self.image_key, *self.text_keys, self.label_key, self._name_key}
+    require_fields(self, kinds, options.fields)
+    keys = (self.image_key, *self.text_keys, self.label_key, *options.fields)
+    self._keys = tuple(key for key in keys if key)
+    wanted = {*self._keys, self._name_key}
     # From a field to the column that holds it.
     self._known = {
       key: key if key in schema.names else key.split("/")[0] for key in kinds
@@ -152,14 +154,13 @@ class ParquetRecords:
       raise BadExample(
         "holds text that is no UTF-8", "record", place
       ) from error
-    keys = (self.image_key, *self.text_keys, self.label_key)
     name = dig(values, self._name_key) if self._name_key else None
     image = dig(values, self.image_key)
     if name is None and isinstance(image, dict):
       name = image.get("path")
     if name is None:
       name = f"{self._files[self._groups[group, 0]]}#{row}"
-    return Record(str(name), {k: dig(values, k) for k in keys if k})
+    return Record(str(name), {k: dig(values, k) for k in self._keys})
 
   def _read_group(self, group: int) -> pa.Table:
     number, place, _ = (int(n) for n in self._groups[group])

@@ -88,13 +88,15 @@ class PreparedRecords:
       self.text_keys = (_choose_texts(texts, labels, self.label_key, where),)
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
-    wanted = [self.image_key, *self.text_keys, self.label_key, self._name_key]
-    require_fields(self, kinds)
+    keys = (self.image_key, *self.text_keys, self.label_key, *options.fields)
+    self._keys = tuple(key for key in keys if key)
+    require_fields(self, kinds, options.fields)
     self.class_names = None
     if self.label_key and kinds[self.label_key].names:
       self.class_names = tuple(kinds[self.label_key].names)
     self._all = features
-    self._features = _part_of(features, [k for k in wanted if k])
+    names = [self._name_key] if self._name_key else []
+    self._features = _part_of(features, [*self._keys, *names])
 
   def __len__(self) -> int:
     return len(self._records)
@@ -102,13 +104,12 @@ class PreparedRecords:
   def read(self, index: int) -> Record:
     """Returns a record, images undecoded; see `example.Records`."""
     fields = self._decode(self._records[index], index, self._features)
-    keys = (self.image_key, *self.text_keys, self.label_key)
     name = dig(fields, self._name_key) if self._name_key else None
     if isinstance(name, bytes):
       name = name.decode("utf-8", "replace")
     return Record(
       str(name) if name is not None else self._records.name(index),
-      {key: dig(fields, key) for key in keys if key},
+      {key: dig(fields, key) for key in self._keys},
     )
 
   def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:

@@ -105,7 +105,7 @@ class TarRecords:
       self.text_keys = (
         choose("text_keys", texts, ("txt", *TEXT_NAMES), self.where),
       )
-    require_fields(self, dict(sorted(fields.items())))
+    require_fields(self, dict(sorted(fields.items())), options.fields)
 
   def _read_class_names(self) -> tuple[str, ...] | None:
     """Returns what classnames.txt says: CLIP_benchmark keeps it thereabouts."""

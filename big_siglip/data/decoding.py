@@ -1,0 +1,86 @@
+"""An image that several views look at, decoded once for all of them."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from big_siglip.data import fast_images, images
+
+_EXACT = math.inf  # More than any scale: decoded by Pillow.
+
+
+class LazyImage:
+  """An encoded image, decoded when first looked at.
+
+  Attributes:
+    encoded: its bytes, as the source gave them.
+    fast: whether libjpeg-turbo may decode it, at a part of its size: see
+      `fast_images`. Else Pillow decodes it, exactly.
+  """
+
+  __slots__ = ("_decoded", "_needed", "_pixels", "_shape", "encoded", "fast")
+
+  def __init__(self, encoded: Any, fast: bool = False):
+    """Decodes nothing yet."""
+    self.encoded = encoded
+    self.fast = fast
+    self._needed = 0.0
+    self.forget()
+
+  def shape(self) -> tuple[int, int]:
+    """Returns (height, width) of the whole image, in pixels.
+
+    Raises:
+      BadImage: it cannot be decoded.
+    """
+    if self._shape is None and self.fast:
+      self._shape = fast_images.shape(self.encoded)
+    if self._shape is None:
+      self._decode_exactly()
+    return self._shape
+
+  def need(self, scale: float | None) -> None:
+    """Notes how many pixels will be asked for, before any are decoded.
+
+    Args:
+      scale: the share of each side, of `fast_images.scale`; None: all pixels,
+        exactly as Pillow decodes them.
+    """
+    self._needed = max(self._needed, _EXACT if scale is None else scale)
+
+  def decoded(self, scale: float | None = None) -> tuple[np.ndarray, float]:
+    """Returns RGB uint8 [H, W, 3], and at which share of its sides.
+
+    Args:
+      scale: the least that will do, as in `need`.
+
+    Raises:
+      BadImage: it cannot be decoded.
+    """
+    self.need(scale)
+    if self._pixels is None or self._decoded < self._needed:
+      self._decode()
+    return self._pixels, min(self._decoded, 1.0)
+
+  def forget(self) -> None:
+    """Drops what was decoded."""
+    self._pixels: np.ndarray | None = None
+    self._shape: tuple[int, int] | None = None
+    self._decoded = 0.0
+
+  def _decode(self) -> None:
+    if self.fast and self._needed <= 1:
+      height, width = self.shape()
+      if self._pixels is not None:  # To know its shape took all of it.
+        return
+      pixels = fast_images.decode(self.encoded, height, width, self._needed)
+      if pixels is not None:
+        self._pixels, self._decoded = pixels, self._needed
+        return
+    self._decode_exactly()
+
+  def _decode_exactly(self) -> None:
+    self._pixels = images.decode(self.encoded)
+    self._decoded = _EXACT
+    self._shape = self._pixels.shape[:2]

@@ -1,0 +1,17 @@
+"""Views: from examples to the arrays of a batch, a file each."""
+
+from big_siglip.data.views.embeddings import Embeddings
+from big_siglip.data.views.pixels import Pixels
+from big_siglip.data.views.tokens import Tokens
+from big_siglip.data.views.view import fill, ImageView, Sample, Streams, View
+
+__all__ = [
+  "Embeddings",
+  "fill",
+  "ImageView",
+  "Pixels",
+  "Sample",
+  "Streams",
+  "Tokens",
+  "View",
+]
