@@ -5,11 +5,14 @@ python main.py --config=configs/so400m.py:batch_size=4096 --workdir=gs://b/run \
   --config.mesh.fsdp=8 --dry_run
 """
 
+import contextlib
+
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_flags
 from big_siglip.errors import exit_on_error, UserError
+from big_siglip.run.preemption import StopSignal
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and events, local or gs://."
@@ -33,16 +36,23 @@ def parse(argv: list[str]) -> ConfigDict:
 def main(config: ConfigDict) -> None:
   """Trains, or prints what would be trained."""
   logging.set_verbosity(logging.WARNING)
+  if not _DRY_RUN.value:
+    _train(config)
+    return
   # Imported late: a mistake in the flags is told before JAX is loaded.
-  from big_siglip import platforms, train
   from big_siglip.plan import dry_run
 
   with exit_on_error():
-    if _DRY_RUN.value:
-      dry_run.run(config, _WORKDIR.value)
-      return
+    dry_run.run(config, _WORKDIR.value)
+
+
+def _train(config: ConfigDict) -> None:
+  with contextlib.closing(StopSignal()) as stop, exit_on_error():
+    # Imported late, and after the signals are heard: it takes seconds.
+    from big_siglip import platforms, train
+
     platforms.prepare()
-    train.train(config, _WORKDIR.value)
+    train.train(config, _WORKDIR.value, stop)
 
 
 if __name__ == "__main__":

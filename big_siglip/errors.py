@@ -68,6 +68,9 @@ def exit_on_error() -> Iterator[None]:
   """Ends the program with a message alone: a mistake with 2, a stop with 1."""
   try:
     yield
+  except BrokenPipeError:  # Whoever read the output has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
   except (UserError, RunStopped) as error:
     print(f"error: {error}", file=sys.stderr)
     if isinstance(error, Stalled):

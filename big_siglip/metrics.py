@@ -12,6 +12,7 @@ import tqdm
 
 from big_siglip.errors import UserError
 from big_siglip.run import events
+from big_siglip.run.terminal import say
 from big_siglip.run.workdir import write_whole
 
 # What a line on the terminal shows; the files hold everything.
@@ -85,7 +86,7 @@ class MetricsWriter:
     }
     if self._bar.disable:
       text = "  ".join(f"{name} {value}" for name, value in shown.items())
-      print(f"step {step}/{self._total_steps}  {text}", flush=True)
+      say(f"step {step}/{self._total_steps}  {text}")
       return
     self._bar.update(step - self._bar.n)
     if "loss" in metrics:

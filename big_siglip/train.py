@@ -19,14 +19,17 @@ from big_siglip.metrics import MetricsWriter, read_metrics
 from big_siglip.models import merged
 from big_siglip.run import processes, workdir
 from big_siglip.run.meter import Meter
-from big_siglip.run.preemption import StopSignal
+from big_siglip.run.preemption import Interrupted, StopSignal
 from big_siglip.run.skipped import Skipped
 from big_siglip.run.starts import Starts
+from big_siglip.run.terminal import say
 from big_siglip.train_step import TrainState
 from big_siglip.trained import from_init, initial, stages
 
 
-def train(config: ConfigDict, folder: str | None) -> None:
+def train(
+  config: ConfigDict, folder: str | None, stop: StopSignal | None = None
+) -> None:
   """Trains to `config.total_steps`, from the newest checkpoint in `folder`.
 
   Returns early, after saving, when the process is told to stop (SIGTERM). Where
@@ -36,6 +39,7 @@ def train(config: ConfigDict, folder: str | None) -> None:
   Args:
     config: without mistakes (`config.find_problems`).
     folder: where everything is written; made if it does not exist.
+    stop: which listens already; None: one that listens from now on.
 
   Raises:
     UserError: devices, data or folder do not fit the config.
@@ -43,13 +47,14 @@ def train(config: ConfigDict, folder: str | None) -> None:
   """
   if not folder:
     raise UserError("--workdir=DIR must be given (or --dry_run)")
-  stop = StopSignal()
-  if config.distributed:
-    processes.join()
-  config, taken = from_init.fill(config, folder)
-  for line in taken if jax.process_index() == 0 else ():
-    print(line, flush=True)
-  with contextlib.ExitStack() as stack, processes.stopping_together():
+  with contextlib.ExitStack() as stack:
+    stop = stop or stack.enter_context(contextlib.closing(StopSignal()))
+    if config.distributed:
+      processes.join()
+    stack.enter_context(processes.stopping_together())
+    config, taken = from_init.fill(config, folder)
+    for line in taken if jax.process_index() == 0 else ():
+      say(line)
     Loop(config, folder, stop, stack).run()
 
 
@@ -150,15 +155,14 @@ class Loop:
 
   def run(self) -> None:
     """Takes the steps that are left."""
-    self._evaluate_if_due()  # A stopped run may have left it undone.
+    self._evaluated_or_left()  # A stopped run may have left it undone.
     while self._step < self._config.total_steps:
       self._take_step()
       last = self._step == self._config.total_steps
       stopping = self._stop.requested(self._step)
       if last or self._step % self._config.log_every == 0:
         self._settle()
-      if not stopping:
-        self._evaluate_if_due()
+      stopping = stopping or not self._evaluated_or_left()
       if last or stopping or self._step % self._config.checkpoint.every == 0:
         self._save()
       if stopping:
@@ -258,6 +262,18 @@ class Loop:
       self._writer.write(step, values)
       self._starts.seen(step)
 
+  def _evaluated_or_left(self) -> bool:
+    """Evaluates if it is due; returns False where a signal kept it from that.
+
+    The next start does it then.
+    """
+    try:
+      with self._stop.interruptible():
+        self._evaluate_if_due()
+    except Interrupted:
+      return False
+    return True
+
   def _evaluate_if_due(self) -> None:
     step = self._step
     # A random start has nothing to show; trained weights are a guard.
@@ -297,4 +313,4 @@ class Loop:
 
   def _say(self, text: str) -> None:
     if jax.process_index() == 0:
-      print(text, flush=True)
+      say(text)

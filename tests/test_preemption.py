@@ -1,0 +1,99 @@
+"""Signals, and readers who go away: nothing that was trained is lost."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import runs
+
+from big_siglip import build, metrics, train
+from big_siglip.run.preemption import Interrupted, StopSignal
+
+SHORT = {"total_steps": 4, "evals__test__every": 2, "checkpoint__every": 4}
+
+
+def _steps(folder):
+  return sorted(int(p.name) for p in folder.glob("checkpoints/[0-9]*"))
+
+
+def test_an_evaluation_is_left_at_once_and_done_at_the_next_start(
+  tmp_path, monkeypatch, capfd
+):
+  """The signal comes in the middle of a real evaluation, by a slow metric."""
+  evaluators, calls = build.evaluators, []
+
+  def slowly(config, mesh):
+    (evaluator,) = evaluators(config, mesh).values()
+
+    def evaluate(params):
+      result = evaluator(params)
+      calls.append(len(calls))
+      if len(calls) == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+        raise AssertionError("nobody was interrupted")
+      return result
+
+    return {"test": evaluate}
+
+  monkeypatch.setattr(build, "evaluators", slowly)
+  train.train(runs.config(**SHORT), str(tmp_path))
+  output = capfd.readouterr().out
+  assert output.count("SIGTERM: will save and stop") == 1
+  assert "stopped after step 2; run again" in output
+  assert _steps(tmp_path) == [2] and len(calls) == 1
+
+  train.train(runs.config(**SHORT), str(tmp_path))
+  evaluated = [
+    line["step"]
+    for line in metrics.read_metrics(tmp_path)
+    if "evals/test/accuracy" in line
+  ]
+  assert evaluated == [2, 4] and len(calls) == 3
+
+
+def test_handlers_are_again_what_they_were():
+  numbers = signal.SIGTERM, signal.SIGINT
+  before = [signal.getsignal(number) for number in numbers]
+  stop = StopSignal()
+  assert not stop.requested(1)
+  os.kill(os.getpid(), signal.SIGTERM)
+  os.kill(os.getpid(), signal.SIGTERM)
+  assert stop.requested(2)
+  with pytest.raises(Interrupted), stop.interruptible():
+    raise AssertionError("it was stopped before")
+  stop.close()
+  assert [signal.getsignal(number) for number in numbers] == before
+  assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_the_second_ctrl_c_does_not_wait(tmp_path):
+  process = runs.start(tmp_path, total_steps=100_000)
+  while not process.stdout.readline().startswith("step "):
+    assert process.poll() is None
+  process.send_signal(signal.SIGSTOP)  # Both come before it can do anything.
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.1)
+  process.send_signal(signal.SIGCONT)
+  process.send_signal(signal.SIGINT)
+  output, _ = process.communicate(timeout=100)
+  stopped = "stopped after step" in output, "stopped at once" in output
+  # The first may have been enough already.
+  assert (process.returncode, stopped) in [
+    (130, (False, True)),
+    (130, (True, True)),
+    (0, (True, False)),
+  ], output
+  assert "Traceback" not in output and "Fatal" not in output
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path):
+  process = runs.start(tmp_path, **{**SHORT, "log_every": 1})
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait(timeout=200) == 0
+  assert _steps(tmp_path) == [4]
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert max(json.loads(line)["step"] for line in lines) == 4
