@@ -1,6 +1,7 @@
 """The order of examples, and what happens to those that cannot be read."""
 
 import dataclasses
+import gc
 import io
 import itertools
 import multiprocessing
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 
 from absl import flags
 import grain
@@ -19,6 +22,7 @@ from PIL import Image
 import pytest
 
 from big_siglip.data import faults, images, order, pipeline, rows, sources, text
+from big_siglip.data.delivery import Delivery
 from big_siglip.data.mixture import Mixture
 from big_siglip.data.views import Pixels, Tokens, view
 from big_siglip.errors import RunStopped, Stalled
@@ -511,3 +515,24 @@ def test_large_images_are_held_a_few_at_a_time(folder, views, monkeypatch):
   _assert_equal(_batches(source, 3, views, batch_size=20), whole)
   assert max(len(source[i].image) for i in range(20)) < 2_000 and max(held) > 1
   assert max(held) < 8
+
+
+def test_nothing_is_held_once_it_is_closed():
+  """What worker processes made lies in shared memory until then."""
+  made = []
+
+  class Items:
+    def __next__(self):
+      batch = np.zeros(3)
+      made.append(weakref.ref(batch))
+      return batch
+
+    def close(self):
+      pass
+
+  delivery = Delivery(Items())
+  while len(made) < 2:  # One lies in the queue, and one waits for its place.
+    time.sleep(0.001)
+  delivery.close()
+  gc.collect()
+  assert [batch() for batch in made] == [None] * len(made)

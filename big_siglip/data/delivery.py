@@ -81,12 +81,18 @@ class Delivery(Iterator[_T]):
   def close(self) -> None:
     """Stops fetching; leaves alone what is stuck."""
     self._closing = True
-    with contextlib.suppress(queue.Empty):
-      self._queue.get_nowait()
+    self._forget()
     self._thread.join(0 if self._stalled else _CLOSING_SECONDS)
+    # The thread may have had one more. Batches of worker processes lie in
+    # shared memory, which is given back when nobody holds them.
+    self._forget()
     if not self._thread.is_alive():
       self._items.close()
     self._at_close()
+
+  def _forget(self) -> None:
+    with contextlib.suppress(queue.Empty):
+      self._queue.get_nowait()
 
 
 class Watch:
