@@ -19,7 +19,12 @@ from big_siglip.data.sources import Options, Source
 from big_siglip.data.text import Tokenizer
 from big_siglip.data.views import Embeddings, Pixels, Tokens, View
 from big_siglip.errors import raise_problems, UserError
-from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
+from big_siglip.evaluators import (
+  Evaluator,
+  exact_model,
+  make_embedders,
+  make_evaluator,
+)
 from big_siglip.models import make_model
 from big_siglip.objectives import make_terms, Term, total
 from big_siglip.optimizer import make_optimizer
@@ -72,15 +77,6 @@ def mesh(
   return device_mesh
 
 
-def terms(config: ConfigDict, device_mesh: Mesh) -> tuple[Term, ...]:
-  """Returns the summands of the loss.
-
-  Raises:
-    UserError: one of `config.terms` is of an unknown kind.
-  """
-  return make_terms(config, device_mesh)
-
-
 def abstract_params(
   model: nn.Module, config: ConfigDict, *, whole: bool = False
 ) -> Any:
@@ -115,7 +111,7 @@ def program(
   """
   model = make_model(config.model, sharding.batch_sharding(device_mesh))
   if loss_terms is None:
-    loss_terms = terms(config, device_mesh)
+    loss_terms = make_terms(config, device_mesh)
   rng = jax.random.key(config.seed)
   example = sharding.abstract(fields(config), 1)
   parts = {"model": model, "terms": loss_terms}
@@ -250,8 +246,8 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """
   if not config.evals:
     return {}
-  float32_model = ConfigDict({**config.model, "dtype": "float32"})
-  embedders = make_embedders(make_model(float32_model), device_mesh)
+  model = make_model(exact_model(config.model))
+  embedders = make_embedders(model, device_mesh)
   made = preprocess(config)
   return {
     name: make_evaluator(

@@ -126,6 +126,12 @@ def _check_model(check: Checker) -> None:
     except ValueError as error:
       check.problems.append(str(error))
       continue
+    check.require(
+      model[tower].pooling != "none",
+      f"model.{tower}.pooling",
+      "must pool: the contrastive loss needs one embedding of each "
+      f"{tower}; none is for models that give tokens alone",
+    )
     if size.width % size.num_heads:
       check.problems.append(
         f"config.model.{tower}.num_heads={size.num_heads}: must divide the "

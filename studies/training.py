@@ -20,6 +20,7 @@ import optax
 from big_siglip import build
 from big_siglip.command_line import load_config
 from big_siglip.models import make_model
+from big_siglip.objectives import make_terms
 from big_siglip.optimizer import make_optimizer
 from big_siglip.train_step import init_state, train_step
 from studies.data import OVERRIDES, problem, ROOT
@@ -148,7 +149,7 @@ def _program(cell: Cell):
     total_steps=config.total_steps,
   )
   images, texts = jnp.asarray(data.image), jnp.asarray(data.text)
-  terms = build.terms(config, mesh)
+  terms = make_terms(config, mesh)
   options = dict(look=model.look, terms=terms, schedule=schedule)
 
   def batch_of(order):

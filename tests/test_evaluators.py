@@ -21,6 +21,7 @@ from PIL import Image
 import pytest
 from sklearn import metrics
 
+from big_siglip import sharding
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.sources import Example, open_source, Options
 from big_siglip.data.text import ByteTokenizer
@@ -28,6 +29,7 @@ from big_siglip.errors import UserError
 from big_siglip.evaluators import embed as embed_module
 from big_siglip.evaluators import (
   Embedders,
+  exact_model,
   make_embedders,
   make_evaluator,
 )
@@ -535,3 +537,16 @@ def test_captions_in_two_languages_are_searched_apart(tmp_path):
   assert only["text_to_image/recall@1"] == got["fr/text_to_image/recall@1"]
   for line in ("image_to_text", "text_to_image"):
     assert got[f"{line}/recall@5"] > 0
+
+
+def test_a_model_is_evaluated_where_its_kernel_is_not():
+  """A run on a GPU or a TPU names it; the same model embeds on a CPU."""
+  for name, expected in (("cudnn", "auto"), ("short", "auto"), ("xla", "xla")):
+    config = model_cases.model_config(attention=name, dtype="bfloat16")
+    exact = exact_model(config)
+    assert (exact.attention, exact.dtype) == (expected, "float32")
+    model, mesh = SigLIP(exact), sharding.make_mesh()
+    image, _ = model_cases.example_inputs(config, batch=8)
+    params = model_cases.random_params(model)
+    embeddings, _ = make_embedders(model, mesh).image(params, image, {})
+    assert np.isfinite(embeddings).all()

@@ -124,7 +124,7 @@ def test_the_first_pass_leaves_out_what_belongs_to_single_examples():
   config = runs.config(batch_size=SIZE, microbatch=16, mesh__data=1)
   mesh = build.mesh(config, jax.devices()[:1])
   words = Term("words", each=each, init=init)
-  program = build.program(config, mesh, (*build.terms(config, mesh), words))
+  program = build.program(config, mesh, (*make_terms(config, mesh), words))
   lowered = program.step.lower(
     program.abstract_state, build.abstract_batch(config, mesh)
   )
@@ -151,11 +151,11 @@ def _trained(terms_of):
 
 
 def test_a_term_from_outside_with_weight_0_changes_no_bit():
-  plain, _ = _trained(build.terms)
+  plain, _ = _trained(make_terms)
   weight = optax.constant_schedule(0.0)
   # The one line that adds a term.
   weightless, metrics = _trained(
-    lambda *args: (*build.terms(*args), toy_term.make(weight))
+    lambda *args: (*make_terms(*args), toy_term.make(weight))
   )
   expected, found = runs.flatten(plain.params), runs.flatten(weightless.params)
   for path, wanted in expected.items():
@@ -166,7 +166,7 @@ def test_a_term_from_outside_with_weight_0_changes_no_bit():
 
 
 def test_a_checkpoint_keeps_what_a_term_has_and_models_load_without(tmp_path):
-  state, _ = _trained(lambda *args: (*build.terms(*args), toy_term.make()))
+  state, _ = _trained(lambda *args: (*make_terms(*args), toy_term.make()))
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
   checkpoints.save(state, {})
   checkpoints.wait()

@@ -27,7 +27,11 @@ from big_siglip.evaluators.classes import (
   read_templates,
 )
 from big_siglip.evaluators.classification import ZeroShotClassification
-from big_siglip.evaluators.embed import Embedders, make_embedders
+from big_siglip.evaluators.embed import (
+  Embedders,
+  exact_model,
+  make_embedders,
+)
 from big_siglip.evaluators.health import LossHealth
 from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
 from big_siglip.evaluators.result import Result
@@ -36,6 +40,7 @@ from big_siglip.evaluators.retrieval import Captions, Retrieval
 __all__ = [
   "Embedders",
   "Evaluator",
+  "exact_model",
   "Result",
   "make_embedders",
   "make_evaluator",

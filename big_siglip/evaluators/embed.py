@@ -12,9 +12,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip.errors import UserError
+from big_siglip.schema.fields import KERNELS
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.sharding import batch_devices, replicated, to_global
 
@@ -43,6 +45,17 @@ class Embedders(NamedTuple):
   features: Embed
   logits: Callable[[Any], tuple[float, float]]
   devices: int
+
+
+def exact_model(model: ConfigDict) -> ConfigDict:
+  """Returns `config.model` as it is evaluated: in float32, on any device.
+
+  A kernel that training names may need another dtype, batch or chip.
+  """
+  exact = {**model, "dtype": "float32"}
+  if model.attention in KERNELS:
+    exact["attention"] = "auto"
+  return ConfigDict(exact)
 
 
 def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:

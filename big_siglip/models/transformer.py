@@ -23,7 +23,7 @@ from big_siglip.models.compute import Compute
 from big_siglip.models.dense import Dense, gelu
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.remat import REMAT_POLICIES
-from big_siglip.models.short_attention import fills_lanes
+from big_siglip.models.short_attention import fills_lanes, whole_rows
 from big_siglip.sharding import batch_devices, Slices
 
 
@@ -160,7 +160,8 @@ class Encoder(nn.Module):
       self.causal,
       length,
     )
-    slices = self._slices(*x.shape[:2])
+    laid_out = x.shape[1] != length
+    slices = self._slices(*x.shape[:2], whole_rows(length) if laid_out else 1)
     cut = slices.cut if slices else lambda x: x[None]
     parts = tuple(slices.cut(x)) if slices else (x,)
     parts = tuple(constrain(part, sharding) for part in parts)
@@ -206,13 +207,14 @@ class Encoder(nn.Module):
     return nn.remat(Block, prevent_cse=not scan, policy=policy)
 
   @nn.nowrap
-  def _slices(self, batch: int, length: int) -> Slices | None:
+  def _slices(self, batch: int, length: int, unit: int) -> Slices | None:
+    """Returns how rows are cut, of which so many make whole sequences."""
     sharding, limit = self.compute.on(batch), self.compute.slice_tokens
     if limit is None or sharding is None:
       return None
     mesh, axes = sharding.mesh, sharding.spec[0]
     rows = batch // batch_devices(mesh)
-    count = slice_count(rows, length, limit)
+    count = slice_count(rows // unit, length * unit, limit)
     return Slices(count, mesh, axes) if count > 1 else None
 
 

@@ -19,7 +19,8 @@ from big_siglip.schema.field import (
 )
 
 # Words that other modules implement.
-ATTENTIONS = ("auto", "xla", "heads_first", "cudnn", "splash", "short")
+KERNELS = ("cudnn", "splash", "short")  # Attention that not all chips have.
+ATTENTIONS = ("auto", "xla", "heads_first", *KERNELS)
 REMATS = ("none", "full", "dots", "projections", "attention", "mlp", "offload")
 DTYPES = ("float32", "bfloat16")
 DUPLICATES = ("negative", "ignore", "positive")

@@ -18,7 +18,7 @@ from big_siglip import build, sharding
 from big_siglip.data import images as image_data
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
-from big_siglip.evaluators import Embedders, make_embedders
+from big_siglip.evaluators import Embedders, exact_model, make_embedders
 from big_siglip.models import make_model
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.trained import saved
@@ -126,7 +126,7 @@ def load(path: str) -> Model:
   """See `big_siglip.load`."""
   mesh = sharding.make_mesh()
   config, params = saved.load(path, mesh)
-  config.model.dtype = "float32"
+  config.model = exact_model(config.model)
   return _model(config, params, mesh)
 
 
