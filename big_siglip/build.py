@@ -17,7 +17,7 @@ from big_siglip.data.faults import COUNTERS
 from big_siglip.data.preprocess import Preprocess
 from big_siglip.data.sources import Options, Source
 from big_siglip.data.text import make_tokenizer, Tokenizer
-from big_siglip.errors import raise_problems, UserError
+from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluators import Evaluator, make_embedders, make_evaluator
 from big_siglip.models import make_model
 from big_siglip.models.sizes import resolve_image
@@ -229,15 +229,16 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   float32_model = ConfigDict({**config.model, "dtype": "float32"})
   embedders = make_embedders(make_model(float32_model), device_mesh)
   plain = plain_preprocess(config)
-  return {
-    name: make_evaluator(
-      spec,
-      open_split=functools.partial(_open_split, config, name),
-      preprocess=plain,
-      embedders=embedders,
-    )
-    for name, spec in config.evals.items()
-  }
+  made = {}
+  for name, spec in config.evals.items():
+    with naming_evaluation(name):
+      made[name] = make_evaluator(
+        spec,
+        open_split=functools.partial(_open_split, config, name),
+        preprocess=plain,
+        embedders=embedders,
+      )
+  return made
 
 
 def _open_split(config: ConfigDict, name: str, split: str) -> Source:

@@ -14,7 +14,7 @@ from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.mixture import epochs
 from big_siglip.data.pipeline import train_batches
-from big_siglip.errors import RunStopped, UserError
+from big_siglip.errors import naming_evaluation, RunStopped, UserError
 from big_siglip.metrics import MetricsWriter, read_metrics
 from big_siglip.models import merged
 from big_siglip.run import processes, workdir
@@ -251,7 +251,8 @@ class Loop:
       if step % every == 0 or step == self._config.total_steps:
         self._settle()
         try:
-          metrics = evaluator(self._state.params).metrics
+          with naming_evaluation(name):
+            metrics = evaluator(self._state.params).metrics
         except UserError:  # One line says what is wrong with config or data.
           raise
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from big_siglip.errors import raise_problems, UserError
+from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.run import workdir
 from big_siglip.schema.evals import evaluation_problems
@@ -99,7 +99,11 @@ def _differs(field: str, trained: Any, given: Any) -> bool:
 
 def run(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Result]:
   """Returns what every evaluator says of the parameters."""
-  return {name: evaluator(params) for name, evaluator in evaluators.items()}
+  results = {}
+  for name, evaluator in evaluators.items():
+    with naming_evaluation(name):
+      results[name] = evaluator(params)
+  return results
 
 
 def flat(results: Mapping[str, Result]) -> dict[str, float | None]:
