@@ -16,9 +16,8 @@ from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
 from big_siglip.data.sources import Options, Source
-from big_siglip.data.text import Tokenizer
 from big_siglip.data.views import Embeddings, Pixels, Tokens, View
-from big_siglip.errors import raise_problems, UserError
+from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluators import (
   Evaluator,
   exact_model,
@@ -46,6 +45,7 @@ class Program:
   Attributes:
     abstract_state: shapes, dtypes and shardings of the train state.
     init: () -> TrainState, on the mesh.
+    init_params: () -> its parameters alone.
     step: (TrainState, batch) -> (TrainState, metrics); the given state is
       donated.
     start_from: (TrainState, parameters) -> the state before the first step with
@@ -54,6 +54,7 @@ class Program:
 
   abstract_state: TrainState
   init: Callable[[], TrainState]
+  init_params: Callable[[], Any]
   step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
   start_from: Callable[[TrainState, Any], TrainState]
 
@@ -121,13 +122,14 @@ def program(
   )
   decay = config.ema.decay
 
-  def init(rng: jax.Array) -> TrainState:
-    batch = {k: jax.numpy.zeros(x.shape, x.dtype) for k, x in example.items()}
-    return init_state(
-      rng, batch, optimizer=optimizer, average=decay is not None, **parts
-    )
+  def begun(make: Callable[..., Any], **options: Any) -> Any:
+    batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), example)
+    return make(rng, batch, **parts, **options)
 
-  abstract = jax.eval_shape(init, rng)
+  init = functools.partial(
+    begun, init_state, optimizer=optimizer, average=decay is not None
+  )
+  abstract = jax.eval_shape(init)
   shardings = sharding.state_sharding(abstract, device_mesh)
 
   def step(state, batch):
@@ -150,7 +152,10 @@ def program(
 
   return Program(
     abstract_state=sharding.placed(abstract, device_mesh),
-    init=functools.partial(jax.jit(init, out_shardings=shardings), rng),
+    init=jax.jit(init, out_shardings=shardings),
+    init_params=jax.jit(
+      functools.partial(begun, init_params), out_shardings=shardings.params
+    ),
     step=jax.jit(
       step,
       donate_argnums=0,
@@ -165,21 +170,12 @@ def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
   return sharding.abstract(step_fields(config), config.batch_size, device_mesh)
 
 
-def tokenizer(config: ConfigDict) -> Tokenizer:
-  """Returns the tokenizer of `config.data`.
-
-  Raises:
-    UserError: its file is missing or wrong, or the text tower's vocabulary is
-      smaller than its own.
-  """
-  return preprocess(config).tokenizer
-
-
 def preprocess(config: ConfigDict) -> Preprocess:
   """Returns what comes before the towers in evaluation: no augmentation.
 
   Raises:
-    UserError: see `tokenizer`.
+    UserError: the tokenizer's file is missing or wrong, or the text tower's
+      vocabulary is smaller than its own.
   """
   made = Preprocess.of(Preprocessing.of(config))
   vocab_size = config.model.text.vocab_size
@@ -196,7 +192,8 @@ def views(config: ConfigDict) -> tuple[View, ...]:
   """Returns what makes the arrays of a training batch.
 
   Raises:
-    UserError: see `tokenizer`.
+    UserError: the tokenizer's file is missing or wrong, or the text tower's
+      vocabulary is smaller than its own.
   """
   data = config.data
   seen, texts = _plain_views(config, tokenizer(config), has_image_tower(config))
@@ -248,16 +245,16 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
     return {}
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
-  made = preprocess(config)
-  return {
-    name: make_evaluator(
-      spec,
-      open_split=functools.partial(_open_split, config, name),
-      preprocess=made,
-      embedders=embedders,
-    )
-    for name, spec in config.evals.items()
-  }
+  prepared, made = preprocess(config), {}
+  for name, spec in config.evals.items():
+    with naming_evaluation(name):
+      made[name] = make_evaluator(
+        spec,
+        open_split=functools.partial(_open_split, config, name),
+        preprocess=prepared,
+        embedders=embedders,
+      )
+  return made
 
 
 def _open_split(config: ConfigDict, name: str, split: str) -> Source:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import multiprocessing
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -60,6 +61,29 @@ def naming(fields: Mapping[str, str]) -> Iterator[None]:
     message = str(error)
     for field, name in fields.items():
       message = message.replace(f"{field}=", f"{name}=")
+    raise UserError(message) from error
+
+
+@contextlib.contextmanager
+def naming_evaluation(name: str) -> Iterator[None]:
+  """Says of a `UserError` which evaluation it is of.
+
+  "config.evals: data=" becomes "config.evals.NAME.data="; a message that does
+  not speak of the evaluation at all gets "config.evals.NAME: " in front.
+
+  Args:
+    name: the section's in `config.evals`.
+  """
+  section = f"config.evals.{name}"
+  try:
+    yield
+  except UserError as error:
+    message = re.sub(
+      r"config\.evals: (?=\w+=)", lambda _: f"{section}.", str(error)
+    )
+    message = message.replace("config.evals: ", f"{section}: ")
+    if section not in message:
+      message = f"{section}: {message}"
     raise UserError(message) from error
 
 

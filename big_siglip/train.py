@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import contextlib
-import json
 from typing import Any
 
 from absl import logging
@@ -14,9 +13,8 @@ from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.mixture import epochs
 from big_siglip.data.pipeline import train_batches
-from big_siglip.errors import RunStopped, UserError
-from big_siglip.metrics import MetricsWriter, read_metrics
-from big_siglip.models import merged
+from big_siglip.errors import naming_evaluation, RunStopped, UserError
+from big_siglip.metrics import MetricsWriter
 from big_siglip.run import processes, workdir
 from big_siglip.run.meter import Meter
 from big_siglip.run.preemption import Interrupted, StopSignal
@@ -24,7 +22,7 @@ from big_siglip.run.skipped import Skipped
 from big_siglip.run.starts import Starts
 from big_siglip.run.terminal import say
 from big_siglip.train_step import TrainState
-from big_siglip.trained import from_init, initial, stages
+from big_siglip.trained import finetuning, from_init, initial, stages
 
 
 def train(
@@ -170,40 +168,13 @@ class Loop:
         return
     self._checkpoints.wait()
     if self._config.init.path and self._config.init.state != "all":
-      self._report_change()
+      random = self._program.init_params
+      params, folder = self._state.params, self._folder
+      self._say(
+        finetuning.report(self._config, params, random, self._mesh, folder)
+      )
     self._say(f"done: {self._step} steps; results lie in {self._folder}")
     self._say(f"to train for longer: {workdir.how_to_go_on(self._folder)}")
-
-  def _report_change(self) -> None:
-    """Writes finetuning.json: what moved, and the evaluations around it."""
-    now, first = (
-      merged(state.params, self._config.model)
-      for state in (self._state, self._first_state()[0])
-    )
-    changed = initial.change(now, first)
-    if self._writer is None:
-      return
-    evaluations = {}
-    for line in read_metrics(self._folder):
-      for name in line.keys() - {"step"}:
-        if name.startswith("evals/"):
-          evaluations.setdefault(name, []).append(line[name])
-    report = {
-      "init": self._config.init.path,
-      "steps": self._step,
-      "relative_change": changed,
-      "evaluations": {
-        name: {"before": values[0], "after": values[-1]}
-        for name, values in sorted(evaluations.items())
-      },
-    }
-    text = json.dumps(report, indent=2)
-    workdir.write_whole(self._folder / "finetuning.json", text + "\n")
-    self._say(f"{'evaluation':46} {'before':>8} {'after':>8}")
-    for name, value in report["evaluations"].items():
-      self._say(f"{name:46} {value['before']:8.4f} {value['after']:8.4f}")
-    for part, value in changed.items():
-      self._say(f"{part:46} moved by {value:.2%}")
 
   def _take_step(self) -> None:
     """Dispatches one step, then reads the metrics of the one before it."""
@@ -287,7 +258,8 @@ class Loop:
       if step % every == 0 or step == self._config.total_steps:
         self._settle()
         try:
-          metrics = evaluator(self._state.weights).metrics
+          with naming_evaluation(name):
+            metrics = evaluator(self._state.weights).metrics
         except UserError:  # One line says what is wrong with config or data.
           raise
         except Exception as error:

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 import runs
 
-from big_siglip import command_line
+from big_siglip import build, command_line
 from big_siglip.errors import UserError
 from big_siglip.evaluation import pictures, results
 from big_siglip.evaluators import Result
@@ -103,6 +103,44 @@ def test_what_to_evaluate_is_given_once_and_right():
     del trained.evals.test.canonicalize
   with pytest.raises(UserError, match="evals.test.canonicalize: missing"):
     results.with_evals(trained, None, None)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "said"),
+  [
+    (
+      "classes_file",
+      "/none",
+      "config.evals.test.classes_file='/none': No such",
+    ),
+    ("templates", ("{}{}",), "config.evals.test: templates has '{}{}'"),
+  ],
+)
+def test_a_mistake_in_making_names_the_evaluation(field, value, said):
+  config = runs.config()
+  with config.unlocked():
+    config.evals.test[field] = value
+  with pytest.raises(UserError) as error:
+    build.evaluators(config, build.mesh(config))
+  assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+  ("message", "said"),
+  [
+    ("config.evals: size=3: must be 4", "config.evals.one.size=3: must be 4"),
+    ("config.evals: has no pairs", "config.evals.one: has no pairs"),
+    ("none can be read", "config.evals.one: none can be read"),
+    ("config.evals.one.path='x': bad", "config.evals.one.path='x': bad"),
+  ],
+)
+def test_a_mistake_in_running_names_the_evaluation(message, said):
+  def evaluator(params):
+    raise UserError(message)
+
+  with pytest.raises(UserError) as error:
+    results.run({"one": evaluator}, None)
+  assert str(error.value) == said
 
 
 CURVE = {"predicted": [0.1, None], "observed": [0.2, None], "count": [7, 0]}

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from big_siglip.data.preprocessing import Preprocessing
-from big_siglip.errors import raise_problems, UserError
+from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.run import workdir
 from big_siglip.schema.fields import evaluation_problems
@@ -66,7 +66,11 @@ def preprocessing_problems(trained: ConfigDict, given: ConfigDict) -> list[str]:
 
 def run(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Result]:
   """Returns what every evaluator says of the parameters."""
-  return {name: evaluator(params) for name, evaluator in evaluators.items()}
+  results = {}
+  for name, evaluator in evaluators.items():
+    with naming_evaluation(name):
+      results[name] = evaluator(params)
+  return results
 
 
 def flat(results: Mapping[str, Result]) -> dict[str, float | None]:
