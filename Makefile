@@ -53,6 +53,7 @@ studies: .venv/base
 lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/basedpyright --pythonpath $(RUN)
 	.venv/bin/shellcheck tools/launch/*.sh
 
 format: .venv/dev

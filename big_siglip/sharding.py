@@ -22,13 +22,16 @@ from big_siglip.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
+# Of each dimension: the mesh axis or axes that split it.
+_Axes = tuple[str | tuple[str, ...] | None, ...]
+
 # End of a parameter's path -> mesh axis of each of its dimensions. The first
 # match counts. Parameters of scanned blocks have one more dimension, in front:
 # the depth, which is never split.
 # Attention splits over heads and the MLP over its hidden units, so that a
 # `tensor` group exchanges activations once after each; `fsdp` takes a dimension
 # that `tensor` left whole.
-PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+PARAMETER_AXES: tuple[tuple[str, _Axes], ...] = (
   (r"attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),  # D,H,h
   (r"attention/(query|key|value)/bias", ("tensor", None)),  # H,h
   (r"attention/out/kernel", ("tensor", None, "fsdp")),  # H,h,D

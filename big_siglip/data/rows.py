@@ -234,8 +234,9 @@ class LoadEvalRow:
 
   @functools.cached_property
   def _zeros(self) -> Row:
-    for index in range(min(self.length, MAX_TRIES)):
+    tries = min(self.length, MAX_TRIES)
+    for index in range(tries):
       with contextlib.suppress(BadExample):
         example = self.load_one(index)
         return {name: np.zeros_like(value) for name, value in example.items()}
-    raise RunStopped(f"none of the first {index + 1} examples can be used")
+    raise RunStopped(f"none of the first {tries} examples can be used")

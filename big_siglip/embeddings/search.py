@@ -31,13 +31,13 @@ def search_exactly(
   block = max(min(block, reader.num_rows), top)
   scores = jnp.full((len(queries), top), -jnp.inf)
   best = scores, jnp.zeros(scores.shape, jnp.int32)
-  queries, start = jnp.asarray(queries), 0
+  on_device, start = jnp.asarray(queries), 0
   for rows in reader.blocks(block):
     count = len(rows)
     rows = np.pad(rows, [(0, block - count), (0, 0)])
     # Two blocks at most: one compared, one read from the disk meanwhile.
     previous = best
-    best = _merge(best, queries, rows, start, count)
+    best = _merge(best, on_device, rows, start, count)
     jax.block_until_ready(previous)
     start += count
   return np.asarray(best[0]), np.asarray(best[1])

@@ -211,6 +211,7 @@ def _is_dir(path: epath.Path) -> bool:
 
 def _short_names(folders: Sequence[epath.Path]) -> list[str]:
   """Returns the shortest ends of the paths that differ from each other."""
+  names: list[str] = []
   for count in range(1, 1 + max(len(folder.parts) for folder in folders)):
     names = ["/".join(folder.parts[-count:]) for folder in folders]
     if len(set(names)) == len(names):
