@@ -16,6 +16,7 @@ from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
 from big_siglip.data.sources import Options, Source
+from big_siglip.data.text import Tokenizer
 from big_siglip.data.views import Embeddings, Pixels, Tokens, View
 from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluators import (
@@ -196,7 +197,9 @@ def views(config: ConfigDict) -> tuple[View, ...]:
       vocabulary is smaller than its own.
   """
   data = config.data
-  seen, texts = _plain_views(config, tokenizer(config), has_image_tower(config))
+  seen, texts = _plain_views(
+    config, preprocess(config).tokenizer, has_image_tower(config)
+  )
   if isinstance(seen, Pixels):
     seen = Pixels(seen.size, data.resize, data.crop_min_area, data.flip)
   return seen, texts
