@@ -209,7 +209,8 @@ def test_a_dry_run_finds_what_a_start_would(
   folder = str(tmp_path / "run")
   config = _load("finetune", weights, *_settings(photos), *changes)
   if "seed=3" in changes:
-    workdir.claim(folder, from_init.fill(first)[0])
+    place = workdir.claim(folder, from_init.fill(first)[0])
+    (place / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
   with pytest.raises(UserError) as error:
     dry_run.run(config, folder)
   assert said in str(error.value)

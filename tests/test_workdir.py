@@ -9,6 +9,11 @@ from big_siglip.errors import UserError
 from big_siglip.run import workdir
 
 
+def _trained(folder):
+  """Makes a folder look as after a first checkpoint."""
+  (folder / "checkpoints" / "5").mkdir(parents=True)
+
+
 def test_a_new_folder_gets_the_config(tmp_path):
   config = runs.config()
   folder = workdir.claim(str(tmp_path / "a" / "run"), config)
@@ -31,6 +36,7 @@ def test_what_does_not_decide_the_parameters_may_change(tmp_path):
 
 def test_every_field_that_differs_is_named(tmp_path):
   workdir.claim(str(tmp_path), runs.config())
+  _trained(tmp_path)
   before = (tmp_path / "config.json").read_bytes()
   other = runs.config(seed=3, optimizer__learning_rate=0.5)
   with pytest.raises(UserError, match="is of another config") as error:
@@ -79,3 +85,22 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     workdir.write_whole(path, "new")
   assert path.read_text() == "old"
+
+
+def test_a_run_that_never_trained_binds_nobody(tmp_path):
+  """It ended for its weights or its data, and the command is corrected."""
+  piece = tmp_path / "other.json"
+  piece.write_text('{"not": "read"}')
+  run = tmp_path / "run"
+  workdir.claim(str(run), runs.config(seed=1))
+  workdir.keep_tokenizer(run, str(piece))
+  (run / "metrics.jsonl").write_text('{"step": 0, "evals/test/accuracy": 1}\n')
+  (run / "tensorboard").mkdir()
+  other = runs.config(seed=2)
+  workdir.claim(str(run), other)
+  assert workdir.read_config(run)["seed"] == 2
+  assert [p.name for p in run.iterdir()] == ["config.json"]
+  # Steps that were taken are not mixed with others, saved or not.
+  (run / "metrics.jsonl").write_text('{"step": 3, "loss": 2.5}\n')
+  with pytest.raises(UserError, match="config.seed: 2 -> 1"):
+    workdir.claim(str(run), runs.config(seed=1))

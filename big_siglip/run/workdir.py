@@ -16,6 +16,7 @@ from big_siglip.schema.fields import complete_config
 # Hugging Face.
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _EMBEDDING = "embedding.json"  # Of the embeddings that a run trains on.
+_LOGS = ("metrics.jsonl", "skipped.jsonl", "starts.jsonl")
 
 
 def check(
@@ -23,8 +24,8 @@ def check(
 ) -> tuple[epath.Path, dict[str, Any]]:
   """Returns a run's folder and its config.json, without writing anything.
 
-  In an older folder the fields that decide about the trained parameters must be
-  as they were.
+  Where a run has trained, the fields that decide about its parameters must be
+  as they were. One that ended before, for its weights or data, binds nobody.
 
   Raises:
     UserError: it cannot be read, or is of another config.
@@ -40,7 +41,7 @@ def check(
   if old is not None and new["data"]["tokenizer"] == find_tokenizer(folder):
     new["data"]["tokenizer"] = old["data"]["tokenizer"]  # The copy kept of it.
   changes = changed_fields(old, new) if old is not None else []
-  if changes:
+  if changes and has_trained(folder):
     if any(change.startswith("config.total_steps:") for change in changes):
       changes.append(f"(to train for longer: {how_to_go_on(folder)})")
     raise UserError(
@@ -62,6 +63,7 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
   if jax.process_index() == 0:
     try:
       folder.mkdir(parents=True, exist_ok=True)
+      _clear(folder, new)
       keep_tokenizer(folder, config.data.tokenizer)
       if not has_image_tower(config):
         _copy(epath.Path(config.data.path) / _EMBEDDING, folder / _EMBEDDING)
@@ -71,6 +73,29 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
         f"--workdir={workdir}: not writable ({error.strerror or error})"
       ) from error
   return folder
+
+
+def has_trained(folder: epath.Path) -> bool:
+  """Returns whether a run in this folder has saved a step, or logged one."""
+  saved = folder / "checkpoints"
+  if saved.is_dir() and any(p.name.isdecimal() for p in saved.iterdir()):
+    return True
+  if any(folder.glob("damaged-*")):
+    return True
+  metrics = folder / "metrics.jsonl"
+  # Before the first step there may be evaluations.
+  return metrics.exists() and '"loss"' in metrics.read_text()
+
+
+def _clear(folder: epath.Path, new: dict[str, Any]) -> None:
+  """Removes what a run of another config left that has not trained."""
+  path = folder / "config.json"
+  if not path.exists() or not changed_fields(read_config(folder), new):
+    return
+  for name in (*_TOKENIZERS, _EMBEDDING, *_LOGS):
+    (folder / name).unlink(missing_ok=True)
+  if (folder / "tensorboard").is_dir():
+    (folder / "tensorboard").rmtree()
 
 
 def how_to_go_on(folder: epath.Path) -> str:
