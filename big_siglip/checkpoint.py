@@ -260,10 +260,10 @@ def _restore_some(
 ) -> Any:
   """Returns an item of a checkpoint without some of its top names."""
   with ocp.StandardCheckpointer() as checkpointer:
-    saved = checkpointer.metadata(folder).item_metadata.tree
-    left_out = saved.keys() & set(beside)
-    if not left_out:
+    if not beside:
       return checkpointer.restore(folder, abstract)
+    saved = checkpointer.metadata(folder).item_metadata.tree
+  left_out = saved.keys() & set(beside)
   rest = {name: tree for name, tree in saved.items() if name not in left_out}
   differing = flatten(rest).keys() ^ flatten(abstract).keys()
   if differing:

@@ -28,10 +28,9 @@ PLAIN = {
 }
 RUNS = {
   "digits": {"mesh__data": 8},
-  "scenes": {
+  "scan": {
     "mesh__data": 2,
     "mesh__fsdp": 4,
-    "data__name": "scenes",
     "loss__name": "sigmoid",
     "optimizer__name": "adafactor",
     "optimizer__mu_dtype": "bfloat16",

@@ -4,7 +4,7 @@ import csv
 import json
 import shutil
 
-from etils import epath
+import model_cases
 import numpy as np
 from PIL import Image
 import pytest
@@ -17,7 +17,7 @@ from big_siglip.errors import UserError
 from big_siglip.plan import dry_run
 from big_siglip.run import workdir
 from big_siglip.schema.fields import unset_fields
-from big_siglip.trained import from_init, saved
+from big_siglip.trained import from_init
 from big_siglip.weights import export
 
 CONFIGS = ("finetune", "lora", "lit", "unlocked", "lit_precomputed")
@@ -41,7 +41,7 @@ def made():
 
 @pytest.fixture
 def weights(made, tmp_path):
-  saved.save_model(epath.Path(tmp_path / "weights"), *made, DATA)
+  model_cases.save_model(tmp_path / "weights", *made, DATA)
   return tmp_path / "weights"
 
 

@@ -167,12 +167,11 @@ def test_an_adaptation_is_part_of_the_weights(tmp_path):
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: x + rng.normal(size=x.shape), params)
   params = jax.tree.map(lambda x: x.astype(np.float32), params)
-  data = {"tokenizer": "bytes", "lowercase": True, "pad_id": 1}
   saved.save_model(
     epath.Path(tmp_path / "lora"),
     params,
     config.model,
-    {**data, "resize": "bilinear"},
+    Preprocessing.of(config),
   )
   expected = runs.flatten(merged(params, config.model))
   for rank in (0, 4):  # A new adaptation adds nothing yet.

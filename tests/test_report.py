@@ -289,7 +289,11 @@ def test_retrieval_finds_what_is_nearest(shown, model):
   texts = list(dict.fromkeys(t for e in examples for t in e.texts))
   probabilities = model.probabilities([examples[0].image], texts)[0]
   listed = [t for a, t in shown[0].all("li") if a.get("class") in ("", "right")]
-  for place, text in enumerate(np.argsort(-probabilities)[:5]):
+  best = np.sort(probabilities)[::-1]
+  for place in range(5):
+    # In batches of another size the last bits are others, and so is a tie.
+    (text,) = [t for t in range(len(texts)) if f" {texts[t]} " in listed[place]]
+    np.testing.assert_allclose(probabilities[text], best[place], rtol=1e-5)
     mark = "✓ right" if texts[text] in examples[0].texts else "✗ wrong"
     told = page.probability(probabilities[text])
     assert listed[place] == f"{mark} {texts[text]} {told}"
@@ -300,7 +304,12 @@ def test_other_peoples_text_stays_text(digits, photos, tmp_path):
   shutil.copytree(digits, folder)
   config = json.loads((folder / "config.json").read_text())
   kept = {"kind": "retrieval", "data": "folder", "split": "all", "every": 1}
-  config["evals"] = {"photos": {**kept, "path": str(photos)}}
+  shutil.copytree(photos, tmp_path / "photos")
+  captions = tmp_path / "photos" / "captions.csv"
+  # Whichever a model finds likeliest, it is malicious.
+  evil = EVIL.replace('"', '""')
+  captions.write_text(captions.read_text().replace("square", evil))
+  config["evals"] = {"photos": {**kept, "path": str(tmp_path / "photos")}}
   (folder / "config.json").write_text(json.dumps(config))
   line = {"step": 2, "name": EVIL, "kind": "image", "reason": "</td>"}
   (folder / "skipped.jsonl").write_text(json.dumps(line) + "\n")
@@ -350,11 +359,13 @@ def test_fields_of_a_table_are_those_of_training(photos, tmp_path):
   assert pool.read_pool(key, 300).texts == ["x", "y", "z"]
 
 
-def test_a_config_of_other_times_is_understood(digits, model):
-  (run,) = read_runs([str(digits)])
+def test_a_config_of_other_times_is_understood(digits, model, tmp_path):
+  config = json.loads((digits / "config.json").read_text())
   new = ("templates_file", "canonicalize", "classes_file", "answers_file")
   for field in new:
-    del run.config["evals"]["test"][field]
+    del config["evals"]["test"][field]
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  (run,) = read_runs([str(tmp_path)])
   ((key, spec),) = pool.wanted(run).items()
   answers = pool.ask(model, pool.read_pool(key, 20), spec)
   assert len(answers.guesses.names) == 20
@@ -511,7 +522,9 @@ def test_the_program_writes_the_page(digits, tmp_path):
     "tools/report.py", digits, f"--output={file}", "--examples=0"
   )
   assert status == 0, said
-  assert printed.split() == ["report", str(file)] and not said
+  *numbers, last = printed.splitlines()
+  assert last.split() == ["report", str(file)] and not said
+  assert "evals/test/accuracy" in [line.split()[0] for line in numbers]
   assert Page(file.read_text()).all("section", id="curves")
 
 

@@ -241,7 +241,7 @@ def test_a_folder_with_tokenizer_json_alone_comes_in_and_goes_out(
   theirs = processor(
     text=captions, padding="max_length", truncation=True, max_length=LENGTH
   )
-  for path in (gemma_like, found["tokenizer"]):
+  for path in (gemma_like, found.tokenizer):
     ours = make_tokenizer(path, pad_id=0)
     np.testing.assert_array_equal(ours(captions, LENGTH), theirs["input_ids"])
 

@@ -1,5 +1,6 @@
 """The trainer as a user starts it, and its loop in this process."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -174,7 +175,7 @@ def _spoil(monkeypatch, bad_steps):
         return state.replace(params=params), values
       return built.step(state, batch)
 
-    return build.Program(built.abstract_state, built.init, step)
+    return dataclasses.replace(built, step=step)
 
   monkeypatch.setattr(build, "program", spoiled)
 
@@ -206,7 +207,7 @@ def test_stop_mode_saves_nothing_that_is_not_finite(tmp_path, monkeypatch):
       finite = int(state.step) != 4
       return state, {**values, "finite": finite, "loss": np.float32(np.nan)}
 
-    return build.Program(built.abstract_state, built.init, step)
+    return dataclasses.replace(built, step=step)
 
   monkeypatch.setattr(build, "program", poisoned)
   with pytest.raises(RunStopped, match="^step 4: the loss is nan") as error:

@@ -431,7 +431,7 @@ def test_an_imported_repository_is_a_model_that_evaluates(
   assert status == 0, message
   evaluate = "tools/evaluate.py", f"--checkpoint={file}"
   message = programs.said_in_one_line(*evaluate, f"--config={runs.CONFIG}")
-  assert "config.data.resize='bilinear' (checkpoint: 'bicubic')" in message
+  assert "config.data.resize='bilinear', not 'bicubic'" in message
   evals = tmp_path / "evals.py"
   evals.write_text(
     (runs.ROOT / "configs" / "evals" / "digits.py")

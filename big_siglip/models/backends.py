@@ -108,10 +108,11 @@ def choose(
   if backend != "auto":
     if length == 1 and backend in ("short", "splash", "cudnn"):
       return "xla"
-    if batch > 1 and (need := lack(backend, problem)):
-      raise UserError(f"config.model.attention={backend}: {need}")
-    if suits(backend, problem):
+    need = lack(backend, problem)
+    if not need and suits(backend, problem):
       return backend
+    if need and batch > 1:
+      raise UserError(f"config.model.attention={backend}: {need}")
   return _auto(problem)
 
 

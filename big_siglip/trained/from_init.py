@@ -87,7 +87,7 @@ def _open(config: ConfigDict, unset: list[str]) -> ConfigDict:
     if not str(error).startswith(path):
       raise
     raise UserError(f"config.init.path={error}") from error
-  return ConfigDict({"model": weights.model, "data": data})
+  return ConfigDict({"model": weights.model, "data": data.data_fields()})
 
 
 def _of_weights(fields: Any) -> list[str]:
