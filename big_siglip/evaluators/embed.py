@@ -52,10 +52,11 @@ def exact_model(model: ConfigDict) -> ConfigDict:
 
   A kernel that training names may need another dtype, batch or chip.
   """
-  exact = {**model, "dtype": "float32"}
-  if model.attention in KERNELS:
-    exact["attention"] = "auto"
-  return ConfigDict(exact)
+  exact = ConfigDict(model).copy_and_resolve_references()
+  exact.dtype = "float32"
+  if exact.attention in KERNELS:
+    exact.attention = "auto"
+  return exact
 
 
 def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
