@@ -22,8 +22,8 @@ from PIL import Image
 import pytest
 
 from big_siglip.data import faults, images, order, pipeline, rows, sources, text
-from big_siglip.data.delivery import Delivery
 from big_siglip.data.mixture import Mixture
+from big_siglip.data.prefetch import Prefetcher
 from big_siglip.data.views import Pixels, Tokens, view
 from big_siglip.errors import RunStopped, Stalled
 
@@ -530,7 +530,7 @@ def test_nothing_is_held_once_it_is_closed():
     def close(self):
       pass
 
-  delivery = Delivery(Items())
+  delivery = Prefetcher(Items())
   while len(made) < 2:  # One lies in the queue, and one waits for its place.
     time.sleep(0.001)
   delivery.close()

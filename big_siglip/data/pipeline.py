@@ -16,9 +16,9 @@ import grain
 
 from big_siglip.data import order, rows
 from big_siglip.data.batch import Batch
-from big_siglip.data.batches import LoadBatch
-from big_siglip.data.delivery import Delivery, Watch
+from big_siglip.data.loader import LoadBatch
 from big_siglip.data.mixture import Mixture
+from big_siglip.data.prefetch import Prefetcher, Watch
 from big_siglip.data.sources import Source
 from big_siglip.data.views import View
 from big_siglip.errors import RunStopped, UserError
@@ -34,7 +34,7 @@ class TrainBatches(Iterator[Batch]):
       give it back as `start`, to go on from here.
   """
 
-  def __init__(self, batches_from: Callable[[int], Delivery], start: int):
+  def __init__(self, batches_from: Callable[[int], Prefetcher], start: int):
     """Starts to load; `batches_from` returns the batches from one on."""
     self.next_batch = start
     self._batches_from = batches_from
@@ -141,7 +141,7 @@ def train_batches(
   )
   load_rows.fields(start)  # Views that do not go together are told here.
 
-  def batches_from(start: int) -> Delivery:
+  def batches_from(start: int) -> Prefetcher:
     load_batch = LoadBatch(load_rows, count, num_threads)
     # Whenever some threads have nothing left to do for a batch, they begin the
     # next; at most one more waits in memory.
@@ -155,7 +155,7 @@ def train_batches(
       options = grain.MultiprocessingOptions(num_workers)
       batches = batches.mp_prefetch(options)
     where = ": a worker process is stuck; its warning above names the example"
-    return Delivery(
+    return Prefetcher(
       iter(batches),
       stall_seconds=stall_seconds,
       what=lambda: where if num_workers else f": {watch.longest()}",

@@ -11,9 +11,9 @@ import numpy as np
 
 from big_siglip.data import faults
 from big_siglip.data.batch import Batch, Field, Fields, rows_of, union
-from big_siglip.data.delivery import Watch
 from big_siglip.data.mixture import image_index, locate
 from big_siglip.data.order import Draw, Draws
+from big_siglip.data.prefetch import Watch
 from big_siglip.data.sources import Example, Source
 from big_siglip.data.views import fill, View
 from big_siglip.errors import BadExample, RunStopped

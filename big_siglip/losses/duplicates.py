@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
   ignored: jax.Array | None = None
   duplicate: jax.Array | None = None
 
-  def heard(self, x: jax.Array, silent: float = 0.0) -> jax.Array:
+  def masked(self, x: jax.Array, silent: float = 0.0) -> jax.Array:
     """Returns ij `x`, or `silent` where the loss does not see a pair."""
     return x if self.ignored is None else jnp.where(self.ignored, silent, x)
 

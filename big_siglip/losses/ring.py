@@ -19,16 +19,16 @@ from jax.sharding import PartitionSpec as P
 
 from big_siglip.losses.duplicates import check_ids, sort_pairs
 from big_siglip.losses.gradient import mean_with_gradients
-from big_siglip.losses.statistics import count, from_sums, LogitStatistics
-from big_siglip.losses.travel import (
+from big_siglip.losses.ring_scan import (
   as_factor,
   check_dtype,
   full_like,
   product,
+  ring_scan,
   rows_from,
   tile_rows,
-  travel_ring,
 )
+from big_siglip.losses.statistics import count, from_sums, LogitStatistics
 
 
 def ring_sigmoid_loss(
@@ -141,7 +141,7 @@ def _ring(
       sums["duplicates"] = zero
   if gradients:
     sums |= {"d_scale": zero, "d_bias": zero, "d_image": full_like(image)}
-  d_text, sums = travel_ring(
+  d_text, sums = ring_scan(
     visit,
     ahead=(as_factor(text, options["dtype"]), ids),
     behind=full_like(text) if gradients else None,
@@ -213,7 +213,7 @@ def _block(
     pairs = sort_pairs(matching, cut(ids[0], start), ids[1], duplicates)
     signs = jnp.where(pairs.positive, 1.0, -1.0)
     # The sign stays inside: see `sigmoid_loss`.
-    added["nll"] = -pairs.heard(jax.nn.log_sigmoid(signs * logits)).sum()
+    added["nll"] = -pairs.masked(jax.nn.log_sigmoid(signs * logits)).sum()
     of_rows = {}
     if "hardest" in sums:
       added["positives"] = jnp.where(pairs.positive, logits, 0.0).sum()
@@ -222,7 +222,7 @@ def _block(
     if "duplicates" in sums:
       added["duplicates"] = count(pairs.duplicate)
     if gradients:
-      d_logits = pairs.heard(-signs * jax.nn.sigmoid(-signs * logits))
+      d_logits = pairs.masked(-signs * jax.nn.sigmoid(-signs * logits))
       added["d_scale"] = (d_logits * scaled_dots).sum()
       added["d_bias"] = d_logits.sum()
       d_logits *= scale

@@ -17,16 +17,16 @@ from jax.sharding import PartitionSpec as P
 
 from big_siglip.losses.duplicates import check_ids, sort_pairs
 from big_siglip.losses.gradient import mean_with_gradients
-from big_siglip.losses.statistics import count, from_sums, LogitStatistics
-from big_siglip.losses.travel import (
+from big_siglip.losses.ring_scan import (
   as_factor,
   check_dtype,
   full_like,
   product,
+  ring_scan,
   rows_from,
   tile_rows,
-  travel_ring,
 )
+from big_siglip.losses.statistics import count, from_sums, LogitStatistics
 
 
 def ring_softmax_loss(
@@ -153,7 +153,7 @@ def _sums(image, text, logit_scale, ids, *, mesh, axes, statistics, **options):
         *(image, text, scale, (ids, text_ids)),
         **dict(start=start, first=first, own=own, **options),
       )
-      rivals = pairs.heard(logits, -jnp.inf)
+      rivals = pairs.masked(logits, -jnp.inf)
       positives = jnp.where(pairs.positive, logits, 0.0)
       added = {"positives": positives.sum()}
       lse = jnp.logaddexp(columns["lse"], jax.nn.logsumexp(rivals, axis=0))
@@ -177,7 +177,7 @@ def _sums(image, text, logit_scale, ids, *, mesh, axes, statistics, **options):
     return behind, ({k: _JOIN[k](rows[k], of_rows[k]) for k in rows}, totals)
 
   columns, rows, totals = _nothing_yet(image, ids, several, statistics)
-  columns, (rows, totals) = travel_ring(
+  columns, (rows, totals) = ring_scan(
     visit,
     ahead=(as_factor(text, options["dtype"]), ids),
     behind=columns,
@@ -245,7 +245,7 @@ def _gradients(
       if counts is not None:
         wanted = 1 / rows_from(counts, start, chunk)[:, None]
         wanted += 1 / text_counts[None]
-      d_logits = pairs.heard(d_logits)
+      d_logits = pairs.masked(d_logits)
       d_logits -= jnp.where(pairs.positive, wanted, 0.0)
       d_scale += (d_logits * logits).sum()
       d_logits *= scale
@@ -257,7 +257,7 @@ def _gradients(
     (d_text, d_scale), added = jax.lax.scan(tile, (d_text, d_scale), starts)
     return d_text, (d_image + added.reshape(d_image.shape), d_scale)
 
-  d_text, (d_image, d_scale) = travel_ring(
+  d_text, (d_image, d_scale) = ring_scan(
     visit,
     ahead=(as_factor(text, options["dtype"]), columns, ids, counts),
     behind=full_like(text),

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.ring_scan import product
 from big_siglip.losses.statistics import from_logits, LogitStatistics
-from big_siglip.losses.travel import product
 
 
 def sigmoid_loss(
@@ -53,7 +53,7 @@ def sigmoid_loss(
   signs = jnp.where(pairs.positive, 1.0, -1.0)
   # The sign stays inside: softplus(x) - x for the positives is equal on paper,
   # but its gradient cancels for well aligned pairs.
-  loss = -pairs.heard(jax.nn.log_sigmoid(signs * logits)).sum() / n
+  loss = -pairs.masked(jax.nn.log_sigmoid(signs * logits)).sum() / n
   if not statistics:
     return loss
   return loss, from_logits(logits, ids, duplicates)

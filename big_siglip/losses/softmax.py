@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.ring_scan import product
 from big_siglip.losses.statistics import from_logits, LogitStatistics
-from big_siglip.losses.travel import product
 
 
 def softmax_loss(
@@ -46,7 +46,7 @@ def softmax_loss(
   ids = check_ids(ids, len(image), duplicates)
   logits = jnp.exp(logit_scale) * product("iD,jD->ij", image, text)
   pairs = sort_pairs(jnp.eye(len(image), dtype=bool), ids, ids, duplicates)
-  rivals = pairs.heard(logits, -jnp.inf)
+  rivals = pairs.masked(logits, -jnp.inf)
   positives = jnp.where(pairs.positive, logits, 0.0)
   loss = 0.0
   for axis in (1, 0):  # From images to texts, and back.

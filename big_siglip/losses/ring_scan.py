@@ -41,7 +41,7 @@ def tile_rows(
   return chunk_size
 
 
-def travel_ring(
+def ring_scan(
   visit: Callable[..., tuple[Any, Any]],
   *,
   ahead: Any,

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 _CLOSING_SECONDS = 10.0
 
 
-class Delivery(Iterator[_T]):
+class Prefetcher(Iterator[_T]):
   """The items of an iterator, fetched by a thread; the first error ends it."""
 
   def __init__(
