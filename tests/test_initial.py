@@ -16,7 +16,7 @@ from big_siglip.data.text import ByteTokenizer, make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
 from big_siglip.models import merged, SigLIP
-from big_siglip.trained import initial, saved
+from big_siglip.trained import finetuning, initial, saved
 
 TRAINED = {
   "model__image__pooling": "map",
@@ -210,3 +210,10 @@ def test_a_run_starts_there_evaluates_first_and_reports(trained, tmp_path):
   for path, array in params.items():
     if path.startswith("image/"):
       np.testing.assert_array_equal(state[f"params/{path}"], array)
+
+
+def test_an_evaluation_without_a_finite_number_is_reported():
+  evaluations = {"evals/a/loss": {"before": 0.5, "after": None}}
+  _, line, moved = finetuning.table(evaluations, {"image": 0.25})
+  assert line.split() == ["evals/a/loss", "0.5000", "nan"]
+  assert moved.endswith("moved by 25.00%")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -52,18 +53,26 @@ def report(
     }
     text = json.dumps(written, indent=2)
     write_whole(folder / "finetuning.json", text + "\n")
+  return "\n".join(table(evaluations, changed))
+
+
+def table(
+  evaluations: dict[str, dict[str, float | None]], changed: dict[str, float]
+) -> list[str]:
+  """Returns the lines for the terminal; None, of no finite number, is nan."""
   lines = [f"{'evaluation':46} {'before':>8} {'after':>8}"]
   for name, value in evaluations.items():
-    lines.append(f"{name:46} {value['before']:8.4f} {value['after']:8.4f}")
+    before, after = (math.nan if v is None else v for v in value.values())
+    lines.append(f"{name:46} {before:8.4f} {after:8.4f}")
   lines += [
     f"{part:46} moved by {value:.2%}" for part, value in changed.items()
   ]
-  return "\n".join(lines)
+  return lines
 
 
-def _evaluations(folder: epath.Path) -> dict[str, dict[str, float]]:
+def _evaluations(folder: epath.Path) -> dict[str, dict[str, float | None]]:
   """Returns the first and the last value of every evaluation's metrics."""
-  values: dict[str, list[float]] = {}
+  values: dict[str, list[float | None]] = {}
   for line in read_metrics(folder):
     for name in line.keys() - {"step"}:
       if name.startswith("evals/"):
