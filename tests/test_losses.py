@@ -13,11 +13,11 @@ import pytest
 
 from big_siglip.errors import UserError
 from big_siglip.losses import (
+  ring_scan,
   ring_sigmoid_loss,
   ring_softmax_loss,
   sigmoid_loss,
   softmax_loss,
-  travel,
 )
 
 MESHES = {
@@ -356,7 +356,7 @@ def test_any_order_of_the_ring_gives_the_same(name, monkeypatch):
   mesh, axes = make_mesh((2, 4, 1)), ("data", "fsdp")
   expected = value_and_gradients(all_losses(mesh, axes)[name[5:]], inputs)
   monkeypatch.setattr(
-    travel, "ring_order", lambda mesh, axes: [3, 0, 6, 1, 7, 4, 2, 5]
+    ring_scan, "ring_order", lambda mesh, axes: [3, 0, 6, 1, 7, 4, 2, 5]
   )
   actual = value_and_gradients(all_losses(mesh, axes)[name], inputs)
   assert_close(actual, expected, 1e-5)
@@ -380,7 +380,7 @@ def test_on_a_grid_every_hop_is_to_a_neighbour(sides):
     shape = {"data": 1, "fsdp": len(places), "tensor": 1}
     devices = chips
 
-  order = travel.ring_order(Grid, ("data", "fsdp"))
+  order = ring_scan.ring_order(Grid, ("data", "fsdp"))
   assert sorted(order) == list(range(len(places)))
   ring = [chips[0, index, 0].coords for index in order]
   for here, there in itertools.pairwise([*ring, ring[0]]):
@@ -389,8 +389,8 @@ def test_on_a_grid_every_hop_is_to_a_neighbour(sides):
 
 def test_a_ring_of_other_devices_keeps_their_order():
   mesh = make_mesh((2, 4, 1))
-  assert travel.ring_order(mesh, ("data", "fsdp")) == list(range(8))
-  assert travel.ring_order(mesh, ("data",)) == [0, 1]
+  assert ring_scan.ring_order(mesh, ("data", "fsdp")) == list(range(8))
+  assert ring_scan.ring_order(mesh, ("data",)) == [0, 1]
 
 
 def test_an_unknown_dtype_is_refused():
