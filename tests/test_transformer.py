@@ -132,11 +132,9 @@ def test_slices_of_a_block_change_no_value_and_no_gradient(scan):
   expected, before = run(whole)
   actual, after = run(sliced)
   assert after > before  # They are sliced.
-  # A small element carries the rounding of the largest of its array.
+  # A small element carries the rounding of what it is a sum of, 192 tokens.
   jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(
-      a, e, rtol=1e-5, atol=1e-6 * max(1, np.abs(e).max())
-    ),
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=2e-6),
     actual,
     expected,
   )
