@@ -32,7 +32,6 @@ from PIL import Image
 
 from benchmarks.data_peers.rate import cpu_seconds, rate
 from big_siglip.data.batch import Batch, empty, Field, Fields
-from big_siglip.data.decoding import LazyImage
 from big_siglip.data.mixture import Mixture
 from big_siglip.data.pipeline import train_batches
 from big_siglip.data.sources import Example, open_source
@@ -105,16 +104,15 @@ def decoder_alone(
 ) -> tuple[float, float]:
   """Returns the same of threads that only decode and resize the same files."""
   source = open_source("tar", "all", str(folder))
-  encoded = [example.image for example in source]
+  examples = list(source)
   pixels, fast = Pixels(SIZE), decoder == "fast"
   counts = [0] * threads
 
   def work(number: int) -> None:
-    place = number * len(encoded) // threads
+    place = number * len(examples) // threads
     out = empty(pixels.fields(0), 1)
     while time.perf_counter() < end:
-      image = LazyImage(encoded[place % len(encoded)], fast)
-      pixels([Sample(image, (), "")], (), out)
+      pixels([Sample.of(examples[place % len(examples)], fast)], (), out)
       counts[number] += 1
       place += 1
 

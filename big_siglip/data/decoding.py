@@ -19,14 +19,18 @@ class LazyImage:
       `fast_images`. Else Pillow decodes it, exactly.
   """
 
-  __slots__ = ("_decoded", "_needed", "_pixels", "_shape", "encoded", "fast")
+  __slots__ = ("_decoded", "_header", "_needed", "_pixels", "encoded", "fast")
 
   def __init__(self, encoded: Any, fast: bool = False):
-    """Decodes nothing yet."""
+    """Reads the header that `fast_images` needs, and decodes nothing yet."""
     self.encoded = encoded
     self.fast = fast
+    self._header: tuple[int, int] | None = None  # Then Pillow decodes.
+    if fast and isinstance(encoded, bytes):
+      self._header = fast_images.shape(encoded)
     self._needed = 0.0
-    self.forget()
+    self._pixels: np.ndarray | None = None
+    self._decoded = 0.0
 
   def shape(self) -> tuple[int, int]:
     """Returns (height, width) of the whole image, in pixels.
@@ -34,11 +38,10 @@ class LazyImage:
     Raises:
       BadImage: it cannot be decoded.
     """
-    if self._shape is None and self.fast:
-      self._shape = fast_images.shape(self.encoded)
-    if self._shape is None:
-      self._decode_exactly()
-    return self._shape
+    if self._header:
+      return self._header
+    height, width, _ = self.decoded()[0].shape
+    return height, width
 
   def need(self, scale: float | None) -> None:
     """Notes how many pixels will be asked for, before any are decoded.
@@ -64,23 +67,16 @@ class LazyImage:
     return self._pixels, min(self._decoded, 1.0)
 
   def forget(self) -> None:
-    """Drops what was decoded."""
-    self._pixels: np.ndarray | None = None
-    self._shape: tuple[int, int] | None = None
-    self._decoded = 0.0
+    """Drops the pixels."""
+    self._pixels = None
 
   def _decode(self) -> None:
-    if self.fast and self._needed <= 1:
-      height, width = self.shape()
-      if self._pixels is not None:  # To know its shape took all of it.
+    if self._header and self._needed <= 1:
+      self._pixels = fast_images.decode(
+        self.encoded, *self._header, self._needed
+      )
+      if self._pixels is not None:
+        self._decoded = self._needed
         return
-      pixels = fast_images.decode(self.encoded, height, width, self._needed)
-      if pixels is not None:
-        self._pixels, self._decoded = pixels, self._needed
-        return
-    self._decode_exactly()
-
-  def _decode_exactly(self) -> None:
     self._pixels = images.decode(self.encoded)
     self._decoded = _EXACT
-    self._shape = self._pixels.shape[:2]

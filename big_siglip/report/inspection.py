@@ -15,7 +15,6 @@ import numpy as np
 
 from big_siglip.data import faults
 from big_siglip.data.batch import empty
-from big_siglip.data.decoding import LazyImage
 from big_siglip.data.mixture import epochs, locate, opening_faults
 from big_siglip.data.pipeline import train_batches
 from big_siglip.data.sources import Source
@@ -121,8 +120,9 @@ def _stages(
     try:
       with timed("read"):
         example = source[int(index)]
-      image = LazyImage(example.image, fast)
-      sample = Sample(**{**vars(example), "image": image})
+      with timed("decode"):
+        sample = Sample.of(example, fast)
+      image = sample.image
       for view, out in zip(views, outs, strict=True):
         rngs = Streams([(0, 0, int(index))], view.name)
         if isinstance(view, ImageView):

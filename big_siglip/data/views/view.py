@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from big_siglip.data.batch import Batch, Fields
+from big_siglip.data.batch import Batch, Fields, rows_of
 from big_siglip.data.decoding import LazyImage
 from big_siglip.data.sources import Example
 from big_siglip.errors import BadExample
@@ -25,6 +25,12 @@ class Sample(Example):
 
   image: LazyImage
 
+  @classmethod
+  def of(cls, example: Example, fast: bool) -> "Sample":
+    """Reads the image's header alone; `fast`: see `LazyImage`."""
+    image = LazyImage(example.image, fast)
+    return cls(**vars(example) | {"image": image})
+
 
 class Streams:
   """The random generators of a view, one for each of some examples.
@@ -37,13 +43,14 @@ class Streams:
   def __init__(self, seeds: Sequence[Seed], name: str):
     """Makes none yet."""
     self._seeds = seeds
-    self._view = zlib.crc32(name.encode())
+    self._name = name
 
   def __len__(self) -> int:
     return len(self._seeds)
 
   def __getitem__(self, i: int) -> np.random.Generator:
-    return np.random.default_rng((*self._seeds[i], self._view))
+    view = zlib.crc32(self._name.encode())
+    return np.random.default_rng((*self._seeds[i], view))
 
 
 class View(Protocol):
@@ -124,53 +131,38 @@ def fill(
   Returns:
     As a view does.
   """
-  samples = [
-    Sample(**{**vars(e), "image": LazyImage(e.image, fast)}) for e in examples
-  ]
+  samples = [Sample.of(example, fast) for example in examples]
   bad: dict[int, BadExample] = {}
   of_images = []
   for view in views:
-    streams = Streams(seeds, view.name)
     if isinstance(view, ImageView):
-      of_images.append((view, streams))
+      of_images.append(view)
     else:
-      bad = dict(view(samples, streams, out)) | bad
-  names = [name for view, _ in of_images for name in view.fields(batch)]
-  arrays = [(name, out[name]) for name in names]
+      bad = dict(view(samples, Streams(seeds, view.name), out)) | bad
+  names = [name for view in of_images for name in view.fields(batch)]
+  arrays = {name: out[name] for name in names}
   for i, sample in enumerate(samples) if of_images else ():
-    row = {name: array[i : i + 1] for name, array in arrays}
-    error = _look(of_images, sample, i, row)
+    row = slice(i, i + 1)
+    error = _look(of_images, sample, seeds[row], rows_of(arrays, row))
     if error is not None:
       bad.setdefault(i, error)
     sample.image.forget()
   return bad
 
 
-def _look(of_images, sample: Sample, i: int, row: Batch) -> BadExample | None:
+def _look(
+  views: Sequence[ImageView], sample: Sample, seeds: Sequence[Seed], out: Batch
+) -> BadExample | None:
   """Writes what views of images make of one; returns what is wrong with it."""
-  if sample.image.fast and len(of_images) > 1:
+  if sample.image.fast and len(views) > 1:
     try:
       height, width = sample.image.shape()
     except BadExample as error:
       return error
-    for view, streams in of_images:
-      sample.image.need(view.scale(height, width, streams[i]))
-  for view, streams in of_images:
-    if bad := view([sample], _One(streams, i), row):
+    for view in views:
+      rng = Streams(seeds, view.name)[0]
+      sample.image.need(view.scale(height, width, rng))
+  for view in views:
+    if bad := view([sample], Streams(seeds, view.name), out):
       return bad[0]
   return None
-
-
-class _One:
-  """The generator of one example, as the only one."""
-
-  def __init__(self, streams: Streams, place: int):
-    self._streams, self._place = streams, place
-
-  def __len__(self) -> int:
-    return 1
-
-  def __getitem__(self, i: int) -> np.random.Generator:
-    if i:
-      raise IndexError(i)
-    return self._streams[self._place]
