@@ -137,7 +137,8 @@ def test_a_rule_that_cannot_be_meant_is_named(capsys, tmp_path, rules, said):
 def test_a_workdir_of_another_config_names_the_fields(capsys, tmp_path):
   from big_siglip.run import workdir
 
-  workdir.claim(str(tmp_path), runs.config())
+  folder = workdir.claim(str(tmp_path), runs.config())
+  (folder / "checkpoints" / "5").mkdir(parents=True)  # It has trained.
   arguments = runs.overrides(seed=1, optimizer__learning_rate=0.5)
   message = _error(capsys, str(tmp_path), arguments)
   assert "config.seed: 0 -> 1" in message
