@@ -5,8 +5,6 @@ python main.py --config=configs/so400m.py:batch_size=4096 --workdir=gs://b/run \
   --config.mesh.fsdp=8 --dry_run
 """
 
-import contextlib
-
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -47,7 +45,9 @@ def main(config: ConfigDict) -> None:
 
 
 def _train(config: ConfigDict) -> None:
-  with contextlib.closing(StopSignal()) as stop, exit_on_error():
+  # Never closed: a second SIGTERM may come while the process ends.
+  stop = StopSignal(several=config.distributed)
+  with exit_on_error():
     # Imported late, and after the signals are heard: it takes seconds.
     from big_siglip import platforms, train
 

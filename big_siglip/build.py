@@ -268,8 +268,10 @@ def _open_split(config: ConfigDict, name: str, split: str) -> Source:
     "config.data.split": f"{section}."
     + ("split" if split == spec.split else "train_split"),
   }
-  label_key = spec.get("label_key")
-  options = Options(label_key=label_key) if label_key else None
+  options = None
+  if label_key := spec.get("label_key"):
+    options = Options(label_key=label_key)
+    fields["config.data.label_key"] = f"{section}.label_key"
   return source(config, spec.data, split, spec.path, options, fields)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import select
 import sys
 from typing import NoReturn
 
@@ -92,11 +93,17 @@ def exit_on_error() -> Iterator[None]:
   """Ends the program with a message alone: a mistake with 2, a stop with 1."""
   try:
     yield
-  except BrokenPipeError:  # Whoever read the output has seen enough.
+    if sys.stdout:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    if not _output_is_gone():  # A pipe to a worker process, say.
+      raise
+    # Whoever read the output has seen enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
   except (UserError, RunStopped) as error:
-    print(f"error: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # Nobody may read it any more.
+      print(f"error: {error}", file=sys.stderr)
     if isinstance(error, Stalled):
       leave(1)
     sys.exit(2 if isinstance(error, UserError) else 1)
@@ -106,6 +113,18 @@ def leave(status: int) -> NoReturn:
   """Ends this process at once, where an orderly end would wait for ever."""
   for worker in multiprocessing.active_children():
     worker.kill()
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):  # Nobody may read it any more.
+      if stream:
+        stream.flush()
   os._exit(status)
+
+
+def _output_is_gone() -> bool:
+  """Returns whether nobody can read what is printed any more."""
+  try:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # Errors alone, which are always told.
+  except (TypeError, ValueError, OSError):  # It is no file.
+    return False
+  return bool(poll.poll(0))

@@ -93,7 +93,8 @@ class MetricsWriter:
       self._bar.set_postfix(shown)
     else:  # Evaluations are worth a line that stays.
       text = "  ".join(f"{name} {value}" for name, value in shown.items())
-      self._bar.write(f"step {step}  {text}")
+      with self._bar.external_write_mode():  # `tqdm.write` fails with `| head`.
+        say(f"step {step}  {text}")
 
   def close(self) -> None:
     """Flushes everything."""

@@ -46,7 +46,9 @@ def train(
   if not folder:
     raise UserError("--workdir=DIR must be given (or --dry_run)")
   with contextlib.ExitStack() as stack:
-    stop = stop or stack.enter_context(contextlib.closing(StopSignal()))
+    if stop is None:
+      stop = StopSignal(several=config.distributed)
+      stack.callback(stop.close)
     if config.distributed:
       processes.join()
     stack.enter_context(processes.stopping_together())
@@ -155,9 +157,11 @@ class Loop:
     """Takes the steps that are left."""
     self._evaluated_or_left()  # A stopped run may have left it undone.
     while self._step < self._config.total_steps:
-      self._take_step()
+      host_batch = self._next_batch()
+      if host_batch is not None:
+        self._take_step(host_batch)
       last = self._step == self._config.total_steps
-      stopping = self._stop.requested(self._step)
+      stopping = host_batch is None or self._stop.requested(self._step)
       if last or self._step % self._config.log_every == 0:
         self._settle()
       stopping = stopping or not self._evaluated_or_left()
@@ -176,12 +180,17 @@ class Loop:
     self._say(f"done: {self._step} steps; results lie in {self._folder}")
     self._say(f"to train for longer: {workdir.how_to_go_on(self._folder)}")
 
-  def _take_step(self) -> None:
+  def _next_batch(self) -> Mapping[str, Any] | None:
+    """Returns a batch; None where a signal came first: data may be slow."""
+    try:
+      with self._stop.interruptible(), self._meter.waiting():
+        return next(self._batches)
+    except Interrupted:
+      return None
+
+  def _take_step(self, host_batch: Mapping[str, Any]) -> None:
     """Dispatches one step, then reads the metrics of the one before it."""
-    with self._meter.waiting():
-      host_batch = next(self._batches)
-    named = faults.from_rows(host_batch["skipped"])
-    self._skipped.name(named, self._step + 1)
+    self._skipped.name(faults.from_rows(host_batch["skipped"]), self._step + 1)
     batch = {name: host_batch[name] for name in self._fields}
     batch = sharding.to_global(self._mesh, batch)
     self._state, metrics = self._program.step(self._state, batch)
@@ -236,39 +245,42 @@ class Loop:
   def _evaluated_or_left(self) -> bool:
     """Evaluates if it is due; returns False where a signal kept it from that.
 
-    The next start does it then.
+    The next start does it then. What is logged is never interrupted.
     """
+    due, results = self._due(), {}
+    if due:
+      self._settle()
     try:
       with self._stop.interruptible():
-        self._evaluate_if_due()
+        for name in due:
+          results |= self._evaluate(name)
     except Interrupted:
       return False
-    return True
-
-  def _evaluate_if_due(self) -> None:
-    step = self._step
-    # A random start has nothing to show; trained weights are a guard.
-    if step == 0 and not self._config.init.path:
-      return
-    if step == self._evaluated:
-      return
-    results = {}
-    for name, evaluator in self._evaluators.items():
-      every = self._config.evals[name].every
-      if step % every == 0 or step == self._config.total_steps:
-        self._settle()
-        try:
-          with naming_evaluation(name):
-            metrics = evaluator(self._state.weights).metrics
-        except UserError:  # One line says what is wrong with config or data.
-          raise
-        except Exception as error:
-          raise RuntimeError(f"evals.{name} failed at step {step}") from error
-        results |= {f"evals/{name}/{k}": v for k, v in metrics.items()}
-    self._evaluated = step
+    self._evaluated = self._step
     if results:
       self._meter.restart()  # The time of evaluating is not of training.
-      self._write(step, results)
+      self._write(self._step, results)
+    return True
+
+  def _due(self) -> list[str]:
+    """Returns the names of the evaluations to be done after this step."""
+    step = self._step
+    # A random start has nothing to show; trained weights are a guard.
+    if step == self._evaluated or step == 0 and not self._config.init.path:
+      return []
+    last, evals = step == self._config.total_steps, self._config.evals
+    return [n for n in self._evaluators if last or step % evals[n].every == 0]
+
+  def _evaluate(self, name: str) -> dict[str, float]:
+    """Returns the metrics of one evaluation as they are logged."""
+    try:
+      with naming_evaluation(name):
+        metrics = self._evaluators[name](self._state.weights).metrics
+    except UserError:  # One line says what is wrong with config or data.
+      raise
+    except Exception as error:
+      raise RuntimeError(f"evals.{name} failed at step {self._step}") from error
+    return {f"evals/{name}/{k}": v for k, v in metrics.items()}
 
   def _save(self) -> None:
     self._settle()  # Never save what was not seen to be finite.

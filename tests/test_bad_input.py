@@ -1,6 +1,8 @@
 """A user's mistake is one clear line and exit status 2, without a trace."""
 
+import os
 import pathlib
+import sys
 
 from PIL import Image
 import programs
@@ -137,8 +139,8 @@ def test_a_rule_that_cannot_be_meant_is_named(capsys, tmp_path, rules, said):
 def test_a_workdir_of_another_config_names_the_fields(capsys, tmp_path):
   from big_siglip.run import workdir
 
-  folder = workdir.claim(str(tmp_path), runs.config())
-  (folder / "checkpoints" / "5").mkdir(parents=True)  # It has trained.
+  workdir.claim(str(tmp_path), runs.config())
+  (tmp_path / "checkpoints" / "5").mkdir(parents=True)  # It has trained.
   arguments = runs.overrides(seed=1, optimizer__learning_rate=0.5)
   message = _error(capsys, str(tmp_path), arguments)
   assert "config.seed: 0 -> 1" in message
@@ -170,3 +172,19 @@ def test_a_forgotten_workdir_is_named():
   status, text = runs.run("")
   assert status == 2
   assert "--workdir=DIR must be given" in _one_message(text)
+
+
+def test_a_pipe_that_broke_elsewhere_is_no_end_of_output():
+  """A worker process that died must not look like a run that is done."""
+  with pytest.raises(BrokenPipeError), exit_on_error():
+    raise BrokenPipeError
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure(monkeypatch):
+  reader, writer = os.pipe()
+  os.close(reader)
+  with os.fdopen(writer, "w") as output:
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(SystemExit) as end, exit_on_error():
+      print("Buffered until the end.")
+  assert end.value.code == 0

@@ -5,6 +5,8 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
+import pyarrow as pa
+from pyarrow import parquet
 import pytest
 import runs
 
@@ -123,6 +125,20 @@ def test_a_mistake_in_making_names_the_evaluation(field, value, said):
   with pytest.raises(UserError) as error:
     build.evaluators(config, build.mesh(config))
   assert str(error.value).startswith(said)
+
+
+def test_a_label_that_is_not_there_is_one_of_the_evaluation(tmp_path):
+  table = pa.table({"image": [b"never decoded"], "caption": ["one"]})
+  parquet.write_table(table, tmp_path / "a.parquet")
+  config = runs.config()
+  with config.unlocked():
+    config.evals.test.update(
+      data="parquet", path=str(tmp_path), split="all", label_key="kind"
+    )
+  with pytest.raises(UserError) as error:
+    build.evaluators(config, build.mesh(config))
+  assert "config.evals.test.label_key='kind'" in str(error.value)
+  assert "config.data" not in str(error.value)
 
 
 @pytest.mark.parametrize(

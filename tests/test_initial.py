@@ -6,17 +6,19 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+from PIL import Image
 import pytest
 import runs
 
-from big_siglip import build
+from big_siglip import build, train
 from big_siglip.data import vocabulary
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import ByteTokenizer, make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.metrics import read_metrics
 from big_siglip.models import merged, SigLIP
-from big_siglip.trained import initial, saved
+from big_siglip.run import workdir
+from big_siglip.trained import finetuning, initial, saved
 
 TRAINED = {
   "model__image__pooling": "map",
@@ -210,3 +212,57 @@ def test_a_run_starts_there_evaluates_first_and_reports(trained, tmp_path):
   for path, array in params.items():
     if path.startswith("image/"):
       np.testing.assert_array_equal(state[f"params/{path}"], array)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_report_fails_no_run_at_its_end(trained, tmp_path, there):
+  folder, _ = trained
+  path = str(folder if there else tmp_path / "gone")
+  config = runs.config(**TRAINED, init__path=path)
+  mesh = build.mesh(config)
+  random = build.program(config, mesh).init_params
+  lines = [{"step": 0, "evals/test/x": 0.5}, {"step": 3, "evals/test/x": None}]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (tmp_path / "metrics.jsonl").write_text(text)
+  said = finetuning.report(config, random(), random, mesh, epath.Path(tmp_path))
+  if there:  # A metric that is not finite is null in the files.
+    written = json.loads((tmp_path / "finetuning.json").read_text())
+    expected = {"before": 0.5, "after": None}
+    assert written["evaluations"]["evals/test/x"] == expected
+    assert said.splitlines()[1].split() == ["evals/test/x", "0.5000", "nan"]
+  else:
+    assert said.startswith(f"finetuning.json is not written: {path}: no such")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "finetuning.json").exists()
+
+
+def test_a_run_that_ends_in_its_first_evaluation_may_be_mended(
+  trained, tmp_path
+):
+  """The mistake shows in the data alone, and names the evaluation."""
+  folder, _ = trained
+  pairs = tmp_path / "pairs"
+  pairs.mkdir()
+  Image.new("RGB", (8, 8)).save(pairs / "a.png")
+  (pairs / "captions.csv").write_text("image,caption\na.png,one\n")
+  config = runs.config(**TRAINED, init__path=str(folder))
+  with config.unlocked():
+    config.evals = {
+      "pairs": {
+        "kind": "calibration",
+        "data": "folder",
+        "path": str(pairs),
+        "split": "all",
+        "every": 3,
+        "batch_size": 1,
+        "prior": None,
+        "captions_file": None,
+        "max_captions": None,
+        "language": None,
+      }
+    }
+  run = str(tmp_path / "run")
+  with pytest.raises(UserError, match=r"^config\.evals\.pairs: calibration"):
+    train.train(config, run)
+  mended = runs.config(**TRAINED, init__path=str(folder), seed=5)
+  assert workdir.read_config(workdir.claim(run, mended))["seed"] == 5

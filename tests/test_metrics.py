@@ -1,7 +1,9 @@
 """metrics.jsonl, events and the terminal."""
 
+import io
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -154,3 +156,17 @@ def test_the_last_numbers_sum_up_a_run(tmp_path):
     "logit_bias": -5.0,
     "evals/a/accuracy": 0.5,
   }
+
+
+def test_a_bar_and_no_reader_end_no_run(tmp_path, monkeypatch):
+  """As `python main.py ... | head` in a terminal."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  terminal = io.StringIO()
+  terminal.isatty = lambda: True
+  monkeypatch.setattr(sys, "stderr", terminal)
+  with os.fdopen(writer, "w", buffering=1) as output:
+    monkeypatch.setattr(sys, "stdout", output)
+    _write(tmp_path, *((n, {"evals/a/accuracy": 0.5}) for n in (1, 2)))
+  assert len(metrics.read_metrics(tmp_path)) == 2
+  assert "2/9" in terminal.getvalue()

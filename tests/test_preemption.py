@@ -3,13 +3,17 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import runs
 
 from big_siglip import build, metrics, train
+from big_siglip.run.meter import Meter
 from big_siglip.run.preemption import Interrupted, StopSignal
+from big_siglip.run.skipped import Skipped
 
 SHORT = {"total_steps": 4, "evals__test__every": 2, "checkpoint__every": 4}
 
@@ -52,6 +56,82 @@ def test_an_evaluation_is_left_at_once_and_done_at_the_next_start(
     if "evals/test/accuracy" in line
   ]
   assert evaluated == [2, 4] and len(calls) == 3
+
+
+def test_the_look_at_a_step_is_not_interrupted(tmp_path, monkeypatch, capfd):
+  """Else what nobody saw to be finite would be saved."""
+  done, count = Meter.step_done, Skipped.count
+  looked = []
+
+  def step_done(meter):
+    if len(looked) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    done(meter)
+
+  def counted(skipped, *arguments):
+    looked.append(arguments)
+    count(skipped, *arguments)
+
+  monkeypatch.setattr(Meter, "step_done", step_done)
+  monkeypatch.setattr(Skipped, "count", counted)
+  config = runs.config(**SHORT, log_every=4)  # The evaluation waits for step 2.
+  train.train(config, str(tmp_path))
+  assert len(looked) == 2 and _steps(tmp_path) == [2]
+  assert "stopped after step 2; run again" in capfd.readouterr().out
+
+
+def test_slow_data_do_not_keep_a_run_from_saving(tmp_path, monkeypatch, capfd):
+  train_batches = train.train_batches
+
+  class Slow:
+    def __init__(self, *arguments, **options):
+      self._batches, self._taken = train_batches(*arguments, **options), 0
+      self.close = self._batches.close
+
+    def __next__(self):
+      if self._taken == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+        raise AssertionError("nobody was interrupted")
+      self._taken += 1
+      return next(self._batches)
+
+  monkeypatch.setattr(train, "train_batches", Slow)
+  train.train(runs.config(**SHORT), str(tmp_path))
+  assert "stopped after step 3; run again" in capfd.readouterr().out
+  assert _steps(tmp_path) == [3]
+
+
+def _signalled(arguments, before=(), **options):
+  """Returns a process that sends itself SIGTERM, and the time to hear of it."""
+  code = (
+    "import os, signal, time\n"
+    "from big_siglip.run.preemption import StopSignal\n"
+    f"stop = StopSignal({arguments})\n"
+    "os.kill(os.getpid(), signal.SIGTERM)\n"
+    "time.sleep(3)\n"
+    "print('went on', flush=True)\n"
+    "os._exit(5)\n"
+  )
+  command = [*before, sys.executable, "-c", code]
+  return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_process_of_several_does_not_leave_the_others_alone():
+  process = _signalled("several=True", stdout=subprocess.PIPE)
+  said = "SIGTERM: will save and stop\nwent on\n"
+  assert (process.returncode, process.stdout) == (5, said), process.stderr
+
+
+@pytest.mark.parametrize("output", ["closed", "unread"])
+def test_a_signal_ends_a_process_that_nobody_hears(output):
+  reader, writer = os.pipe()
+  os.close(reader)
+  closing = ["sh", "-c", 'exec "$@" >&-', "sh"]
+  before = closing if output == "closed" else ()
+  process = _signalled("", before, stdout=writer)
+  os.close(writer)
+  assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_handlers_are_again_what_they_were():

@@ -394,6 +394,7 @@ def test_what_cannot_go_on_is_told(tmp_path, change, spoil, said):
 
 def test_more_steps_in_the_same_folder_are_told_how(tmp_path):
   workdir.claim(str(tmp_path / "run"), _config(total_steps=4))
+  (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
   with pytest.raises(UserError, match="config.total_steps: 4 -> 8") as error:
     workdir.claim(str(tmp_path / "run"), _config(total_steps=8))
   flags = f"--config.init.path={tmp_path / 'run'} --config.init.state=all"

@@ -104,3 +104,35 @@ def test_a_run_that_never_trained_binds_nobody(tmp_path):
   (run / "metrics.jsonl").write_text('{"step": 3, "loss": 2.5}\n')
   with pytest.raises(UserError, match="config.seed: 2 -> 1"):
     workdir.claim(str(run), runs.config(seed=1))
+
+
+def test_copies_of_what_was_mended_since_are_made_anew(tmp_path):
+  """A run that has not trained yet must not keep the first of two files."""
+  config, data, run = runs.config(), tmp_path / "data", tmp_path / "run"
+  data.mkdir()
+  tokenizer = tmp_path / "mine.model"
+  with config.unlocked():
+    config.data.update(
+      name="embeddings", path=str(data), tokenizer=str(tokenizer)
+    )
+  for content in ("first", "mended"):
+    (data / "embedding.json").write_text(content)
+    tokenizer.write_text(content)
+    workdir.claim(str(run), config)
+    assert (run / "embedding.json").read_text() == content
+    assert (run / "tokenizer.model").read_text() == content
+  _trained(run)
+  tokenizer.write_text("of another run")
+  workdir.claim(str(run), config)
+  assert (run / "tokenizer.model").read_text() == "mended"
+
+
+def test_a_file_of_the_users_own_is_never_cleared(tmp_path):
+  tokenizer = tmp_path / "tokenizer.model"
+  tokenizer.write_text("the only one")
+  for seed in (1, 1, 2):
+    config = runs.config(seed=seed)
+    with config.unlocked():
+      config.data.tokenizer = str(tokenizer)
+    workdir.claim(str(tmp_path), config)
+    assert tokenizer.read_text() == "the only one"

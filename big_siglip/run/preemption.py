@@ -31,11 +31,16 @@ class StopSignal:
 
   With several processes a signal to any of them stops all at one step: the
   JAX runtime takes SIGTERM over in `jax.distributed.initialize` and agrees on
-  that step.
+  that step. None of them ends before the others hear of it.
   """
 
-  def __init__(self):
-    """Starts to listen; call before `jax.distributed.initialize`."""
+  def __init__(self, *, several: bool = False):
+    """Starts to listen; call before `jax.distributed.initialize`.
+
+    Args:
+      several: whether other processes take part in the run.
+    """
+    self._several = several
     self._received = False
     self._trained = False  # Whether this process has something to save.
     self._interruptible = False
@@ -63,7 +68,7 @@ class StopSignal:
       self._received = True
       heard += 1
       name = signal.Signals(number[0]).name
-      if not self._trained and not _has_others():
+      if not self._trained and not self._several:
         _say(f"{name}: nothing was trained since the start; run again to go on")
         leave(0)
       if heard == 1:
@@ -89,7 +94,7 @@ class StopSignal:
     Raises:
       Interrupted: a signal came, or had come before.
     """
-    if _has_others():
+    if self._several:
       yield
       return
     self._interruptible = True
@@ -103,7 +108,7 @@ class StopSignal:
   def requested(self, step: int) -> bool:
     """Returns whether to stop after `step`; call once after every step."""
     self._trained = True
-    if not _has_others():
+    if not self._several:
       return self._received
     from jax.experimental import multihost_utils
 
@@ -113,13 +118,9 @@ class StopSignal:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def _has_others() -> bool:
-  """Returns whether the run has several processes; loads no JAX to say so."""
-  jax = sys.modules.get("jax")
-  return jax is not None and jax.distributed.is_initialized()
-
-
 def _say(text: str) -> None:
   """Prints a line, though the main thread may be in the middle of another."""
+  if sys.stdout is None:
+    return  # The process was started with a closed output.
   with contextlib.suppress(OSError):  # Nobody may read it any more.
     os.write(sys.stdout.fileno(), f"{text}\n".encode())

@@ -7,12 +7,13 @@ import sys
 def say(text: str) -> None:
   """Prints a line at once.
 
-  Where the reader is gone, as after `python main.py ... | head`, this line and
-  all that follow are dropped: a run does not end for that.
+  Where nobody reads any more, as after `python main.py ... | head` or when a
+  terminal was closed, this line and all that follow are dropped: a run does not
+  end for that.
   """
   try:
     print(text, flush=True)
-  except BrokenPipeError:
+  except OSError:
     drop_output()
 
 

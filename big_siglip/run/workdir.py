@@ -63,7 +63,8 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
   if jax.process_index() == 0:
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      _clear(folder, new)
+      if not has_trained(folder):
+        _clear(folder, config, new)
       keep_tokenizer(folder, config.data.tokenizer)
       if not has_image_tower(config):
         _copy(epath.Path(config.data.path) / _EMBEDDING, folder / _EMBEDDING)
@@ -82,20 +83,36 @@ def has_trained(folder: epath.Path) -> bool:
     return True
   if any(folder.glob("damaged-*")):
     return True
-  metrics = folder / "metrics.jsonl"
-  # Before the first step there may be evaluations.
-  return metrics.exists() and '"loss"' in metrics.read_text()
+  try:  # Before the first step there may be evaluations.
+    return '"loss"' in (folder / "metrics.jsonl").read_text()
+  except FileNotFoundError:  # Perhaps cleared by process 0 at this moment.
+    return False
 
 
-def _clear(folder: epath.Path, new: dict[str, Any]) -> None:
-  """Removes what a run of another config left that has not trained."""
+def _clear(folder: epath.Path, config: ConfigDict, new: dict[str, Any]) -> None:
+  """Removes what a run left that has not trained, so that it is made anew.
+
+  The files that it copied may have been mended since under the same names, so
+  the copies go even where the config is the same.
+  """
   path = folder / "config.json"
-  if not path.exists() or not changed_fields(read_config(folder), new):
+  if not path.exists():
     return
-  for name in (*_TOKENIZERS, _EMBEDDING, *_LOGS):
+  copies = {*_TOKENIZERS, _EMBEDDING} - _originals(folder, config)
+  logs = _LOGS if changed_fields(read_config(folder), new) else ()
+  for name in (*copies, *logs):
     (folder / name).unlink(missing_ok=True)
-  if (folder / "tensorboard").is_dir():
+  if logs and (folder / "tensorboard").is_dir():
     (folder / "tensorboard").rmtree()
+
+
+def _originals(folder: epath.Path, config: ConfigDict) -> set[str]:
+  """Returns the files in a run's folder that its config itself names."""
+  given = [epath.Path(config.data.tokenizer)]
+  if not has_image_tower(config):
+    given.append(epath.Path(config.data.path) / _EMBEDDING)
+  paths = [path.expanduser().resolve() for path in given]
+  return {path.name for path in paths if path.parent == folder}
 
 
 def how_to_go_on(folder: epath.Path) -> str:

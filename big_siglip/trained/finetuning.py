@@ -54,16 +54,24 @@ def report(
     write_whole(folder / "finetuning.json", text + "\n")
   lines = [f"{'evaluation':46} {'before':>8} {'after':>8}"]
   for name, value in evaluations.items():
-    lines.append(f"{name:46} {value['before']:8.4f} {value['after']:8.4f}")
+    first, last = map(_number, value.values())
+    lines.append(f"{name:46} {first:>8} {last:>8}")
   lines += [
     f"{part:46} moved by {value:.2%}" for part, value in changed.items()
   ]
   return "\n".join(lines)
 
 
-def _evaluations(folder: epath.Path) -> dict[str, dict[str, float]]:
-  """Returns the first and the last value of every evaluation's metrics."""
-  values: dict[str, list[float]] = {}
+def _number(value: float | None) -> str:
+  return "nan" if value is None else f"{value:.4f}"
+
+
+def _evaluations(folder: epath.Path) -> dict[str, dict[str, float | None]]:
+  """Returns the first and the last value of every evaluation's metrics.
+
+  None is what was not finite, as in metrics.jsonl.
+  """
+  values: dict[str, list[float | None]] = {}
   for line in read_metrics(folder):
     for name in line.keys() - {"step"}:
       if name.startswith("evals/"):
