@@ -81,7 +81,7 @@ def test_the_first_runs_are_resumed(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(_old(config)))
   folder = workdir.claim(str(tmp_path), config)
   assert saved.load_config(folder).model.lora.rank == 0
-  (folder / "checkpoints" / "7").mkdir(parents=True)
+  (folder / "checkpoints" / "5").mkdir(parents=True)  # It has trained.
   other = runs.config(data__clean="html")
   with pytest.raises(UserError, match="config.data.clean: 'none' -> 'html'"):
     workdir.claim(str(tmp_path), other)

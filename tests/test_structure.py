@@ -1,48 +1,21 @@
 """The program keeps its shape: who imports whom, and how long things get."""
 
 import ast
-import functools
-import gc
-import pathlib
 import sys
 
+from layers import imports, layer, module, PACKAGE, parsed, picture, ROOT
 import programs
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PACKAGE = sorted((ROOT / "big_siglip").rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 PROGRAMS = [ROOT / "main.py", *TOOLS]
 ALL = [*PACKAGE, *CONFIGS, *PROGRAMS]
 
 
-@functools.cache
-def _parsed(file):
-  # Once a file, and without collections in between: after one, Python 3.11 has
-  # raised SystemError (AST constructor recursion depth mismatch) here.
-  gc.disable()
-  try:
-    return ast.parse(file.read_text())
-  finally:
-    gc.enable()
-
-
-def _imports(file):
-  """Returns the full names of all that a file imports, wherever it does."""
-  names = set()
-  for node in ast.walk(_parsed(file)):
-    if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f"{file}: relative import"
-      names |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return names
-
-
 def _first_imports(file):
   """Returns what a file imports when it is imported itself."""
   names = set()
-  for node in _parsed(file).body:
+  for node in parsed(file).body:
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
@@ -58,7 +31,7 @@ def _offences(files, forbidden):
   return [
     f"{file.relative_to(ROOT)} imports {name}"
     for file in files
-    for name in sorted(_imports(file))
+    for name in sorted(imports(file))
     if _within(name, *forbidden)
   ]
 
@@ -83,54 +56,31 @@ def _modules(*names):
   return [f"big_siglip.{name}" for name in names]
 
 
-# A layer imports what stands in it or below. Each module belongs to the longest
-# name that it starts with; one that none names fails.
-LAYERS = (
-  ("errors", "data.batch", "data.faults"),
-  ("schema", "data.cleaning"),
-  ("config", "sharding", "platforms", "plan.hlo"),
-  ("models", "losses", "datasets", "schedules", "parameter_rules", "data"),
-  ("ema", "late_start"),
-  ("optimizer", "microbatch", "objectives", "run.processes", "preparation"),
-  ("train_step",),
-  ("evaluators", "checkpoint", "command_line", "weights"),
-  ("run", "metrics", "training_data", "plan.topologies"),
-  ("build",),
-  ("trained", "embeddings"),
-  ("train", "plan", "evaluation", "report"),
-  ("page",),
-)
-_LAYER = {
-  f"big_siglip.{name}": number
-  for number, names in enumerate(LAYERS)
-  for name in names
-}
-
-
-def _layer(module):
-  parts = module.split(".")
-  names = (".".join(parts[:end]) for end in range(len(parts), 1, -1))
-  return next((_LAYER[name] for name in names if name in _LAYER), None)
-
-
-def _module(file):
-  return ".".join(file.relative_to(ROOT).with_suffix("").parts)
-
-
 def test_every_module_imports_its_own_layer_and_those_below():
   offences = []
   for file in PACKAGE:
-    own = _layer(_module(file).removesuffix(".__init__"))
+    own = layer(module(file))
     if file == ROOT / "big_siglip" / "__init__.py":
       continue  # The face, which loads everything late.
     if own is None:
-      offences.append(f"{_module(file)}: no layer names it")
+      offences.append(f"{module(file)}: no layer names it")
       continue
-    for name in _imports(file):
-      theirs = _layer(name) if name.startswith("big_siglip.") else None
+    for name in imports(file):
+      theirs = layer(name)
       if theirs is not None and theirs > own:
-        offences.append(f"{_module(file)} imports {name}")
+        offences.append(f"{module(file)} imports {name}")
   assert not offences, "\n".join(offences)
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+  names, rows = picture()
+  upward = [
+    f"{name} imports {names[j]}"
+    for i, (name, marks) in enumerate(zip(names, rows, strict=True))
+    for j, mark in enumerate(marks[:i])
+    if mark == "x"
+  ]
+  assert not upward, "\n".join(upward)
 
 
 def test_models_losses_and_data_do_not_know_each_other():
@@ -150,7 +100,7 @@ def test_no_module_imports_a_program():
 
 def test_configs_import_ml_collections_and_each_other_alone():
   for file in CONFIGS:
-    for name in _imports(file):
+    for name in imports(file):
       assert _within(name, "ml_collections", "configs", "typing.Any"), file
 
 
@@ -206,7 +156,7 @@ def test_files_and_functions_stay_short():
     text = file.read_text()
     if len(text.splitlines()) > 300:
       too_long.append(str(file))
-    for node in ast.walk(_parsed(file)):
+    for node in ast.walk(parsed(file)):
       if (
         isinstance(node, ast.FunctionDef)
         and node.name != "get_config"
@@ -219,7 +169,7 @@ def test_files_and_functions_stay_short():
 def test_every_public_name_is_documented():
   bare = []
   for file in ALL:
-    tree = _parsed(file)
+    tree = parsed(file)
     for node in [tree, *tree.body]:
       documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
       if not isinstance(node, documented):

@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
     return x if self.ignored is None else jnp.where(self.ignored, silent, x)
 
 
-def sort_pairs(
+def classify_pairs(
   matching: jax.Array,
   image_ids: jax.Array | None,
   text_ids: jax.Array | None,

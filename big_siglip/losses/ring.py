@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.duplicates import check_ids, classify_pairs
 from big_siglip.losses.gradient import mean_with_gradients
 from big_siglip.losses.ring_scan import (
   as_factor,
@@ -125,12 +125,12 @@ def _ring(
     _block, logit_scale=scale, logit_bias=bias, gradients=gradients, **options
   )
 
-  def visit(visitors, d_visitors, sums, own, start):
-    text, text_ids = visitors
+  def visit(blocks, d_text, sums, own, start):
+    text, text_ids = blocks
     sums, added = block(
       image, text, sums, ids=(ids, text_ids), own=own, first=start
     )
-    return d_visitors + added if gradients else None, sums
+    return d_text + added if gradients else None, sums
 
   zero = full_like(image[0, 0])
   sums = {"nll": zero}
@@ -143,9 +143,9 @@ def _ring(
     sums |= {"d_scale": zero, "d_bias": zero, "d_image": full_like(image)}
   d_text, sums = ring_scan(
     visit,
-    ahead=(as_factor(text, options["dtype"]), ids),
-    behind=full_like(text) if gradients else None,
-    staying=sums,
+    blocks=(as_factor(text, options["dtype"]), ids),
+    block_sums=full_like(text) if gradients else None,
+    sums=sums,
     mesh=mesh,
     axes=axes,
   )
@@ -210,7 +210,7 @@ def _block(
       first + jnp.arange(len(text))[None]
     )
     matching &= own
-    pairs = sort_pairs(matching, cut(ids[0], start), ids[1], duplicates)
+    pairs = classify_pairs(matching, cut(ids[0], start), ids[1], duplicates)
     signs = jnp.where(pairs.positive, 1.0, -1.0)
     # The sign stays inside: see `sigmoid_loss`.
     added["nll"] = -pairs.masked(jax.nn.log_sigmoid(signs * logits)).sum()

@@ -1,4 +1,4 @@
-"""What the ring losses share: the journey of the texts, and exact products."""
+"""What the ring losses share: the scan around the ring, and exact products."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -44,40 +44,41 @@ def tile_rows(
 def ring_scan(
   visit: Callable[..., tuple[Any, Any]],
   *,
-  ahead: Any,
-  behind: Any,
-  staying: Any,
+  blocks: Any,
+  block_sums: Any,
+  sums: Any,
   mesh: Mesh,
   axes: Sequence[str],
 ) -> tuple[Any, Any]:
   """Takes arrays once around the ring of devices; call it in a shard_map.
 
-  Half of the rows travel one way and half the other, so that both directions
+  Half of the rows go one way and half the other, so that both directions
   of every link are busy and a hop takes half the time. (Whole blocks in both
   directions would meet all devices after half the hops, but what they collect
-  would then have to travel home, as many hops again, over twice the buffers.)
+  would then have to go home, as many hops again, over twice the buffers.)
 
   What the rows collect is sent off before the visit and needed only at its end,
   so that transfer hides behind the visit's products. The rows themselves are
   sent after it: in flight at once, both would need a buffer more.
 
   Args:
-    visit: (ahead, behind, staying, own, start) -> (behind, staying), with some
+    visit: (blocks, block_sums, sums, own, start) -> (block_sums, sums), of some
       rows of one device, those from `start` on; `own` says whether it is the
       device itself.
-    ahead: arrays [b, ...] that travel and do not change.
-    behind: arrays [b, ...] that travel and collect.
-    staying: arrays that stay and collect.
+    blocks: arrays [b, ...] that rotate, such as texts, and do not change.
+    block_sums: arrays [b, ...] that rotate with them, such as their gradients,
+      and to which every device adds.
+    sums: arrays of a device, to which it adds what it sees of every block.
     mesh: the devices.
     axes: mesh axes that form the ring.
 
   Returns:
-    `behind`, back home, and `staying`.
+    `block_sums`, back on their own devices, and `sums`.
   """
   order = ring_order(mesh, axes)
   onward = list(zip(order, order[1:] + order[:1], strict=True))
   backward = [(j, i) for i, j in onward]
-  rows = len(jax.tree.leaves(ahead)[0])
+  rows = len(jax.tree.leaves(blocks)[0])
   # Two devices have one link.
   ways = [onward, backward] if len(order) > 2 and rows % 2 == 0 else [onward]
   share = rows // len(ways)
@@ -97,21 +98,23 @@ def ring_scan(
     ]
 
   def hop(_, carry):
-    ahead, behind, staying, own = carry
+    blocks, block_sums, sums, own = carry
     collected = []
-    for start, part, arriving in zip(starts, ahead, send(behind), strict=True):
-      arriving, staying = visit(part, arriving, staying, own, start)
+    for start, part, arriving in zip(
+      starts, blocks, send(block_sums), strict=True
+    ):
+      arriving, sums = visit(part, arriving, sums, own, start)
       collected.append(arriving)
-    held = jax.lax.optimization_barrier((ahead, collected, staying))
-    ahead, collected, staying = held
-    return send(ahead), collected, staying, False
+    held = jax.lax.optimization_barrier((blocks, collected, sums))
+    blocks, collected, sums = held
+    return send(blocks), collected, sums, False
 
   # Else XLA fills in the zeros anew in every turn of the loop.
-  behind, staying = jax.lax.optimization_barrier((behind, staying))
-  carry = split(ahead), split(behind), staying, True
-  _, behind, staying, _ = jax.lax.fori_loop(0, len(order), hop, carry)
-  home = jax.tree.map(lambda *parts: jnp.concatenate(parts), *send(behind))
-  return home, staying
+  block_sums, sums = jax.lax.optimization_barrier((block_sums, sums))
+  carry = split(blocks), split(block_sums), sums, True
+  _, block_sums, sums, _ = jax.lax.fori_loop(0, len(order), hop, carry)
+  home = jax.tree.map(lambda *parts: jnp.concatenate(parts), *send(block_sums))
+  return home, sums
 
 
 def ring_order(mesh: Mesh, axes: Sequence[str]) -> list[int]:

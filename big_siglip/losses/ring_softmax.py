@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.duplicates import check_ids, classify_pairs
 from big_siglip.losses.gradient import mean_with_gradients
 from big_siglip.losses.ring_scan import (
   as_factor,
@@ -128,7 +128,11 @@ def _tile(
   columns = first + jnp.arange(len(text))[None]
   matching = (start + jnp.arange(chunk_size))[:, None] == columns
   row_ids = rows_from(ids[0], start, chunk_size)
-  return rows, logits, sort_pairs(matching & own, row_ids, ids[1], duplicates)
+  return (
+    rows,
+    logits,
+    classify_pairs(matching & own, row_ids, ids[1], duplicates),
+  )
 
 
 def _sums(image, text, logit_scale, ids, *, mesh, axes, statistics, **options):
@@ -144,8 +148,8 @@ def _sums(image, text, logit_scale, ids, *, mesh, axes, statistics, **options):
   starts = jnp.arange(0, b, options["chunk_size"])
   several = ids is not None and options["duplicates"] == "positive"
 
-  def visit(ahead, behind, staying, own, first):
-    text, text_ids = ahead
+  def visit(blocks, columns, sums, own, first):
+    text, text_ids = blocks
 
     def tile(carry, start):
       columns, totals = carry
@@ -171,17 +175,17 @@ def _sums(image, text, logit_scale, ids, *, mesh, axes, statistics, **options):
         added["duplicates"] = count(pairs.duplicate)
       return (columns, {k: totals[k] + x for k, x in added.items()}), of_rows
 
-    rows, totals = staying
-    (behind, totals), of_rows = jax.lax.scan(tile, (behind, totals), starts)
+    rows, totals = sums
+    (columns, totals), of_rows = jax.lax.scan(tile, (columns, totals), starts)
     of_rows = {k: x.reshape(b) for k, x in of_rows.items()}
-    return behind, ({k: _JOIN[k](rows[k], of_rows[k]) for k in rows}, totals)
+    return columns, ({k: _JOIN[k](rows[k], of_rows[k]) for k in rows}, totals)
 
   columns, rows, totals = _nothing_yet(image, ids, several, statistics)
   columns, (rows, totals) = ring_scan(
     visit,
-    ahead=(as_factor(text, options["dtype"]), ids),
-    behind=columns,
-    staying=(rows, totals),
+    blocks=(as_factor(text, options["dtype"]), ids),
+    block_sums=columns,
+    sums=(rows, totals),
     mesh=mesh,
     axes=axes,
   )
@@ -229,9 +233,9 @@ def _gradients(
   starts = jnp.arange(0, b, chunk)
   rows, columns, counts = of_examples
 
-  def visit(ahead, d_text, staying, own, first):
-    text, columns, text_ids, text_counts = ahead
-    d_image, d_scale = staying
+  def visit(blocks, d_text, sums, own, first):
+    text, columns, text_ids, text_counts = blocks
+    d_image, d_scale = sums
 
     def tile(carry, start):
       d_text, d_scale = carry
@@ -259,9 +263,9 @@ def _gradients(
 
   d_text, (d_image, d_scale) = ring_scan(
     visit,
-    ahead=(as_factor(text, options["dtype"]), columns, ids, counts),
-    behind=full_like(text),
-    staying=(full_like(image), full_like(image[0, 0])),
+    blocks=(as_factor(text, options["dtype"]), columns, ids, counts),
+    block_sums=full_like(text),
+    sums=(full_like(image), full_like(image[0, 0])),
     mesh=mesh,
     axes=axes,
   )

@@ -6,7 +6,7 @@ Shape letters: n examples, D embedding width.
 import jax
 import jax.numpy as jnp
 
-from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.duplicates import check_ids, classify_pairs
 from big_siglip.losses.ring_scan import product
 from big_siglip.losses.statistics import from_logits, LogitStatistics
 
@@ -49,7 +49,7 @@ def sigmoid_loss(
   n = len(image)
   ids = check_ids(ids, n, duplicates)
   logits = jnp.exp(logit_scale) * product("iD,jD->ij", image, text) + logit_bias
-  pairs = sort_pairs(jnp.eye(n, dtype=bool), ids, ids, duplicates)
+  pairs = classify_pairs(jnp.eye(n, dtype=bool), ids, ids, duplicates)
   signs = jnp.where(pairs.positive, 1.0, -1.0)
   # The sign stays inside: softplus(x) - x for the positives is equal on paper,
   # but its gradient cancels for well aligned pairs.

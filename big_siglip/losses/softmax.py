@@ -6,7 +6,7 @@ Shape letters: n examples, D embedding width.
 import jax
 import jax.numpy as jnp
 
-from big_siglip.losses.duplicates import check_ids, sort_pairs
+from big_siglip.losses.duplicates import check_ids, classify_pairs
 from big_siglip.losses.ring_scan import product
 from big_siglip.losses.statistics import from_logits, LogitStatistics
 
@@ -45,7 +45,7 @@ def softmax_loss(
   """
   ids = check_ids(ids, len(image), duplicates)
   logits = jnp.exp(logit_scale) * product("iD,jD->ij", image, text)
-  pairs = sort_pairs(jnp.eye(len(image), dtype=bool), ids, ids, duplicates)
+  pairs = classify_pairs(jnp.eye(len(image), dtype=bool), ids, ids, duplicates)
   rivals = pairs.masked(logits, -jnp.inf)
   positives = jnp.where(pairs.positive, logits, 0.0)
   loss = 0.0

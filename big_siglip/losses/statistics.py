@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from big_siglip.losses.duplicates import sort_pairs
+from big_siglip.losses.duplicates import classify_pairs
 
 
 class LogitStatistics(NamedTuple):
@@ -34,7 +34,7 @@ def from_logits(
   """Returns the statistics of a whole matrix, [n, n]; ids are [n, K, W]."""
   n = len(logits)
   logits = jax.lax.stop_gradient(logits)
-  pairs = sort_pairs(jnp.eye(n, dtype=bool), ids, ids, duplicates)
+  pairs = classify_pairs(jnp.eye(n, dtype=bool), ids, ids, duplicates)
   return from_sums(
     n,
     jnp.where(pairs.positive, logits, 0.0).sum(),

@@ -168,14 +168,14 @@ class Encoder(nn.Module):
     masks = (None,) * len(parts) if mask is None else tuple(cut(mask))
     if compute.scan:
       parts, _ = nn.scan(
-        lambda block, parts: (in_turn(block, parts, sharding, masks), None),
+        lambda block, parts: (map_slices(block, parts, sharding, masks), None),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=self.depth,
       )(make(name="blocks"), parts)
     else:
       for index in range(self.depth):
-        parts = in_turn(make(name=f"block_{index}"), parts, sharding, masks)
+        parts = map_slices(make(name=f"block_{index}"), parts, sharding, masks)
     x = slices.join(jnp.stack(parts)) if slices else parts[0]
     return layer_norm(compute.dtype, name="norm")(lay_back(x, length, sharding))
 
@@ -231,7 +231,7 @@ def slice_count(rows: int, length: int, limit: int) -> int:
   )
 
 
-def in_turn(
+def map_slices(
   block: nn.Module,
   parts: tuple[jax.Array, ...],
   sharding: NamedSharding | None,

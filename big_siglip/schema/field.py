@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
@@ -11,6 +12,42 @@ from ml_collections import ConfigDict
 _NEEDED = object()  # There has always been such a field.
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+  """The numbers between two bounds; NaN is never one of them.
+
+  Attributes:
+    least: the smallest of them.
+    above: what all are larger than, in place of `least`.
+    most: the largest of them; infinity: there is no upper bound.
+    below: what all are smaller than, in place of `most`; infinity: all are
+      finite.
+  """
+
+  least: float = -math.inf
+  above: float | None = None
+  most: float = math.inf
+  below: float | None = None
+
+  def __contains__(self, number: float) -> bool:
+    """Returns whether a number lies in the range."""
+    low = number >= self.least if self.above is None else number > self.above
+    high = number <= self.most if self.below is None else number < self.below
+    return low and high
+
+  def rule(self) -> str:
+    """Returns what a number must do to lie in the range."""
+    low = self.least if self.above is None else self.above
+    high = self.most if self.below is None else self.below
+    if high < math.inf:
+      first = "[" if self.above is None else "("
+      last = "]" if self.below is None else ")"
+      return f"must lie in {first}{low:g}, {high:g}{last}"
+    start = "at least" if self.above is None else "above"
+    finite = "" if self.below is None else ", and finite"
+    return f"must be {start} {low:g}{finite}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
   """What a field of a config may be.
@@ -18,7 +55,7 @@ class Field:
   Attributes:
     type: of its value, such as `int | None`.
     words: if any, a text is one of these.
-    within: the interval of a number, such as "[0, 1)"; "": any.
+    within: where a number must lie; None: anywhere.
     each: what the members of a tuple may be, one at least; None: anything.
     of_weights: None stands for what the weights of `config.init.path` have.
     resumes: a run may be resumed with another value, since it does not change
@@ -29,7 +66,7 @@ class Field:
 
   type: Any
   words: tuple[str, ...] = ()
-  within: str = ""
+  within: Range | None = None
   each: "Field | None" = None
   of_weights: bool = False
   resumes: bool = False
@@ -62,10 +99,10 @@ class Field:
       return None
     if self.words and value not in self.words:
       return f"must be one of {', '.join(self.words)}"
-    if self.within and not _lies(value, self.within):
-      return _range_rule(self.within)
+    if self.within and value not in self.within:
+      return self.within.rule()
     if self.each and (not value or any(map(self.each.mistake, value))):
-      rule = _range_rule(self.each.within)
+      rule = self.each.within.rule()
       return f"must be at least one number, each {rule.removeprefix('must ')}"
     return None
 
@@ -197,23 +234,3 @@ def _is_newer(fields: Fields) -> bool:
 
 def _name(kind: Any) -> str:
   return "None" if kind is types.NoneType else kind.__name__
-
-
-def _bounds(interval: str) -> list[float]:
-  return [float(bound) for bound in interval[1:-1].split(",")]
-
-
-def _lies(value: Any, interval: str) -> bool:
-  """Returns whether a number lies in an interval; NaN lies in none."""
-  low, high = _bounds(interval)
-  above = value >= low if interval[0] == "[" else value > low
-  below = value <= high if interval[-1] == "]" else value < high
-  return above and below
-
-
-def _range_rule(interval: str) -> str:
-  low, high = _bounds(interval)
-  if high < float("inf"):
-    return f"must lie in {interval}"
-  least = "at least" if interval[0] == "[" else "above"
-  return f"must be {least} {low:g}{', and finite' * (interval[-1] == ')')}"

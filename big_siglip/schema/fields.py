@@ -5,6 +5,7 @@ configs/base.py says what each is for, and gives all their values.
 
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from big_siglip.schema.field import (
   leaves,
   misshapen,
   misshapen_named,
+  Range,
   Sections,
 )
 
@@ -29,7 +31,8 @@ SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
 CLEANINGS = ("none", "html", "canonical")
 RESIZES = ("bilinear", "bicubic", "big_vision")
 
-_COUNT, _POSITIVE = "[1, inf]", "(0, inf)"
+_COUNT, _NOT_NEGATIVE = Range(least=1), Range(least=0)
+_POSITIVE = Range(above=0, below=math.inf)
 _free = functools.partial(Field, resumes=True)
 _size = functools.partial(Field, int | None)
 _trained = functools.partial(Field, of_weights=True)
@@ -62,7 +65,7 @@ _MODEL = {
   "scan": Field(bool),
   "slice_tokens": _free(int | None, within=_COUNT, older=None),
   "lora": {
-    "rank": Field(int, within="[0, inf]", older=0),
+    "rank": Field(int, within=_NOT_NEGATIVE, older=0),
     "alpha": Field(float | int, older=8.0),
     "targets": Field(str, older=".*/attention/.*/kernel"),
   },
@@ -73,14 +76,14 @@ _OPTIMIZER = {
   "name": Field(str, ("adamw", "adafactor", "lion")),
   "learning_rate": Field(float | int, within=_POSITIVE),
   "schedule": Field(str, SCHEDULES),
-  "warmup_steps": Field(int, within="[0, inf]"),
-  "cooldown_steps": Field(int, within="[0, inf]"),
+  "warmup_steps": Field(int, within=_NOT_NEGATIVE),
+  "cooldown_steps": Field(int, within=_NOT_NEGATIVE),
   "timescale": Field(int, within=_COUNT),
-  "b1": Field(float | int, within="[0, 1)"),
-  "b2": Field(float | int, within="[0, 1)"),
+  "b1": Field(float | int, within=Range(least=0, below=1)),
+  "b2": Field(float | int, within=Range(least=0, below=1)),
   "mu_dtype": Field(str, DTYPES),
-  "weight_decay": Field(float | int, within="[0, inf]"),
-  "clip_norm": Field(float | int, within="[0, inf]"),
+  "weight_decay": Field(float | int, within=_NOT_NEGATIVE),
+  "clip_norm": Field(float | int, within=_NOT_NEGATIVE),
   "rules": Field(tuple | list),
 }
 _MIXTURE = {
@@ -109,19 +112,19 @@ _DATA = {
     "language": _unset(str | None),
     "language_key": Field(str, older="language"),
   },
-  "retry_seconds": _free(float | int, within="[0, inf]", older=60.0),
+  "retry_seconds": _free(float | int, within=_NOT_NEGATIVE, older=60.0),
   "decoder": Field(str, ("pillow", "fast"), older="pillow"),
   "resize": _trained(str, RESIZES),
-  "crop_min_area": Field(float | int, within="(0, 1]"),
+  "crop_min_area": Field(float | int, within=Range(above=0, most=1)),
   "flip": Field(bool),
   "tokenizer": _trained(str),
   "lowercase": _trained(bool),
   "clean": _trained(str, CLEANINGS, older="none"),
-  "pad_id": _trained(int, within="[0, inf]"),
-  "max_skipped": _free(float | int, within="[0, 1]", older=0.1),
-  "num_workers": _free(int, within="[0, inf]"),
+  "pad_id": _trained(int, within=_NOT_NEGATIVE),
+  "max_skipped": _free(float | int, within=Range(least=0, most=1), older=0.1),
+  "num_workers": _free(int, within=_NOT_NEGATIVE),
   "num_threads": _free(int, within=_COUNT),
-  "stall_seconds": _free(float | int, within="[0, inf]", older=300.0),
+  "stall_seconds": _free(float | int, within=_NOT_NEGATIVE, older=300.0),
 }
 
 _EVALUATION = {
@@ -157,22 +160,22 @@ EVALUATIONS = Sections(
       "train_split": Field(str),
       "shots": Field(tuple | list, each=Field(int, within=_COUNT)),
       "seeds": Field(int, within=_COUNT),
-      "l2": Field(float | int, within="(0, inf]"),
+      "l2": Field(float | int, within=Range(above=0)),
       **_LABELS,
     },
     "linear_probe": {
       "train_split": Field(str),
       "penalties": Field(
-        tuple | list, each=Field(float | int, within="[1e-12, inf]")
+        tuple | list, each=Field(float | int, within=Range(least=1e-12))
       ),
       **_LABELS,
     },
     "calibration": {
-      "prior": Field(float | int | None, within="(0, 1)"),
+      "prior": Field(float | int | None, within=Range(above=0, below=1)),
       **_CAPTIONS,
     },
     "loss_health": {
-      "loss_batch_size": Field(int, within="[2, inf]"),
+      "loss_batch_size": Field(int, within=Range(least=2)),
       **_CAPTIONS,
     },
   },
@@ -181,7 +184,7 @@ EVALUATIONS = Sections(
 TERMS = Sections({"kind": Field(str)}, {})
 
 FIELDS = {
-  "seed": Field(int, within="[0, inf]"),
+  "seed": Field(int, within=_NOT_NEGATIVE),
   "total_steps": Field(int, within=_COUNT),
   "batch_size": Field(int, within=_COUNT),
   "microbatch": _free(int | None, within=_COUNT, older=None),
@@ -208,14 +211,14 @@ FIELDS = {
   },
   "model": _MODEL,
   "optimizer": _OPTIMIZER,
-  "ema": {"decay": _unset(float | int | None, within="(0, 1)")},
+  "ema": {"decay": _unset(float | int | None, within=Range(above=0, below=1))},
   "nonfinite": Field(str, ("stop", "skip")),
   "data": _DATA,
   "evals": EVALUATIONS,
   "log_every": _free(int, within=_COUNT),
   "checkpoint": {
     "every": _free(int, within=_COUNT),
-    "keep": _free(int, within="[2, inf]"),
+    "keep": _free(int, within=Range(least=2)),
   },
   "wandb": _free(bool),
 }

@@ -1,8 +1,8 @@
 """Where examples come from: random access by index, nothing decoded yet.
 
 Each format has a module that gives records by number (`example.Records`);
-`examples.Examples` makes examples of them: which fields are image and texts,
-filters, templates. All files are read through `storage`.
+`record_source.RecordSource` makes examples of them: which fields are image and
+texts, filters, templates. All files are read through `storage`.
 """
 
 from big_siglip.data.sources.example import Example, Filters, Options, Source

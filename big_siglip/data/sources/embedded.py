@@ -19,8 +19,8 @@ import numpy as np
 from big_siglip.data.embedding_folder import Description, NAME, Reader
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.sources.example import column, Options, Record
-from big_siglip.data.sources.examples import Examples
 from big_siglip.data.sources.folder import CaptionFile, check_split, split_of
+from big_siglip.data.sources.record_source import RecordSource
 from big_siglip.data.sources.remote_folder import copied
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, raise_problems, UserError
@@ -28,7 +28,7 @@ from big_siglip.errors import BadExample, raise_problems, UserError
 _SUFFIXES = (".json", ".parquet", ".csv", ".tsv", ".jsonl")  # Captions, too.
 
 
-class EmbeddedSource(Examples):
+class EmbeddedSource(RecordSource):
   """The embeddings of images, with the captions of the folder they came from.
 
   The caption file is that of the embeddings' folder, or else of

@@ -3,11 +3,11 @@
 from big_siglip.data.sources.array_records import SerializedExamples
 from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.data.sources.example import Options, Records, Source
-from big_siglip.data.sources.examples import Examples
 from big_siglip.data.sources.folder import FolderRecords
 from big_siglip.data.sources.parquet import ParquetRecords
 from big_siglip.data.sources.prepared import PreparedRecords
 from big_siglip.data.sources.prepared_folder import open_prepared
+from big_siglip.data.sources.record_source import RecordSource
 from big_siglip.data.sources.tar import TarRecords
 from big_siglip.datasets import prepare
 from big_siglip.errors import UserError
@@ -49,7 +49,7 @@ def open_source(
     if not path:
       raise UserError("config.data.path=None: must be the folder to read")
     return EmbeddedSource(path, split, options)
-  return Examples(_open_records(name, split, path, options), options)
+  return RecordSource(_open_records(name, split, path, options), options)
 
 
 def _open_records(

@@ -24,7 +24,7 @@ _SIZE_KEYS = (  # Width and height in pixels, as data sets call them.
 )
 
 
-class Examples:
+class RecordSource:
   """The examples of some records, after filters; a `Source`.
 
   Attributes:
