@@ -98,8 +98,7 @@ def exit_on_error() -> Iterator[None]:
   except BrokenPipeError:
     if not _output_is_gone():  # A pipe to a worker process, say.
       raise
-    # Whoever read the output has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    drop_output()  # Whoever read it has seen enough.
     sys.exit(0)
   except (UserError, RunStopped) as error:
     with contextlib.suppress(OSError):  # Nobody may read it any more.
@@ -118,6 +117,13 @@ def leave(status: int) -> NoReturn:
       if stream:
         stream.flush()
   os._exit(status)
+
+
+def drop_output() -> None:
+  """Lets whatever is printed from now on go nowhere, unflushed lines too."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, sys.stdout.fileno())
+  os.close(nowhere)
 
 
 def _output_is_gone() -> bool:

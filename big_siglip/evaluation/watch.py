@@ -24,7 +24,7 @@ from big_siglip.evaluation import results
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.metrics import read_metrics
 from big_siglip.run import events
-from big_siglip.run.workdir import write_whole
+from big_siglip.run.workdir import saved_steps, write_whole
 from big_siglip.trained import saved
 
 NAME = "evaluations.jsonl"
@@ -106,14 +106,9 @@ class Watcher(contextlib.AbstractContextManager):
   def pending(self) -> list[int]:
     """Returns the steps of whole checkpoints that are left, oldest first."""
     folder = self._run / "checkpoints"
-    if not folder.is_dir():
-      return []
-    steps = sorted(
-      int(path.name) for path in folder.iterdir() if path.name.isdecimal()
-    )
     return [
       step
-      for step in steps
+      for step in saved_steps(self._run)
       if self._missing(step)
       and self._failed.get(step, 0) < _TRIES
       and _is_whole(folder / str(step))

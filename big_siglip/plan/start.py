@@ -43,11 +43,8 @@ def lines(config: ConfigDict, mesh: Mesh, folder: str | None) -> Iterator[str]:
 
 def _folder_line(config: ConfigDict, folder: str) -> str:
   path, _ = workdir.check(folder, config)
-  checkpoints = path / "checkpoints"
-  names = checkpoints.iterdir() if checkpoints.is_dir() else ()
-  steps = [int(step.name) for step in names if step.name.isdecimal()]
-  if steps:
-    return f"workdir: {path} goes on from step {max(steps)}"
+  if steps := workdir.saved_steps(path):
+    return f"workdir: {path} goes on from step {steps[-1]}"
   return f"workdir: {path} holds no checkpoint; training starts at step 0"
 
 

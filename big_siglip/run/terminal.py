@@ -1,7 +1,6 @@
 """Lines for whoever watches a run, if anybody still does."""
 
-import os
-import sys
+from big_siglip.errors import drop_output
 
 
 def say(text: str) -> None:
@@ -15,10 +14,3 @@ def say(text: str) -> None:
     print(text, flush=True)
   except OSError:
     drop_output()
-
-
-def drop_output() -> None:
-  """Lets whatever is printed from now on go nowhere, unflushed lines too."""
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, sys.stdout.fileno())
-  os.close(nowhere)

@@ -30,9 +30,7 @@ def check(
   Raises:
     UserError: it cannot be read, or is of another config.
   """
-  folder = epath.Path(workdir)
-  # Orbax wants absolute local paths.
-  folder = folder if "://" in workdir else folder.expanduser().resolve()
+  folder = absolute(workdir)
   new = as_json(config)
   try:
     old = read_config(folder) if (folder / "config.json").exists() else None
@@ -76,10 +74,24 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
   return folder
 
 
+def absolute(path: str) -> epath.Path:
+  """Returns a folder as Orbax wants it; a remote one stays as it is."""
+  folder = epath.Path(path)
+  return folder if "://" in path else folder.expanduser().resolve()
+
+
+def saved_steps(folder: epath.Path) -> list[int]:
+  """Returns the steps of a run's checkpoints, oldest first."""
+  checkpoints = folder / "checkpoints"
+  if not checkpoints.is_dir():
+    return []
+  names = [child.name for child in checkpoints.iterdir()]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
 def has_trained(folder: epath.Path) -> bool:
   """Returns whether a run in this folder has saved a step, or logged one."""
-  saved = folder / "checkpoints"
-  if saved.is_dir() and any(p.name.isdecimal() for p in saved.iterdir()):
+  if saved_steps(folder):
     return True
   if any(folder.glob("damaged-*")):
     return True

@@ -115,7 +115,7 @@ def is_wanted(config: ConfigDict) -> Callable[[str], bool]:
   With the whole state of a run both towers go on, whatever `towers` says: a
   run that began with one tower trains for longer by the same config.
   """
-  if config.init.towers == "both" or config.init.get("state") == "all":
+  if config.init.towers == "both" or config.init.state == "all":
     return lambda name: True
   return lambda name: name.split("/")[0] == config.init.towers
 

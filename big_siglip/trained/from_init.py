@@ -7,11 +7,11 @@ line sets wins.
 
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from big_siglip.config import find_problems
 from big_siglip.errors import naming, raise_problems, UserError
+from big_siglip.run import workdir
 from big_siglip.schema import sizes
 from big_siglip.schema.field import Field
 from big_siglip.schema.fields import FIELDS, unset_fields
@@ -58,12 +58,8 @@ def _started(folder: str) -> ConfigDict | None:
 
   Until then it needs the weights, and a mistake about these can be mended.
   """
-  path = epath.Path(folder)
-  path = path if "://" in folder else path.expanduser().resolve()
-  checkpoints = path / "checkpoints"
-  saves = checkpoints.iterdir() if checkpoints.is_dir() else ()
-  has_any = any(save.name.isdecimal() for save in saves)
-  return saved.load_config(path) if has_any else None
+  path = workdir.absolute(folder)
+  return saved.load_config(path) if workdir.saved_steps(path) else None
 
 
 def _open(config: ConfigDict, unset: list[str]) -> ConfigDict:

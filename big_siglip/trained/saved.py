@@ -32,22 +32,16 @@ def find(path: str) -> tuple[epath.Path, epath.Path]:
   Raises:
     UserError: no run or no checkpoint lies there.
   """
-  folder = epath.Path(path)
-  if "://" not in path:
-    folder = folder.expanduser().resolve()
+  folder = workdir.absolute(path)
   if folder.name.isdecimal():
     run, checkpoint = folder.parent.parent, folder
     if not checkpoint.is_dir():
       raise UserError(f"--checkpoint={path}: no such checkpoint")
     return run, checkpoint
-  checkpoints = folder / "checkpoints"
-  steps = []
-  if checkpoints.is_dir():
-    names = [child.name for child in checkpoints.iterdir()]
-    steps = sorted(int(name) for name in names if name.isdecimal())
+  steps = workdir.saved_steps(folder)
   if not steps:
     raise UserError(f"--checkpoint={path}: no run with a checkpoint lies here")
-  return folder, checkpoints / str(steps[-1])
+  return folder, folder / "checkpoints" / str(steps[-1])
 
 
 def is_run(path: str) -> bool:
