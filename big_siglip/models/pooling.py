@@ -9,7 +9,12 @@ import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
-from big_siglip.models.transformer import Attention, Mlp
+from big_siglip.models.transformer import (
+  add_position_embedding,
+  Attention,
+  Encoder,
+  Mlp,
+)
 from big_siglip.schema.sizes import TowerSize
 
 
@@ -76,7 +81,42 @@ def pool(
   return total / jnp.maximum(real, 1).astype(x.dtype)
 
 
-def add_class_token(module: nn.Module, x: jax.Array) -> jax.Array:
+def encode(
+  module: nn.Module,
+  x: jax.Array,
+  mask: jax.Array | None,
+  pooling: str,
+  size: TowerSize,
+  compute: Compute,
+) -> tuple[jax.Array | None, jax.Array]:
+  """Returns what both towers make of embedded patches or tokens.
+
+  Args:
+    module: the tower, in which everything gets its name.
+    x: BLD, without positions.
+    mask: BL bool, true for real tokens; None: all are.
+    pooling: see `pool`; "none": the tokens alone.
+    size: of the tower.
+    compute: how.
+
+  Returns:
+    One vector of each sequence, BD (None where pooling is "none"), and the
+    tokens after the final norm, BLD, without a class token.
+  """
+  if pooling == "cls":
+    x, mask = _add_class_token(module, x), _class_token_mask(mask)
+  x = add_position_embedding(module, x)
+  encoder = Encoder(
+    size.depth, size.num_heads, size.mlp_dim, compute, name="encoder"
+  )
+  x = encoder(x, mask)
+  tokens = x[:, 1:] if pooling == "cls" else x
+  if pooling == "none":
+    return None, tokens
+  return pool(x, pooling, size, compute, mask), tokens
+
+
+def _add_class_token(module: nn.Module, x: jax.Array) -> jax.Array:
   """Puts a learned token before the first of `x`; BLD -> B(L+1)D."""
   batch, _, width = x.shape
   token = module.param("class_token", nn.initializers.zeros, (width,))
@@ -84,7 +124,7 @@ def add_class_token(module: nn.Module, x: jax.Array) -> jax.Array:
   return jnp.concatenate([token, x], axis=1)
 
 
-def class_token_mask(mask: jax.Array | None) -> jax.Array | None:
+def _class_token_mask(mask: jax.Array | None) -> jax.Array | None:
   """Returns the mask with the class token, BL -> B(L+1); None stays."""
   if mask is None:
     return None

@@ -9,8 +9,7 @@ from flax import linen as nn
 import jax
 
 from big_siglip.models.compute import Compute
-from big_siglip.models.pooling import add_class_token, class_token_mask, pool
-from big_siglip.models.transformer import add_position_embedding, Encoder
+from big_siglip.models.pooling import encode
 from big_siglip.schema import sizes
 
 
@@ -56,19 +55,10 @@ class TextTower(nn.Module):
       ),
       name="token_embedding",
     )(text)  # BLD
-    pooling = self.config.pooling
-    if pooling == "cls":
-      x, mask = add_class_token(self, x), class_token_mask(mask)
-    x = add_position_embedding(self, x)
-    encoder = Encoder(
-      size.depth, size.num_heads, size.mlp_dim, self.compute, name="encoder"
+    pooled, tokens = encode(
+      self, x, mask, self.config.pooling, size, self.compute
     )
-    x = encoder(x, mask)
-    tokens = x[:, 1:] if pooling == "cls" else x
-    if pooling == "none":
-      return None, tokens
-    pooled = pool(x, pooling, size, self.compute, mask)
-    if self.config.head:
+    if pooled is not None and self.config.head:
       pooled = nn.Dense(self.embed_dim, dtype=self.compute.dtype, name="head")(
         pooled
       )

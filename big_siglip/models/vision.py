@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
-from big_siglip.models.pooling import add_class_token, class_token_mask, pool
-from big_siglip.models.transformer import add_position_embedding, Encoder
+from big_siglip.models.pooling import encode
 from big_siglip.schema import sizes
 
 
@@ -57,19 +56,10 @@ class ImageTower(nn.Module):
       name="patch_embedding",
     )(image)
     x = x.reshape(x.shape[0], -1, size.width)  # BLD
-    pooling = self.config.pooling
-    if pooling == "cls":
-      x, mask = add_class_token(self, x), class_token_mask(mask)
-    x = add_position_embedding(self, x)
-    encoder = Encoder(
-      size.depth, size.num_heads, size.mlp_dim, self.compute, name="encoder"
+    pooled, tokens = encode(
+      self, x, mask, self.config.pooling, size, self.compute
     )
-    x = encoder(x, mask)
-    tokens = x[:, 1:] if pooling == "cls" else x
-    if pooling == "none":
-      return None, tokens
-    pooled = pool(x, pooling, size, self.compute, mask)
-    if self.config.head:
+    if pooled is not None and self.config.head:
       pooled = nn.Dense(
         self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head"
       )(pooled)

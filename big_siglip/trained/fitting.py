@@ -131,15 +131,26 @@ def fit_to(config: ConfigDict, data: Mapping[str, Any]) -> Fit:
   return Fit(config, _shared_pieces(data, config.data) if has_text else None)
 
 
+def differences(trained: ConfigDict, given: ConfigDict) -> list[str]:
+  """Returns a line for each way in which the weights saw other inputs.
+
+  Args:
+    trained: the config of the weights.
+    given: that of the run that starts from them.
+  """
+  if not trained.data:  # Published weights, without their tokenizer.
+    return []
+  now, before = map(Preprocessing.of, (given, trained))
+  return [
+    f"{line}, as the weights of {given.init.path} were trained with"
+    for line in now.differences(before, RULES)
+  ]
+
+
 def warn_of_differences(trained: ConfigDict, given: ConfigDict) -> None:
   """Says in which fields the preprocessing is not that of the weights."""
-  if not trained.data:  # Published weights, without their tokenizer.
-    return
-  now, before = map(Preprocessing.of, (given, trained))
-  for line in now.differences(before, RULES):
-    logging.warning(
-      "%s, as the weights of %s were trained with", line, given.init.path
-    )
+  for line in differences(trained, given):
+    logging.warning("%s", line)
 
 
 def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):

@@ -1,17 +1,14 @@
 """What a start will take of trained weights, by their shapes alone."""
 
 from collections.abc import Iterator
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build
+from big_siglip import build, sharding
 from big_siglip.errors import raise_problems
 from big_siglip.models import make_model
-from big_siglip.sharding import path_string
 from big_siglip.trained import saved, stages
-from big_siglip.trained.fitting import is_wanted, of_model
+from big_siglip.trained.fitting import differences, is_wanted, of_model
 from big_siglip.trained.resampling import may_resample
 
 
@@ -60,7 +57,7 @@ def lines(config: ConfigDict) -> Iterator[str]:
     )
   for name in left:
     yield f"weights: {name} is left behind"
-  yield from _differences(trained.data, config.data)
+  yield from differences(trained, config)
 
 
 def _shapes(
@@ -73,16 +70,4 @@ def _shapes(
     settings.lora.rank = 0  # Added to the kernels when it is loaded.
   shaped = ConfigDict({"model": settings, "data": config.data})
   params = build.abstract_params(make_model(settings), shaped, whole=whole)
-  return {
-    path_string(key): leaf.shape
-    for key, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-
-
-def _differences(trained: Any, given: Any) -> Iterator[str]:
-  for field in ("tokenizer", "lowercase", "clean", "pad_id", "resize"):
-    if field in trained and trained[field] != given[field]:
-      yield (
-        f"data.{field}: {given[field]!r}; the weights were trained with "
-        f"{trained[field]!r}"
-      )
+  return {name: leaf.shape for name, leaf in sharding.flatten(params).items()}
