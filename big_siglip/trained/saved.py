@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh
@@ -140,7 +141,10 @@ def load_config(run: epath.Path) -> ConfigDict:
     UserError: there is none, or it is damaged.
   """
   config = ConfigDict(workdir.read_config(run))
-  for name in ("model.image", "model.text", "data"):
+  names = ("model.image", "model.text", "data")
+  if "total_steps" not in config and "text" not in config.get("model", {}):
+    names = ("model.image", "data")  # An image tower alone.
+  for name in names:
     section = config
     for part in name.split("."):
       section = section.get(part)
@@ -215,9 +219,15 @@ def _config(model: Any, preprocessing: Preprocessing) -> ConfigDict:
 def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:
   """Returns our parameters of published weights, laid out on the mesh."""
   abstract = build.abstract_params(make_model(config.model), config, whole=True)
-  return read_params(
-    weights.reader, weights.rules, sharding.placed(abstract, mesh)
+  params = read_params(
+    weights.reader,
+    weights.rules,
+    sharding.placed(abstract, mesh),
+    weights.notes,
   )
+  for note in weights.notes:
+    logging.warning("%s: %s", weights.reader.path, note)
+  return params
 
 
 def fingerprint(params: Any) -> str:
