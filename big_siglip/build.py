@@ -29,7 +29,7 @@ from big_siglip.models import make_model
 from big_siglip.objectives import make_terms, Term, total
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
-from big_siglip.schema.sizes import resolve_image
+from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
   init_state,
@@ -37,6 +37,8 @@ from big_siglip.train_step import (
   TrainState,
 )
 from big_siglip.training_data import source
+
+_OF_IMAGES = ("fewshot", "linear_probe")  # Evaluations that need no text.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +181,8 @@ def preprocess(config: ConfigDict) -> Preprocess:
       vocabulary is smaller than its own.
   """
   made = Preprocess.of(Preprocessing.of(config))
+  if not has_text_tower(config.model):
+    return made
   vocab_size = config.model.text.vocab_size
   if made.tokenizer.vocab_size > vocab_size:
     raise UserError(
@@ -197,12 +201,12 @@ def views(config: ConfigDict) -> tuple[View, ...]:
       vocabulary is smaller than its own.
   """
   data = config.data
-  seen, texts = _plain_views(
+  seen, *texts = _plain_views(
     config, preprocess(config).tokenizer, has_image_tower(config)
   )
   if isinstance(seen, Pixels):
     seen = Pixels(seen.size, data.resize, data.crop_min_area, data.flip)
-  return seen, texts
+  return seen, *texts
 
 
 def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
@@ -226,13 +230,15 @@ def step_fields(config: ConfigDict) -> Fields:
 
 def _plain_views(
   config: ConfigDict, made: Tokenizer | None, image_tower: bool
-) -> tuple[Pixels | Embeddings, Tokens]:
+) -> tuple[View, ...]:
   """Returns views without augmentation, by `config.model` alone."""
   image = config.model.image
   if image_tower:
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
+  if not has_text_tower(config.model):
+    return (seen,)
   return seen, Tokens(made, config.model.text.length)
 
 
@@ -246,6 +252,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """
   if not config.evals:
     return {}
+  raise_problems(_evaluations_without_tower(config))
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
   prepared, made = preprocess(config), {}
@@ -258,6 +265,24 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         embedders=embedders,
       )
   return made
+
+
+def _evaluations_without_tower(config: ConfigDict) -> list[str]:
+  """Returns a line for each evaluation that needs what the model has not."""
+  if config.model.image.pooling == "none":
+    return [
+      f"config.evals.{name}: needs embeddings of images, and the model's image "
+      "tower has no pool (config.model.image.pooling='none')"
+      for name in config.evals
+    ]
+  if has_text_tower(config.model):
+    return []
+  return [
+    f"config.evals.{name}.kind={spec.kind!r}: must be one of "
+    f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
+    for name, spec in config.evals.items()
+    if spec.kind not in _OF_IMAGES
+  ]
 
 
 def _open_split(config: ConfigDict, name: str, split: str) -> Source:

@@ -56,7 +56,7 @@ def init_params(
     terms: all of them.
   """
   image = batch.get("image_embedding", batch.get("image"))
-  params = model.init(rng, image, batch["text"])["params"]
+  params = model.init(rng, image, batch.get("text"))["params"]
   fresh = total.init_params(terms, rng, params, batch, model.look)
   return {**params, **fresh}
 

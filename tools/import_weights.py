@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     "format": weights.format,
     "parameters": count,
     "image": f"{weights.model.image.size} at {weights.model.image.image_size}",
-    "text": f"{weights.model.text.size}, {weights.model.text.length} tokens",
+    "text": _describe_text(weights.model),
     **preprocessing.data_fields(),
     "output": str(output),
   }
@@ -73,6 +73,11 @@ def main(argv: list[str]) -> None:
     print(
       f"{name:12} {value:,}" if name == "parameters" else f"{name:12} {value}"
     )
+
+
+def _describe_text(model) -> str | None:
+  text = model.get("text")
+  return text and f"{text.size}, {text.length} tokens"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from big_siglip.data import images
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
+from big_siglip.schema.sizes import has_text_tower
 
 # Where `config` has each field.
 _CONFIG = {
@@ -47,7 +48,8 @@ class Preprocessing:
   Attributes:
     image_size: side of an image in pixels.
     resize: "bilinear", "bicubic" or "big_vision".
-    text_length: tokens of a text.
+    text_length: tokens of a text. This and what follows of texts is None for
+      an image tower alone.
     tokenizer: "bytes", or the path of its file, or a hash of it: see `hashed`.
     lowercase: whether A-Z become a-z first.
     clean: see `cleaning.prepare`.
@@ -59,11 +61,11 @@ class Preprocessing:
 
   image_size: int
   resize: str
-  text_length: int
-  tokenizer: str
-  lowercase: bool
-  clean: str
-  pad_id: int
+  text_length: int | None
+  tokenizer: str | None
+  lowercase: bool | None
+  clean: str | None
+  pad_id: int | None
   crop: str = "none"
   mean: tuple[float, ...] = _HALF
   std: tuple[float, ...] = _HALF
@@ -82,8 +84,10 @@ class Preprocessing:
     """Returns that of a config's sections `model` and `data`."""
     sizes = {
       "image_size": config.model.image.image_size,
-      "text_length": config.model.text.length,
+      "text_length": None,
     }
+    if has_text_tower(config.model):
+      sizes["text_length"] = config.model.text.length
     return cls.from_dict({**config.data, **sizes})
 
   @classmethod
@@ -125,7 +129,8 @@ class Preprocessing:
     """Returns a line for each field that is not the same in another one.
 
     Tokenizers are the same if their files are, wherever they lie. None stands
-    for what the other has, as in a config that takes it from weights.
+    for what the other has, as in a config that takes it from weights, and in
+    an image tower alone.
 
     Args:
       other: to compare with.
@@ -134,7 +139,7 @@ class Preprocessing:
     lines = []
     for field in fields:
       mine, theirs = getattr(self, field), getattr(other, field)
-      if mine is None or mine == theirs:
+      if mine is None or theirs is None or mine == theirs:
         continue
       if field == "tokenizer" and _identity(mine) == _identity(theirs):
         continue
@@ -148,11 +153,11 @@ class Preprocess:
 
   Attributes:
     value: what is done.
-    tokenizer: of `value`.
+    tokenizer: of `value`; None for an image tower alone.
   """
 
   value: Preprocessing
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
 
   @classmethod
   def of(cls, value: Preprocessing) -> "Preprocess":
@@ -161,6 +166,8 @@ class Preprocess:
     Raises:
       UserError: it is missing or wrong.
     """
+    if value.tokenizer is None:
+      return cls(value, None)
     made = make_tokenizer(
       value.tokenizer, value.lowercase, value.pad_id, value.clean
     )
@@ -189,8 +196,10 @@ class Preprocess:
     return self.tokenizer(texts, self.value.text_length)
 
 
-def _identity(tokenizer: str) -> str:
+def _identity(tokenizer: str | None) -> str | None:
   """Returns what is equal for equal tokenizers: a hash of the file."""
+  if tokenizer is None:
+    return None
   file = epath.Path(tokenizer).expanduser()
   if tokenizer == "bytes" or not file.exists():
     return tokenizer

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 import hashlib
 import json
+import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh
@@ -21,34 +23,65 @@ from big_siglip.run import workdir
 from big_siglip.weights import open_weights, read_params, Weights
 from big_siglip.weights.preprocessing import find_preprocessing
 
+_CHECKPOINTS = "checkpoints"
+
 
 def find(path: str) -> tuple[epath.Path, epath.Path]:
   """Returns the run's folder and that of one of its checkpoints.
 
   Args:
-    path: the run's folder (its newest checkpoint is taken), or one checkpoint,
-      `RUN/checkpoints/STEP`.
+    path: the run's folder, or its `checkpoints` (the newest is taken), or one
+      checkpoint, `RUN/checkpoints/STEP`.
 
   Raises:
     UserError: no run or no checkpoint lies there.
   """
-  folder = workdir.absolute(path)
-  if folder.name.isdecimal():
-    run, checkpoint = folder.parent.parent, folder
-    if not checkpoint.is_dir():
-      raise UserError(f"--checkpoint={path}: no such checkpoint")
-    return run, checkpoint
-  steps = workdir.saved_steps(folder)
-  if not steps:
-    raise UserError(f"--checkpoint={path}: no run with a checkpoint lies here")
-  return folder, folder / "checkpoints" / str(steps[-1])
+  run, checkpoint = _place(path) or (workdir.absolute(path), None)
+  if checkpoint is None:
+    steps = workdir.saved_steps(run)
+    if not steps:
+      said = f"--checkpoint={path}: no run with a checkpoint lies here"
+      raise UserError(said)
+    checkpoint = run / _CHECKPOINTS / str(steps[-1])
+  if not checkpoint.is_dir():
+    raise UserError(f"--checkpoint={path}: no such checkpoint")
+  return run, checkpoint
 
 
 def is_run(path: str) -> bool:
   """Returns whether `find` would look for a run here, not for other weights."""
-  folder = epath.Path(path)
-  folder = folder.parent.parent if folder.name.isdecimal() else folder
-  return (folder / "checkpoints").is_dir()
+  return _place(path) is not None
+
+
+def _place(path: str) -> tuple[epath.Path, epath.Path | None] | None:
+  """Returns a run's folder, and the checkpoint that a path names itself.
+
+  A run may be called anything: 7, 2026.11.28, even checkpoints. Only a folder
+  of digits in one called checkpoints, beside a run's config, is a checkpoint.
+  Links are followed where the path as it is written tells nothing.
+  """
+  places = [workdir.absolute(path)]
+  if "://" not in path:
+    places.append(epath.Path(os.path.realpath(places[0])))
+  for folder in places:
+    above = folder.parent
+    if (folder / _CHECKPOINTS).is_dir() and (
+      workdir.saved_steps(folder) or not _holds_weights(folder)
+    ):
+      return folder, None
+    if _holds_weights(folder):
+      continue
+    if folder.name == _CHECKPOINTS and workdir.saved_steps(above):
+      return above, None
+    is_step = folder.name.isdecimal() and above.name == _CHECKPOINTS
+    if is_step and above.is_dir():
+      return above.parent, folder
+  return None
+
+
+def _holds_weights(folder: epath.Path) -> bool:
+  """Returns whether a folder is one of transformers or the like."""
+  return any(folder.glob("*.safetensors"))
 
 
 def load(
@@ -108,7 +141,10 @@ def load_config(run: epath.Path) -> ConfigDict:
     UserError: there is none, or it is damaged.
   """
   config = ConfigDict(workdir.read_config(run))
-  for name in ("model.image", "model.text", "data"):
+  names = ("model.image", "model.text", "data")
+  if "total_steps" not in config and "text" not in config.get("model", {}):
+    names = ("model.image", "data")  # An image tower alone.
+  for name in names:
     section = config
     for part in name.split("."):
       section = section.get(part)
@@ -183,9 +219,15 @@ def _config(model: Any, preprocessing: Preprocessing) -> ConfigDict:
 def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:
   """Returns our parameters of published weights, laid out on the mesh."""
   abstract = build.abstract_params(make_model(config.model), config, whole=True)
-  return read_params(
-    weights.reader, weights.rules, sharding.placed(abstract, mesh)
+  params = read_params(
+    weights.reader,
+    weights.rules,
+    sharding.placed(abstract, mesh),
+    weights.notes,
   )
+  for note in weights.notes:
+    logging.warning("%s: %s", weights.reader.path, note)
+  return params
 
 
 def fingerprint(params: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
+from big_siglip.schema.sizes import has_text_tower
 from big_siglip.weights.formats import Weights
 from big_siglip.weights.tensors import read_json
 
@@ -37,6 +38,8 @@ def find_preprocessing(
       happens to images is not known here.
   """
   known = weights.preprocessing
+  if not has_text_tower(weights.model):
+    return _of_image_tower(weights)
   pad_id = 0 if weights.model.text.vocab_size == _GEMMA else 1
   beside = tokenizer is None
   if beside:
@@ -44,13 +47,7 @@ def find_preprocessing(
   _check_vocabulary(tokenizer, weights)
   if beside and weights.folder is not None and "pad_id" not in known:
     pad_id = _pad_id(weights.folder, tokenizer, pad_id)
-  image = {
-    "resize": "big_vision" if weights.format == "big_vision" else "bicubic"
-  }
-  if weights.folder is not None:
-    config = weights.folder / "preprocessor_config.json"
-    if config.is_file():
-      image = _image_processor(config)
+  image = _image_fields(weights)
   found = {"lowercase": True, "pad_id": pad_id, **image, **known}
   found["tokenizer"] = tokenizer
   found["image_size"] = weights.model.image.image_size
@@ -59,6 +56,26 @@ def find_preprocessing(
     return Preprocessing.from_dict(found)
   except UserError as error:
     raise UserError(f"{weights.reader.path}: {error}") from error
+
+
+def _of_image_tower(weights: Weights) -> Preprocessing:
+  """Returns the preprocessing of images, where there is no text tower."""
+  texts = ("text_length", "tokenizer", "lowercase", "clean", "pad_id")
+  found = {**_image_fields(weights), **weights.preprocessing}
+  found["image_size"] = weights.model.image.image_size
+  try:
+    return Preprocessing.from_dict({**found, **dict.fromkeys(texts)})
+  except UserError as error:
+    raise UserError(f"{weights.reader.path}: {error}") from error
+
+
+def _image_fields(weights: Weights) -> dict[str, Any]:
+  if weights.folder is not None:
+    config = weights.folder / "preprocessor_config.json"
+    if config.is_file():
+      return _image_processor(config)
+  resize = "big_vision" if weights.format == "big_vision" else "bicubic"
+  return {"resize": resize}
 
 
 def _find_tokenizer(weights: Weights) -> str:
