@@ -21,6 +21,8 @@ TEXT_NAMES = (
   "sentences",
   "title",
 )
+# What they call a label.
+LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "cls")
 # What they call an example.
 NAME_NAMES = (
   "name",
