@@ -15,7 +15,7 @@ import test_models_reference
 from test_models_reference import CASES, LENGTH, make_config, make_reference
 
 from big_siglip.data.text import make_tokenizer
-from big_siglip.weights.export_tokenizer import save as save_tokenizer
+from big_siglip.weights import export_tokenizer
 
 VOCAB = 600
 
@@ -46,8 +46,8 @@ def test_from_transformers_to_transformers(
   transformers.SiglipImageProcessor(
     size={"height": size, "width": size}, resample=3
   ).save_pretrained(foreign)
-  rules = dict(tokenizer=str(spiece), lowercase=True, pad_id=1)
-  save_tokenizer(foreign, ConfigDict(rules), LENGTH)
+  rules = dict(tokenizer=str(spiece), lowercase=True, pad_id=1, clean="none")
+  export_tokenizer.make(ConfigDict(rules), LENGTH).save(foreign)
 
   status, output, message = programs.start(
     "tools/import_weights.py",

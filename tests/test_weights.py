@@ -389,6 +389,7 @@ def _import(run, tmp_path, shared_data, *flags, vocab_size=1_000):
   folder = repository / "snapshots" / "0123abcd"
   export.to_huggingface(folder, params, _config(model))
   (folder / "preprocessing.json").unlink()  # Others write none.
+  (folder / "tokenizer.json").unlink()
   (repository / "refs").mkdir(exist_ok=True)
   (repository / "refs" / "main").write_text("0123abcd")
   spiece = shared_data / "tokenizers" / "sentencepiece_test_1k.model"

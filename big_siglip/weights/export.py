@@ -39,6 +39,7 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
   """
   model, data = config.model, config.data
   made = huggingface.to_config(model)
+  tokenizer = export_tokenizer.make(data, model.text.length)
   tensors = itertools.chain(
     write_params(params, huggingface.rules(model)),
     huggingface.identity_head(model),
@@ -47,20 +48,13 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
   save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
   _write_json(folder / "config.json", made)
   _write_json(folder / "preprocessor_config.json", _image_processor(config))
-  if data.clean != "none":
-    logging.warning(
-      "%s: its tokenizer does not do config.data.clean=%r; do that before",
-      folder,
-      data.clean,
-    )
   if data.resize == "big_vision":
     logging.warning(
       "%s: its image processor does not do config.data.resize='big_vision'; "
       "'bilinear' stands there, the nearest that it knows",
       folder,
     )
-  name = export_tokenizer.save(folder, data, model.text.length)
-  sidecar.save(folder, config, name)
+  sidecar.save(folder, config, tokenizer.save(folder))
 
 
 def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:

@@ -1,120 +1,199 @@
-"""Writes a tokenizer as AutoTokenizer and AutoProcessor read it."""
+"""Writes a tokenizer as AutoTokenizer and AutoProcessor read it.
 
+All become a tokenizer.json, which does all that training did: lowercasing, the
+end of a text, padding and length. None is written before it has given the ids
+of training.
+"""
+
+from collections.abc import Iterator
+import dataclasses
 import json
 import pathlib
+import random
 import shutil
-import string
 from typing import Any
 
 from absl import logging
+import tokenizers
 
-from big_siglip.data.text import is_json, make_tokenizer
+from big_siglip.data.cleaning import prepare
+from big_siglip.data.text import is_json, make_tokenizer, Tokenizer
+from big_siglip.errors import UserError
+from big_siglip.weights import tokenizer_json
+
+# What has to get the ids of training before a tokenizer is written.
+_TEXTS = (
+  "",
+  " ",
+  "A photo of a cat.",
+  "a photo of  two   dogs, running ",
+  " Leading and trailing spaces\t\n ",
+  'He said: "It\'s 3.50 EUR (50 % off)!" #sale @home https://a.org/b_c?d=e&f',
+  "UPPER lower MiXeD iPhone NASA A1B2",
+  "École, naïve café, Straße, Ångström, ÉCOLE DÉJÀ VU",
+  "Две собаки на ПЛЯЖЕ; σκύλος ΣΤΟΝ ΉΛΙΟΣ",
+  "海滩上的两只狗。犬が走る、ビーチで",
+  "كلب على الشاطئ · כלב על החוף · कुत्ता",
+  "🐶🏖️ 👩‍👩‍👧 ½ ① ﬁsh Ｄｏｇ … “quotes” – dash — №",
+  "</s> <s> <pad> <unk> <eos> <bos> <0x41> [SEP] [PAD] <|endoftext|>",
+  "a▁b ▁▁ c\r\nd",
+  "Tie\u0302\u0301ng Vie\u0323\u0302t \u1112\u1162\u1107\u1167\u11ab",
+  "zzzzzz aaaaaaaaa ....... !!!! 1111111 2024-05-06",
+  "dog " * 300,
+  "antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis",
+)
+_MOST_PIECES = 2_000  # Of its own that are tried as well.
 
 
-def save(folder: pathlib.Path, data: Any, length: int) -> str:
-  """Writes the tokenizer's file, which it names, and tokenizer_config.json.
+@dataclasses.dataclass(frozen=True)
+class Exported:
+  """A tokenizer that may be written.
+
+  Attributes:
+    name: of the file that is ours again when it is imported, or "bytes".
+    text: of tokenizer.json.
+    config: of tokenizer_config.json.
+    source: the SentencePiece model that goes with it; None: there is none.
+  """
+
+  name: str
+  text: str
+  config: dict[str, Any]
+  source: pathlib.Path | None
+
+  def save(self, folder: pathlib.Path) -> str:
+    """Writes the files; returns `name`."""
+    (folder / "tokenizer.json").write_text(self.text, encoding="utf-8")
+    config = json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
+    if self.source is not None:
+      shutil.copyfile(self.source, folder / self.name)
+    return self.name
+
+
+def make(data: Any, length: int) -> Exported:
+  """Returns a tokenizer for `AutoTokenizer`, with the ids of training.
 
   Args:
-    folder: there already.
-    data: `config.data`: tokenizer, lowercase, pad_id.
+    data: `config.data`: tokenizer, lowercase, pad_id, clean.
     length: tokens of a text.
+
+  Raises:
+    UserError: `tokenizers` cannot do what it does; nothing was written.
   """
-  if data.tokenizer == "bytes":
-    _write_json(folder / "tokenizer_config.json", _byte_tokenizer(length))
-    if data.lowercase:
-      logging.warning(
-        "%s: its tokenizer, ByT5's, does not do config.data.lowercase; do that "
-        "before",
-        folder,
-      )
-    return "bytes"
-  tokenizer = make_tokenizer(data.tokenizer, pad_id=data.pad_id)
-  common = {
+  ours = make_tokenizer(data.tokenizer, data.lowercase, data.pad_id, data.clean)
+  name, source, made = "bytes", None, tokenizer_json.of_bytes()
+  if data.tokenizer != "bytes":
+    file = pathlib.Path(data.tokenizer).expanduser()
+    if is_json(data.tokenizer):
+      name, made = "tokenizer.json", tokenizers.Tokenizer.from_file(str(file))
+    else:
+      # As SigLIP's and as SigLIP 2's is called.
+      name = "spiece.model" if data.pad_id == ours.eos_id else "tokenizer.model"
+      source, made = file, tokenizer_json.of_sentencepiece(file)
+  names = {number: token for token, number in ours.vocabulary().items()}
+  if data.pad_id not in names:
+    raise UserError(
+      f"config.data.pad_id={data.pad_id}: transformers wants a token for it, "
+      "and config.data.tokenizer has none of that number"
+    )
+  end, pad = names[ours.eos_id], names[data.pad_id]
+  made = _with_rules(made, ours, end, pad, length)
+  if wrong := _check(made, ours, end, pad, length):
+    raise UserError(
+      f"config.data.tokenizer={data.tokenizer!r}: no tokenizer.json for "
+      f"transformers does what training did: {wrong}"
+    )
+  if data.clean != "none":
+    logging.warning(
+      "config.data.clean=%r: the exported tokenizer does it but for HTML "
+      "entities (&amp;); resolve these before (html.unescape, twice)",
+      data.clean,
+    )
+  config = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
     "processor_class": "SiglipProcessor",
     "model_max_length": length,
     "padding_side": "right",
     "model_input_names": ["input_ids"],
+    "eos_token": end,
+    "pad_token": pad,
+    # Whoever spells "</s>" means these letters, as in training.
+    "split_special_tokens": True,
+    "do_lower_case": data.lowercase,
   }
-  if is_json(data.tokenizer):
-    file = pathlib.Path(data.tokenizer).expanduser()
-    made = json.loads(file.read_text(encoding="utf-8"))
-    names = {number: token for token, number in tokenizer.vocabulary().items()}
-    end = names[tokenizer.eos_id]
-    _set_rules(made, end, tokenizer.eos_id, data.lowercase)
-    text, name = json.dumps(made, ensure_ascii=False), "tokenizer.json"
-    (folder / name).write_text(text, encoding="utf-8")
-    own = {
-      "tokenizer_class": "PreTrainedTokenizerFast",
-      "eos_token": end,
-      "pad_token": names[data.pad_id],
-    }
-  # SigLIP pads with the end of a sentence, SigLIP 2 with a piece of its own.
-  elif data.pad_id == tokenizer.eos_id:
-    name = "spiece.model"
-    shutil.copyfile(data.tokenizer, folder / name)
-    own = {
-      "tokenizer_class": "SiglipTokenizer",
-      "do_lower_case": data.lowercase,
-      "unk_token": "<unk>",
-      "eos_token": "</s>",
-      "pad_token": "</s>",
-    }
-  else:
-    name = "tokenizer.model"
-    shutil.copyfile(data.tokenizer, folder / name)
-    own = {
-      "tokenizer_class": "Siglip2Tokenizer",
-      "do_lower_case": data.lowercase,
-      "unk_token": "<unk>",
-      "eos_token": "<eos>",
-      "bos_token": "<bos>",
-      "pad_token": "<pad>",
-      "add_bos_token": False,
-      "add_eos_token": True,
-    }
-  _write_json(folder / "tokenizer_config.json", {**common, **own})
-  return name
+  return Exported(name, made.to_str(), config, source)
 
 
-def _set_rules(
-  made: dict[str, Any], end: str, end_id: int, lowercase: bool
-) -> None:
-  """Puts SigLIP's rules into a tokenizer.json, which need not have had them.
-
-  Lowercasing is of ASCII letters, as ours; the library's own is of all.
-  """
-  if lowercase:
-    small = [
-      {"type": "Replace", "pattern": {"String": letter}, "content": lower}
-      for letter, lower in zip(
-        string.ascii_uppercase, string.ascii_lowercase, strict=True
-      )
-    ]
-    old = [made["normalizer"]] if made.get("normalizer") else []
-    made["normalizer"] = {"type": "Sequence", "normalizers": [*small, *old]}
+def _with_rules(
+  made: tokenizers.Tokenizer, ours: Tokenizer, end: str, pad: str, length: int
+) -> tokenizers.Tokenizer:
+  """Returns a copy with SigLIP's rules, which a file need not have had."""
+  first = tokenizer_json.preparing(ours.clean, ours.lowercase)
+  normalizer = made.normalizer
+  if first:
+    old = [normalizer] if normalizer else []
+    made.normalizer = tokenizers.normalizers.Sequence([*first, *old])
+  made.enable_truncation(length)
+  made.enable_padding(length=length, pad_id=ours.pad_id, pad_token=pad)
+  rules = json.loads(made.to_str())
   text = {"Sequence": {"id": "A", "type_id": 0}}
   ending = {"SpecialToken": {"id": end, "type_id": 0}}
-  made["post_processor"] = {
+  rules["post_processor"] = {
     "type": "TemplateProcessing",
     "single": [text, ending],
     "pair": [text, ending],
-    "special_tokens": {end: {"id": end, "ids": [end_id], "tokens": [end]}},
+    "special_tokens": {end: {"id": end, "ids": [ours.eos_id], "tokens": [end]}},
   }
-  made["truncation"] = made["padding"] = None
+  rules["added_tokens"] = [
+    _added(token, ours, normalizer) for token in rules["added_tokens"]
+  ]
+  return tokenizers.Tokenizer.from_str(json.dumps(rules))
 
 
-def _byte_tokenizer(length: int) -> dict[str, Any]:
-  """Our bytes are ByT5's; it does not lowercase."""
-  return {
-    "tokenizer_class": "ByT5Tokenizer",
-    "model_max_length": length,
-    "extra_ids": 0,
-    "pad_token": "</s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "model_input_names": ["input_ids"],
-  }
+def _added(
+  token: dict[str, Any], ours: Tokenizer, normalizer: Any
+) -> dict[str, Any]:
+  """Returns an added token as it has to be where texts are prepared later.
+
+  One that no prepared text holds becomes special: such are read as letters.
+  """
+  text = token["content"]
+  prepared = prepare(text, ours.clean, ours.lowercase)
+  if token["special"]:
+    return token
+  if text == prepared:
+    return {**token, "normalized": token["normalized"] or ours.lowercase}
+  if token["normalized"] and normalizer:
+    as_it_was, now = map(normalizer.normalize_str, (text, prepared))
+    if as_it_was == now:
+      return token
+  return {**token, "special": True, "normalized": False}
 
 
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n")
+def _check(
+  made: tokenizers.Tokenizer, ours: Tokenizer, end: str, pad: str, length: int
+) -> str | None:
+  """Returns what differs from the ids of training, or None."""
+  # As transformers does; it finds no special token in a text then.
+  made = tokenizers.Tokenizer.from_str(made.to_str())
+  made.add_special_tokens([end, pad])
+  made.encode_special_tokens = True
+  added = [token.content for token in made.get_added_tokens_decoder().values()]
+  added = [f"a {text} b {text.upper()}." for text in added]
+  for text in (*_TEXTS, *added, *_own_texts(ours)):
+    got, wanted = made.encode(text).ids, ours([text], length)[0].tolist()
+    if got != wanted:
+      text = text if len(text) < 60 else f"{text[:60]}..."
+      return f"{text!r} would get the ids {got[:8]} for {wanted[:8]}"
+  return None
+
+
+def _own_texts(ours: Tokenizer) -> Iterator[str]:
+  """Yields texts of a tokenizer's own pieces, from all over its vocabulary."""
+  pieces = sorted(ours.vocabulary())
+  pieces = random.Random(0).sample(pieces, min(_MOST_PIECES, len(pieces)))
+  for start in range(0, len(pieces), 5):
+    text = " ".join(pieces[start : start + 5]).replace("\u2581", " ")
+    yield text
+    yield text.upper()
