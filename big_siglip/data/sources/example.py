@@ -1,6 +1,6 @@
 """What a source gives, and what the formats give to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
@@ -162,6 +162,7 @@ class Records(Protocol):
     text_keys: the fields that hold texts.
     label_key: the field that holds the label, an int; None without labels.
     class_names: what the labels mean; None where that is not known.
+    field_names: the fields that there are, but for the image of a folder.
     faults: shards that cannot be read.
   """
 
@@ -170,6 +171,7 @@ class Records(Protocol):
   text_keys: tuple[str, ...]
   label_key: str | None
   class_names: tuple[str, ...] | None
+  field_names: tuple[str, ...]
   faults: tuple[Fault, ...]
 
   def __len__(self) -> int: ...
@@ -193,6 +195,13 @@ def column(values: Sequence[Any]) -> np.ndarray:
   made = np.empty(len(values), object)
   made[:] = values
   return made
+
+
+def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
+  """Returns labels in order: 2 before 10 where all of them are numbers."""
+  if all(label.isascii() and label.isdecimal() for label in labels):
+    return tuple(sorted(labels, key=lambda label: (int(label), label)))
+  return tuple(sorted(labels))
 
 
 def dig(value: Any, key: str) -> Any:

@@ -17,6 +17,7 @@ from big_siglip.data.sources.example import (
   Options,
   Record,
   require_other_than_image,
+  sort_labels,
 )
 from big_siglip.data.sources.storage import (
   file_system,
@@ -62,6 +63,8 @@ class FolderRecords:
       )
     self._images = tuple(chosen)
     self._rows = tuple(rows[image] for image in chosen)
+    # A row of a .jsonl file need not have every field.
+    self.field_names = tuple(dict.fromkeys(k for r in self._rows for k in r))
     self.class_names = None
     if self.label_key:
       self._name_classes(rows.values())
@@ -81,7 +84,7 @@ class FolderRecords:
     return {key: column([row.get(key) for row in self._rows]) for key in keys}
 
   def _name_classes(self, rows) -> None:
-    self.class_names = tuple(sorted({str(row[self.label_key]) for row in rows}))
+    self.class_names = sort_labels({str(row[self.label_key]) for row in rows})
     numbers = {name: number for number, name in enumerate(self.class_names)}
     for row in self._rows:
       row[self.label_key] = numbers[str(row[self.label_key])]

@@ -71,6 +71,7 @@ class PreparedRecords:
 
   def _choose_features(self, features, options: Options) -> None:
     kinds = dict(_flatten(features))
+    self.field_names = tuple(kinds)
     images = [k for k, f in kinds.items() if isinstance(f, tfds.features.Image)]
     texts = [k for k, f in kinds.items() if _is_text(f)]
     labels = [
