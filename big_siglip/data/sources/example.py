@@ -21,6 +21,12 @@ TEXT_NAMES = (
   "sentences",
   "title",
 )
+# Their labels, best first.
+LABEL_NAMES = (
+  *("label", "labels", "class", "class_name", "class_label", "cls"),
+  *("category", "label_name", "class_id", "label_id", "category_id", "target"),
+  *("fine_label", "y"),
+)
 # What they call an example.
 NAME_NAMES = (
   "name",
