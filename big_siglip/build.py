@@ -15,7 +15,6 @@ from big_siglip.config import device_problems, has_image_tower
 from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
-from big_siglip.data.sources import Options, Source
 from big_siglip.data.text import Tokenizer
 from big_siglip.data.views import Embeddings, Pixels, Tokens, View
 from big_siglip.errors import naming_evaluation, raise_problems, UserError
@@ -24,6 +23,7 @@ from big_siglip.evaluators import (
   exact_model,
   make_embedders,
   make_evaluator,
+  unfit,
 )
 from big_siglip.models import make_model
 from big_siglip.objectives import make_terms, Term, total
@@ -36,9 +36,7 @@ from big_siglip.train_step import (
   train_step,
   TrainState,
 )
-from big_siglip.training_data import source
-
-_OF_IMAGES = ("fewshot", "linear_probe")  # Evaluations that need no text.
+from big_siglip.training_data import evaluation_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +250,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """
   if not config.evals:
     return {}
-  raise_problems(_evaluations_without_tower(config))
+  raise_problems(unfit(config.evals, config.model))
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
   prepared, made = preprocess(config), {}
@@ -260,44 +258,11 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
     with naming_evaluation(name):
       made[name] = make_evaluator(
         spec,
-        open_split=functools.partial(_open_split, config, name),
+        open_split=functools.partial(evaluation_source, config, name),
         preprocess=prepared,
         embedders=embedders,
       )
   return made
-
-
-def _evaluations_without_tower(config: ConfigDict) -> list[str]:
-  """Returns a line for each evaluation that needs what the model has not."""
-  if config.model.image.pooling == "none":
-    return [
-      f"config.evals.{name}: needs embeddings of images, and the model's image "
-      "tower has no pool (config.model.image.pooling='none')"
-      for name in config.evals
-    ]
-  if has_text_tower(config.model):
-    return []
-  return [
-    f"config.evals.{name}.kind={spec.kind!r}: must be one of "
-    f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
-    for name, spec in config.evals.items()
-    if spec.kind not in _OF_IMAGES
-  ]
-
-
-def _open_split(config: ConfigDict, name: str, split: str) -> Source:
-  spec, section = config.evals[name], f"config.evals.{name}"
-  fields = {
-    "config.data.name": f"{section}.data",
-    "config.data.path": f"{section}.path",
-    "config.data.split": f"{section}."
-    + ("split" if split == spec.split else "train_split"),
-  }
-  options = None
-  if label_key := spec.get("label_key"):
-    options = Options(label_key=label_key)
-    fields["config.data.label_key"] = f"{section}.label_key"
-  return source(config, spec.data, split, spec.path, options, fields)
 
 
 def _start_from(

@@ -165,6 +165,7 @@ class SerializedExamples:
 
   def _choose_keys(self, options: Options) -> None:
     fields = self._first_fields()
+    self.field_names = tuple(fields)
     images = [k for k, v in fields.items() if _is_image(v)]
     texts = [k for k, v in fields.items() if k not in images and _is_text(v)]
     self.image_key = options.image_key or choose(

@@ -65,6 +65,7 @@ class _EmbeddedRecords:
   faults = ()
   image_key = "embedding"
   label_key = class_names = None
+  field_names = ()
 
   def __init__(self, folder: str, split: str, options: Options):
     self.where = f"the embeddings in {folder}"

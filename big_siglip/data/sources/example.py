@@ -1,6 +1,6 @@
 """What a source gives, and what the formats give to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
@@ -21,8 +21,12 @@ TEXT_NAMES = (
   "sentences",
   "title",
 )
-# What they call a label.
-LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "cls")
+# Their labels, best first.
+LABEL_NAMES = (
+  *("label", "labels", "class", "class_name", "class_label", "cls"),
+  *("category", "label_name", "class_id", "label_id", "category_id", "target"),
+  *("fine_label", "y"),
+)
 # What they call an example.
 NAME_NAMES = (
   "name",
@@ -164,6 +168,7 @@ class Records(Protocol):
     text_keys: the fields that hold texts.
     label_key: the field that holds the label, an int; None without labels.
     class_names: what the labels mean; None where that is not known.
+    field_names: the fields that there are, but for the image of a folder.
     faults: shards that cannot be read.
   """
 
@@ -172,6 +177,7 @@ class Records(Protocol):
   text_keys: tuple[str, ...]
   label_key: str | None
   class_names: tuple[str, ...] | None
+  field_names: tuple[str, ...]
   faults: tuple[Fault, ...]
 
   def __len__(self) -> int: ...
@@ -195,6 +201,13 @@ def column(values: Sequence[Any]) -> np.ndarray:
   made = np.empty(len(values), object)
   made[:] = values
   return made
+
+
+def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
+  """Returns labels in order: 2 before 10 where all of them are numbers."""
+  if all(label.isascii() and label.isdecimal() for label in labels):
+    return tuple(sorted(labels, key=lambda label: (int(label), label)))
+  return tuple(sorted(labels))
 
 
 def dig(value: Any, key: str) -> Any:

@@ -107,6 +107,7 @@ class ParquetRecords:
 
   def _choose_keys(self, schema: pa.Schema, options: Options) -> None:
     kinds = dict(_flatten(schema))
+    self.field_names = tuple(kinds)
     images = [k for k, t in kinds.items() if _is_image(t)]
     texts = [k for k, t in kinds.items() if _is_text(t)]
     self.image_key = options.image_key or choose(

@@ -71,6 +71,7 @@ class PreparedRecords:
 
   def _choose_features(self, features, options: Options) -> None:
     kinds = dict(_flatten(features))
+    self.field_names = tuple(kinds)
     images = [k for k, f in kinds.items() if isinstance(f, tfds.features.Image)]
     texts = [k for k, f in kinds.items() if _is_text(f)]
     labels = [
@@ -91,9 +92,8 @@ class PreparedRecords:
     keys = (self.image_key, *self.text_keys, self.label_key, *options.fields)
     self._keys = tuple(key for key in keys if key)
     require_fields(self, kinds, options.fields)
-    self.class_names = None
-    if self.label_key and kinds[self.label_key].names:
-      self.class_names = tuple(kinds[self.label_key].names)
+    names = getattr(kinds.get(self.label_key), "names", None)
+    self.class_names = tuple(names) if names else None
     self._all = features
     names = [self._name_key] if self._name_key else []
     self._features = _part_of(features, [*self._keys, *names])

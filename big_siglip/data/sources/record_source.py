@@ -28,7 +28,9 @@ class RecordSource:
   """The examples of some records, after filters; a `Source`.
 
   Attributes:
-    class_names: what the labels mean; None without labels.
+    class_names: what the labels mean; None where that is not known.
+    label_key: the field that holds the label; None without labels.
+    field_names: the fields that there are.
     faults: shards that cannot be read.
     filtered: how many examples each filter took out.
   """
@@ -45,6 +47,8 @@ class RecordSource:
     self._templates = options.templates
     self._fields = options.fields
     self.class_names = records.class_names
+    self.label_key = records.label_key
+    self.field_names = records.field_names
     self.faults = records.faults
     self._kept, self.filtered = _filter(records, options.filters)
     # Where the captions of each kept record begin, if each is an example.
@@ -72,6 +76,16 @@ class RecordSource:
     except BadExample as error:
       error.name = error.name or record.name
       raise
+
+  def label_numbers(self) -> tuple[int, ...]:
+    """Returns the labels that there are, ascending; reads no image.
+
+    One below 0 stands for none, as in tests whose labels are kept secret.
+    """
+    values = _numbers(self._records.columns([self.label_key])[self.label_key])
+    values = values if self._kept is None else values[self._kept]
+    values = values[np.isfinite(values) & (values >= 0)]
+    return tuple(np.unique(values).astype(int).tolist())
 
   def image_index(self, index: int) -> int:
     """Returns the number of the first example with the image of this one.

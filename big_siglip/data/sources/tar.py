@@ -85,6 +85,7 @@ class TarRecords:
         error = e
     if not fields:
       raise UserError(f"{self.where}: {error}") from error
+    self.field_names = tuple(sorted(fields))
     self.image_key = options.image_key
     # Not asked for one, any is the image: shards may hold several formats.
     self._image_keys = () if self.image_key else IMAGE_EXTENSIONS

@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-from big_siglip.data.sources.example import dig, Options
+from big_siglip.data.sources.example import dig, Options, sort_labels
 from big_siglip.data.sources.folder.columns import choose_columns, Columns
 from big_siglip.data.sources.folder.table import Row, Table
 from big_siglip.errors import UserError
@@ -188,7 +188,7 @@ def _captions(value: Any) -> list[Any]:
 
 
 def class_names(images: Mapping[str, Mapping[str, Any]], key: str):
-  """Returns the names of all labels, sorted; none is named -1 among numbers."""
+  """Returns the names of all labels, in order; none is -1 among numbers."""
   names = {
     str(fields[key])
     for fields in images.values()
@@ -196,7 +196,7 @@ def class_names(images: Mapping[str, Mapping[str, Any]], key: str):
   }
   if all(name.lstrip("-").isdigit() for name in names):
     names.discard("-1")  # No label, as of the Hub's test splits.
-  return tuple(sorted(names))
+  return sort_labels(names)
 
 
 def folder_of(path: str) -> tuple[str, str]:
