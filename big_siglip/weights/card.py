@@ -132,24 +132,32 @@ def _model(model: Any) -> str:
 
 
 def _training(config: Any) -> str:
-  if "total_steps" not in config:
+  if not config.get("total_steps"):
     return "## Training\n\nIts weights were imported; no run is known.\n"
   data = config.data
+  sources = list((data.get("mixture") or {}).values()) or [data]
   rows = {
-    "data": " ".join(
-      str(part)
-      for part in (data.get("name"), _last(data.get("path")), data.get("split"))
-      if part
-    ),
+    "data": "; ".join(map(_source, sources)),
     "steps": f"{config.total_steps:,}",
-    "batch": f"{config.batch_size:,}",
-    "loss": config.loss.name,
-    "optimizer": f"{config.optimizer.name}, learning rate "
-    f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}",
-    "started from": _last(config.init.path) or "random weights",
+    "batch size": config.get("batch_size"),
+    "loss": _field(config, "loss", "name"),
+    "optimizer": _field(config, "optimizer", "name"),
+    "learning rate": _field(config, "optimizer", "learning_rate"),
+    "started from": _last(_field(config, "init", "path")) or "random weights",
   }
-  lines = [f"- {name}: {value}" for name, value in rows.items()]
+  lines = [f"- {name}: {value}" for name, value in rows.items() if value]
   return "\n".join(["## Training\n", "Trained with big_siglip.\n", *lines, ""])
+
+
+def _field(config: Any, section: str, name: str) -> Any:
+  """Returns a field of a section, which an older run may lack."""
+  return (config.get(section) or {}).get(name)
+
+
+def _source(data: Any) -> str:
+  """Returns the name of a data set, with the last part of its path."""
+  parts = data.get("name"), _last(data.get("path")), data.get("split")
+  return " ".join(str(part) for part in parts if part)
 
 
 def _last(path: Any) -> str:
