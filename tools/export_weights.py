@@ -25,6 +25,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
 _CARDS = ("huggingface", "open_clip", "onnx")  # Those that the hub knows.
+_FILES = (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
 _PUSH = flags.DEFINE_string(
@@ -51,7 +52,10 @@ def main(argv: list[str]) -> None:
     params = load_params(sharding.make_mesh())
     params = merged(params, config.model)
     more = {"onnx": export.to_onnx, "stablehlo": serving.save}
-    {**export.FORMATS, **more}[style](output, params, config)
+    if style == "open_clip":
+      export.to_open_clip(output, params, config, name)
+    else:
+      {**export.FORMATS, **more}[style](output, params, config)
     if style in _CARDS and output.is_dir():
       card.save(output, style, config, runs.evaluations_of(found), name)
     if name:
@@ -69,13 +73,17 @@ def _check_flags(arguments: list[str]) -> pathlib.Path:
     if not flags.FLAGS[name].value:
       raise UserError(f"--{name} must be given")
   output = pathlib.Path(_OUTPUT.value).expanduser()
-  if _FORMAT.value == "big_vision" and output.suffix != ".npz":
-    raise UserError(f"--output={output}: must end in .npz")
+  endings = {"big_vision": (".npz",), "open_clip": (".safetensors", "")}
+  allowed = endings.get(_FORMAT.value, ("",))
+  ending = output.suffix if output.suffix in _FILES else ""
+  if ending not in allowed:
+    must = " or ".join(f"end in {e}" if e else "be a folder" for e in allowed)
+    raise UserError(f"--output={output}: must {must}")
   if output.exists():
     raise UserError(f"--output={output}: exists already")
   if _PUBLIC.value and not _PUSH.value:
     raise UserError("--public says who sees what --push=ORG/NAME uploads")
-  if _PUSH.value and output.suffix in (".npz", ".safetensors"):
+  if _PUSH.value and ending:
     raise UserError(f"--output={output}: --push uploads a folder")
   return output
 

@@ -68,11 +68,19 @@ def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
   _save_beside(file, config)
 
 
-def to_open_clip(place: pathlib.Path, params: Any, config: Any) -> None:
+def to_open_clip(
+  place: pathlib.Path, params: Any, config: Any, name: str | None = None
+) -> None:
   """Writes `CustomTextCLIP`: a .safetensors file, or a folder.
 
   The folder has open_clip's config, and is what its "local-dir:" and "hf-hub:"
   load, towers, tokenizer and preprocessing.
+
+  Args:
+    place: to be made.
+    params: the parameters.
+    config: `model` and `data`.
+    name: of the hub's repository that it is for, if any.
 
   Raises:
     UserError: open_clip has no such model; timm names no such image tower.
@@ -85,7 +93,7 @@ def to_open_clip(place: pathlib.Path, params: Any, config: Any) -> None:
     save_safetensors(place, tensors, {"format": "pt"})
     _save_beside(place, config)
     return
-  made = open_clip_config.make(config, place.name)
+  made = open_clip_config.make(config, name or place.name)
   tokenizer = export_tokenizer.make(config.data, config.model.text.length)
   make_folder(place)
   file = place / "open_clip_model.safetensors"
@@ -100,8 +108,8 @@ def to_onnx(folder: pathlib.Path, params: Any, config: Any) -> None:
   Raises:
     UserError: onnx is not installed, or a tower has no embedding.
   """
-  tokenizer = export_tokenizer.make(config.data, config.model.text.length)
   onnx_towers.check(config.model)
+  tokenizer = export_tokenizer.make(config.data, config.model.text.length)
   make_folder(folder)
   metadata = {
     "logit_scale": str(math.exp(params["logit_scale"])),
