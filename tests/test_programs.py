@@ -35,6 +35,17 @@ CASES = [
     ["tools/export_weights.py", "--checkpoint=x", "--output=tests"],
     "--output=tests: exists already",
   ),
+  (
+    ["tools/export_weights.py", "--checkpoint=x", "--output=m.npz"],
+    "--output=m.npz: must be a folder",
+  ),
+  (
+    [
+      *("tools/export_weights.py", "--checkpoint=x", "--output=m.pt"),
+      "--format=open_clip",
+    ],
+    "--output=m.pt: must end in .safetensors or be a folder",
+  ),
   (["tools/import_weights.py"], "--weights must be given"),
   (["tools/inspect_data.py", CONFIG, "--count=0"], "--count"),
   (["tools/plan.py", CONFIG], "--topology=KIND:SHAPE must be given"),

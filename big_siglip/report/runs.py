@@ -109,6 +109,28 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
   return [_read(*pair) for pair in zip(folders, names, strict=True)]
 
 
+def evaluations_of(checkpoint: epath.Path) -> dict[str, tuple[int, float]]:
+  """Returns the last evaluations up to a checkpoint.
+
+  Args:
+    checkpoint: RUN/checkpoints/STEP; of other weights nothing is known.
+
+  Returns:
+    (step, value) of each "evals/NAME/METRIC".
+  """
+  if checkpoint.parent.name != "checkpoints":
+    return {}
+  run = _read(checkpoint.parent.parent, "")
+  found = {}
+  for name in run.names():
+    if not name.startswith("evals/"):
+      continue
+    for step, value in run.points(name):
+      if value is not None and step <= int(checkpoint.name):
+        found[name] = step, value
+  return found
+
+
 def seconds(start: dict[str, Any]) -> float | None:
   """Returns how long a start ran, to its last log; None if not known."""
   try:

@@ -1,10 +1,11 @@
-"""Writes a model as transformers, big_vision and open_clip read it.
+"""Writes a model as transformers, big_vision, open_clip and ONNX read it.
 
 The preprocessing goes with it, in a file of our own where theirs have no place.
 """
 
 import itertools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -16,7 +17,9 @@ from big_siglip.weights import (
   big_vision,
   export_tokenizer,
   huggingface,
+  onnx_towers,
   open_clip,
+  open_clip_config,
   sidecar,
 )
 from big_siglip.weights.npz import save_npz
@@ -47,14 +50,7 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
   make_folder(folder)
   save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
   _write_json(folder / "config.json", made)
-  _write_json(folder / "preprocessor_config.json", _image_processor(config))
-  if data.resize == "big_vision":
-    logging.warning(
-      "%s: its image processor does not do config.data.resize='big_vision'; "
-      "'bilinear' stands there, the nearest that it knows",
-      folder,
-    )
-  sidecar.save(folder, config, tokenizer.save(folder))
+  _save_preprocessing(folder, config, tokenizer)
 
 
 def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
@@ -72,13 +68,71 @@ def to_big_vision(file: pathlib.Path, params: Any, config: Any) -> None:
   _save_beside(file, config)
 
 
-def to_open_clip(file: pathlib.Path, params: Any, config: Any) -> None:
-  """Writes a .safetensors file of `CustomTextCLIP`."""
+def to_open_clip(
+  place: pathlib.Path, params: Any, config: Any, name: str | None = None
+) -> None:
+  """Writes `CustomTextCLIP`: a .safetensors file, or a folder.
+
+  The folder has open_clip's config, and is what its "local-dir:" and "hf-hub:"
+  load, towers, tokenizer and preprocessing.
+
+  Args:
+    place: to be made.
+    params: the parameters.
+    config: `model` and `data`.
+    name: of the hub's repository that it is for, if any.
+
+  Raises:
+    UserError: open_clip has no such model; timm names no such image tower.
+  """
   _check_pooling(config.model)
   rules = open_clip.rules(config.model)
-  make_folder(file.parent)
-  save_safetensors(file, write_params(params, rules), {"format": "pt"})
-  _save_beside(file, config)
+  tensors = write_params(params, rules)
+  if place.suffix == ".safetensors":
+    make_folder(place.parent)
+    save_safetensors(place, tensors, {"format": "pt"})
+    _save_beside(place, config)
+    return
+  made = open_clip_config.make(config, name or place.name)
+  tokenizer = export_tokenizer.make(config.data, config.model.text.length)
+  make_folder(place)
+  file = place / "open_clip_model.safetensors"
+  save_safetensors(file, tensors, {"format": "pt"})
+  _write_json(place / "open_clip_config.json", made)
+  _save_preprocessing(place, config, tokenizer)
+
+
+def to_onnx(folder: pathlib.Path, params: Any, config: Any) -> None:
+  """Writes each tower as a graph: image.onnx and text.onnx, see `onnx_towers`.
+
+  Raises:
+    UserError: onnx is not installed, or a tower has no embedding.
+  """
+  onnx_towers.check(config.model)
+  tokenizer = export_tokenizer.make(config.data, config.model.text.length)
+  make_folder(folder)
+  metadata = {
+    "logit_scale": str(math.exp(params["logit_scale"])),
+    "logit_bias": str(float(params["logit_bias"])),
+  }
+  for tower in ("image", "text"):
+    file = folder / f"{tower}.onnx"
+    onnx_towers.save(file, tower, params, config.model, metadata)
+  _save_preprocessing(folder, config, tokenizer)
+
+
+def _save_preprocessing(
+  folder: pathlib.Path, config: Any, tokenizer: export_tokenizer.Exported
+) -> None:
+  """Writes what `AutoProcessor` reads, and all of it for ourselves."""
+  _write_json(folder / "preprocessor_config.json", _image_processor(config))
+  if config.data.resize == "big_vision":
+    logging.warning(
+      "%s: its image processor does not do config.data.resize='big_vision'; "
+      "'bilinear' stands there, the nearest that it knows",
+      folder,
+    )
+  sidecar.save(folder, config, tokenizer.save(folder))
 
 
 def _save_beside(file: pathlib.Path, config: Any) -> None:
@@ -86,6 +140,7 @@ def _save_beside(file: pathlib.Path, config: Any) -> None:
   sidecar.save(file, config, name)
 
 
+# What `open_weights` reads again.
 FORMATS = {
   "huggingface": to_huggingface,
   "big_vision": to_big_vision,

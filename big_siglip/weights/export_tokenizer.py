@@ -82,15 +82,13 @@ def make(data: Any, length: int) -> Exported:
     UserError: `tokenizers` cannot do what it does; nothing was written.
   """
   ours = make_tokenizer(data.tokenizer, data.lowercase, data.pad_id, data.clean)
-  name, source, made = "bytes", None, tokenizer_json.of_bytes()
+  name, source = "bytes", None
   if data.tokenizer != "bytes":
-    file = pathlib.Path(data.tokenizer).expanduser()
+    source = pathlib.Path(data.tokenizer).expanduser()
+    # As SigLIP's and as SigLIP 2's is called.
+    name = "spiece.model" if data.pad_id == ours.eos_id else "tokenizer.model"
     if is_json(data.tokenizer):
-      name, made = "tokenizer.json", tokenizers.Tokenizer.from_file(str(file))
-    else:
-      # As SigLIP's and as SigLIP 2's is called.
-      name = "spiece.model" if data.pad_id == ours.eos_id else "tokenizer.model"
-      source, made = file, tokenizer_json.of_sentencepiece(file)
+      name, source = "tokenizer.json", None
   names = {number: token for token, number in ours.vocabulary().items()}
   if data.pad_id not in names:
     raise UserError(
@@ -98,8 +96,14 @@ def make(data: Any, length: int) -> Exported:
       "and config.data.tokenizer has none of that number"
     )
   end, pad = names[ours.eos_id], names[data.pad_id]
-  made = _with_rules(made, ours, end, pad, length)
-  if wrong := _check(made, ours, end, pad, length):
+  try:
+    made = _with_rules(_library(data), ours, end, pad, length)
+    wrong = _check(made, ours, end, pad, length)
+  except UserError:
+    raise
+  except Exception as error:  # The library raises no other type.
+    wrong, made = str(error), None
+  if made is None or wrong:
     raise UserError(
       f"config.data.tokenizer={data.tokenizer!r}: no tokenizer.json for "
       f"transformers does what training did: {wrong}"
@@ -123,6 +127,17 @@ def make(data: Any, length: int) -> Exported:
     "do_lower_case": data.lowercase,
   }
   return Exported(name, made.to_str(), config, source)
+
+
+def _library(data: Any) -> tokenizers.Tokenizer:
+  """Returns what cuts texts alone."""
+  if data.tokenizer == "bytes":
+    return tokenizer_json.of_bytes()
+  file = pathlib.Path(data.tokenizer).expanduser()
+  if is_json(data.tokenizer):
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return tokenizers.Tokenizer.from_str(text)
+  return tokenizer_json.of_sentencepiece(file)
 
 
 def _with_rules(
@@ -163,7 +178,9 @@ def _added(
   if token["special"]:
     return token
   if text == prepared:
-    return {**token, "normalized": token["normalized"] or ours.lowercase}
+    # With capitals it is found too, once these are lowercased.
+    later = ours.lowercase and text != text.upper()
+    return {**token, "normalized": token["normalized"] or later}
   if token["normalized"] and normalizer:
     as_it_was, now = map(normalizer.normalize_str, (text, prepared))
     if as_it_was == now:
