@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import ema, sharding
-from big_siglip.config import device_problems, has_image_tower
+from big_siglip.config import device_problems, has_image_tower, unfit_evals
 from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
@@ -37,8 +37,6 @@ from big_siglip.train_step import (
   TrainState,
 )
 from big_siglip.training_data import source
-
-_OF_IMAGES = ("fewshot", "linear_probe")  # Evaluations that need no text.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,12 +179,10 @@ def preprocess(config: ConfigDict) -> Preprocess:
       vocabulary is smaller than its own.
   """
   made = Preprocess.of(Preprocessing.of(config))
-  if not has_text_tower(config.model):
-    return made
-  vocab_size = config.model.text.vocab_size
-  if made.tokenizer.vocab_size > vocab_size:
+  text = config.model.get("text")
+  if text and made.tokenizer.vocab_size > text.vocab_size:
     raise UserError(
-      f"config.model.text.vocab_size={vocab_size}: must be at least "
+      f"config.model.text.vocab_size={text.vocab_size}: must be at least "
       f"{made.tokenizer.vocab_size}, the vocabulary of "
       f"config.data.tokenizer={made.value.tokenizer!r}"
     )
@@ -201,12 +197,12 @@ def views(config: ConfigDict) -> tuple[View, ...]:
       vocabulary is smaller than its own.
   """
   data = config.data
-  seen, *texts = _plain_views(
+  seen, texts = _plain_views(
     config, preprocess(config).tokenizer, has_image_tower(config)
   )
   if isinstance(seen, Pixels):
     seen = Pixels(seen.size, data.resize, data.crop_min_area, data.flip)
-  return seen, *texts
+  return seen, texts
 
 
 def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
@@ -237,9 +233,8 @@ def _plain_views(
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
-  if not has_text_tower(config.model):
-    return (seen,)
-  return seen, Tokens(made, config.model.text.length)
+  has_texts = has_text_tower(config.model)
+  return seen, *([Tokens(made, config.model.text.length)] if has_texts else ())
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
@@ -252,7 +247,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """
   if not config.evals:
     return {}
-  raise_problems(_evaluations_without_tower(config))
+  raise_problems(unfit_evals(config))
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
   prepared, made = preprocess(config), {}
@@ -265,24 +260,6 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         embedders=embedders,
       )
   return made
-
-
-def _evaluations_without_tower(config: ConfigDict) -> list[str]:
-  """Returns a line for each evaluation that needs what the model has not."""
-  if config.model.image.pooling == "none":
-    return [
-      f"config.evals.{name}: needs embeddings of images, and the model's image "
-      "tower has no pool (config.model.image.pooling='none')"
-      for name in config.evals
-    ]
-  if has_text_tower(config.model):
-    return []
-  return [
-    f"config.evals.{name}.kind={spec.kind!r}: must be one of "
-    f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
-    for name, spec in config.evals.items()
-    if spec.kind not in _OF_IMAGES
-  ]
 
 
 def _open_split(config: ConfigDict, name: str, split: str) -> Source:

@@ -129,6 +129,11 @@ def _plain_names(reader: Reader) -> dict[str, str]:
     name = _WRAPPERS.sub("", old)
     if _BUFFERS.fullmatch(name):
       continue
+    if ".lora_A." in name:
+      raise UserError(
+        f"{reader.path}: {old} is of an adapter (LoRA) that is not added yet: "
+        "merge it where it was trained (merge_and_unload), or save it alone"
+      )
     if name in plain:
       raise UserError(
         f"{reader.path}: {plain[name]} and {old} have one name, {name}, "
@@ -194,8 +199,9 @@ def _image_alone(reader: Reader, naming: Naming, plain, place: str) -> Named:
     if not name.startswith(place) or name.startswith(others)
   ]
   names = {
-    naming.image + name.removeprefix(place): plain[name]
-    for name in plain.keys() - left
+    naming.image + name.removeprefix(place): old
+    for name, old in plain.items()
+    if name not in left
   }
   where = f" (its names begin with {place!r})" if place else ""
   notes = [f"holds an image tower alone{where}", *_passed_over(left)]
