@@ -337,7 +337,7 @@ def test_an_imported_tower_embeds_and_is_no_zero_shot_model(towers, tmp_path):
     (("tools/embed.py", f"--texts={__file__}", "--output=x"), "no texts"),
     (
       ("tools/export_weights.py", "--format=huggingface", "--output=x"),
-      "this is an image tower alone",
+      "is an image tower alone, and exports are of whole models",
     ),
   ):
     said = programs.said_in_one_line(*flags, f"--checkpoint={model}")

@@ -44,11 +44,17 @@ def main(argv: list[str]) -> None:
       raise UserError(f"--output={output}: exists already")
     from big_siglip import platforms, sharding
     from big_siglip.models import merged
+    from big_siglip.schema.sizes import has_text_tower
     from big_siglip.trained import saved, serving
     from big_siglip.weights import export
 
     platforms.prepare()
     _, config, load_params = saved.open_model(_CHECKPOINT.value)
+    if not has_text_tower(config.model):
+      raise UserError(
+        f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "
+        "exports are of whole models: train a text tower to it (configs/lit.py)"
+      )
     params = load_params(sharding.make_mesh())
     params = merged(params, config.model)
     formats = {**export.FORMATS, "stablehlo": serving.save}
