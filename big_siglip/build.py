@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import ema, sharding
-from big_siglip.config import device_problems, has_image_tower
+from big_siglip.config import device_problems, has_image_tower, unfit_evals
 from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
@@ -23,7 +23,6 @@ from big_siglip.evaluators import (
   exact_model,
   make_embedders,
   make_evaluator,
-  unfit,
 )
 from big_siglip.models import make_model
 from big_siglip.objectives import make_terms, Term, total
@@ -179,12 +178,10 @@ def preprocess(config: ConfigDict) -> Preprocess:
       vocabulary is smaller than its own.
   """
   made = Preprocess.of(Preprocessing.of(config))
-  if not has_text_tower(config.model):
-    return made
-  vocab_size = config.model.text.vocab_size
-  if made.tokenizer.vocab_size > vocab_size:
+  text = config.model.get("text")
+  if text and made.tokenizer.vocab_size > text.vocab_size:
     raise UserError(
-      f"config.model.text.vocab_size={vocab_size}: must be at least "
+      f"config.model.text.vocab_size={text.vocab_size}: must be at least "
       f"{made.tokenizer.vocab_size}, the vocabulary of "
       f"config.data.tokenizer={made.value.tokenizer!r}"
     )
@@ -199,12 +196,12 @@ def views(config: ConfigDict) -> tuple[View, ...]:
       vocabulary is smaller than its own.
   """
   data = config.data
-  seen, *texts = _plain_views(
+  seen, texts = _plain_views(
     config, preprocess(config).tokenizer, has_image_tower(config)
   )
   if isinstance(seen, Pixels):
     seen = Pixels(seen.size, data.resize, data.crop_min_area, data.flip)
-  return seen, *texts
+  return seen, texts
 
 
 def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
@@ -235,9 +232,8 @@ def _plain_views(
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
-  if not has_text_tower(config.model):
-    return (seen,)
-  return seen, Tokens(made, config.model.text.length)
+  has_texts = has_text_tower(config.model)
+  return seen, *([Tokens(made, config.model.text.length)] if has_texts else ())
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
@@ -250,7 +246,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """
   if not config.evals:
     return {}
-  raise_problems(unfit(config.evals, config.model))
+  raise_problems(unfit_evals(config))
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
   prepared, made = preprocess(config), {}

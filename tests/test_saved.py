@@ -102,6 +102,21 @@ def test_checkpoints_may_lie_on_another_disk(model, tmp_path):
     (disk / "12_steps").rename(model / "checkpoints")
 
 
+def test_a_scale_that_overflowed_is_refused(model, tmp_path):
+  config = saved.load_config(workdir.absolute(str(model)))
+  mesh = sharding.make_mesh()
+  params = saved.load_params(saved.find(str(model))[1], config, mesh)
+  folder = workdir.absolute(str(tmp_path / "model"))
+  preprocessing = Preprocessing.of(config)
+  broken = {**params, "logit_scale": jax.numpy.float32(112.3)}
+  saved.save_model(folder, broken, config.model, preprocessing)
+  with pytest.raises(UserError) as error:
+    saved.load(str(folder), mesh)
+  assert str(error.value).startswith(
+    f"{folder}/checkpoints/0: logit_scale=112.3: must be the logarithm"
+  )
+
+
 def test_weights_of_others_in_folders_of_digits_are_no_run(tmp_path):
   for name in ("384", "checkpoints/500", "checkpoints"):
     folder = tmp_path / name

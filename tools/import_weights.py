@@ -28,6 +28,9 @@ _TOKENIZER = flags.DEFINE_string(
   None,
   "SentencePiece model or tokenizer.json; default: the one beside the weights.",
 )
+_BASE = flags.DEFINE_string(
+  "base", None, "Of an adapter (LoRA): its weights; default: those it names."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> None:
     from big_siglip.weights.preprocessing import find_preprocessing
 
     platforms.prepare()
-    weights = open_weights(_WEIGHTS.value)
+    weights = open_weights(_WEIGHTS.value, _BASE.value)
     preprocessing = find_preprocessing(weights, _TOKENIZER.value)
     config = ConfigDict({"model": weights.model, "data": {}})
     params = saved.load_weights(weights, config, sharding.make_mesh())

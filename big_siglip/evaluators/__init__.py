@@ -26,7 +26,6 @@ from big_siglip.evaluators.embed import (
   Embedders,
   exact_model,
   make_embedders,
-  unfit,
 )
 from big_siglip.evaluators.health import LossHealth
 from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
@@ -41,7 +40,6 @@ __all__ = [
   "Result",
   "make_embedders",
   "make_evaluator",
-  "unfit",
 ]
 
 Evaluator = Callable[[Any], Result]

@@ -17,14 +17,12 @@ import numpy as np
 
 from big_siglip.errors import UserError
 from big_siglip.schema.fields import KERNELS
-from big_siglip.schema.sizes import has_text_tower, resolve_image
+from big_siglip.schema.sizes import resolve_image
 from big_siglip.sharding import batch_devices, replicated, to_global
 
 # What a CPU embeds at once: more activations than that leave its cache between
 # one operation and the next, which cost a sixth of the time (B/16, batch 32).
 _CACHED_TOKENS = 1_600
-
-_OF_IMAGES = ("fewshot", "linear_probe")  # Evaluations that need no text.
 
 Labels = Mapping[str, Any]  # Arrays of one value a row.
 # (params, inputs b.., labels b) -> (BD float32, labels B), on every device.
@@ -47,29 +45,6 @@ class Embedders(NamedTuple):
   features: Embed
   logits: Callable[[Any], tuple[float, float]]
   devices: int
-
-
-def unfit(evals: Mapping[str, Any], model: ConfigDict) -> list[str]:
-  """Returns a line for each evaluation that needs what `config.model` has not.
-
-  Args:
-    evals: `config.evals`.
-    model: `config.model`.
-  """
-  if model.image.pooling == "none":
-    return [
-      f"config.evals.{name}: needs embeddings of images, and the model's image "
-      "tower has no pool (config.model.image.pooling='none')"
-      for name in evals
-    ]
-  if has_text_tower(model):
-    return []
-  return [
-    f"config.evals.{name}.kind={spec.kind!r}: must be one of "
-    f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
-    for name, spec in evals.items()
-    if spec.kind not in _OF_IMAGES
-  ]
 
 
 def exact_model(model: ConfigDict) -> ConfigDict:

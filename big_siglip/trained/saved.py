@@ -21,6 +21,7 @@ from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
 from big_siglip.weights import open_weights, read_params, Weights
+from big_siglip.weights.matching import check_scale
 from big_siglip.weights.preprocessing import find_preprocessing
 
 _CHECKPOINTS = "checkpoints"
@@ -191,13 +192,16 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   of `config.init.path`: it is a whole model again.
 
   Raises:
-    UserError: the checkpoint is not one of this config's model, or the image
-      tower is not there, or another one.
+    UserError: the checkpoint is not one of this config's model, or its scale
+      overflows, or the image tower is not there, or another one.
   """
   model = make_model(config.model)
   abstract = sharding.placed(build.abstract_params(model, config), mesh)
   beside = config.get("terms", {}).keys()
   params = restore_params(checkpoint, abstract, beside=beside)
+  if "logit_scale" in params:
+    scale = float(jax.device_get(params["logit_scale"]))
+    check_scale(scale, f"{checkpoint}: logit_scale")
   if has_image_tower(config):
     return params
   made = workdir.read_embedding(checkpoint.parent.parent)

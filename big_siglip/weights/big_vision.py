@@ -22,6 +22,7 @@ NAMING = Naming(
   text_signs=("Encoder_0/", "Embed_0/", "pos_embedding", "head/"),
   scale="t",
   bias="b",
+  others=("head/",),
 )
 _ENCODERS = {"image": "img/Transformer", "text": "txt/Encoder_0"}
 

@@ -8,6 +8,7 @@ from typing import Any
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
 from big_siglip.weights import (
+  adapters,
   big_vision,
   huggingface,
   huggingface_config,
@@ -52,19 +53,25 @@ class Weights:
   notes: tuple[str, ...] = ()
 
 
-def open_weights(path: str) -> Weights:
+def open_weights(path: str, base: str | None = None) -> Weights:
   """Returns the weights of a SigLIP or SigLIP 2 model of one resolution.
 
   Args:
     path: a .safetensors or .npz file, a folder of transformers or open_clip, or
       the id of a repository on the Hugging Face hub. Of an image tower alone,
       and of a language model that has one, the image tower is taken.
+    base: the same, where `path` is an adapter (LoRA of PEFT): the weights that
+      it is of; None: those that its config names.
 
   Raises:
     UserError: nothing lies there, or no such model, or a format that could
       run code when loaded (pickle), which is refused.
   """
   place = places.find(path, _fits)
+  if place.files[0].name == adapters.FILE:
+    return _with_adapter(adapters.read(place.folder), base)
+  if base is not None:
+    raise UserError(f"{path}: is no adapter, which base={base} would be for")
   reader = _reader(place.path, place.files)
   if place.files[0].suffix == ".npz":
     # The file, not its folder, says what lies beside.
@@ -77,6 +84,34 @@ def open_weights(path: str) -> Weights:
       notes = (*place.notes, *named.notes)
       return dataclasses.replace(weights, notes=notes)
   raise UserError(f"{reader.path}: {_unknown(reader, config)}")
+
+
+def _with_adapter(adapter: adapters.Adapter, given: str | None) -> Weights:
+  path, base = adapter.path, given or adapter.base
+  if base is None:
+    raise UserError(f"{path}: is an adapter (LoRA), and says of no weights")
+  if (
+    given is None and (path / base).exists()
+  ):  # Beside it, or in a folder there.
+    base = str(path / base)
+  try:
+    weights = open_weights(base)
+  except UserError as error:
+    raise UserError(
+      f"{path}: is an adapter (LoRA) of {base!r}, which cannot be read "
+      f"({error}); name the weights, tools/import_weights.py --base=FOLDER"
+    ) from error
+  if weights.format != "huggingface":
+    raise UserError(
+      f"{path}: is an adapter (LoRA), and {base} has the names of "
+      f"{weights.format}: must be of transformers"
+    )
+  towers = ("image", "text")[: 1 + sizes.has_text_tower(weights.model)]
+  reader = adapters.add(weights.reader, towers, adapter)
+  note = f"has the adapter of {path} added (W + {adapter.share:g} B A)"
+  return dataclasses.replace(
+    weights, reader=reader, notes=(*weights.notes, note)
+  )
 
 
 def _fits(files: Sequence[pathlib.Path]) -> bool:

@@ -141,11 +141,6 @@ def to_config(model: Any) -> dict[str, Any]:
   Raises:
     UserError: transformers has no such model.
   """
-  if not sizes.has_text_tower(model):
-    raise UserError(
-      "this is an image tower alone, and exports are of whole models: train a "
-      "text tower to it (configs/lit.py)"
-    )
   image, text = sizes.resolve_image(model.image), sizes.resolve_text(model.text)
   for field, value, wanted in (
     ("image.pooling", model.image.pooling, "map"),

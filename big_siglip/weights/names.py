@@ -37,6 +37,8 @@ class Naming:
     text_signs: how names behind that begin.
     scale: the name of the logits' scale.
     bias: of their bias.
+    others: how names behind `image` begin that are no part of the tower: a
+      projector or a classifier.
   """
 
   image: str
@@ -45,6 +47,7 @@ class Naming:
   text_signs: tuple[str, ...]
   scale: str
   bias: str
+  others: tuple[str, ...] = ()
 
 
 class Named:
@@ -126,6 +129,11 @@ def _plain_names(reader: Reader) -> dict[str, str]:
     name = _WRAPPERS.sub("", old)
     if _BUFFERS.fullmatch(name):
       continue
+    if ".lora_A." in name:
+      raise UserError(
+        f"{reader.path}: {old} is of an adapter (LoRA) that is not added yet: "
+        "merge it where it was trained (merge_and_unload), or save it alone"
+      )
     if name in plain:
       raise UserError(
         f"{reader.path}: {plain[name]} and {old} have one name, {name}, "
@@ -184,12 +192,17 @@ def _both(reader: Reader, naming: Naming, plain, root: str) -> Named:
 
 
 def _image_alone(reader: Reader, naming: Naming, plain, place: str) -> Named:
+  others = tuple(place + other for other in naming.others)
+  left = [
+    name
+    for name in plain
+    if not name.startswith(place) or name.startswith(others)
+  ]
   names = {
     naming.image + name.removeprefix(place): old
     for name, old in plain.items()
-    if name.startswith(place)
+    if name not in left
   }
-  left = [name for name in plain if not name.startswith(place)]
   where = f" (its names begin with {place!r})" if place else ""
   notes = [f"holds an image tower alone{where}", *_passed_over(left)]
   return Named(reader, names, ("image",), notes)

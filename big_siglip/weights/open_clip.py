@@ -27,6 +27,7 @@ NAMING = Naming(
   text_signs=("transformer.", "token_embedding.", "positional_em", "ln_final."),
   scale="logit_scale",
   bias="logit_bias",
+  others=("head.", "fc_norm."),
 )
 
 

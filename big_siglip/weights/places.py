@@ -10,7 +10,6 @@ from big_siglip.errors import UserError
 from big_siglip.weights import tensors
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")  # Never loaded.
-ADAPTER = "adapter_model.safetensors"
 _INDEX = re.compile(r"(.+\.safetensors)\.index(?:\.[\w-]+)?\.json")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _REPOSITORY = re.compile(
