@@ -1,18 +1,18 @@
 """From records, whatever their format, to examples."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
 import numpy as np
 
 from big_siglip.data.sources.example import (
-  dig,
   Example,
   Filters,
   Options,
   Records,
 )
+from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.stored_images import as_image
 from big_siglip.errors import BadExample, UserError
 
 _SIZE_KEYS = (  # Width and height in pixels, as data sets call them.
@@ -45,6 +45,8 @@ class RecordSource:
     self._templates = options.templates
     self._fields = options.fields
     self.class_names = records.class_names
+    self._classes = {n: i for i, n in enumerate(records.class_names or ())}
+    self._needs_label = options.label_key is not None
     self.faults = records.faults
     self._kept, self.filtered = _filter(records, options.filters)
     # Where the captions of each kept record begin, if each is an example.
@@ -86,8 +88,8 @@ class RecordSource:
   def _example(self, name: str, fields: Any, caption: int | None) -> Example:
     records = self._records
     label = None
-    if records.label_key and fields.get(records.label_key) is not None:
-      label = _as_label(fields[records.label_key], self.class_names)
+    if records.label_key:
+      label = self._label(dig(fields, records.label_key))
     texts, weights = self._texts(fields, label)
     if caption is not None:
       texts, weights = texts[caption : caption + 1], None
@@ -99,11 +101,36 @@ class RecordSource:
       if weights:
         share = len(self._templates)
         weights = tuple(w / share for w in weights for _ in range(share))
-    image = _as_image(fields.get(records.image_key))
+    image = as_image(dig(fields, records.image_key))
     if not self._fields:
       return Example(image, texts, name, label, weights)
     further = {key: dig(fields, key) for key in self._fields}
     return Example(image, texts, name, label, weights, further)
+
+  def _label(self, value: Any) -> int | None:
+    """Returns an index into the class names; None for none.
+
+    Raises:
+      BadExample: it is none, and labels were asked for.
+    """
+    if isinstance(value, bytes):
+      value = value.decode("utf-8", "replace").strip()
+    if isinstance(value, np.ndarray):  # Or a number of numpy's.
+      value = value.tolist()
+    if value is None or value in ("", -1, "-1") or value != value:  # NaN.
+      return None
+    if isinstance(value, str) and value in self._classes:
+      return self._classes[value]
+    try:
+      label = int(value)
+      why = f"label {label} is none of {len(self._classes)} classes"
+      if not self.class_names or 0 <= label < len(self.class_names):
+        return label
+    except (TypeError, ValueError):
+      why = f"label {value!r} is no number"
+    if self._needs_label:
+      raise BadExample(why, "record")
+    return None
 
   def _texts(
     self, fields: Any, label: int | None
@@ -114,7 +141,7 @@ class RecordSource:
       if key == self._records.label_key and self.class_names:
         found = [] if label is None else [self.class_names[label]]
       else:
-        found = as_texts(fields.get(key))
+        found = as_texts(dig(fields, key))
       texts += found
       # A field's weight is shared by its texts.
       share = self._weights.get(key, 1.0) / max(1, len(found))
@@ -167,27 +194,6 @@ def as_texts(value: Any) -> list[str]:
   if isinstance(value, list | tuple | np.ndarray):
     return [text for item in value for text in as_texts(item)]
   return []
-
-
-def _as_image(value: Any) -> bytes | np.ndarray:
-  if isinstance(value, np.ndarray):
-    return value  # Embedded.
-  if isinstance(value, dict):  # The Hub's struct of bytes and path.
-    value = value.get("bytes")
-  if not isinstance(value, bytes):
-    raise BadExample("holds no image", "image")
-  return value
-
-
-def _as_label(value: Any, class_names: Sequence[str] | None) -> int:
-  try:
-    label = int(value)
-  except (TypeError, ValueError) as error:
-    raise BadExample(f"label {value!r} is no number", "record") from error
-  if class_names and not 0 <= label < len(class_names):
-    count = len(class_names)
-    raise BadExample(f"label {label} is none of {count} classes", "record")
-  return label
 
 
 def _filter(

@@ -7,7 +7,6 @@ from typing import Any
 
 from big_siglip.data import image_files
 from big_siglip.data.sources.example import (
-  dig,
   LABEL_NAMES,
   Options,
   require_other_than_image,
@@ -15,6 +14,7 @@ from big_siglip.data.sources.example import (
 )
 from big_siglip.data.sources.folder.table import Table
 from big_siglip.data.sources.folder.tables import IMAGE_NAMES
+from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 _TEXTS = ("caption", *TEXT_NAMES, "comment", "description", "sentence", "raw")

@@ -9,9 +9,10 @@ import json
 import os
 from typing import Any
 
-from big_siglip.data.sources.example import dig, Options
+from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.folder.columns import choose_columns, Columns
 from big_siglip.data.sources.folder.table import Row, Table
+from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 _SAMPLE = 64  # Rows that tell what their columns are.
