@@ -78,9 +78,12 @@ def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
     if spec.get(key):
       options = dataclasses.replace(options, **{key: spec[key]})
       fields[f"config.data.{key}"] = f"{section}.{key}"
-  options = options.for_evaluation()
+  labelled = "classes_file" in spec
+  options = dataclasses.replace(
+    options.for_evaluation(), needs_texts=not labelled
+  )
   opened = source(config, spec.data, split, spec.path, options, fields)
-  if "classes_file" not in spec or spec.answers_file:
+  if not labelled or spec.answers_file:
     return opened
   there = getattr(opened, "field_names", ())
   labels = [key for key in LABEL_NAMES if key in there]

@@ -15,6 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from big_siglip.data.faults import Fault
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   column,
   NAME_NAMES,
   Options,
@@ -171,8 +172,8 @@ class SerializedExamples:
     self.image_key = options.image_key or choose(
       "image_key", images, ("image", "jpg", "image/encoded"), self.where
     )
-    self.text_keys = tuple(options.text_weights) or (
-      choose("text_keys", texts, TEXT_NAMES, self.where),
+    self.text_keys = tuple(options.text_weights) or choose_text(
+      options, texts, TEXT_NAMES, self.where
     )
     self.label_key = options.label_key
     names = (n for n in NAME_NAMES if n in texts and n not in self.text_keys)

@@ -1,6 +1,6 @@
 """What a source gives, and what the formats give to it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
@@ -21,12 +21,8 @@ TEXT_NAMES = (
   "sentences",
   "title",
 )
-# Their labels, best first.
-LABEL_NAMES = (
-  *("label", "labels", "class", "class_name", "class_label", "cls"),
-  *("category", "label_name", "class_id", "label_id", "category_id", "target"),
-  *("fine_label", "y"),
-)
+# What they call a label.
+LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "cls")
 # What they call an example.
 NAME_NAMES = (
   "name",
@@ -107,6 +103,7 @@ class Options:
     filters: which examples to keep.
     retry_seconds: for how long to try again when storage is not reached.
     max_skipped: the share of missing shards that is let pass.
+    needs_texts: whether an example without a text is none.
   """
 
   image_key: str | None = None
@@ -118,6 +115,7 @@ class Options:
   filters: Filters = Filters()
   retry_seconds: float = 60.0
   max_skipped: float = 0.1
+  needs_texts: bool = True
 
   @classmethod
   def of(cls, data: Mapping[str, Any]) -> "Options":
@@ -203,13 +201,6 @@ def column(values: Sequence[Any]) -> np.ndarray:
   return made
 
 
-def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
-  """Returns labels in order: 2 before 10 where all of them are numbers."""
-  if all(label.isascii() and label.isdecimal() for label in labels):
-    return tuple(sorted(labels, key=lambda label: (int(label), label)))
-  return tuple(sorted(labels))
-
-
 def dig(value: Any, key: str) -> Any:
   """Returns what lies at "a/b" in nested mappings; lists give lists."""
   if isinstance(value, Mapping) and key in value:
@@ -261,6 +252,21 @@ def require_other_than_image(
   for field, keys in (("text_keys", text_keys), ("label_key", [label_key])):
     if image_key in keys:
       raise UserError(f"config.data.{field}={image_key!r}: is the image")
+
+
+def choose_text(
+  options: Options,
+  candidates: Sequence[str],
+  preferred: Sequence[str],
+  where: str,
+) -> tuple[str, ...]:
+  """Returns the field of texts as `choose` does; none if none is needed."""
+  try:
+    return (choose("text_keys", candidates, preferred, where),)
+  except UserError:
+    if options.needs_texts:
+      raise
+    return ()
 
 
 def choose(

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from big_siglip.data.class_names import sort_labels
 from big_siglip.data.sources.example import (
   column,
   Options,
   Record,
   require_other_than_image,
-  sort_labels,
 )
 from big_siglip.data.sources.storage import (
   file_system,

@@ -15,6 +15,7 @@ from big_siglip.data.faults import Fault
 from big_siglip.data.sources.array_records import check_faults, require_all
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   column,
   dig,
   NAME_NAMES,
@@ -126,7 +127,7 @@ class ParquetRecords:
       ]
       if self.class_names and not set(texts) & set(TEXT_NAMES):
         texts = [self.label_key]
-      self.text_keys = (choose("text_keys", texts, TEXT_NAMES, self.where),)
+      self.text_keys = choose_text(options, texts, TEXT_NAMES, self.where)
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
     require_fields(self, kinds, options.fields)

@@ -15,6 +15,7 @@ from big_siglip.data.sources.array_records import (
 )
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   column,
   dig,
   NAME_NAMES,
@@ -86,7 +87,9 @@ class PreparedRecords:
       self.label_key = "label" if "label" in labels else labels[0]
     self.text_keys = tuple(options.text_weights)
     if not self.text_keys:
-      self.text_keys = (_choose_texts(texts, labels, self.label_key, where),)
+      self.text_keys = _choose_texts(
+        texts, labels, self.label_key, options, where
+      )
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
     keys = (self.image_key, *self.text_keys, self.label_key, *options.fields)
@@ -187,18 +190,18 @@ def _is_text(feature: Any) -> bool:
   return isinstance(feature, tfds.features.Text)
 
 
-def _choose_texts(texts, labels, label_key, where) -> str:
+def _choose_texts(texts, labels, label_key, options, where) -> tuple[str, ...]:
   """Returns the text feature by name, or the label where there are no texts."""
   ends = {key.rsplit("/", 1)[-1]: key for key in reversed(texts)}
   firsts = {key.split("/", 1)[0]: key for key in reversed(texts)}
   for name in TEXT_NAMES:
     for found in (ends.get(name), firsts.get(name)):
       if found:
-        return found
+        return (found,)
   captions = [k for k in texts if k not in NAME_NAMES and not k.endswith("id")]
   if not captions and labels:
-    return label_key
-  return choose("text_keys", captions, TEXT_NAMES, where)
+    return (label_key,)
+  return choose_text(options, captions, TEXT_NAMES, where)
 
 
 def _part_of(features, keys: Sequence[str]):

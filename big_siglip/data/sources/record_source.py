@@ -46,6 +46,7 @@ class RecordSource:
     self._weighted = any(not isinstance(k, str) for k in options.text_keys)
     self._templates = options.templates
     self._fields = options.fields
+    self._needs_texts = options.needs_texts
     self.class_names = records.class_names
     self.label_key = records.label_key
     self.field_names = records.field_names
@@ -87,6 +88,19 @@ class RecordSource:
     values = values[np.isfinite(values) & (values >= 0)]
     return tuple(np.unique(values).astype(int).tolist())
 
+  def texts(self) -> list[tuple[str, ...]]:
+    """Returns the captions of all records that are kept; reads no image."""
+    records = self._records
+    columns, found = records.columns(records.text_keys), []
+    kept = range(len(records)) if self._kept is None else self._kept
+    for index in map(int, kept):
+      fields = {key: values[index] for key, values in columns.items()}
+      try:  # A label may be a text.
+        found.append(self._texts(fields, self._label(fields))[0])
+      except BadExample:  # It is met when it is read.
+        found.append(())
+    return found
+
   def image_index(self, index: int) -> int:
     """Returns the number of the first example with the image of this one.
 
@@ -99,13 +113,11 @@ class RecordSource:
 
   def _example(self, name: str, fields: Any, caption: int | None) -> Example:
     records = self._records
-    label = None
-    if records.label_key and fields.get(records.label_key) is not None:
-      label = _as_label(fields[records.label_key], self.class_names)
+    label = self._label(fields)
     texts, weights = self._texts(fields, label)
     if caption is not None:
       texts, weights = texts[caption : caption + 1], None
-    if not texts:
+    if not texts and self._needs_texts:
       raise BadExample(f"no text in {', '.join(records.text_keys)}", "caption")
     if self._templates:
       filled = [t.replace("{}", x) for x in texts for t in self._templates]
@@ -118,6 +130,12 @@ class RecordSource:
       return Example(image, texts, name, label, weights)
     further = {key: dig(fields, key) for key in self._fields}
     return Example(image, texts, name, label, weights, further)
+
+  def _label(self, fields: Any) -> int | None:
+    key = self._records.label_key
+    if not key or fields.get(key) is None:
+      return None
+    return _as_label(fields[key], self.class_names)
 
   def _texts(
     self, fields: Any, label: int | None

@@ -15,6 +15,7 @@ from big_siglip.data.sources import tar_index, tar_reading
 from big_siglip.data.sources.array_records import check_faults, require_all
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   column,
   dig,
   Options,
@@ -103,9 +104,8 @@ class TarRecords:
       ]
       if not texts and self.class_names:
         texts = [self.label_key]
-      self.text_keys = (
-        choose("text_keys", texts, ("txt", *TEXT_NAMES), self.where),
-      )
+      names = ("txt", *TEXT_NAMES)
+      self.text_keys = choose_text(options, texts, names, self.where)
     require_fields(self, dict(sorted(fields.items())), options.fields)
 
   def _read_class_names(self) -> tuple[str, ...] | None:
