@@ -1,13 +1,16 @@
 """Opens data sets as a config asks for them."""
 
 from collections.abc import Mapping
+import dataclasses
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from big_siglip.data.duplicates import first_of_each
 from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.embedded import check_images, EmbeddedSource
+from big_siglip.data.sources.example import LABEL_NAMES
 from big_siglip.datasets.prepare import default_data_dir
 from big_siglip.errors import naming, raise_problems
 from big_siglip.schema.sizes import resolve_image
@@ -18,7 +21,7 @@ def source(
   name: str,
   split: str,
   path: str | None,
-  options: Options | None = None,
+  options: Options,
   fields: Mapping[str, str] | None = None,
 ) -> Source:
   """Returns the examples of `open_source`.
@@ -28,8 +31,7 @@ def source(
     name: of the data set.
     split: of it.
     path: where it lies.
-    options: what to take of it. None: for an evaluation, which has the fields
-      of `config.data` if its format is the same one, and all their examples.
+    options: what to take of it.
     fields: which fields of the config `name`, `split` and `path` are, where not
       those of `config.data`: "config.data.path" -> "config.evals.NAME.path".
 
@@ -37,10 +39,6 @@ def source(
     UserError: they cannot be opened, or are embeddings that do not fit the
       image tower of `config`.
   """
-  if options is None:
-    # Imported weights were trained on data that they do not name.
-    same = name == config.data.get("name")
-    options = Options.of(config.data).for_evaluation() if same else Options()
   with naming(fields or {}):
     opened = open_source(name, split, path, options)
   if isinstance(opened, EmbeddedSource):
@@ -51,6 +49,59 @@ def source(
       config=config,
     )
   return opened
+
+
+def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
+  """Returns the examples of an evaluation.
+
+  Fields are those of the section, or else of `config.data` if its format is
+  the same one. Where labels are needed and no field has their type, a field
+  with a label's name is taken, and a line says so.
+
+  Args:
+    config: the config.
+    name: of the section in `config.evals`.
+    split: of its data set.
+
+  Raises:
+    UserError: as `source`.
+  """
+  spec, section = config.evals[name], f"config.evals.{name}"
+  fields = {
+    "config.data.name": f"{section}.data",
+    "config.data.path": f"{section}.path",
+    "config.data.split": f"{section}."
+    + ("split" if split == spec.split else "train_split"),
+  }
+  options = _evaluation_options(config, spec.data)
+  for key in ("image_key", "text_keys", "label_key"):
+    if spec.get(key):
+      options = dataclasses.replace(options, **{key: spec[key]})
+      fields[f"config.data.{key}"] = f"{section}.{key}"
+  labelled = "classes_file" in spec
+  options = dataclasses.replace(
+    options.for_evaluation(), needs_texts=not labelled
+  )
+  opened = source(config, spec.data, split, spec.path, options, fields)
+  if not labelled or spec.answers_file:
+    return opened
+  there = getattr(opened, "field_names", ())
+  labels = [key for key in LABEL_NAMES if key in there]
+  if not labels or opened.label_key:
+    return opened
+  logging.warning(
+    "%s.label_key=None: %r is taken, of the fields %s",
+    *(section, labels[0], ", ".join(there)),
+  )
+  options = dataclasses.replace(options, label_key=labels[0])
+  return source(config, spec.data, split, spec.path, options, fields)
+
+
+def _evaluation_options(config: ConfigDict, name: str) -> Options:
+  """Returns what to take of a data set that is evaluated."""
+  # Imported weights were trained on data that they do not name.
+  same = name == config.data.get("name")
+  return Options.of(config.data) if same else Options()
 
 
 def train_source(config: ConfigDict) -> Source:

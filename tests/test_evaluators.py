@@ -118,7 +118,7 @@ def evaluate(spec, mesh, source=None):
     batch_devices(mesh),
   )
   section = {"data": "colours", "path": None, "split": "test", "every": 1}
-  spec = {**section, **spec}
+  spec = {**section, **FIELDS, **spec}
   assert not evaluation_problems({"test": spec}, "config.evals")
   evaluator = make_evaluator(
     ml_collections.ConfigDict(spec),
@@ -149,6 +149,7 @@ def numpy_texts(texts):
 
 
 TEMPLATES = ("a {}.", "{}", "photo of {}")
+FIELDS = dict(image_key=None, text_keys=())
 LABELS = dict(label_key=None, classes_file=None, answers_file=None)
 CLASSIFICATION = dict(
   kind="classification",
@@ -271,6 +272,7 @@ def test_classification_of_unlabelled_data_is_an_error():
 
 def test_mistakes_in_a_section_are_named():
   right = {"data": "colours", "path": None, "split": "test", "every": 1}
+  right |= FIELDS
   wrong = {
     "a": dict(right, kind="detection"),
     "b": dict(right, **{**CLASSIFICATION, "canonicalize": 3}, colour=1),

@@ -151,7 +151,7 @@ def test_labels_may_be_words(tmp_path):
 
 def test_a_label_of_minus_one_is_none(tmp_path):
   path = parquet(tmp_path, image=DATA, text=TEXTS, label=[0, -1, 2])
-  source = open_source("parquet", "all", path)
+  source = open_source("parquet", "all", path, Options(label_key="label"))
   assert [e.label for e in source] == [0, None, 2]
   files = [("0.png", DATA[0]), ("0.txt", "x"), ("0.cls", "-1")]
   source = open_source("tar", "all", tar(tmp_path / "tar", files))

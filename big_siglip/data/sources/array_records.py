@@ -16,6 +16,7 @@ from big_siglip.data.faults import Fault
 from big_siglip.data.image_files import looks_like_image
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   column,
   NAME_NAMES,
   Options,
@@ -164,6 +165,7 @@ class SerializedExamples:
 
   def _choose_keys(self, options: Options) -> None:
     fields = self._first_fields()
+    self.field_names = tuple(fields)
     images = [k for k, v in fields.items() if _is_image(v)]
     texts = [k for k, v in fields.items() if k not in images and _is_text(v)]
     self.image_key = options.image_key or choose(
@@ -173,8 +175,8 @@ class SerializedExamples:
       self.where,
       [*fields],
     )
-    self.text_keys = tuple(options.text_weights) or (
-      choose("text_keys", texts, TEXT_NAMES, self.where, [*fields]),
+    self.text_keys = tuple(options.text_weights) or choose_text(
+      options, texts, TEXT_NAMES, self.where, [*fields]
     )
     self.label_key = options.label_key
     names = (n for n in NAME_NAMES if n in texts and n not in self.text_keys)

@@ -104,6 +104,7 @@ class Options:
     filters: which examples to keep.
     retry_seconds: for how long to try again when storage is not reached.
     max_skipped: the share of missing shards that is let pass.
+    needs_texts: whether an example without a text is none.
   """
 
   image_key: str | None = None
@@ -115,6 +116,7 @@ class Options:
   filters: Filters = Filters()
   retry_seconds: float = 60.0
   max_skipped: float = 0.1
+  needs_texts: bool = True
 
   @classmethod
   def of(cls, data: Mapping[str, Any]) -> "Options":
@@ -165,6 +167,7 @@ class Records(Protocol):
     text_keys: the fields that hold texts.
     label_key: the field that holds the label, an int; None without labels.
     class_names: what the labels mean; None where that is not known.
+    field_names: the fields that there are, but for the image of a folder.
     faults: shards that cannot be read.
   """
 
@@ -173,6 +176,7 @@ class Records(Protocol):
   text_keys: tuple[str, ...]
   label_key: str | None
   class_names: tuple[str, ...] | None
+  field_names: tuple[str, ...]
   faults: tuple[Fault, ...]
 
   def __len__(self) -> int: ...
@@ -235,6 +239,22 @@ def require_other_than_image(
   for field, keys in (("text_keys", text_keys), ("label_key", [label_key])):
     if image_key in keys:
       raise UserError(f"config.data.{field}={image_key!r}: is the image")
+
+
+def choose_text(
+  options: Options,
+  candidates: Sequence[str],
+  preferred: Sequence[str],
+  where: str,
+  present: Sequence[str],
+) -> tuple[str, ...]:
+  """Returns the field of texts as `choose` does; none if none is needed."""
+  try:
+    return (choose("text_keys", candidates, preferred, where, present),)
+  except UserError:
+    if options.needs_texts:
+      raise
+    return ()
 
 
 def choose(

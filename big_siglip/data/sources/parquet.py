@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from big_siglip.data.class_names import sort_labels
 from big_siglip.data.faults import Fault
 from big_siglip.data.sources import parquet_columns
 from big_siglip.data.sources.array_records import check_faults
@@ -108,6 +109,7 @@ class ParquetRecords:
 
   def _choose_keys(self, schema: pa.Schema, options: Options) -> None:
     kinds = dict(parquet_columns.flatten(schema))
+    self.field_names = tuple(kinds)
     # From a field to the column that holds it.
     self._known = {
       key: key if key in schema.names else key.split("/")[0] for key in kinds
@@ -118,14 +120,16 @@ class ParquetRecords:
     classes = parquet_columns.class_names(schema)
     self.label_key = options.label_key or next(iter(classes), None)
     texts = tuple(options.text_weights)
-    if not self.label_key:
-      others = (*texts, *options.fields, self.image_key)
-      self.label_key = parquet_columns.find_label(kinds, others)
+    if not self.label_key and not texts:
+      self.label_key = parquet_columns.find_label(kinds, self.image_key)
     self.class_names = classes.get(self.label_key)
-    self.text_keys = texts or (
-      parquet_columns.find_texts(
-        kinds, self.image_key, self.label_key, self.class_names, self.where
-      ),
+    self.text_keys = texts or parquet_columns.find_texts(
+      kinds,
+      self.image_key,
+      self.label_key,
+      self.class_names,
+      self.where,
+      options,
     )
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
@@ -157,7 +161,7 @@ class ParquetRecords:
     words = {str(label) for label in labels if label not in (None, "")}
     if all(word.lstrip("-").isdigit() for word in words):
       return None
-    return tuple(sorted(words))
+    return sort_labels(words)
 
   def __len__(self) -> int:
     return int(self._ends[-1]) if len(self._ends) else 0

@@ -8,8 +8,10 @@ import pyarrow as pa
 
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   LABEL_NAMES,
   NAME_NAMES,
+  Options,
   TEXT_NAMES,
 )
 from big_siglip.data.sources.nested import dig
@@ -65,14 +67,10 @@ def _held_in_texts(kinds: Kinds, head) -> dict[str, str]:
   return held
 
 
-def find_label(kinds: Kinds, others: Sequence[str | None]) -> str | None:
-  """Returns the column of numbers or words that is called as labels are."""
-  for name in LABEL_NAMES:
-    if name in kinds and name not in others:
-      kind = kinds[name]
-      if pa.types.is_integer(kind) or (is_text(kind) and not _is_list(kind)):
-        return name
-  return None
+def find_label(kinds: Kinds, image: str) -> str | None:
+  """Returns the column of words that are labels, if it is the only text."""
+  texts = _texts(kinds, image, None)
+  return texts[0] if len(texts) == 1 and texts[0] in LABEL_NAMES else None
 
 
 def find_texts(
@@ -81,7 +79,8 @@ def find_texts(
   label: str | None,
   names: Sequence[str] | None,
   where: str,
-) -> str:
+  options: Options,
+) -> tuple[str, ...]:
   """Returns the column of texts, or that of the label where there is none.
 
   Args:
@@ -90,12 +89,21 @@ def find_texts(
     label: that of labels.
     names: what these mean, as the files say.
     where: what messages call the files.
+    options: say whether texts are needed.
 
   Raises:
     UserError: there is none, or there are several.
   """
+  texts = _texts(kinds, image, label)
+  unclear = names and not set(texts) & set(TEXT_NAMES)
+  if label and (unclear or (not texts and is_text(kinds[label]))):
+    return (label,)
+  return choose_text(options, texts, TEXT_NAMES, where, [*kinds])
+
+
+def _texts(kinds: Kinds, image: str, label: str | None) -> list[str]:
   inner = f"{image}/"  # The path beside the bytes.
-  texts = [
+  return [
     k
     for k, t in kinds.items()
     if is_text(t)
@@ -103,10 +111,6 @@ def find_texts(
     and "url" not in k.lower()
     and not k.startswith(inner)
   ]
-  unclear = names and not set(texts) & set(TEXT_NAMES)
-  if label and (unclear or (not texts and is_text(kinds[label]))):
-    return label
-  return choose("text_keys", texts, TEXT_NAMES, where, [*kinds])
 
 
 def flatten(fields, prefix: str = "") -> Iterator[tuple[str, pa.DataType]]:

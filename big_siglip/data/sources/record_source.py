@@ -28,7 +28,9 @@ class RecordSource:
   """The examples of some records, after filters; a `Source`.
 
   Attributes:
-    class_names: what the labels mean; None without labels.
+    class_names: what the labels mean; None where that is not known.
+    label_key: the field that holds the label; None without labels.
+    field_names: the fields that there are.
     faults: shards that cannot be read.
     filtered: how many examples each filter took out.
   """
@@ -44,9 +46,12 @@ class RecordSource:
     self._weighted = any(not isinstance(k, str) for k in options.text_keys)
     self._templates = options.templates
     self._fields = options.fields
+    self._needs_texts = options.needs_texts
     self.class_names = records.class_names
     self._classes = {n: i for i, n in enumerate(records.class_names or ())}
     self._needs_label = options.label_key is not None
+    self.label_key = records.label_key
+    self.field_names = records.field_names
     self.faults = records.faults
     self._kept, self.filtered = _filter(records, options.filters)
     # Where the captions of each kept record begin, if each is an example.
@@ -75,6 +80,29 @@ class RecordSource:
       error.name = error.name or record.name
       raise
 
+  def label_numbers(self) -> tuple[int, ...]:
+    """Returns the labels that there are, ascending; reads no image.
+
+    One below 0 stands for none, as in tests whose labels are kept secret.
+    """
+    values = _numbers(self._records.columns([self.label_key])[self.label_key])
+    values = values if self._kept is None else values[self._kept]
+    values = values[np.isfinite(values) & (values >= 0)]
+    return tuple(np.unique(values).astype(int).tolist())
+
+  def texts(self) -> list[tuple[str, ...]]:
+    """Returns the captions of all records that are kept; reads no image."""
+    records = self._records
+    columns, found = records.columns(records.text_keys), []
+    kept = range(len(records)) if self._kept is None else self._kept
+    for index in map(int, kept):
+      fields = {key: values[index] for key, values in columns.items()}
+      try:  # A label may be a text.
+        found.append(self._texts(fields, self._label(fields))[0])
+      except BadExample:  # It is met when it is read.
+        found.append(())
+    return found
+
   def image_index(self, index: int) -> int:
     """Returns the number of the first example with the image of this one.
 
@@ -87,13 +115,11 @@ class RecordSource:
 
   def _example(self, name: str, fields: Any, caption: int | None) -> Example:
     records = self._records
-    label = None
-    if records.label_key:
-      label = self._label(dig(fields, records.label_key))
+    label = self._label(fields)
     texts, weights = self._texts(fields, label)
     if caption is not None:
       texts, weights = texts[caption : caption + 1], None
-    if not texts:
+    if not texts and self._needs_texts:
       raise BadExample(f"no text in {', '.join(records.text_keys)}", "caption")
     if self._templates:
       filled = [t.replace("{}", x) for x in texts for t in self._templates]
@@ -107,12 +133,14 @@ class RecordSource:
     further = {key: dig(fields, key) for key in self._fields}
     return Example(image, texts, name, label, weights, further)
 
-  def _label(self, value: Any) -> int | None:
+  def _label(self, fields: Any) -> int | None:
     """Returns an index into the class names; None for none.
 
     Raises:
       BadExample: it is none, and labels were asked for.
     """
+    key = self._records.label_key
+    value = dig(fields, key) if key else None
     if isinstance(value, bytes):
       value = value.decode("utf-8", "replace").strip()
     if isinstance(value, np.ndarray):  # Or a number of numpy's.

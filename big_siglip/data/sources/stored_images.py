@@ -33,7 +33,7 @@ def as_image(value: Any, read: Read | None = None) -> bytes | np.ndarray:
   Raises:
     BadExample: it is none of these, or is not there.
   """
-  if isinstance(value, bytes | np.ndarray) and len(value):
+  if isinstance(value, bytes | np.ndarray):
     return value
   if isinstance(value, Mapping):
     return as_image(value.get("bytes") or value.get("path"), read)

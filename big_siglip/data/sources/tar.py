@@ -93,13 +93,16 @@ class TarRecords:
         error = e
     if not fields:
       raise UserError(f"{self.where}: {error}") from error
+    self.field_names = tuple(sorted(fields))
     self.image_key = options.image_key
     # Not asked for one, any is the image: shards may hold several formats.
     self._image_keys = () if self.image_key else EXTENSIONS
     if not self.image_key:
       images = [k for k in EXTENSIONS if k in fields]
       images = images or [k for k in fields if is_image(f".{k}")]
-      self.image_key = self._choose("image_key", images, EXTENSIONS, fields)
+      self.image_key = self._choose(
+        "image_key", images, EXTENSIONS, fields, options
+      )
     self.label_key = options.label_key or ("cls" if "cls" in fields else None)
     self.class_names = None
     if self.label_key:
@@ -113,15 +116,18 @@ class TarRecords:
       if not texts and self.class_names:
         texts = [self.label_key]
       names = ("txt", *TEXT_NAMES)
-      self.text_keys = (self._choose("text_keys", texts, names, fields),)
+      found = self._choose("text_keys", texts, names, fields, options)
+      self.text_keys = (found,) if found else ()
     require_fields(self, dict(sorted(fields.items())), options.fields)
 
   def _choose(
-    self, what: str, candidates, preferred, fields: dict[str, Any]
-  ) -> str:
+    self, what: str, candidates, preferred, fields: dict[str, Any], options
+  ) -> str | None:
     try:
       return choose(what, candidates, preferred, self.where, [*fields])
     except UserError as error:
+      if what == "text_keys" and not options.needs_texts:
+        return None
       if not any("." in key for key in fields):
         raise
       raise UserError(

@@ -9,6 +9,7 @@ import json
 import os
 from typing import Any
 
+from big_siglip.data.class_names import sort_labels
 from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.folder.columns import choose_columns, Columns
 from big_siglip.data.sources.folder.table import Row, Table
@@ -139,7 +140,8 @@ def _incomplete(row: Row, keys: Columns) -> str:
   image = dig(row.fields, keys.image)
   if not _image_names(image):
     return f"{keys.image} must be text and not empty"
-  if not any(_has_text(dig(row.fields, key)) for key in keys.texts):
+  texts = (dig(row.fields, key) for key in keys.texts)
+  if keys.needs_texts and not any(map(_has_text, texts)):
     return f"{keys.texts[0]} must be text and not empty"
   if keys.needs_label and row.fields.get(keys.label) in (None, ""):
     return f"{keys.label} must not be empty"
@@ -197,7 +199,7 @@ def class_names(images: Mapping[str, Mapping[str, Any]], key: str):
   }
   if all(name.lstrip("-").isdigit() for name in names):
     names.discard("-1")  # No label, as of the Hub's test splits.
-  return tuple(sorted(names))
+  return sort_labels(names)
 
 
 def folder_of(path: str) -> tuple[str, str]:

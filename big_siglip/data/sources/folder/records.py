@@ -40,6 +40,8 @@ class FolderRecords:
       logging.warning("%s", gathered.left_out)
     self._images = tuple(chosen)
     self._rows = tuple(gathered.images[image] for image in chosen)
+    # A row of a .jsonl file need not have every field.
+    self.field_names = tuple(dict.fromkeys(k for r in self._rows for k in r))
     self.class_names = None
     if self.label_key:
       self._name_classes(gathered)
