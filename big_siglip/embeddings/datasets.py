@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from big_siglip.data import image_files
 from big_siglip.data.sources import NAMES, open_source, Options, Source
 from big_siglip.data.sources.example import choose, TEXT_NAMES
-from big_siglip.data.sources.record_source import as_texts
+from big_siglip.data.sources.nested import as_texts
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, naming, UserError
 

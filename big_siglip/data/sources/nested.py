@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 import itertools
 from typing import Any
 
+import numpy as np
+
 # Who speaks in a conversation, and who says nothing of the image.
 _SPEAKERS = ("from", "role")
 _ASKING = ("human", "user", "system", "question", "tool", "function")
@@ -53,3 +55,14 @@ def _flat(values: Sequence[Any]) -> Sequence[Any]:
     return values
   lists = (value if isinstance(value, list) else [value] for value in values)
   return list(itertools.chain.from_iterable(lists))
+
+
+def as_texts(value: Any) -> list[str]:
+  """Returns the texts of a field: of one, of several, or of none."""
+  if isinstance(value, bytes):
+    value = value.decode("utf-8", "replace")
+  if isinstance(value, str):
+    return [value] if value.strip() else []
+  if isinstance(value, list | tuple | np.ndarray):
+    return [text for item in value for text in as_texts(item)]
+  return []

@@ -7,21 +7,13 @@ import numpy as np
 
 from big_siglip.data.sources.example import (
   Example,
-  Filters,
   Options,
   Records,
 )
-from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.filtering import apply_filters, numbers
+from big_siglip.data.sources.nested import as_texts, dig
 from big_siglip.data.sources.stored_images import as_image
 from big_siglip.errors import BadExample, UserError
-
-_SIZE_KEYS = (  # Width and height in pixels, as data sets call them.
-  ("width", "height"),
-  ("WIDTH", "HEIGHT"),
-  ("original_width", "original_height"),
-  ("image_width", "image_height"),
-  ("json/width", "json/height"),
-)
 
 
 class RecordSource:
@@ -53,7 +45,7 @@ class RecordSource:
     self.label_key = records.label_key
     self.field_names = records.field_names
     self.faults = records.faults
-    self._kept, self.filtered = _filter(records, options.filters)
+    self._kept, self.filtered = apply_filters(records, options.filters)
     # Where the captions of each kept record begin, if each is an example.
     self._ends = None
     if options.captions == "all":
@@ -80,12 +72,28 @@ class RecordSource:
       error.name = error.name or record.name
       raise
 
+  def about(self) -> str:
+    """Returns what there is and which fields are taken, in a line."""
+    records = self._records
+    texts = ", ".join(map(repr, records.text_keys)) or "none"
+    count = getattr(records, "num_texts", None)
+    what = f"{len(records):,} images"
+    what += f", {count:,} captions" if count is not None else ""
+    line = f"{what} in {records.where}; image {records.image_key!r}"
+    line += f", captions {texts}"
+    if records.label_key:
+      classes = f" ({len(self._classes)} classes)" if self._classes else ""
+      line += f", label {records.label_key!r}{classes}"
+    if records.text_keys == (records.label_key,):
+      line += "; the names of labels are the captions"
+    return line
+
   def label_numbers(self) -> tuple[int, ...]:
     """Returns the labels that there are, ascending; reads no image.
 
     One below 0 stands for none, as in tests whose labels are kept secret.
     """
-    values = _numbers(self._records.columns([self.label_key])[self.label_key])
+    values = numbers(self._records.columns([self.label_key])[self.label_key])
     values = values if self._kept is None else values[self._kept]
     values = values[np.isfinite(values) & (values >= 0)]
     return tuple(np.unique(values).astype(int).tolist())
@@ -211,81 +219,3 @@ class RecordSource:
         total,
         taken,
       )
-
-
-def as_texts(value: Any) -> list[str]:
-  """Returns the texts of a field: of one, of several, or of none."""
-  if isinstance(value, bytes):
-    value = value.decode("utf-8", "replace")
-  if isinstance(value, str):
-    return [value] if value.strip() else []
-  if isinstance(value, list | tuple | np.ndarray):
-    return [text for item in value for text in as_texts(item)]
-  return []
-
-
-def _filter(
-  records: Records, filters: Filters
-) -> tuple[np.ndarray | None, dict[str, int]]:
-  """Returns the numbers of what is kept, None for all, and what went why."""
-  keep = np.ones(len(records), bool)
-  filtered = {}
-
-  def drop(why: str, bad: np.ndarray) -> None:
-    if count := int((keep & bad).sum()):
-      filtered[why] = count
-    keep[bad] = False
-
-  if filters.min_size is not None or filters.max_aspect is not None:
-    width, height = _sizes(records)
-    drop("no size", ~((width > 0) & (height > 0)))
-    short, long = np.minimum(width, height), np.maximum(width, height)
-    if filters.min_size is not None:
-      drop(f"min_size={filters.min_size}", short < filters.min_size)
-    if filters.max_aspect is not None:
-      drop(
-        f"max_aspect={filters.max_aspect}", long > filters.max_aspect * short
-      )
-  if filters.min_score is not None:
-    score = _numbers(_needed(records, filters.score_key, "score_key"))
-    drop("no score", np.isnan(score))
-    drop(f"min_score={filters.min_score}", score < filters.min_score)
-  if filters.language is not None:
-    values = _needed(records, filters.language_key, "language_key")
-    other = [filters.language not in as_texts(value) for value in values]
-    drop(f"language={filters.language}", np.array(other, bool))
-  return (None if keep.all() else np.flatnonzero(keep)), filtered
-
-
-def _sizes(records: Records) -> tuple[np.ndarray, np.ndarray]:
-  for keys in _SIZE_KEYS:
-    columns = [_numbers(records.columns([key])[key]) for key in keys]
-    if not all(np.isnan(column).all() for column in columns):
-      return columns[0], columns[1]
-  raise UserError(
-    f"config.data.filters: min_size and max_aspect need sizes; {records.where}"
-    f" has none of the fields {', '.join('/'.join(k) for k in _SIZE_KEYS)}"
-  )
-
-
-def _needed(records: Records, key: str, field: str) -> np.ndarray:
-  values = records.columns([key])[key]
-  if all(value is None or value != value for value in values):
-    raise UserError(
-      f"config.data.filters.{field}={key!r}: {records.where} has no such field"
-    )
-  return values
-
-
-def _numbers(values: np.ndarray) -> np.ndarray:
-  """Returns float64, NaN for what is no number."""
-
-  def number(value: Any) -> float:
-    try:
-      return float(value)
-    except (TypeError, ValueError):
-      return np.nan
-
-  if values.dtype == np.float64:
-    return values
-  return np.array([number(value) for value in values], np.float64)

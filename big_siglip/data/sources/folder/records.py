@@ -40,6 +40,10 @@ class FolderRecords:
       logging.warning("%s", gathered.left_out)
     self._images = tuple(chosen)
     self._rows = tuple(gathered.images[image] for image in chosen)
+    self.where = gathered.where
+    lists = [key for key in self.text_keys if key != self.label_key]
+    self.num_texts = sum(len(row[key]) for row in self._rows for key in lists)
+    self.num_texts += len(self._rows) * (len(lists) < len(self.text_keys))
     # A row of a .jsonl file need not have every field.
     self.field_names = tuple(dict.fromkeys(k for r in self._rows for k in r))
     self.class_names = None
