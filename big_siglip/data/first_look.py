@@ -35,7 +35,7 @@ def _row(source: Source, index: int) -> str:
     example = source[index]
   except BadExample as error:
     return f"  {_end(error.name or str(index))}: is skipped: {error}"
-  texts = [" ".join(text.split())[:_LONGEST] for text in example.texts]
+  texts = [_plain(text)[:_LONGEST] for text in example.texts]
   more = f" (and {len(texts) - _TEXTS} more)" if len(texts) > _TEXTS else ""
   label = ""
   if example.label is not None:
@@ -45,5 +45,12 @@ def _row(source: Source, index: int) -> str:
   return f"  {_end(example.name)}: {said}{more}{label}"
 
 
+def _plain(text: str) -> str:
+  """Returns a text in one line that any terminal can show."""
+  text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+  return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _end(name: str) -> str:
+  name = _plain(name)
   return name if len(name) <= _LONGEST else f"...{name[-_LONGEST:]}"

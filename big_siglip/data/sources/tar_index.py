@@ -16,12 +16,11 @@ import zipfile
 import numpy as np
 
 from big_siglip.data.sources import tar_reading
+from big_siglip.data.sources.cache import cache_path, write_atomically
 from big_siglip.data.sources.storage import (
-  cache_path,
   is_remote,
   local_path,
   Storage,
-  write_atomically,
 )
 from big_siglip.data.sources.tar_members import (
   BLOCK,

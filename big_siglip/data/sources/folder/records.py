@@ -108,7 +108,8 @@ def read_folder(
     for own, below, table in layout.read(split):
       gathered = gathered or gathering.begin(table, options)
       gathered.has_splits |= bool(own or table.splits)
-      where = None if find else os.path.join(place, below)
+      where = os.path.join(place, below).rstrip("/")
+      where = None if find else where
       gathered.add(table, find or _finder(listing, below), where, own)
     gathered.check(options.max_skipped)
   except BadExample as error:
@@ -159,5 +160,5 @@ def chosen_images(gathered: Gathered, split: str, folder: str) -> list[str]:
 
 def split_of(image: str) -> str:
   """Returns "test" for a tenth of all names, "train" for the others."""
-  digest = hashlib.sha256(image.encode()).digest()
+  digest = hashlib.sha256(image.encode("utf-8", "surrogatepass")).digest()
   return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
