@@ -278,8 +278,6 @@ def test_labels_are_texts_where_nothing_else_is(tmp_path):
     ("000123", "000123.png"),
     ("day0/a.png", "photos/day0/a.png"),
     ("a.png#3", "b/a.png"),
-    ("/home/me/day0/a.png", "day0/a.png"),
-    ("C:\\photos\\a.png", "images/a.png"),
   ],
 )
 def test_names_of_images_are_found_as_they_are_meant(tmp_path, said, lies):
@@ -291,6 +289,19 @@ def test_names_of_images_are_found_as_they_are_meant(tmp_path, said, lies):
     fill(tmp_path, {f"{kind}/{lies}": None})
   (tmp_path / lies).unlink()
   assert "2 images could be" in refused(tmp_path)
+
+
+def test_absolute_paths_of_elsewhere_are_found_by_their_ends(tmp_path):
+  for said, lies in (
+    ("/home/me/day0/a.png", "day0/a.png"),
+    ("C:\\photos\\b.png", "images/b.png"),
+  ):
+    table = f"image,caption\n{said},x\n"
+    folder = fill(tmp_path, {lies: None, "captions.csv": table})
+    assert opened(folder) == {lies: ("x",)}
+  fill(tmp_path, {"deep/day1/c.png": None})
+  fill(tmp_path, {"captions.csv": "image,caption\n/day1/c.png,x\n"})
+  assert "no image '/day1/c.png'" in refused(tmp_path)
 
 
 def test_numbers_name_images_of_json(tmp_path):
