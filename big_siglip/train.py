@@ -66,7 +66,7 @@ class Loop:
     self._config = config
     self._stop = stop
     self._mesh = build.mesh(config)
-    self._source = training_data.train_source(config)
+    self._source = training_data.train_source(config, self._say)
     views = build.views(config)
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)

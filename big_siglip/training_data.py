@@ -1,12 +1,13 @@
 """Opens data sets as a config asks for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from big_siglip.data.duplicates import first_of_each
+from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.embedded import check_images, EmbeddedSource
@@ -78,9 +79,12 @@ def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
     if spec.get(key):
       options = dataclasses.replace(options, **{key: spec[key]})
       fields[f"config.data.{key}"] = f"{section}.{key}"
-  options = options.for_evaluation()
+  labelled = "classes_file" in spec
+  options = dataclasses.replace(
+    options.for_evaluation(), needs_texts=not labelled
+  )
   opened = source(config, spec.data, split, spec.path, options, fields)
-  if "classes_file" not in spec or spec.answers_file:
+  if not labelled or spec.answers_file:
     return opened
   there = getattr(opened, "field_names", ())
   labels = [key for key in LABEL_NAMES if key in there]
@@ -101,12 +105,25 @@ def _evaluation_options(config: ConfigDict, name: str) -> Options:
   return Options.of(config.data) if same else Options()
 
 
-def train_source(config: ConfigDict) -> Source:
+def train_source(
+  config: ConfigDict, say: Callable[[str], None] | None = None
+) -> Source:
   """Returns the examples to train on: one source, or a `Mixture`.
+
+  Args:
+    config: the config.
+    say: shows a line of what was understood of the data; None: nothing is.
 
   Raises:
     UserError: a data set, its split or its path is wrong.
   """
+  found = _train_source(config)
+  if say:
+    say("\n".join(first_look(found)))
+  return found
+
+
+def _train_source(config: ConfigDict) -> Source:
   data = config.data
   entries = dict(data.mixture.items()) or {"": data}
   options = Options.of(data)

@@ -1,25 +1,30 @@
 """Embeddings of many files: made, killed, made on, searched."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
+import format_cases
 import jax
 import model_cases
 import numpy as np
 from PIL import Image
 import programs
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import runs
 
 import big_siglip
 from big_siglip import embeddings
+from big_siglip.embeddings import datasets
 from big_siglip.embeddings import description as descriptions
 from big_siglip.embeddings.search import search_exactly
 from big_siglip.errors import UserError
@@ -125,7 +130,7 @@ def test_images_equal_those_of_the_model(vectors, checkpoint, photos):
 
 
 def test_what_cannot_be_read_is_listed_once(vectors, checkpoint, photos):
-  lines = (vectors / "skipped.jsonl").read_text().splitlines()
+  lines = (vectors / "_skipped.jsonl").read_text().splitlines()
   assert [json.loads(line)["path"] for line in lines] == [
     "05 text.jpg",
     "b/zz cut.png",
@@ -150,7 +155,7 @@ def test_real_photos_in_a_list(tmp_path, checkpoint, shared_data):
   assert keys == [str(file) for file in photos]
   expected = big_siglip.load(checkpoint).embed_images(photos)
   np.testing.assert_allclose(rows, expected, atol=1e-3)
-  skipped = json.loads((output / "skipped.jsonl").read_text())
+  skipped = json.loads((output / "_skipped.jsonl").read_text())
   assert skipped["reason"] == "No such file or directory"
 
 
@@ -169,7 +174,7 @@ def test_texts_equal_those_of_the_model(tmp_path, checkpoint, suffix):
   assert keys == [str(first + i) for i, text in enumerate(TEXTS) if text]
   expected = big_siglip.load(checkpoint).embed_texts(texts)
   np.testing.assert_allclose(rows, expected, atol=1e-6)
-  skipped = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
+  skipped = json.loads((tmp_path / "out" / "_skipped.jsonl").read_text())
   assert skipped == {"line": str(first + 1), "reason": "is empty"}
 
 
@@ -221,11 +226,11 @@ def test_what_a_kill_may_leave_behind_is_made_good(
   (output / "shard-000001.parquet").rename(
     output / ".shard-000001.parquet.partial"
   )
-  (output / "skipped.jsonl").unlink()
+  (output / "_skipped.jsonl").unlink()
   answer = embed(checkpoint, output, f"--images={photos}", *sizes)
   assert answer["embedded_now"] == 10
   assert contents(output) == contents(vectors) | {
-    "embedding.json": (output / "embedding.json").read_bytes()
+    "_embedding.json": (output / "_embedding.json").read_bytes()
   }
 
 
@@ -300,12 +305,12 @@ def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
   for _ in range(2):  # Made, and read.
     _, found = search_index(embeddings.Reader(tmp_path), queries, 10)
     np.testing.assert_array_equal(found, expected)
-    made = (tmp_path / "hnsw.faiss").stat().st_mtime_ns
+    made = (tmp_path / "_hnsw.faiss").stat().st_mtime_ns
   (tmp_path / "shard-000003.parquet").unlink()
   search_index(embeddings.Reader(tmp_path), queries, 10)
-  assert faiss.read_index(str(tmp_path / "hnsw.faiss")).ntotal == 1_500
-  assert (tmp_path / "hnsw.faiss").stat().st_mtime_ns > made
-  (tmp_path / "hnsw.faiss").write_bytes(b"damaged")
+  assert faiss.read_index(str(tmp_path / "_hnsw.faiss")).ntotal == 1_500
+  assert (tmp_path / "_hnsw.faiss").stat().st_mtime_ns > made
+  (tmp_path / "_hnsw.faiss").write_bytes(b"damaged")
   search_index(embeddings.Reader(tmp_path), queries, 10)
 
 
@@ -333,9 +338,14 @@ def test_mistakes_of_embed(arguments, expected, checkpoint):
   [
     (embeddings.read_images, "nowhere", None, "nowhere: no such file or"),
     (embeddings.read_images, "configs", None, "--images=configs: holds no"),
-    (embeddings.read_images, "configs", "a", "configs is no .csv file"),
-    (embeddings.read_texts, "configs", None, "--texts=configs: is a folder"),
-    (embeddings.read_texts, "LICENSE", "a", "LICENSE is no .csv file"),
+    (embeddings.read_images, "configs", "a", "configs is no .csv, .tsv"),
+    (
+      embeddings.read_texts,
+      "configs",
+      None,
+      "--texts='configs': must hold one of",
+    ),
+    (embeddings.read_texts, "LICENSE", "a", "LICENSE is no .csv, .tsv"),
     (embeddings.read_texts, "{}/a.csv", None, "has no column 'caption'"),
     (embeddings.read_texts, "{}/empty.txt", None, "holds no texts"),
     (embeddings.read_texts, "{}/latin.txt", None, "must be UTF-8 text"),
@@ -354,13 +364,130 @@ def test_mistakes_in_lists(
   assert len(str(error.value).splitlines()) == 1
 
 
+def write_tar(file):
+  """Writes a shard of three pictures, one of which is none."""
+  with tarfile.open(file, "w") as shard:
+    for name, colour in (("a", "red"), ("b", None), ("c", "blue")):
+      data = b"no image"
+      if colour:
+        buffer = io.BytesIO()
+        Image.new("RGB", (9, 7), colour).save(buffer, "PNG")
+        data = buffer.getvalue()
+      member = tarfile.TarInfo(f"{name}.png")
+      member.size = len(data)
+      shard.addfile(member, io.BytesIO(data))
+  return str(file)
+
+
+def test_images_of_tar_shards_without_captions(tmp_path, checkpoint):
+  shard = write_tar(tmp_path / "0.tar")
+  output = tmp_path / "out"
+  answer = embed(checkpoint, output, f"--images={shard}")
+  assert (answer["rows"], answer["skipped"]) == (2, 1)
+  keys, texts, rows = read(output)
+  assert keys == [f"{shard}#a", f"{shard}#c"] and texts == [None, None]
+  images = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
+  expected = big_siglip.load(checkpoint).embed_images(images)
+  np.testing.assert_allclose(rows, expected, atol=1e-6)
+  skipped = json.loads((output / "_skipped.jsonl").read_text())
+  assert skipped["path"] == f"{shard}#b"
+  assert embed(checkpoint, output, f"--images={shard}")["embedded_now"] == 0
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "tfds"])
+def test_data_sets_are_taken_as_the_trainer_takes_them(kind, tmp_path):
+  photos = format_cases.photos(count=6)
+  data = tmp_path / "data"
+  write = getattr(format_cases, f"write_{kind}")
+  more = [tmp_path / "download"] if kind == "tfds" else []
+  path = str(write(data, photos, *more))
+  split = "train" if kind == "tfds" else None
+  assert datasets.find_format(path) == kind
+  images = embeddings.read_images(path, split=split)
+  assert (images.kind, len(images)) == ("images", 6)
+  assert {bytes(images.source[i].image) for i in range(6)} == {
+    image for image, _ in photos.values()
+  }
+  texts = embeddings.read_texts(path, split=split)
+  expected = sorted(text for _, found in photos.values() for text in found)
+  assert sorted(texts.texts) == expected
+  assert len(set(texts.keys)) == len(texts.keys) == 12
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("a.tsv", "file_name\tcaption\n0.png\ta dog\n1.png\ta \"cat\"\n"),
+    ("a.jsonl", '{"file_name": "0.png", "text": "a dog"}\n'
+     '{"file_name": "1.png", "text": "a \\"cat\\""}\n'),
+    ("a.csv", 'image,text\n0.png,a dog\n1.png,"a ""cat"""\n'),
+  ],
+)  # fmt: skip
+def test_tables_of_images_and_texts(name, text, tmp_path):
+  (tmp_path / name).write_text(text)
+  images = embeddings.read_images(str(tmp_path / name))
+  assert list(images.keys) == ["0.png", "1.png"]
+  texts = embeddings.read_texts(str(tmp_path / name))
+  assert list(texts.texts) == ["a dog", 'a "cat"']
+
+
+def test_texts_of_a_parquet_table_without_images(tmp_path):
+  table = pa.table({"id": [1, 2], "caption": [["a", "b"], ["c"]]})
+  pq.write_table(table, tmp_path / "a.parquet")
+  texts = embeddings.read_texts(str(tmp_path / "a.parquet"))
+  assert dict(zip(texts.keys, texts.texts, strict=True)) == {
+    "0": "a",
+    "0#1": "b",
+    "1": "c",
+  }
+  with pytest.raises(UserError, match="--column='x': .* no such column; there"):
+    embeddings.read_texts(str(tmp_path / "a.parquet"), "x")
+
+
+def test_images_in_linked_folders_are_found_and_pipes_are_not(tmp_path):
+  (tmp_path / "a" / "b").mkdir(parents=True)
+  (tmp_path / "a" / "b" / "1.JFIF").write_bytes(b"")
+  (tmp_path / "a" / "2.avif").write_bytes(b"")
+  (tmp_path / "a" / "ring").symlink_to(tmp_path / "a")
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "3.heic").write_bytes(b"")
+  (tmp_path / "a" / "other").symlink_to(tmp_path / "other")
+  os.mkfifo(tmp_path / "a" / "pipe.png")
+  found = embeddings.read_images(str(tmp_path / "a"))
+  assert list(found.keys) == ["2.avif", "b/1.JFIF", "other/3.heic"]
+
+
+def test_a_folder_is_a_plain_parquet_data_set(vectors):
+  table = pq.read_table(vectors)
+  keys, _, rows = read(vectors)
+  assert table["key"].to_pylist() == keys
+  np.testing.assert_array_equal(np.array(table["embedding"].to_pylist()), rows)
+
+
+def test_folders_of_older_names_are_read_and_gone_on_with(tmp_path):
+  rows = _write_random(tmp_path, 10, 5)
+  for name in ("embedding.json", "skipped.jsonl"):
+    (tmp_path / f"_{name}").rename(tmp_path / name)
+  reader = embeddings.Reader(tmp_path)
+  np.testing.assert_array_equal(np.concatenate(list(reader.blocks(9))), rows)
+  text = (tmp_path / "embedding.json").read_text()
+  older = json.loads(text)
+  del older["data"]
+  (tmp_path / "embedding.json").write_text(json.dumps(older))
+  made = descriptions.read(tmp_path)
+  embeddings.Writer(tmp_path, made).close()
+  assert not (tmp_path / "embedding.json").exists()
+  assert descriptions.read(tmp_path) == made
+  pq.read_table(tmp_path)
+
+
 @pytest.mark.parametrize(
   "changes,said",
   [
     (dict(shard_size=9), "shard_size=10, now 9"),
     (dict(dtype="float16"), "dtype=float32, now float16"),
     (dict(kind="texts"), "kind=images, now texts"),
-    (dict(count=1), "count=25, now 1"),
+    (dict(count=1), "count=25, now 1: inputs cannot be added"),
     (dict(fingerprint="f"), "fingerprint="),
     (dict(checkpoint="moved", inputs="moved"), None),
   ],
@@ -400,7 +527,7 @@ def test_another_model_neither_goes_on_nor_searches(
 
 def test_mistakes_of_search(tmp_path, vectors, photos):
   where = f"--embeddings={vectors}"
-  (tmp_path / "embedding.json").write_text("{}")
+  (tmp_path / "_embedding.json").write_text("{}")
   for arguments, expected in [
     ([], "--embeddings=DIR must be given"),
     ([where], "either --query=TEXT or --image=FILE"),

@@ -1,14 +1,18 @@
 """Folders as people lay them out: tables, annotations, files, classes."""
 
+import contextlib
 import json
 import unicodedata
 
+import numpy as np
 from PIL import Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from big_siglip.data import delimited
+from big_siglip.data.first_look import first_look
+from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options
 from big_siglip.errors import BadExample, UserError
 
@@ -287,6 +291,19 @@ def test_names_of_images_are_found_as_they_are_meant(tmp_path, said, lies):
   assert "2 images could be" in refused(tmp_path)
 
 
+def test_absolute_paths_of_elsewhere_are_found_by_their_ends(tmp_path):
+  for said, lies in (
+    ("/home/me/day0/a.png", "day0/a.png"),
+    ("C:\\photos\\b.png", "images/b.png"),
+  ):
+    table = f"image,caption\n{said},x\n"
+    folder = fill(tmp_path, {lies: None, "captions.csv": table})
+    assert opened(folder) == {lies: ("x",)}
+  fill(tmp_path, {"deep/day1/c.png": None})
+  fill(tmp_path, {"captions.csv": "image,caption\n/day1/c.png,x\n"})
+  assert "no image '/day1/c.png'" in refused(tmp_path)
+
+
 def test_numbers_name_images_of_json(tmp_path):
   folder = fill(
     tmp_path, PHOTOS | {"captions.jsonl": '{"image": 0, "text": "x"}'}
@@ -384,3 +401,60 @@ def test_the_hubs_parquet_metadata_is_a_table(tmp_path):
   table = pa.table({"file_name": ["0.png", "1.png"], "text": ["one", "two"]})
   pq.write_table(table, tmp_path / "metadata.parquet")
   assert opened(tmp_path) == {"0.png": ("one",), "1.png": ("two",)}
+
+
+@pytest.mark.parametrize(
+  ("name", "line"),
+  [
+    ("Flickr8k.token.txt", "0.png#0\tone, two | three\n"),
+    ("results.csv", "0.png| 0| one, two \t three\n"),
+    ("list.csv", "0.png;one, two\n"),
+    ("list.tsv", "0.png\tone, two; three\n"),
+  ],
+)
+def test_what_parts_the_cells_is_seen_from_the_image(tmp_path, name, line):
+  fill(tmp_path, PHOTOS | {name: line})
+  (text,) = opened(tmp_path)["0.png"]
+  assert text.startswith("one, two")
+
+
+def test_names_that_no_file_can_have_are_missing(tmp_path):
+  names = ["0.png", "1.png", "a\0b.png", "x" * 5_000 + ".png", "\ud800.png"]
+  rows = [json.dumps({"image": name, "caption": "\ud800 x"}) for name in names]
+  fill(tmp_path, PHOTOS | {f"{i}.png": None for i in range(2, 9)})
+  rows += [json.dumps({"image": f"{i}.png", "caption": "x"}) for i in range(9)]
+  fill(tmp_path, {"captions.jsonl": "\n".join(rows)})
+  for split in ("all", "train"):
+    source = open_source("folder", split, str(tmp_path))
+    for index in range(len(source)):
+      with contextlib.suppress(BadExample):
+        source[index]
+  assert len(open_source("folder", "all", str(tmp_path))) == 12
+  print("\n".join(first_look(source)).encode())
+
+
+def test_the_first_look_says_what_was_understood(tmp_path):
+  rows = "file_name,text,kind\n0.png,one\x07,dog\n0.png,more,dog\n"
+  rows += "1.png,two,cat\n"
+  folder = fill(tmp_path, PHOTOS | {"metadata.csv": rows + "2.png,x,dog\n"})
+  source = open_source("folder", "all", folder, Options(label_key="kind"))
+  about, *lines = first_look(source)
+  assert about == (
+    f"data: 3 images, 4 captions in {folder}/metadata.csv; image 'file_name',"
+    " captions 'text', label 'kind' (2 classes)"
+  )
+  assert lines[:2] == [
+    "  0.png: one? | more, label dog",
+    "  1.png: two, label cat",
+  ]
+  assert "2.png: is skipped: no such file" in lines[2]
+  rows = "image,label\n0.png,dog\n1.png,cat\n"
+  folder = fill(tmp_path / "b", PHOTOS | {"captions.csv": rows})
+  about = first_look(open_source("folder", "all", folder))[0]
+  assert about.endswith("; the names of labels are the captions")
+  mixed = Mixture(
+    {"a": source, "b": Subset(source, np.array([1]))}, dict.fromkeys("ab")
+  )
+  names = [line for line in first_look(mixed) if line.startswith("data")]
+  assert names[0].startswith("data of a: 3 images")
+  assert names[1].endswith("; 1 examples without duplicates")

@@ -518,9 +518,9 @@ def test_embeddings_of_another_model_are_refused(place, tmp_path):
   other.mkdir()
   for file in place.vectors.iterdir():
     (other / file.name).write_bytes(file.read_bytes())
-  text = (other / "embedding.json").read_text()
+  text = (other / "_embedding.json").read_text()
   made = text.replace('"parameters": "', '"parameters": "0')
-  (other / "embedding.json").write_text(made)
+  (other / "_embedding.json").write_text(made)
   with pytest.raises(UserError, match="other parameters"):
     Gallery(other, place.model, str(place.checkpoint), Limits())
 

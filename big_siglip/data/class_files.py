@@ -46,30 +46,35 @@ def read(file: str, where: str) -> ClassNames:
   """
   path = pathlib.Path(file).expanduser()
   try:
-    return parse(path.read_text("utf-8-sig"), where, path.suffix.lower())
+    text = path.read_text("utf-8-sig")
+    return parse(text, where, path.suffix.lower(), display=True)
   except UnicodeDecodeError as error:
     raise UserError(f"{where}: must be UTF-8 text ({error})") from error
   except OSError as error:
     raise UserError(f"{where}: {error.strerror}") from error
 
 
-def parse(text: str, where: str, suffix: str = "") -> ClassNames:
+def parse(
+  text: str, where: str, suffix: str = "", *, display: bool = False
+) -> ClassNames:
   """Returns what a text says.
 
-  Without a suffix, a text that begins with a bracket is JSON (or Python's
-  display of a list or dict); one with tabs in all lines, or with a header of
-  known names, is a table; any other has a name a line.
+  Without a suffix, a text that begins with a bracket is JSON; one with tabs in
+  all lines, or with a header of known names, is a table; any other has a name a
+  line.
 
   Args:
     text: of a file, or as it was typed.
     where: what messages call it.
     suffix: of the file.
+    display: whether a list or dict may be as Python prints it. Not of texts by
+      strangers: Python's parser can be made to crash.
 
   Raises:
     UserError: it holds no names, or what is no name.
   """
   try:
-    found = _parse(text.strip("\ufeff\r\n"), suffix)
+    found = _parse(text.strip("\ufeff\r\n"), suffix, display)
   except (ValueError, RecursionError, csv.Error) as error:
     raise UserError(f"{where}: {_one_line(error)}") from error
   if not found.names:
@@ -77,7 +82,7 @@ def parse(text: str, where: str, suffix: str = "") -> ClassNames:
   return found
 
 
-def _parse(text: str, suffix: str) -> ClassNames:
+def _parse(text: str, suffix: str, display: bool) -> ClassNames:
   if suffix in (".yaml", ".yml", ".xlsx", ".xls", ".parquet"):
     raise ValueError(
       f"{suffix} is not read: must be text with a name a line, a table (.csv, "
@@ -88,7 +93,7 @@ def _parse(text: str, suffix: str) -> ClassNames:
   if suffix == ".jsonl":
     return _from_json([_load(line) for line in text.splitlines() if line])
   if suffix == ".json" or text.lstrip().startswith(("{", "[")):
-    return _from_json(_load(text))
+    return _from_json(_load(text, display))
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if lines and all("\t" in line for line in lines):
     return _table(text, "\t")
@@ -101,10 +106,12 @@ def _parse(text: str, suffix: str) -> ClassNames:
   return _made([(line,) for line in lines])
 
 
-def _load(text: str) -> Any:
+def _load(text: str, display: bool = False) -> Any:
   try:
     return json.loads(text, object_pairs_hook=_no_twice)
   except json.JSONDecodeError as error:
+    if not display:
+      raise ValueError(f"cannot be read as JSON ({error})") from error
     try:  # As Python prints it, {0: 'tench', ...}.
       return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError):

@@ -1,8 +1,10 @@
 """Names of classes; `class_files` reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import re
 from typing import NamedTuple
+
+from big_siglip.errors import UserError
 
 
 class ClassNames(NamedTuple):
@@ -18,16 +20,34 @@ class ClassNames(NamedTuple):
   labels: tuple[tuple[str, ...], ...] = ()
 
 
-def merged(classes: ClassNames) -> tuple[ClassNames, list[str]]:
-  """Returns the classes without labels, those of the same names as one.
+def distinct(
+  classes: ClassNames, where: str
+) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
+  """Returns the names of each class, to be asked for where no data say more.
+
+  Classes of the same names that have labels of their own are one.
+
+  Args:
+    classes: as they were read.
+    where: what messages call them.
 
   Returns:
-    The classes, and the names that several had.
+    The names, and those that several classes had.
+
+  Raises:
+    UserError: a list names one twice, or two have the same first name.
   """
-  numbers, several = same_names(classes.names)
-  first = {number: i for i, number in reversed(list(enumerate(numbers)))}
-  names = tuple(classes.names[first[number]] for number in sorted(first))
-  return ClassNames(names), several
+  names, several = classes.names, []
+  if classes.labels:
+    numbers, several = same_names(names)
+    first = {number: i for i, number in reversed(list(enumerate(numbers)))}
+    names = tuple(names[first[number]] for number in sorted(first))
+  seen = set()
+  for own in names:
+    if own[0] in seen:
+      raise UserError(f"{where}: {own[0]!r} stands there twice")
+    seen.add(own[0])
+  return names, several
 
 
 def same_names(
@@ -46,6 +66,13 @@ def same_names(
       several.append(own[0])
     found.append(numbers.setdefault(key, len(numbers)))
   return found, several
+
+
+def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
+  """Returns labels in order: 2 before 10 where all of them are numbers."""
+  if all(map(is_number, labels)):
+    return tuple(sorted(labels, key=lambda label: (int(label), label)))
+  return tuple(sorted(labels))
 
 
 def normal(name: str) -> str:

@@ -11,7 +11,7 @@ import functools
 import re
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_DELIMITERS = (",", "\t", "|", ";")
+DELIMITERS = ("\t", ",", "|", ";")
 _ESCAPED = re.compile(r'""|\\(["\\])')
 _OPEN = "a quote before its text is never closed; write quotes in texts twice"
 
@@ -31,13 +31,6 @@ class Cells:
   cells: list[str]
   swallowed: tuple[str, ...] = ()
   problem: str = ""
-
-
-def delimiter_of(head: str, preferred: str) -> str:
-  """Returns what parts the cells of a table, by its first line."""
-  first = _LINE_END.split(head.lstrip("\r\n"), maxsplit=1)[0]
-  others = (d for d in _DELIMITERS if d in first)
-  return preferred if preferred in first else next(others, preferred)
 
 
 def read(text: str, delimiter: str) -> Iterator[Cells]:

@@ -161,8 +161,8 @@ class _Api:
     for row in results:
       row["probability"] = float(self._scorer.probabilities(row["score"]))
       number = row.pop("number")
-      if self._gallery.kind == "images":
-        row["image"] = f"/api/images/{number}"
+      if self._gallery.has_pictures:
+        row["image"] = f"api/images/{number}"
     return results
 
 

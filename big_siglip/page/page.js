@@ -142,7 +142,7 @@ async function classify() {
   for (const { file } of images) form.append("images", file, file.name);
   form.append("labels", byId("labels").value);
   const started = performance.now();
-  const answer = await ask("/api/classify", { method: "POST", body: form });
+  const answer = await ask("api/classify", { method: "POST", body: form });
   const seconds = ((performance.now() - started) / 1000).toPrecision(2);
   byId("explained").hidden = false;
   const results = answer.images.map((result, i) => showResult(result, images[i]));
@@ -215,7 +215,7 @@ function makeShare(share, name) {
 
 async function search() {
   const query = encodeURIComponent(byId("query").value);
-  const answer = await ask(`/api/search?query=${query}`);
+  const answer = await ask(`api/search?query=${query}`);
   const found = byId("found");
   found.classList.toggle("texts", answer.kind === "texts");
   found.replaceChildren(...answer.results.map(showFound));
@@ -237,7 +237,7 @@ function showFound(row) {
 }
 
 async function start() {
-  const health = await ask("/healthz");
+  const health = await ask("healthz");
   limits = health.limits;
   byId("model").textContent = health.model;
   byId("images-hint").textContent =

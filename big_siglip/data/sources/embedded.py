@@ -16,7 +16,12 @@ from absl import logging
 import filelock
 import numpy as np
 
-from big_siglip.data.embedding_folder import Description, NAME, Reader
+from big_siglip.data.embedding_folder import (
+  Description,
+  NAME,
+  OLD_NAMES,
+  Reader,
+)
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.sources.example import column, Options, Record
 from big_siglip.data.sources.folder import (
@@ -138,7 +143,9 @@ def _local(folder: str, field: str, options: Options) -> pathlib.Path:
   """Returns the folder, or a copy of a remote one: rows need a local file."""
   storage = Storage(options.retry_seconds)
   try:
-    local = copied(str(folder), storage, NAME, _SUFFIXES)
+    names = (NAME, OLD_NAMES[NAME])
+    there = (n for n in names if storage.exists(f"{folder}/{n}"))
+    local = copied(str(folder), storage, next(there, NAME), _SUFFIXES)
   except BadExample as error:
     what = f"holds no embeddings (no {NAME})"
     reason = what if error.kind == "missing" else error

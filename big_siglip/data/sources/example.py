@@ -1,12 +1,13 @@
 """What a source gives, and what the formats give to it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
 
 from big_siglip.data.faults import Fault
+from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 # What data sets call their captions, best first, where nothing else is asked.
@@ -21,12 +22,8 @@ TEXT_NAMES = (
   "sentences",
   "title",
 )
-# Their labels, best first.
-LABEL_NAMES = (
-  *("label", "labels", "class", "class_name", "class_label", "cls"),
-  *("category", "label_name", "class_id", "label_id", "category_id", "target"),
-  *("fine_label", "y"),
-)
+# What they call a label.
+LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "cls")
 # What they call an example.
 NAME_NAMES = (
   "name",
@@ -107,6 +104,7 @@ class Options:
     filters: which examples to keep.
     retry_seconds: for how long to try again when storage is not reached.
     max_skipped: the share of missing shards that is let pass.
+    needs_texts: whether an example without a text is none.
   """
 
   image_key: str | None = None
@@ -118,6 +116,7 @@ class Options:
   filters: Filters = Filters()
   retry_seconds: float = 60.0
   max_skipped: float = 0.1
+  needs_texts: bool = True
 
   @classmethod
   def of(cls, data: Mapping[str, Any]) -> "Options":
@@ -203,27 +202,6 @@ def column(values: Sequence[Any]) -> np.ndarray:
   return made
 
 
-def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
-  """Returns labels in order: 2 before 10 where all of them are numbers."""
-  if all(label.isascii() and label.isdecimal() for label in labels):
-    return tuple(sorted(labels, key=lambda label: (int(label), label)))
-  return tuple(sorted(labels))
-
-
-def dig(value: Any, key: str) -> Any:
-  """Returns what lies at "a/b" in nested mappings; lists give lists."""
-  if isinstance(value, Mapping) and key in value:
-    return value[key]  # Its own name has the slash.
-  for part in key.split("/"):
-    if isinstance(value, Mapping):
-      value = value.get(part)
-    elif isinstance(value, list | tuple):
-      value = [v.get(part) for v in value if isinstance(v, Mapping)]
-    else:
-      return None
-  return value
-
-
 def require_fields(
   records: Records, known: Mapping[str, Any], further: Sequence[str] = ()
 ) -> None:
@@ -263,8 +241,28 @@ def require_other_than_image(
       raise UserError(f"config.data.{field}={image_key!r}: is the image")
 
 
+def choose_text(
+  options: Options,
+  candidates: Sequence[str],
+  preferred: Sequence[str],
+  where: str,
+  present: Sequence[str],
+) -> tuple[str, ...]:
+  """Returns the field of texts as `choose` does; none if none is needed."""
+  try:
+    return (choose("text_keys", candidates, preferred, where, present),)
+  except UserError:
+    if options.needs_texts:
+      raise
+    return ()
+
+
 def choose(
-  what: str, candidates: Sequence[str], preferred: Sequence[str], where: str
+  what: str,
+  candidates: Sequence[str],
+  preferred: Sequence[str],
+  where: str,
+  present: Sequence[str],
 ) -> str:
   """Returns the one field to take for a part of an example.
 
@@ -273,6 +271,7 @@ def choose(
     candidates: the fields of the right type.
     preferred: names, best first, that decide between several.
     where: what messages call the data set.
+    present: all fields, whatever their types.
 
   Raises:
     UserError: there is none, or there are several.
@@ -283,7 +282,8 @@ def choose(
     if name in candidates:
       return name
   found = f"several could be it: {', '.join(candidates)}"
+  if not candidates:
+    found = f"none has its type; there are: {', '.join(present) or 'none'}"
   raise UserError(
-    f"config.data.{what}=None: must name a field of {where};"
-    f" {found if candidates else 'none has its type'}"
+    f"config.data.{what}=None: must name a field of {where}; {found}"
   )

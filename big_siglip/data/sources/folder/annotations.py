@@ -26,7 +26,7 @@ def open_annotations(file: str, data: bytes) -> Table:
     content = json.loads(data)
   except (ValueError, RecursionError) as error:
     raise UserError(f"{file}: is not JSON ({error})") from error
-  table = _read(file, content)
+  table = table_of(file, content)
   if table is None:
     raise UserError(f"{file}: must be {_FORMS}")
   return table
@@ -35,12 +35,18 @@ def open_annotations(file: str, data: bytes) -> Table:
 def is_annotations(data: bytes) -> bool:
   """Whether the bytes of a JSON file are annotations of a known form."""
   try:
-    return _read("", json.loads(data)) is not None
+    return table_of("", json.loads(data)) is not None
   except (ValueError, RecursionError):
     return False
 
 
-def _read(file: str, content: Any) -> Table | None:
+def table_of(file: str, content: Any) -> Table | None:
+  """Returns what a JSON file holds, if it is of a known form.
+
+  Args:
+    file: what messages call it.
+    content: what it says.
+  """
   if isinstance(content, dict):
     images, notes = content.get("images"), content.get("annotations")
     if _objects(images):

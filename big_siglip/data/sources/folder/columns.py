@@ -7,7 +7,6 @@ from typing import Any
 
 from big_siglip.data import image_files
 from big_siglip.data.sources.example import (
-  dig,
   LABEL_NAMES,
   Options,
   require_other_than_image,
@@ -15,6 +14,7 @@ from big_siglip.data.sources.example import (
 )
 from big_siglip.data.sources.folder.table import Table
 from big_siglip.data.sources.folder.tables import IMAGE_NAMES
+from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 _TEXTS = ("caption", *TEXT_NAMES, "comment", "description", "sentence", "raw")
@@ -24,11 +24,12 @@ _NUMBERED = re.compile(r"(.*?)s?[ _-]?\d+", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """What was chosen, and whether the label was asked for by name."""
+  """What was chosen, and what no row may lack beside the image."""
 
   image: str
   texts: tuple[str, ...]
   label: str | None
+  needs_texts: bool
   needs_label: bool
 
 
@@ -47,13 +48,14 @@ def choose_columns(
   """
   present = table.columns
   image = options.image_key or _image(table, sample)
-  label = options.label_key
-  if not label and image:
-    free = [c for c in present if c not in (*options.text_weights, image)]
-    free = [c for c in free if c not in options.fields]
-    label = table.label or _named(free, LABEL_NAMES)
+  label = options.label_key or table.label
   texts = tuple(options.text_weights) or _texts(table, sample, image, label)
-  wanted = [image or "image", *(texts or ("caption",)), *options.fields]
+  if not texts and not label:  # A label is all that is said.
+    free = [c for c in present if c not in (image, *options.fields)]
+    label = _named(free, LABEL_NAMES)
+    texts = (label,) if label else ()
+  wanted = [image or "image", *texts, *options.fields]
+  wanted += ["caption"] if options.needs_texts and not texts else []
   wanted += [options.label_key] if options.label_key else []
   require_other_than_image(wanted[0], texts, label)
   missing = [
@@ -66,7 +68,8 @@ def choose_columns(
       f"{table.where}: missing column {', '.join(missing)}; it has:"
       f" {', '.join(present) or 'none'}"
     )
-  return Columns(image, texts, label, bool(options.label_key))
+  needs_label = options.label_key is not None
+  return Columns(image, texts, label, options.needs_texts, needs_label)
 
 
 def _image(table: Table, sample) -> str | None:
@@ -102,8 +105,9 @@ def _texts(table: Table, sample, image, label) -> tuple[str, ...]:
     return tuple(c for c in numbered if _stem(c) == stem)
   if label:
     return (label,)
-  if len(others) == 1 and any(_is_text(row.get(others[0])) for row in sample):
-    return tuple(others)
+  if len(others) == 1 and not _named(others, LABEL_NAMES):
+    values = [row.get(others[0]) for row in sample]
+    return tuple(others) if any(map(_is_text, values)) else ()
   return ()
 
 

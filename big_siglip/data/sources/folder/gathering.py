@@ -9,9 +9,11 @@ import json
 import os
 from typing import Any
 
-from big_siglip.data.sources.example import dig, Options, sort_labels
+from big_siglip.data.class_names import sort_labels
+from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.folder.columns import choose_columns, Columns
 from big_siglip.data.sources.folder.table import Row, Table
+from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 _SAMPLE = 64  # Rows that tell what their columns are.
@@ -138,7 +140,8 @@ def _incomplete(row: Row, keys: Columns) -> str:
   image = dig(row.fields, keys.image)
   if not _image_names(image):
     return f"{keys.image} must be text and not empty"
-  if not any(_has_text(dig(row.fields, key)) for key in keys.texts):
+  texts = (dig(row.fields, key) for key in keys.texts)
+  if keys.needs_texts and not any(map(_has_text, texts)):
     return f"{keys.texts[0]} must be text and not empty"
   if keys.needs_label and row.fields.get(keys.label) in (None, ""):
     return f"{keys.label} must not be empty"

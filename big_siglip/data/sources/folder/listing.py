@@ -80,14 +80,15 @@ class Listing:
   def find(self, image: str) -> str | None:
     """Returns the path of an image, from the folder on; None without it.
 
-    It lies in the folder or in images/. Else it is the only image anywhere
-    below whose path ends so: also where the table has backslashes, another
-    Unicode form, other capitals, a number behind "#" or no extension.
+    It lies in the folder or in images/, of an absolute path from elsewhere as
+    much of its end as does. Else it is the only image anywhere below whose path
+    ends so: also where the table has backslashes, another Unicode form, other
+    capitals, a number behind "#" or no extension.
 
     Raises:
       UserError: there are several.
     """
-    for name in _spellings(image):
+    for name in (*_spellings(image), *_ends(image)):
       for candidate in (name, os.path.join("images", name)):
         path = pathlib.PurePath(candidate).as_posix()
         if self.is_file(candidate if self._looks else path):
@@ -160,6 +161,15 @@ def _spellings(image: str) -> list[str]:
   ):
     names.append(change(names[-1]))
   return list(dict.fromkeys(name for name in names if name))
+
+
+def _ends(image: str) -> list[str]:
+  """Returns the ends of an absolute path, the longest first; none of others."""
+  path = _spellings(image)[-1] if image.strip() else ""
+  if not (path.startswith(("/", "file://")) or path[1:3] == ":/"):
+    return []
+  parts = re.sub(r"^(file://|[A-Za-z]:)", "", path).strip("/").split("/")
+  return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
 def _walk(folder: str) -> Iterator[str]:

@@ -40,6 +40,10 @@ class FolderRecords:
       logging.warning("%s", gathered.left_out)
     self._images = tuple(chosen)
     self._rows = tuple(gathered.images[image] for image in chosen)
+    self.where = gathered.where
+    lists = [key for key in self.text_keys if key != self.label_key]
+    self.num_texts = sum(len(row[key]) for row in self._rows for key in lists)
+    self.num_texts += len(self._rows) * (len(lists) < len(self.text_keys))
     # A row of a .jsonl file need not have every field.
     self.field_names = tuple(dict.fromkeys(k for r in self._rows for k in r))
     self.class_names = None
@@ -104,7 +108,8 @@ def read_folder(
     for own, below, table in layout.read(split):
       gathered = gathered or gathering.begin(table, options)
       gathered.has_splits |= bool(own or table.splits)
-      where = None if find else os.path.join(place, below)
+      where = os.path.join(place, below).rstrip("/")
+      where = None if find else where
       gathered.add(table, find or _finder(listing, below), where, own)
     gathered.check(options.max_skipped)
   except BadExample as error:
@@ -155,5 +160,5 @@ def chosen_images(gathered: Gathered, split: str, folder: str) -> list[str]:
 
 def split_of(image: str) -> str:
   """Returns "test" for a tenth of all names, "train" for the others."""
-  digest = hashlib.sha256(image.encode()).digest()
+  digest = hashlib.sha256(image.encode("utf-8", "surrogatepass")).digest()
   return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"

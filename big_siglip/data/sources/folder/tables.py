@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from big_siglip.data import delimited, image_files
+from big_siglip.data.delimited import DELIMITERS
 from big_siglip.data.sources.folder.table import Row, Table
 from big_siglip.data.sources.storage import Storage
 from big_siglip.data.tables import to_rows
@@ -18,6 +19,7 @@ from big_siglip.errors import UserError
 DELIMITED = (".csv", ".tsv", ".txt", ".token")
 LINES = ".jsonl"
 PARQUET = ".parquet"
+_LINE = 2**16  # Letters of a first line.
 # What a column of images is called, best first; none of it is case-sensitive.
 IMAGE_NAMES = (
   "image",
@@ -56,8 +58,7 @@ def open_table(file: str, storage: Storage) -> Table:
 
 def _delimited(file: str, text: str) -> Table:
   """Reads rows of cells; without a header only what is clear without one."""
-  usual = "\t" if file.lower().endswith((".tsv", ".token")) else ","
-  delimiter = delimited.delimiter_of(text[:65_536], usual)
+  delimiter = _delimiter(file, text)
   head = next(delimited.read(text, delimiter), None)
   cells = [cell.strip() for cell in head.cells] if head else []
   has_header = not any(map(_is_image_name, cells))
@@ -82,6 +83,24 @@ def _delimited(file: str, text: str) -> Table:
   return Table(file, tuple(columns), rows)
 
 
+def _delimiter(file: str, text: str) -> str:
+  """Returns what parts the cells: a table's first line names an image, or so.
+
+  Else it is what tables with this extension have, or what that line has.
+  """
+  known = DELIMITERS
+  if file.lower().endswith(".csv"):
+    known = (",", *(sign for sign in known if sign != ","))
+  line = text[:_LINE].lstrip("\r\n")
+  line = line.splitlines()[0] if line else ""
+  for sign in known:
+    cells = [cell.strip(' "').lower() for cell in line.split(sign)]
+    names = (cell in IMAGE_NAMES or _is_image_name(cell) for cell in cells)
+    if len(cells) > 1 and any(names):
+      return sign
+  return next((sign for sign in known if sign in line), known[0])
+
+
 def _surplus(cells: list[str], columns: list[str], delimiter: str) -> str:
   if not any(cells[len(columns) :]):
     return ""
@@ -99,7 +118,8 @@ def _is_image_name(cell: str) -> bool:
   """Whether a cell can only be the name of an image."""
   name = cell.strip().strip('"')
   name = name.rpartition("#")[0] if "#" in name else name
-  return image_files.is_image(name) and len(name) < 1_024
+  whole = len(name) < 1_024 and not any(c in name for c in "\t|")
+  return whole and image_files.is_image(name)
 
 
 def _without_header(file: str, cells: list[str]) -> list[str]:
@@ -183,9 +203,9 @@ def names_images(file: str, head: bytes) -> bool:
       return False
     names = row if isinstance(row, dict) else ()
     return any(str(name).lower() in IMAGE_NAMES for name in names)
-  usual = "\t" if file.lower().endswith((".tsv", ".token")) else ","
-  delimiter = delimited.delimiter_of(text, usual)
-  first = list(itertools.islice(delimited.read(text, delimiter), 2))
+  first = list(
+    itertools.islice(delimited.read(text, _delimiter(file, text)), 2)
+  )
   if not first or max(len(row.cells) for row in first) < 2:
     return False
   header = [cell.strip().lower() for cell in first[0].cells]
