@@ -170,13 +170,21 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   return {**params, "image": tower}
 
 
-def published_config(weights: Weights) -> ConfigDict:
-  """Returns `model` and `data` of published weights."""
-  return _config(weights.model, find_preprocessing(weights))
+def published_config(
+  weights: Weights, tokenizer: str | None = None
+) -> ConfigDict:
+  """Returns `model` and `data` of published weights.
+
+  Args:
+    weights: see `open_weights`.
+    tokenizer: see `find_preprocessing`.
+  """
+  return _config(weights.model, find_preprocessing(weights, tokenizer))
 
 
 def _config(model: Any, preprocessing: Preprocessing) -> ConfigDict:
   data = preprocessing.data_fields()
+  model.image.update(preprocessing.image_fields())
   return ConfigDict({"model": model, "data": data, "evals": {}})
 
 
