@@ -46,7 +46,7 @@ class ImageTower(nn.Module):
     """
     size = sizes.resolve_image(self.config)
     if image.dtype == jnp.uint8:
-      image = _normalize(image, self.config.mean, self.config.std)
+      image = normalize(image, self.config.mean, self.config.std)
     x = nn.Conv(
       size.width,
       (size.patch_size, size.patch_size),
@@ -67,9 +67,16 @@ class ImageTower(nn.Module):
     return pooled, tokens
 
 
-def _normalize(image: jax.Array, mean: Any, std: Any) -> jax.Array:
-  """Returns BHW3 float32 of uint8, less a mean, by a deviation, both of 3."""
+def normalize(image: jax.Array, mean: Any, std: Any) -> jax.Array:
+  """Returns BHW3 float32 of uint8: less a mean, and divided by a deviation.
+
+  Args:
+    image: BHW3 uint8.
+    mean: of red, green and blue, in [0, 1].
+    std: the same.
+  """
   image = image.astype(jnp.float32)
   if {*mean, *std} == {0.5}:  # Which all published weights have.
     return image / 127.5 - 1
-  return (image / 255 - jnp.float32(mean)) / jnp.float32(std)
+  mean, std = (jnp.float32(each).reshape(1, 1, 1, 3) for each in (mean, std))
+  return (image / 255 - mean) / std

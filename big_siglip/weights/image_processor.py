@@ -65,7 +65,7 @@ _TILING = frozenset(
   }
 )
 # Keys that change no pixel of an RGB image; all others are made RGB.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
   {
     *("image_processor_type", "feature_extractor_type", "processor_class"),
     *("_processor_class", "_valid_processor_keys", "auto_map", "use_fast"),
@@ -117,7 +117,7 @@ def from_transformers(given: Any, file: str) -> dict[str, Any]:
     rule = f"must be one of {', '.join([*_TYPES, *_TILED])}"
     said.refuse(file, "image_processor_type", kind, rule)
   tiled = name in _TILED
-  known = {*defaults, "pad_size", "default_to_square", *_HARMLESS}
+  known = {*defaults, "pad_size", "default_to_square", *HARMLESS}
   said.check_keys(given, known | (_TILING if tiled else set()), file)
   asked = {key: value for key, value in given.items() if value is not None}
   asked = {**defaults, **asked}
@@ -135,7 +135,10 @@ def from_transformers(given: Any, file: str) -> dict[str, Any]:
       "%s: the tower sees whole images, no tiles (%s)", file, kind
     )
     return found
-  return {**found, **_shape(asked, file)}
+  found |= _shape(asked, file)
+  if given.get("size") is None and given.get("crop_size") is None:
+    del found["image_size"]  # That of the class; the model's own will do.
+  return found
 
 
 def _shape(asked: Mapping[str, Any], file: str) -> dict[str, Any]:

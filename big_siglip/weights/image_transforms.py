@@ -71,7 +71,7 @@ def read_open_clip(folder: pathlib.Path) -> dict[str, Any]:
 
 # What of timm's pretrained_cfg is no matter of pixels; test_* are the sizes of
 # an evaluation that asks for them.
-_TIMM_HARMLESS = frozenset(
+TIMM_HARMLESS = frozenset(
   {
     *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"),
     *("architecture", "tag", "custom_load", "test_input_size", "test_crop_pct"),
@@ -113,7 +113,7 @@ def from_timm(given: Any, file: str) -> dict[str, Any]:
     "mean": _IMAGENET_MEAN,
     "std": _IMAGENET_STD,
   }
-  said.check_keys(given, {*asked, *_TIMM_HARMLESS}, file)
+  said.check_keys(given, {*asked, *TIMM_HARMLESS}, file)
   asked.update({k: given[k] for k in asked if given.get(k)})
   size, share = asked["input_size"], asked["crop_pct"]
   rule = "must be 3, height and width"

@@ -36,7 +36,7 @@ HARMLESS = frozenset(
       "name_or_path",
     ),
     *("special_tokens_map_file", "tokenizer_file", "vocab_file", "is_local"),
-    *("local_files_only", "model_input_names", "chat_template", "max_length"),
+    *("local_files_only", "chat_template", "max_length"),
     *("use_default_system_prompt", "clean_up_tokenization_spaces", "stride"),
     *("spaces_between_special_tokens", "legacy", "from_slow", "padding"),
     *("truncation_strategy", "truncation", "pad_to_multiple_of"),
@@ -53,7 +53,12 @@ DONE = frozenset(
   {
     *("do_lower_case", "pad_token", "eos_token", "added_tokens_decoder"),
     *("padding_side", "truncation_side", "model_max_length", "sp_model_kwargs"),
-    *("add_bos_token", "add_eos_token", "add_prefix_space"),
+    *(
+      "add_bos_token",
+      "add_eos_token",
+      "add_prefix_space",
+      "model_input_names",
+    ),
   }
 )
 
@@ -117,6 +122,7 @@ def _check_config(
     ("add_eos_token", True, "must be true: SigLIP appends the end"),
     ("add_prefix_space", False, "is the tokenizer's own matter here"),
     ("sp_model_kwargs", {}, "must be empty: nothing is sampled"),
+    ("model_input_names", ["input_ids"], "must be it alone: nothing is masked"),
   ):
     value = config.get(key)
     said.require(value is None or value == allowed, file, key, value, rule)
