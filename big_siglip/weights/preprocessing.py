@@ -42,6 +42,18 @@ def find_preprocessing(
     raise UserError(f"{weights.reader.path}: {error}") from error
 
 
+def find_image_preprocessing(weights: Weights) -> Preprocessing:
+  """Returns that of images; all that is about texts is None.
+
+  Raises:
+    UserError: see `find_images`.
+  """
+  texts = dict.fromkeys(
+    ("text_length", "tokenizer", "lowercase", "clean", "pad_id")
+  )
+  return Preprocessing.from_dict({**texts, **find_images(weights)})
+
+
 def find_images(weights: Weights) -> dict[str, Any]:
   """Returns what happens to images: `IMAGE_FIELDS`, as far as they are known.
 

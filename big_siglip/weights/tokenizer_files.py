@@ -26,41 +26,24 @@ NAMES = (
 )
 # Keys of tokenizer_config.json that change no token of one text, padded to the
 # text tower's length.
-HARMLESS = frozenset(
-  {
-    *(
-      "tokenizer_class",
-      "processor_class",
-      "backend",
-      "auto_map",
-      "name_or_path",
-    ),
-    *("special_tokens_map_file", "tokenizer_file", "vocab_file", "is_local"),
-    *("local_files_only", "chat_template", "max_length"),
-    *("use_default_system_prompt", "clean_up_tokenization_spaces", "stride"),
-    *("spaces_between_special_tokens", "legacy", "from_slow", "padding"),
-    *("truncation_strategy", "truncation", "pad_to_multiple_of"),
-    *("pad_token_type_id", "bos_token", "unk_token", "mask_token"),
-    *("cls_token", "sep_token", "image_token", "boi_token", "eoi_token"),
-    *("additional_special_tokens", "extra_special_tokens", "device_map"),
-    *("model_specific_special_tokens", "errors", "split_special_tokens"),
-    *("transformers_version", "extra_ids", "trust_remote_code"),
-    "extra_special_tokens_pattern",
-  }
-)
+_HARMLESS = """
+tokenizer_class processor_class backend auto_map name_or_path tokenizer_file
+special_tokens_map_file vocab_file is_local local_files_only chat_template
+use_default_system_prompt clean_up_tokenization_spaces from_slow legacy
+spaces_between_special_tokens split_special_tokens max_length stride padding
+truncation truncation_strategy pad_to_multiple_of pad_token_type_id bos_token
+unk_token mask_token cls_token sep_token image_token boi_token eoi_token
+additional_special_tokens extra_special_tokens model_specific_special_tokens
+errors extra_ids transformers_version trust_remote_code device_map
+"""
+HARMLESS = frozenset(_HARMLESS.split())
 # Keys that are looked at.
-DONE = frozenset(
-  {
-    *("do_lower_case", "pad_token", "eos_token", "added_tokens_decoder"),
-    *("padding_side", "truncation_side", "model_max_length", "sp_model_kwargs"),
-    *(
-      "add_bos_token",
-      "add_eos_token",
-      "add_prefix_space",
-      "model_input_names",
-    ),
-  }
-)
+_DONE = """
+do_lower_case pad_token eos_token added_tokens_decoder padding_side
+truncation_side model_max_length sp_model_kwargs add_bos_token add_eos_token
+add_prefix_space model_input_names
+"""
+DONE = frozenset(_DONE.split())
 
 
 def find(folder: pathlib.Path | None) -> str | None:
@@ -114,6 +97,7 @@ def _check_config(
   length: int,
 ) -> None:
   """Refuses what would give other tokens than SigLIP's rules."""
+  masks = "must be ['input_ids'] alone: SigLIP masks no token"
   right = "must be right: SigLIP reads the last token, and fills the end"
   for key, allowed, rule in (
     ("padding_side", "right", right),
@@ -122,7 +106,7 @@ def _check_config(
     ("add_eos_token", True, "must be true: SigLIP appends the end"),
     ("add_prefix_space", False, "is the tokenizer's own matter here"),
     ("sp_model_kwargs", {}, "must be empty: nothing is sampled"),
-    ("model_input_names", ["input_ids"], "must be it alone: nothing is masked"),
+    ("model_input_names", ["input_ids"], masks),
   ):
     value = config.get(key)
     said.require(value is None or value == allowed, file, key, value, rule)
