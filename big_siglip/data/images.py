@@ -13,19 +13,26 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from big_siglip.data import image_files
 from big_siglip.errors import BadExample, UserError
-from big_siglip.schema.fields import RESIZES
+from big_siglip.schema.words import RESIZES
 
 image_files.register_decoders()
 
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
 
-# How transformers resizes for SigLIP 2 and for SigLIP.
+# Pillow's filters; transformers resizes for SigLIP 2 with the first, and for
+# SigLIP with the second.
 RESIZE_METHODS = {
   "bilinear": Image.Resampling.BILINEAR,
   "bicubic": Image.Resampling.BICUBIC,
+  "nearest": Image.Resampling.NEAREST,
+  "lanczos": Image.Resampling.LANCZOS,
+  "box": Image.Resampling.BOX,
+  "hamming": Image.Resampling.HAMMING,
 }
 BIG_VISION = "big_vision"  # How Google trained both; see `_resize_big_vision`.
+# What sees single pixels, so that an image decoded smaller will not do.
+SHARP = ("nearest", "box", "hamming", BIG_VISION)
 
 # What brings an image upright, by its EXIF orientation.
 _TURNS = {
@@ -103,7 +110,7 @@ def resize(
   Args:
     image: uint8 [H, W, 3].
     size: side in pixels, or (height, width).
-    method: "bilinear", "bicubic" or "big_vision".
+    method: "big_vision", or one of `RESIZE_METHODS`.
     box: what to cut out first; None for nothing.
 
   Returns:
@@ -167,6 +174,14 @@ def flip(image: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(image[:, ::-1])
 
 
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+  """Returns uint8 [H, W, 3] upright; `orientation`: as EXIF has it."""
+  turn = _TURNS.get(orientation)
+  if turn is None:
+    return image
+  return np.asarray(Image.fromarray(image).transpose(turn))
+
+
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
   """Refuses (width, height) that hold nothing, or too much.
 
@@ -223,14 +238,17 @@ def _resize_big_vision(
   left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
   rows = _between(top, bottom, size[0], image.shape[0])
   columns = _between(left, right, size[1], image.shape[1])
-  lower, upper, share = rows
-  image = image.astype(np.float32)
-  share = share[:, None, None]
-  image = image[lower] + (image[upper] - image[lower]) * share
-  lower, upper, share = columns
-  share = share[None, :, None]
-  image = image[:, lower] + (image[:, upper] - image[:, lower]) * share
-  return image.astype(np.uint8)
+  above, below = (
+    _interpolate(image[row].astype(np.float32), *columns) for row in rows[:2]
+  )
+  share = rows[2][:, None, None]
+  return (above + (below - above) * share).astype(np.uint8)
+
+
+def _interpolate(image, lower, upper, share):
+  """Interpolates between columns, first of all, as TensorFlow does."""
+  left, right = image[:, lower], image[:, upper]
+  return left + (right - left) * share[None, :, None]
 
 
 def _between(start: float, stop: float, count: int, length: int):

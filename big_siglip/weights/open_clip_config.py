@@ -20,6 +20,7 @@ _TIMM = {
   ("g-opt", 16): ("vit_giantopt_patch16_siglip", (256, 384)),
 }
 _INTERPOLATIONS = {"big_vision": "bilinear"}  # The nearest that it knows.
+_MODES = {"none": "squash", "shortest": "shortest", "longest": "longest"}
 
 
 def make(config: Any, tokenizer: str) -> dict[str, Any]:
@@ -31,9 +32,16 @@ def make(config: Any, tokenizer: str) -> dict[str, Any]:
       that is read by "local-dir:" any name stands for the folder itself.
 
   Raises:
-    UserError: timm has no name for the image tower.
+    UserError: timm has no name for the image tower, or open_clip does not make
+      squares so.
   """
   model, made = config.model, Preprocessing.of(config)
+  if made.crop not in _MODES or made.crop_fraction != 1:
+    raise UserError(
+      f"config.data.crop={made.crop!r}, crop_fraction={made.crop_fraction:g}: "
+      f"open_clip has {', '.join(_MODES)}, and no border; "
+      "--output=FILE.safetensors writes the weights alone"
+    )
   text = sizes.resolve_text(model.text)
   width = sizes.resolve_image(model.image).width
   text_config = {
@@ -73,7 +81,8 @@ def make(config: Any, tokenizer: str) -> dict[str, Any]:
       "mean": list(made.mean),
       "std": list(made.std),
       "interpolation": _INTERPOLATIONS.get(made.resize, made.resize),
-      "resize_mode": "squash",
+      "resize_mode": _MODES[made.crop],
+      "fill_color": list(made.fill),
     },
   }
 
