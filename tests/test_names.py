@@ -80,6 +80,12 @@ def prefixed(prefix, arrays):
   return {prefix + name: array for name, array in arrays.items()}
 
 
+def names_told(caplog):
+  """Returns what was logged, but for what is assumed of images."""
+  messages = [record.getMessage() for record in caplog.records]
+  return [text for text in messages if "says what happens to" not in text]
+
+
 @pytest.mark.parametrize("format", sorted(BIAS))
 @pytest.mark.parametrize(
   "prefix",
@@ -101,7 +107,7 @@ def test_prefixes_are_taken_off_and_named(
   runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
   count = len(arrays[format])
   said = f"{path}: {prefix!r} is taken off {count} of {count} names"
-  assert [r.getMessage() for r in caplog.records] == [said]
+  assert names_told(caplog) == [said]
 
 
 def test_wrappers_within_a_model_and_a_scale_without_prefix(
@@ -216,7 +222,7 @@ def test_a_softmax_models_bias_is_zero(model, tmp_path, caplog, format):
   path = write(tmp_path / f"m.{ending}", without)
   again = read(path)
   assert float(again["logit_bias"]) == 0
-  assert [r.getMessage() for r in caplog.records] == [
+  assert names_told(caplog) == [
     f"{path}: has no {BIAS[format]}: it is 0, as for a model trained with "
     "softmax"
   ]
@@ -264,7 +270,7 @@ def test_a_trainers_state_beside_the_parameters(model, tmp_path, caplog):
   runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
   count = 2 * len(plain) + 1
   said = f"{path}: {count} other arrays are passed over: opt/ {count}"
-  assert [r.getMessage() for r in caplog.records] == [said]
+  assert names_told(caplog) == [said]
   older = {
     **prefixed("opt/target/", plain),
     **{f"opt/state/{name}/grad_ema": array for name, array in plain.items()},
