@@ -44,6 +44,7 @@ def texts_beside(listing: Listing) -> Table | None:
     tuple(columns),
     lambda: iter(found),
     text_names=("txt", "caption"),
+    is_found=True,
   )
 
 
@@ -107,7 +108,9 @@ def class_folders(listing: Listing) -> Table | None:
 
   splits = tuple(sorted(map(canonical, firsts))) if has_splits else ()
   columns = ("image", LABEL)
-  return Table(listing.folder, columns, rows, splits, label=LABEL)
+  return Table(
+    listing.folder, columns, rows, splits, label=LABEL, is_found=True
+  )
 
 
 def _only_one(paths, place: int) -> bool:

@@ -110,7 +110,8 @@ def read_folder(
       gathered.has_splits |= bool(own or table.splits)
       where = os.path.join(place, below).rstrip("/")
       where = None if find else where
-      gathered.add(table, find or _finder(listing, below), where, own)
+      finder = str if table.is_found else _finder(listing, below)
+      gathered.add(table, find or finder, where, own)
     gathered.check(options.max_skipped)
   except BadExample as error:
     raise UserError(f"{field}: {error}") from error
