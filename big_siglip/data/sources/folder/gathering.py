@@ -60,7 +60,12 @@ class Gathered:
     return f"{count} of {self.rows} rows cannot be used: {self.problems[0]}"
 
   def add(
-    self, table: Table, find: Find, folder: str | None, split: str | None
+    self,
+    table: Table,
+    find: Find,
+    folder: str | None = None,
+    split: str | None = None,
+    wanted: str = "all",
   ) -> None:
     """Adds the rows of a table.
 
@@ -70,16 +75,18 @@ class Gathered:
       folder: what messages call the place of the images; None: that one is
         missing is no problem.
       split: of all rows that name none.
+      wanted: the split whose rows are to be good, or "all".
     """
     keys = self.columns
     # A label that is also the text stays one: it is the class's name.
     lists = [key for key in keys.texts if key != keys.label]
     known = functools.cache(find)
     for row in table.rows():
-      self.rows += 1
+      counts = wanted in ("all", row.split) or not row.split
+      self.rows += counts
       problem = row.problem or _incomplete(row, keys)
       if problem:
-        self.problems.append(_at(table, row, problem))
+        self.problems += [_at(table, row, problem)] * counts
         self.has_mistakes |= row.is_mistake
         continue
       names = _image_names(dig(row.fields, keys.image))
@@ -87,7 +94,7 @@ class Gathered:
       if not found:
         found = names[0]
         self.missing.setdefault(found, row.line)
-        if folder is not None:
+        if folder is not None and counts:
           why = _why_missing(found, folder)
           self.problems.append(_at(table, row, why))
       if found not in self.images:

@@ -96,8 +96,12 @@ def class_folders(listing: Listing) -> Table | None:
     image: parts[place] if len(parts) > place + 1 else None
     for image, parts in paths.items()
   }
-  within = [name for name in classes.values() if name]
-  if len(set(within)) < 2 or 2 * len(within) < len(classes):
+  within = [image for image, name in classes.items() if name]
+  total = len(paths)
+  if has_splits:  # ImageNet's test images lie in no folders.
+    sorted_ = {paths[image][skip] for image in within}
+    total = sum(parts[skip] in sorted_ for parts in paths.values())
+  if len({classes[i] for i in within}) < 2 or 2 * len(within) < total:
     return None
 
   def rows() -> Iterator[Row]:

@@ -111,7 +111,7 @@ def read_folder(
       where = os.path.join(place, below).rstrip("/")
       where = None if find else where
       finder = str if table.is_found else _finder(listing, below)
-      gathered.add(table, find or finder, where, own)
+      gathered.add(table, find or finder, where, own, canonical(split))
     gathered.check(options.max_skipped)
   except BadExample as error:
     raise UserError(f"{field}: {error}") from error
