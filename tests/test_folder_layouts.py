@@ -93,6 +93,10 @@ _KARPATHY = [
         {"image": name, "caption": list(texts)} for name, texts in TEXTS.items()
       ]
     },
+    {
+      "lines.json": '{"image": "0.png", "text": "a red disc"}\n'
+      '{"image": "1.png", "text": "a green disc"}\n'
+    },
     {"by_image.json": {name: list(texts) for name, texts in TEXTS.items()}},
     {
       "fr.json": {
@@ -167,6 +171,13 @@ def test_folders_are_classes(tmp_path, top):
     name: CLASSES.index(name.removeprefix(top).split("/")[0]) for name in names
   }
   assert source[0].texts == ("n01440764",)
+
+
+def test_a_column_may_name_the_split_of_each_row(tmp_path):
+  table = "image,caption,split\n0.png,x,train\n1.png,y,validation\n"
+  folder = fill(tmp_path, PHOTOS | {"captions.csv": table})
+  assert opened(folder, "val") == {"1.png": ("y",)}
+  assert "must be one of all, train, val" in refused(folder, "test")
 
 
 def test_class_folders_have_the_splits_of_their_parents(tmp_path):
@@ -413,7 +424,8 @@ def test_a_text_that_holds_rows_is_a_mistake(tmp_path, text, said):
 def test_quotes_are_read_as_programs_and_people_write_them():
   rows = delimited.read(
     'a,"say ""x"", y"\nb,"say \\"x\\", y"\r\nc,"C:\\"\nd,5" wide\n'
-    'e,"5" wide"\nf,"W" said\n\ng, "q, r"\nh,"two\nlines"\ni,z',
+    'e,"5" wide"\nf,"W" said\n\ng, "q, r"\nh,"two\nlines"\ni,z\n'
+    'j,5\\" wide',
     ",",
   )
   assert [(row.line, row.cells[1]) for row in rows] == [
@@ -426,6 +438,7 @@ def test_quotes_are_read_as_programs_and_people_write_them():
     (8, "q, r"),
     (9, "two\nlines"),
     (11, "z"),
+    (12, '5" wide'),
   ]
 
 

@@ -107,7 +107,7 @@ class TarRecords:
     self.label_key = options.label_key or ("cls" if "cls" in fields else None)
     self.class_names = None
     if self.label_key:
-      self.class_names = self._read_class_names(fields.get(self.label_key))
+      self.class_names = self._read_class_names(dig(fields, self.label_key))
     self.text_keys = tuple(options.text_weights)
     if not self.text_keys:
       texts = [

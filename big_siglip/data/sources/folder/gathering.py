@@ -14,8 +14,10 @@ from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.folder.columns import choose_columns, Columns
 from big_siglip.data.sources.folder.table import Row, Table
 from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.splits import canonical, is_split
 from big_siglip.errors import UserError
 
+_SPLIT = "split"  # A column that names each row's, as of Flickr30k's tables.
 _SAMPLE = 64  # Rows that tell what their columns are.
 # Examples of which `max_skipped` may be bad however few there are, as at the
 # start of a run.
@@ -35,6 +37,7 @@ class Gathered:
       texts are lists, and the image itself is not among them.
     splits: by image, where the data set has its own.
     has_splits: whether it has.
+    split_key: the column that says so, if one does.
     missing: images that are not there.
     problems: of rows that are left out, each with its place.
     has_mistakes: whether one of them makes all rows doubtful.
@@ -46,6 +49,7 @@ class Gathered:
   images: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   splits: dict[str, str] = dataclasses.field(default_factory=dict)
   has_splits: bool = False
+  split_key: str | None = None
   missing: dict[str, int] = dataclasses.field(default_factory=dict)
   problems: list[str] = dataclasses.field(default_factory=list)
   has_mistakes: bool = False
@@ -82,7 +86,8 @@ class Gathered:
     lists = [key for key in keys.texts if key != keys.label]
     known = functools.cache(find)
     for row in table.rows():
-      counts = wanted in ("all", row.split) or not row.split
+      own = row.split or self._split(row) or split
+      counts = wanted in ("all", own) or not own
       self.rows += counts
       problem = row.problem or _incomplete(row, keys)
       if problem:
@@ -100,10 +105,15 @@ class Gathered:
       if found not in self.images:
         fields = {k: v for k, v in row.fields.items() if k != keys.image}
         self.images[found] = fields | {key: [] for key in lists}
-        if row.split or split:
-          self.splits[found] = row.split or split
+        if own:
+          self.splits[found] = own
       for key in lists:
         self.images[found][key] += _captions(dig(row.fields, key))
+
+  def _split(self, row: Row) -> str | None:
+    """Returns the split that a row names in its column."""
+    word = row.fields.get(self.split_key) if self.split_key else None
+    return canonical(str(word).strip()) if word else None
 
   def check(self, max_skipped: float) -> None:
     """Refuses a folder of which too much is bad.
@@ -134,7 +144,11 @@ def begin(table: Table, options: Options) -> Gathered:
   first = next(table.rows(), None)
   if not table.columns and first and first.problem:
     raise UserError(_at(table, first, first.problem))
-  return Gathered(table.where, choose_columns(table, sample, options))
+  gathered = Gathered(table.where, choose_columns(table, sample, options))
+  words = {str(row.get(_SPLIT)).strip().lower() for row in sample}
+  if _SPLIT in table.columns and words and all(map(is_split, words)):
+    gathered.split_key, gathered.has_splits = _SPLIT, True
+  return gathered
 
 
 def _at(table: Table, row: Row, problem: str) -> str:

@@ -41,6 +41,8 @@ class FolderRecords:
     self._images = tuple(chosen)
     self._rows = tuple(gathered.images[image] for image in chosen)
     self.where = gathered.where
+    if gathered.has_splits:
+      self.where += f", its split {canonical(split)!r}"
     lists = [key for key in self.text_keys if key != self.label_key]
     self.num_texts = sum(len(row[key]) for row in self._rows for key in lists)
     self.num_texts += len(self._rows) * (len(lists) < len(self.text_keys))

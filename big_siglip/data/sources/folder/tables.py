@@ -54,7 +54,7 @@ def open_table(file: str, storage: Storage) -> Table:
   except UnicodeDecodeError as error:
     raise UserError(f"{file}: must be UTF-8 text ({error})") from error
   if file.lower().endswith(LINES):
-    return json_rows(file, _lines(text))
+    return json_rows(file, read_lines(text))
   return _delimited(file, text)
 
 
@@ -162,7 +162,7 @@ def _without_header(file: str, cells: list[str]) -> list[str]:
   return [column or "caption" for column in columns]
 
 
-def _lines(text: str) -> list[tuple[int, Any]]:
+def read_lines(text: str) -> list[tuple[int, Any]]:
   """Returns (line, what it holds) of JSON lines; None for what is no JSON."""
   found = []
   for number, line in enumerate(text.split("\n"), 1):
