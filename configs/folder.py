@@ -3,8 +3,9 @@
 python main.py --config=configs/folder.py --config.data.path=PHOTOS \
   --workdir=runs/folder
 
-PHOTOS holds captions.csv (columns image, caption; several rows an image) or
-captions.jsonl, and the images beside it or in images/.
+PHOTOS holds images and captions.csv (columns image, caption; several rows an
+image), texts beside the images, COCO's or Karpathy's JSON, a folder for each
+class: docs/data.md says all that is read.
 """
 
 from ml_collections import ConfigDict

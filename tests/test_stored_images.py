@@ -122,6 +122,15 @@ def test_what_has_no_images_lists_its_columns(tmp_path):
   assert "none has its type; there are: xyz, md" in refused("tar", path)
 
 
+def test_several_fields_of_captions_are_read_together(tmp_path):
+  path = parquet(tmp_path / "a", image=DATA, caption_0=TEXTS, caption_1=TEXTS)
+  assert open_source("parquet", "all", path)[0].texts == ("one", "one")
+  texts = json.dumps({"caption1": "one", "caption2": "two"})
+  files = [("0.png", DATA[0]), ("0.json", texts)]
+  source = open_source("tar", "all", tar(tmp_path / "tar", files))
+  assert source[0].texts == ("one", "two")
+
+
 def test_labels_may_be_words(tmp_path):
   words = ["red", "blue", "red"]
   path = parquet(tmp_path / "a", image=DATA, text=TEXTS, kind=words)

@@ -15,6 +15,7 @@ from big_siglip.data.sources.example import (
   TEXT_NAMES,
 )
 from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.numbered import alike
 from big_siglip.data.sources.stored_images import kind_of
 from big_siglip.errors import UserError
 
@@ -98,6 +99,8 @@ def find_texts(
   unclear = names and not set(texts) & set(TEXT_NAMES)
   if label and (unclear or (not texts and is_text(kinds[label]))):
     return (label,)
+  if not set(texts) & set(TEXT_NAMES) and (found := alike(texts, TEXT_NAMES)):
+    return found
   return choose_text(options, texts, TEXT_NAMES, where, [*kinds])
 
 

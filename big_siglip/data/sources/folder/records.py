@@ -41,6 +41,8 @@ class FolderRecords:
     self._images = tuple(chosen)
     self._rows = tuple(gathered.images[image] for image in chosen)
     self.where = gathered.where
+    if gathered.has_splits:
+      self.where += f", its split {canonical(split)!r}"
     lists = [key for key in self.text_keys if key != self.label_key]
     self.num_texts = sum(len(row[key]) for row in self._rows for key in lists)
     self.num_texts += len(self._rows) * (len(lists) < len(self.text_keys))
@@ -110,7 +112,8 @@ def read_folder(
       gathered.has_splits |= bool(own or table.splits)
       where = os.path.join(place, below).rstrip("/")
       where = None if find else where
-      gathered.add(table, find or _finder(listing, below), where, own)
+      finder = str if table.is_found else _finder(listing, below)
+      gathered.add(table, find or finder, where, own, canonical(split))
     gathered.check(options.max_skipped)
   except BadExample as error:
     raise UserError(f"{field}: {error}") from error
