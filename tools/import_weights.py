@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
     "parameters": count,
     "image": f"{weights.model.image.size} at {weights.model.image.image_size}",
     "text": f"{weights.model.text.size}, {weights.model.text.length} tokens",
+    "mean": preprocessing.mean,
+    "std": preprocessing.std,
     **preprocessing.data_fields(),
     "output": str(output),
   }
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
     return
   for name, value in answer.items():
     print(
-      f"{name:12} {value:,}" if name == "parameters" else f"{name:12} {value}"
+      f"{name:13} {value:,}" if name == "parameters" else f"{name:13} {value}"
     )
 
 

@@ -217,7 +217,8 @@ class HuggingFaceTokenizer:
     made = tokenizers.Tokenizer.from_str(self._json)
     trained = made.get_vocab(with_added_tokens=False)
     content = json.loads(self._json)
-    ours = [t for t in content["added_tokens"] if t["content"] not in trained]
+    ours = content.get("added_tokens", [])
+    ours = [token for token in ours if token["content"] not in trained]
     if any(token["special"] for token in ours):
       for token in ours:
         token["special"] = False

@@ -254,4 +254,5 @@ def _pad_id(
 
 def _content(token: Any) -> str | None:
   """Returns a token's text; some files have its properties with it."""
-  return token.get("content") if isinstance(token, Mapping) else token
+  token = token.get("content") if isinstance(token, Mapping) else token
+  return token if token is None else str(token)  # No list is a token's text.
