@@ -118,7 +118,7 @@ def test_tokens_added_to_sentencepiece_are_refused(files, tmp_path):
   theirs.add_tokens(["zebrafinch"])
   theirs.save_pretrained(tmp_path)
   assert (tmp_path / "added_tokens.json").exists()
-  said = r"1 tokens were added, 'zebrafinch' \(309\) the first, and spiece.mod"
+  said = r"'zebrafinch' \(309\) was added to the tokenizer, and spiece.model h"
   with pytest.raises(UserError, match=said):
     _ours(tmp_path)
   (tmp_path / "added_tokens.json").unlink()  # The config has them too.

@@ -207,10 +207,11 @@ def _check_added(
   added = _added(folder)
   if missing := _missing(added, made):
     token, number = next(iter(missing.items()))
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise UserError(
-      f"{folder}: {len(missing)} tokens were added, {token!r} ({number}) the "
-      f"first, and {pathlib.Path(tokenizer).name} has {made.vocab_size:,} "
-      "alone: save a tokenizer.json, or name --tokenizer to leave them out"
+      f"{folder}: {token!r} ({number}){more} was added to the tokenizer, and "
+      f"{pathlib.Path(tokenizer).name} has {made.vocab_size:,} pieces without "
+      "it: save a tokenizer.json, or name --tokenizer to leave it out"
     )
   other = [(t, number) for t, number in added.items() if ids.get(t) != number]
   if other:
