@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import hashlib
 import json
-import os
 from typing import Any
 
 from absl import logging
@@ -20,11 +19,13 @@ from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
+from big_siglip.trained import places
 from big_siglip.weights import open_weights, read_params, Weights
 from big_siglip.weights.matching import check_scale
-from big_siglip.weights.preprocessing import find_preprocessing
-
-_CHECKPOINTS = "checkpoints"
+from big_siglip.weights.preprocessing import (
+  find_image_preprocessing,
+  find_preprocessing,
+)
 
 
 def find(path: str) -> tuple[epath.Path, epath.Path]:
@@ -37,13 +38,13 @@ def find(path: str) -> tuple[epath.Path, epath.Path]:
   Raises:
     UserError: no run or no checkpoint lies there.
   """
-  run, checkpoint = _place(path) or (workdir.absolute(path), None)
+  run, checkpoint = places.find_run(path) or (workdir.absolute(path), None)
   if checkpoint is None:
     steps = workdir.saved_steps(run)
     if not steps:
       said = f"--checkpoint={path}: no run with a checkpoint lies here"
       raise UserError(said)
-    checkpoint = run / _CHECKPOINTS / str(steps[-1])
+    checkpoint = run / places.CHECKPOINTS / str(steps[-1])
   if not checkpoint.is_dir():
     raise UserError(f"--checkpoint={path}: no such checkpoint")
   return run, checkpoint
@@ -51,38 +52,7 @@ def find(path: str) -> tuple[epath.Path, epath.Path]:
 
 def is_run(path: str) -> bool:
   """Returns whether `find` would look for a run here, not for other weights."""
-  return _place(path) is not None
-
-
-def _place(path: str) -> tuple[epath.Path, epath.Path | None] | None:
-  """Returns a run's folder, and the checkpoint that a path names itself.
-
-  A run may be called anything: 7, 2026.11.28, even checkpoints. Only a folder
-  of digits in one called checkpoints, beside a run's config, is a checkpoint.
-  Links are followed where the path as it is written tells nothing.
-  """
-  places = [workdir.absolute(path)]
-  if "://" not in path:
-    places.append(epath.Path(os.path.realpath(places[0])))
-  for folder in places:
-    above = folder.parent
-    if (folder / _CHECKPOINTS).is_dir() and (
-      workdir.saved_steps(folder) or not _holds_weights(folder)
-    ):
-      return folder, None
-    if _holds_weights(folder):
-      continue
-    if folder.name == _CHECKPOINTS and workdir.saved_steps(above):
-      return above, None
-    is_step = folder.name.isdecimal() and above.name == _CHECKPOINTS
-    if is_step and above.is_dir():
-      return above.parent, folder
-  return None
-
-
-def _holds_weights(folder: epath.Path) -> bool:
-  """Returns whether a folder is one of transformers or the like."""
-  return any(folder.glob("*.safetensors"))
+  return places.find_run(path) is not None
 
 
 def load(
@@ -95,7 +65,7 @@ def load(
       `weights.open_weights` takes.
     mesh: where the parameters are laid out.
     tokenizer: False: published weights may lie there without; `config.data` is
-      empty then.
+      about images alone then.
 
   Raises:
     UserError: there is no model, or none that is whole.
@@ -127,7 +97,7 @@ def open_model(
   except UserError:
     if tokenizer:
       raise
-    config = ConfigDict({"model": weights.model, "data": {}})
+    config = _config(weights.model, find_image_preprocessing(weights))
   return (
     epath.Path(path),
     config,
@@ -210,13 +180,22 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   return {**params, "image": tower}
 
 
-def published_config(weights: Weights) -> ConfigDict:
-  """Returns `model` and `data` of published weights."""
-  return _config(weights.model, find_preprocessing(weights))
+def published_config(
+  weights: Weights, tokenizer: str | None = None
+) -> ConfigDict:
+  """Returns `model` and `data` of published weights.
+
+  Args:
+    weights: see `open_weights`.
+    tokenizer: see `find_preprocessing`.
+  """
+  return _config(weights.model, find_preprocessing(weights, tokenizer))
 
 
 def _config(model: Any, preprocessing: Preprocessing) -> ConfigDict:
   data = preprocessing.data_fields()
+  data = {name: value for name, value in data.items() if value is not None}
+  model.image.update(preprocessing.image_fields())
   return ConfigDict({"model": model, "data": data, "evals": {}})
 
 

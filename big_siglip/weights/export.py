@@ -16,14 +16,13 @@ from big_siglip.weights import (
   big_vision,
   export_tokenizer,
   huggingface,
+  image_processor,
   open_clip,
   sidecar,
 )
 from big_siglip.weights.npz import save_npz
 from big_siglip.weights.rules import write_params
 from big_siglip.weights.tensors import save_safetensors
-
-_RESAMPLE = {"bilinear": 2, "bicubic": 3, "big_vision": 2}
 
 
 def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
@@ -46,18 +45,15 @@ def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
   make_folder(folder)
   save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
   _write_json(folder / "config.json", made)
-  _write_json(folder / "preprocessor_config.json", _image_processor(config))
+  pixels = image_processor.to_transformers(
+    Preprocessing.of(config), str(folder)
+  )
+  _write_json(folder / "preprocessor_config.json", pixels)
   if data.clean != "none":
     logging.warning(
       "%s: its tokenizer does not do config.data.clean=%r; do that before",
       folder,
       data.clean,
-    )
-  if data.resize == "big_vision":
-    logging.warning(
-      "%s: its image processor does not do config.data.resize='big_vision'; "
-      "'bilinear' stands there, the nearest that it knows",
-      folder,
     )
   name = export_tokenizer.save(folder, data, model.text.length)
   sidecar.save(folder, config, name)
@@ -101,24 +97,6 @@ FORMATS = {
 
 def _check_pooling(model: Any) -> None:
   huggingface.to_config(model)  # All three know SigLIP's towers alone.
-
-
-def _image_processor(config: Any) -> dict[str, Any]:
-  made = Preprocessing.of(config)
-  size = made.image_size
-  return {
-    "image_processor_type": "SiglipImageProcessor",
-    "processor_class": "SiglipProcessor",
-    "do_resize": True,
-    "size": {"height": size, "width": size},
-    "resample": _RESAMPLE[made.resize],
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(made.mean),
-    "image_std": list(made.std),
-    "do_convert_rgb": True,
-  }
 
 
 def make_folder(folder: pathlib.Path) -> None:

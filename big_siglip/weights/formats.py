@@ -18,6 +18,7 @@ from big_siglip.weights import (
   sidecar,
   tensors,
 )
+from big_siglip.weights.image_transforms import read_open_clip
 from big_siglip.weights.names import Named, recognize
 from big_siglip.weights.rules import Reader, Rule
 
@@ -155,7 +156,7 @@ def _open_clip(place: places.Place, named: Named, config: Any) -> Weights:
   model = open_clip.infer_config(
     named.shapes(), named.path, named.towers, known.get("num_heads")
   )
-  known = known or open_clip.read_preprocessing(place.folder)
+  known = known or read_open_clip(place.folder)
   _set_image_size(model, known, named.path)
   rules = open_clip.rules(model)
   return Weights("open_clip", named, model, rules, place.folder, known)
