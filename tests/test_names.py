@@ -87,17 +87,17 @@ def prefixed(prefix, arrays):
   return {prefix + name: array for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("format", sorted(BIAS))
 @pytest.mark.parametrize(
-  "prefix",
+  ("prefix", "format"),
   [
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "base_model.model.",
-    "module._orig_mod.",
-    "model.module.",
-    "_fsdp_wrapped_module.siglip.",
+    ("module.", "huggingface"),
+    ("_orig_mod.", "huggingface"),
+    ("model.", "huggingface"),
+    ("base_model.model.", "huggingface"),
+    ("module._orig_mod.", "open_clip"),
+    ("model.module.", "huggingface"),
+    ("_fsdp_wrapped_module.siglip.", "open_clip"),
+    ("module.", "big_vision"),
   ],
 )
 def test_prefixes_are_taken_off_and_named(
