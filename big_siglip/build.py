@@ -9,6 +9,7 @@ from flax import linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from big_siglip import ema, sharding
 from big_siglip.config import device_problems, has_image_tower, unfit_evals
@@ -280,4 +281,4 @@ def _slices(config: ConfigDict, device_mesh: Mesh) -> sharding.Slices | None:
 def _frozen(params: Any, config: ConfigDict) -> Any:
   """Returns the mask of frozen parameters, or None where there are none."""
   mask = frozen_mask(params, config.optimizer.rules)
-  return mask if any(jax.tree.leaves(mask)) else None
+  return mask if any(map(np.any, jax.tree.leaves(mask))) else None

@@ -38,6 +38,8 @@ _COLORS = ("resize", "crop", "crop_fraction", "fill", "mean", "std")
 IMAGE_FIELDS = ("image_size", *_COLORS)
 # What nothing can make up for: sizes are resampled, pieces are found by name.
 RULES = (*_COLORS, "lowercase", "clean", "pad_id")
+# A config of an image tower alone says nothing of texts.
+_NO_TEXTS = dict.fromkeys(("tokenizer", "lowercase", "clean", "pad_id"))
 _HALF = (0.5, 0.5, 0.5)
 # What was done before there was a choice: older files do not say it.
 _BEFORE = {
@@ -86,10 +88,17 @@ class Preprocessing:
   @classmethod
   def of(cls, config: Any) -> "Preprocessing":
     """Returns that of a config's sections `model` and `data`."""
+<<<<<<< ours
     image = config.model.image
     of_model = {name: image[name] for name in ("image_size", "mean", "std")}
     of_model["text_length"] = config.model.text.length
     return cls.from_dict({**config.data, **of_model})
+=======
+    image, text = config.model.image, config.model.get("text")
+    of_model = {name: image[name] for name in ("image_size", "mean", "std")}
+    of_model["text_length"] = text and text.length
+    return cls.from_dict({**_NO_TEXTS, **config.data, **of_model})
+>>>>>>> theirs
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":

@@ -101,7 +101,8 @@ def _usual_resize(weights: Weights) -> str:
   """Returns how the model's own project resizes."""
   if weights.format == "big_vision":
     return "big_vision"
-  gemma = weights.model.text.vocab_size == _GEMMA
+  text = weights.model.get("text")
+  gemma = text is not None and text.vocab_size == _GEMMA
   return "bilinear" if gemma and weights.format == "huggingface" else "bicubic"
 
 
