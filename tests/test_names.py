@@ -87,16 +87,6 @@ def prefixed(prefix, arrays):
   return {prefix + name: array for name, array in arrays.items()}
 
 
-<<<<<<< ours
-def names_told(caplog):
-  """Returns what was logged, but for what is assumed of images."""
-  messages = [record.getMessage() for record in caplog.records]
-  return [text for text in messages if "says what happens to" not in text]
-
-
-@pytest.mark.parametrize("format", sorted(BIAS))
-=======
->>>>>>> theirs
 @pytest.mark.parametrize(
   ("prefix", "format"),
   [
@@ -118,11 +108,7 @@ def test_prefixes_are_taken_off_and_named(
   runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
   count = len(arrays[format])
   said = f"{path}: {prefix!r} is taken off {count} of {count} names"
-<<<<<<< ours
-  assert names_told(caplog) == [said]
-=======
   assert said_of_names(caplog) == [said]
->>>>>>> theirs
 
 
 def test_wrappers_within_a_model_and_a_scale_without_prefix(
@@ -237,11 +223,7 @@ def test_a_softmax_models_bias_is_zero(model, tmp_path, caplog, format):
   path = write(tmp_path / f"m.{ending}", without)
   again = read(path)
   assert float(again["logit_bias"]) == 0
-<<<<<<< ours
-  assert names_told(caplog) == [
-=======
   assert said_of_names(caplog) == [
->>>>>>> theirs
     f"{path}: has no {BIAS[format]}: it is 0, as for a model trained with "
     "softmax"
   ]
@@ -289,11 +271,7 @@ def test_a_trainers_state_beside_the_parameters(model, tmp_path, caplog):
   runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
   count = 2 * len(plain) + 1
   said = f"{path}: {count} other arrays are passed over: opt/ {count}"
-<<<<<<< ours
-  assert names_told(caplog) == [said]
-=======
   assert said_of_names(caplog) == [said]
->>>>>>> theirs
   older = {
     **prefixed("opt/target/", plain),
     **{f"opt/state/{name}/grad_ema": array for name, array in plain.items()},

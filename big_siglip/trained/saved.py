@@ -19,11 +19,7 @@ from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
-<<<<<<< ours
-from big_siglip.trained import run_place
-=======
 from big_siglip.trained import places
->>>>>>> theirs
 from big_siglip.weights import open_weights, read_params, Weights
 from big_siglip.weights.matching import check_scale
 from big_siglip.weights.preprocessing import (
@@ -42,21 +38,13 @@ def find(path: str) -> tuple[epath.Path, epath.Path]:
   Raises:
     UserError: no run or no checkpoint lies there.
   """
-<<<<<<< ours
-  run, checkpoint = run_place.find(path) or (workdir.absolute(path), None)
-=======
   run, checkpoint = places.find_run(path) or (workdir.absolute(path), None)
->>>>>>> theirs
   if checkpoint is None:
     steps = workdir.saved_steps(run)
     if not steps:
       said = f"--checkpoint={path}: no run with a checkpoint lies here"
       raise UserError(said)
-<<<<<<< ours
-    checkpoint = run / "checkpoints" / str(steps[-1])
-=======
     checkpoint = run / places.CHECKPOINTS / str(steps[-1])
->>>>>>> theirs
   if not checkpoint.is_dir():
     raise UserError(f"--checkpoint={path}: no such checkpoint")
   return run, checkpoint
@@ -64,11 +52,7 @@ def find(path: str) -> tuple[epath.Path, epath.Path]:
 
 def is_run(path: str) -> bool:
   """Returns whether `find` would look for a run here, not for other weights."""
-<<<<<<< ours
-  return run_place.find(path) is not None
-=======
   return places.find_run(path) is not None
->>>>>>> theirs
 
 
 def load(
