@@ -88,17 +88,10 @@ class Preprocessing:
   @classmethod
   def of(cls, config: Any) -> "Preprocessing":
     """Returns that of a config's sections `model` and `data`."""
-<<<<<<< ours
-    image = config.model.image
-    of_model = {name: image[name] for name in ("image_size", "mean", "std")}
-    of_model["text_length"] = config.model.text.length
-    return cls.from_dict({**config.data, **of_model})
-=======
     image, text = config.model.image, config.model.get("text")
     of_model = {name: image[name] for name in ("image_size", "mean", "std")}
     of_model["text_length"] = text and text.length
     return cls.from_dict({**_NO_TEXTS, **config.data, **of_model})
->>>>>>> theirs
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
