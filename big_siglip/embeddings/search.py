@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_siglip.data.embedding_folder import Reader
+from big_siglip.errors import UserError
 
 BLOCK = 16_384  # Rows on a device at once.
 
@@ -25,8 +26,14 @@ def search_exactly(
 
   Returns:
     Cosines QK float32, the highest first, and the rows' numbers QK; of equal
-    ones the first row first.
+    ones the first row first. Rows that are not finite are not ranked: K is less
+    where too few others are left.
+
+  Raises:
+    UserError: a query is not finite, or no row is.
   """
+  if not np.isfinite(queries).all():
+    raise UserError("the query's embedding is not finite")
   top = min(top, reader.num_rows)
   block = max(min(block, reader.num_rows), top)
   scores = jnp.full((len(queries), top), -jnp.inf)
@@ -40,7 +47,10 @@ def search_exactly(
     best = _merge(best, on_device, rows, start, count)
     jax.block_until_ready(previous)
     start += count
-  return np.asarray(best[0]), np.asarray(best[1])
+  found = int(np.isfinite(best[0][:1]).sum())
+  if not found:
+    raise UserError(f"{reader.folder}: none of its embeddings is finite")
+  return np.asarray(best[0])[:, :found], np.asarray(best[1])[:, :found]
 
 
 @jax.jit
@@ -49,7 +59,8 @@ def _merge(best, queries, rows, start, count):
   # A GPU or TPU would round to fewer bits otherwise, and mix up neighbours.
   scores = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
   numbers = jnp.arange(len(rows), dtype=jnp.int32)[None]
-  scores = jnp.where(numbers < count, scores, -jnp.inf)
+  good = (numbers < count) & jnp.isfinite(rows).all(axis=1)[None]
+  scores = jnp.where(good, scores, -jnp.inf)
   numbers = jnp.broadcast_to(start + numbers, scores.shape)
   scores = jnp.concatenate([best[0], scores], axis=1)
   numbers = jnp.concatenate([best[1], numbers], axis=1)
