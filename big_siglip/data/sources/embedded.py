@@ -24,7 +24,8 @@ from big_siglip.data.embedding_folder import (
 )
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.sources.example import column, Options, Record
-from big_siglip.data.sources.folder import CaptionFile, check_split, split_of
+from big_siglip.data.sources.folder import CaptionFile, check_split
+from big_siglip.data.sources.held_out import splits_by
 from big_siglip.data.sources.record_source import RecordSource
 from big_siglip.data.sources.remote_folder import copied
 from big_siglip.data.sources.storage import Storage
@@ -83,16 +84,23 @@ class _EmbeddedRecords:
     file = CaptionFile(str(_captions_folder(reader)), options)
     self.text_keys = file.text_keys
     rows, texts = _join(reader, file, field)
-    chosen = [key for key in texts if split in ("all", split_of(key))]
+    self._file = _random_access(reader)
+    self._embeddings = np.load(self._file, mmap_mode="r")
+    chosen = list(texts)
+    if split != "all":  # Equal images have equal embeddings.
+      of = splits_by(chosen, (lambda key: self._digest(rows[key]),))
+      chosen = [key for key in texts if of[key] == split]
     if not chosen:
       raise UserError(
-        f"{field}: split {split!r} is empty, of {len(texts)} images in all"
+        f"{field}: split {split!r} is empty, of {len(texts)} images in all; "
+        "split='all' takes all of them"
       )
     self._keys = tuple(chosen)
     self._texts = tuple(texts[key] for key in chosen)
     self._rows = np.array([rows[key] for key in chosen])
-    self._file = _random_access(reader)
-    self._embeddings = np.load(self._file, mmap_mode="r")
+
+  def _digest(self, row: int) -> bytes:
+    return hashlib.sha256(self._embeddings[row].tobytes()).digest()
 
   def __len__(self) -> int:
     return len(self._keys)

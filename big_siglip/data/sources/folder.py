@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 import csv
 import functools
-import hashlib
 import io
 import json
 import os
@@ -19,6 +18,7 @@ from big_siglip.data.sources.example import (
   Record,
   require_other_than_image,
 )
+from big_siglip.data.sources.held_out import splits_of
 from big_siglip.data.sources.storage import (
   file_system,
   is_remote,
@@ -55,11 +55,14 @@ class FolderRecords:
     self.image_key, self.text_keys = file.image_key, file.text_keys
     self.label_key = options.label_key
     rows = file.read(_Finder(self._folder, self._storage))
-    chosen = [i for i in rows if split in ("all", split_of(i))]
+    chosen = list(rows)
+    if split != "all":
+      of = splits_of(chosen, self._folder, self._storage)
+      chosen = [image for image in rows if of[image] == split]
     if not chosen:
       raise UserError(
         f"config.data.path={folder!r}: split {split!r} is empty, of"
-        f" {len(rows)} images in all"
+        f" {len(rows)} images in all; split='all' takes all of them"
       )
     self._images = tuple(chosen)
     self._rows = tuple(rows[image] for image in chosen)
@@ -286,9 +289,3 @@ def check_split(split: str) -> None:
     raise UserError(
       f"config.data.split={split!r}: must be one of {allowed}, for a folder"
     )
-
-
-def split_of(image: str) -> str:
-  """Returns "test" for a tenth of all names, "train" for the others."""
-  digest = hashlib.sha256(image.encode()).digest()
-  return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
