@@ -252,8 +252,8 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   for name, spec in config.evals.items():
     if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
       logging.warning(
-        "evals.%s: a softmax does not train the logits' bias, so that as trained "
-        "the sigmoid means nothing",
+        "evals.%s: a softmax does not train the logits' bias, so that the "
+        "sigmoid means nothing before its refit",
         name,
       )
     with naming_evaluation(name):

@@ -65,7 +65,7 @@ class Loop:
     """Builds everything; closing `stack` saves and flushes what is pending."""
     self._config, self._stop = config, stop
     self._mesh = build.mesh(config)
-    self._source = training_data.train_source(config)
+    self._source = training_data.train_source(config, self._say)
     views = build.views(config)
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)

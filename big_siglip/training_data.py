@@ -1,6 +1,6 @@
 """Opens data sets as a config asks for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import os
 from typing import Any
@@ -9,6 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from big_siglip.data.duplicates import first_of_each
+from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.embedded import check_images, EmbeddedSource
@@ -167,12 +168,25 @@ def _place(path: str | None) -> str | None:
   return os.path.realpath(os.path.expanduser(path))
 
 
-def train_source(config: ConfigDict) -> Source:
+def train_source(
+  config: ConfigDict, say: Callable[[str], None] | None = None
+) -> Source:
   """Returns the examples to train on: one source, or a `Mixture`.
+
+  Args:
+    config: the config.
+    say: shows a line of what was understood of the data; None: nothing is.
 
   Raises:
     UserError: a data set, its split or its path is wrong.
   """
+  found = _train_source(config)
+  if say:
+    say("\n".join(first_look(found)))
+  return found
+
+
+def _train_source(config: ConfigDict) -> Source:
   data = config.data
   entries = dict(data.mixture.items()) or {"": data}
   options = Options.of(data)

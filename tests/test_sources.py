@@ -114,8 +114,8 @@ def test_bad_folders_get_one_line_each(folder):
   assert "must be one of all, train, test" in _error("folder", "dev", path)
   assert "no such folder" in _error("folder", "all", path + "/no")
   assert "config.data.path=None" in _error("folder", "all", None)
-  csv_file.write_text("image,text\na.png,x\n")
-  assert "missing column caption; it has: image, text" in _error(
+  csv_file.write_text("image,size\na.png,3\n")
+  assert "missing column caption; it has: image, size" in _error(
     "folder", "all", path
   )
   for empty in ("image,caption\n", ""):

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import build, training_data
+from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import epochs, opening_faults
 from big_siglip.datasets import prepare
 from big_siglip.errors import UserError
@@ -67,6 +68,7 @@ def _data_lines(config: ConfigDict) -> Iterator[str]:
   yield f"data: {len(source):,} examples; after all steps, {share}"
   for line in advice.lines(config, source):
     yield f"note: {line}"
+  yield from first_look(source)
   faults = opening_faults(source)
   for where, fault in faults[:_MOST]:
     name = f"{where}: {fault.name}" if where else fault.name

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from big_siglip.data.faults import Fault
+from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 # What data sets call their captions, best first, where nothing else is asked.
@@ -201,20 +202,6 @@ def column(values: Sequence[Any]) -> np.ndarray:
   return made
 
 
-def dig(value: Any, key: str) -> Any:
-  """Returns what lies at "a/b" in nested mappings; lists give lists."""
-  if isinstance(value, Mapping) and key in value:
-    return value[key]  # Its own name has the slash.
-  for part in key.split("/"):
-    if isinstance(value, Mapping):
-      value = value.get(part)
-    elif isinstance(value, list | tuple):
-      value = [v.get(part) for v in value if isinstance(v, Mapping)]
-    else:
-      return None
-  return value
-
-
 def require_fields(
   records: Records, known: Mapping[str, Any], further: Sequence[str] = ()
 ) -> None:
@@ -259,10 +246,11 @@ def choose_text(
   candidates: Sequence[str],
   preferred: Sequence[str],
   where: str,
+  present: Sequence[str],
 ) -> tuple[str, ...]:
   """Returns the field of texts as `choose` does; none if none is needed."""
   try:
-    return (choose("text_keys", candidates, preferred, where),)
+    return (choose("text_keys", candidates, preferred, where, present),)
   except UserError:
     if options.needs_texts:
       raise
@@ -270,7 +258,11 @@ def choose_text(
 
 
 def choose(
-  what: str, candidates: Sequence[str], preferred: Sequence[str], where: str
+  what: str,
+  candidates: Sequence[str],
+  preferred: Sequence[str],
+  where: str,
+  present: Sequence[str],
 ) -> str:
   """Returns the one field to take for a part of an example.
 
@@ -279,6 +271,7 @@ def choose(
     candidates: the fields of the right type.
     preferred: names, best first, that decide between several.
     where: what messages call the data set.
+    present: all fields, whatever their types.
 
   Raises:
     UserError: there is none, or there are several.
@@ -289,7 +282,8 @@ def choose(
     if name in candidates:
       return name
   found = f"several could be it: {', '.join(candidates)}"
+  if not candidates:
+    found = f"none has its type; there are: {', '.join(present) or 'none'}"
   raise UserError(
-    f"config.data.{what}=None: must name a field of {where};"
-    f" {found if candidates else 'none has its type'}"
+    f"config.data.{what}=None: must name a field of {where}; {found}"
   )

@@ -14,7 +14,7 @@ _THREADS = 16  # That read; most of the time they wait for a disk.
 
 def split_of(image: str) -> str:
   """Returns "test" for a tenth of all names, "train" for the others."""
-  digest = hashlib.sha256(image.encode()).digest()
+  digest = hashlib.sha256(image.encode("utf-8", "surrogatepass")).digest()
   return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
 
 
@@ -81,7 +81,7 @@ def _sizes(folder: str, storage: Storage) -> Callable[[str], int | None]:
     def size(image: str) -> int | None:
       try:
         return os.stat(os.path.join(folder, image)).st_size
-      except OSError:  # It will be met, and named, when it is read.
+      except (OSError, ValueError):  # Named when it is read.
         return None
 
     return size

@@ -17,13 +17,13 @@ from big_siglip.data.sources.example import (
   choose,
   choose_text,
   column,
-  dig,
   NAME_NAMES,
   Options,
   Record,
   require_fields,
   TEXT_NAMES,
 )
+from big_siglip.data.sources.nested import dig
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, UserError
 
@@ -80,7 +80,7 @@ class PreparedRecords:
     ]
     where = self.where
     self.image_key = options.image_key or choose(
-      "image_key", images, ("image",), where
+      "image_key", images, ("image",), where, [*kinds]
     )
     self.label_key = options.label_key
     if not self.label_key and labels:
@@ -88,7 +88,7 @@ class PreparedRecords:
     self.text_keys = tuple(options.text_weights)
     if not self.text_keys:
       self.text_keys = _choose_texts(
-        texts, labels, self.label_key, options, where
+        texts, labels, self.label_key, options, where, [*kinds]
       )
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
@@ -190,7 +190,9 @@ def _is_text(feature: Any) -> bool:
   return isinstance(feature, tfds.features.Text)
 
 
-def _choose_texts(texts, labels, label_key, options, where) -> tuple[str, ...]:
+def _choose_texts(
+  texts, labels, label_key, options, where, present
+) -> tuple[str, ...]:
   """Returns the text feature by name, or the label where there are no texts."""
   ends = {key.rsplit("/", 1)[-1]: key for key in reversed(texts)}
   firsts = {key.split("/", 1)[0]: key for key in reversed(texts)}
@@ -201,7 +203,7 @@ def _choose_texts(texts, labels, label_key, options, where) -> tuple[str, ...]:
   captions = [k for k in texts if k not in NAME_NAMES and not k.endswith("id")]
   if not captions and labels:
     return (label_key,)
-  return choose_text(options, captions, TEXT_NAMES, where)
+  return choose_text(options, captions, TEXT_NAMES, where, present)
 
 
 def _part_of(features, keys: Sequence[str]):
