@@ -310,7 +310,12 @@ def test_rows_that_are_not_finite_are_not_found(tmp_path):
     writer.write(shard, [str(i) for i in part], None, bad[part], [])
   writer.close()
   reader = embeddings.Reader(tmp_path / "bad")
-  scores, numbers = search_exactly(reader, queries, 30)
+  said = []
+  scores, numbers = search_exactly(reader, queries, 30, say=said.append)
+  (line,) = said
+  assert (
+    "3 of 30 embeddings are not finite, and are not ranked: 2, 3, 29" in line
+  )
   order = np.argsort(-(queries @ rows.T), axis=1, kind="stable")
   order = [[i for i in row if i not in (2, 3, 29)] for row in order]
   np.testing.assert_array_equal(numbers, order)
