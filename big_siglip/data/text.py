@@ -138,10 +138,8 @@ class HuggingFaceTokenizer:
 
   Its own template, padding and truncation are left out, and a caption that
   spells out a special token of its vocabulary ("<eos>") gets the tokens of
-  these letters. Tokens that were added to the vocabulary are tokens, special or
-  not.
-  The end of a text is the first that it has of <eos>, </s>, <|endoftext|>,
-  <|im_end|> and [SEP].
+  these letters; tokens added to the vocabulary are tokens. The end of a text is
+  the first that it has of <eos>, </s>, <|endoftext|>, <|im_end|> and [SEP].
 
   Attributes:
     vocab_size: its largest id and one.
@@ -230,7 +228,7 @@ class HuggingFaceTokenizer:
         token["special"] &= token["content"] not in added
       made = tokenizers.Tokenizer.from_str(json.dumps(content))
     self._tokenizer = made
-    self._tokenizer.no_padding()
+    made.no_padding()
     self._tokenizer.no_truncation()
     self._tokenizer.encode_special_tokens = True
 
@@ -260,11 +258,7 @@ def make_tokenizer(
 
 
 def is_json(path: str) -> bool:
-  """Returns whether a tokenizer's file is a tokenizer.json.
-
-  Raises:
-    UserError: it is missing.
-  """
+  """Returns whether a tokenizer's file, which must exist, is a JSON."""
   with _find(path).open("rb") as file:
     return file.read(64).lstrip()[:1] == b"{"  # No SentencePiece model does.
 
