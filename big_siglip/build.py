@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from absl import logging
 from flax import linen as nn
 import jax
 from jax.sharding import Mesh
@@ -249,6 +250,12 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   embedders = make_embedders(model, device_mesh)
   prepared, made = preprocess(config), {}
   for name, spec in config.evals.items():
+    if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
+      logging.warning(
+        "evals.%s: a softmax does not train the logits' bias, so that the "
+        "sigmoid means nothing before its refit",
+        name,
+      )
     with naming_evaluation(name):
       made[name] = make_evaluator(
         spec,
@@ -257,6 +264,10 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         embedders=embedders,
       )
   return made
+
+
+def _has_softmax(config: ConfigDict) -> bool:
+  return config.get("loss", {}).get("name", "").endswith("softmax")
 
 
 def _start_from(

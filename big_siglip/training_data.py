@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import os
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -15,6 +17,14 @@ from big_siglip.data.sources.example import LABEL_NAMES
 from big_siglip.datasets.prepare import default_data_dir
 from big_siglip.errors import naming, raise_problems
 from big_siglip.schema.sizes import resolve_image
+
+# Fields that an evaluation has of the run, or sets itself.
+KEYS = ("image_key", "text_keys", "label_key")
+# Whether images that are evaluated were trained on.
+TRAINED, IN_PART, PERHAPS, HELD_OUT, OTHER = (
+  *("trained on", "in part trained on", "perhaps trained on"),
+  *("held out", "of other data"),
+)
 
 
 def source(
@@ -74,14 +84,12 @@ def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
     "config.data.split": f"{section}."
     + ("split" if split == spec.split else "train_split"),
   }
-  options = _evaluation_options(config, spec.data)
-  for key in ("image_key", "text_keys", "label_key"):
+  for key in KEYS:
     if spec.get(key):
-      options = dataclasses.replace(options, **{key: spec[key]})
       fields[f"config.data.{key}"] = f"{section}.{key}"
   labelled = "classes_file" in spec
   options = dataclasses.replace(
-    options.for_evaluation(), needs_texts=not labelled
+    evaluation_options(spec, config.data), needs_texts=not labelled
   )
   opened = source(config, spec.data, split, spec.path, options, fields)
   if not labelled or spec.answers_file:
@@ -98,11 +106,66 @@ def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
   return source(config, spec.data, split, spec.path, options, fields)
 
 
-def _evaluation_options(config: ConfigDict, name: str) -> Options:
-  """Returns what to take of a data set that is evaluated."""
+def evaluation_options(
+  spec: Mapping[str, Any], data: Mapping[str, Any]
+) -> Options:
+  """Returns what to take of a data set that is evaluated.
+
+  Args:
+    spec: a section of `config.evals`.
+    data: `config.data` of the run: its fields hold for data of its format.
+  """
   # Imported weights were trained on data that they do not name.
-  same = name == config.data.get("name")
-  return Options.of(config.data) if same else Options()
+  same = spec["data"] == data.get("name")
+  options = Options.of(data) if same else Options()
+  own = {key: spec.get(key) for key in KEYS if spec.get(key)}
+  return dataclasses.replace(options, **own).for_evaluation()
+
+
+def trained_on(config: ConfigDict, spec: Mapping[str, Any]) -> str:
+  """Returns whether the images of an evaluation are those of the training.
+
+  Data sets are compared by format, place and split; images are not, so that
+  what lies in two places is `OTHER`.
+
+  Args:
+    config: of the run.
+    spec: a section of `config.evals`.
+
+  Returns:
+    One of `TRAINED`, `IN_PART`, `PERHAPS`, `HELD_OUT` and `OTHER`.
+  """
+  data = config.get("data", {})
+  entries = list(dict(data.get("mixture", {})).values()) or [data]
+  found = {_compare(entry, spec) for entry in entries}
+  order = (TRAINED, IN_PART, PERHAPS, HELD_OUT, OTHER)
+  return next(answer for answer in order if answer in found)
+
+
+def _compare(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+  path = _place(entry.get("path"))
+  if path != _place(spec["path"]):
+    return OTHER
+  if spec.get("captions_file"):  # Its images may be any of those in the folder.
+    return PERHAPS if path else OTHER
+  if entry.get("name") != spec["data"]:
+    return OTHER
+  trained, measured = entry.get("split", "all"), spec["split"]
+  if trained in ("all", measured):
+    return TRAINED
+  if measured == "all":
+    return IN_PART
+  parts = [split.partition("[")[0] for split in (trained, measured)]
+  return (
+    PERHAPS if parts[0] == parts[1] or "+" in trained + measured else HELD_OUT
+  )
+
+
+def _place(path: str | None) -> str | None:
+  """Returns a path as it can be compared."""
+  if path is None or "://" in path:
+    return path and path.rstrip("/")
+  return os.path.realpath(os.path.expanduser(path))
 
 
 def train_source(

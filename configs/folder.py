@@ -6,6 +6,8 @@ python main.py --config=configs/folder.py --config.data.path=PHOTOS \
 PHOTOS holds images and captions.csv (columns image, caption; several rows an
 image), texts beside the images, COCO's or Karpathy's JSON, a folder for each
 class: docs/data.md says all that is read.
+A tenth of the images is held out; --config.data.split=all
+--config.evals.photos.split=all takes all.
 """
 
 from ml_collections import ConfigDict
@@ -36,9 +38,11 @@ def get_config() -> ConfigDict:
 
   c.data.crop_min_area = 0.5
   c.data.tokenizer = "bytes"
+  c.data.split = "train"  # A tenth of the images is held out.
   c.evals.photos = base.retrieval(
-    # Follow the training data, which do not follow them.
+    # Of the training data, which do not follow it.
+    data=c.data.get_ref("name").identity(),
     path=c.data.get_ref("path").identity(),
-    split=c.data.get_ref("split").identity(),
+    split="test",
   )
   return c

@@ -1,6 +1,7 @@
 """Embeddings of many files: made, killed, made on, searched."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import time
 
 import format_cases
 import jax
+import jax.numpy as jnp
 import model_cases
 import numpy as np
 from PIL import Image
@@ -26,6 +28,8 @@ import big_siglip
 from big_siglip import embeddings
 from big_siglip.embeddings import datasets
 from big_siglip.embeddings import description as descriptions
+from big_siglip.embeddings.index import open_index, search_index
+from big_siglip.embeddings.pipeline import embed_missing
 from big_siglip.embeddings.search import search_exactly
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
@@ -294,10 +298,68 @@ def test_exact_search_does_not_depend_on_blocks(tmp_path, block):
   assert search_exactly(reader, queries, 5_000)[0].shape == (3, 1_000)
 
 
+def test_rows_that_are_not_finite_are_not_found(tmp_path):
+  rows = _write_random(tmp_path / "good", 30, 10)
+  bad = rows.copy()
+  bad[[2, 3]], bad[29, 0] = np.nan, np.inf
+  queries = rows[[2, 7]]
+  made = descriptions.read(tmp_path / "good")
+  writer = embeddings.Writer(tmp_path / "bad", made)
+  for shard in writer.missing:
+    part = list(made.shard(shard))
+    writer.write(shard, [str(i) for i in part], None, bad[part], [])
+  writer.close()
+  reader = embeddings.Reader(tmp_path / "bad")
+  said = []
+  scores, numbers = search_exactly(reader, queries, 30, say=said.append)
+  (line,) = said
+  assert (
+    "3 of 30 embeddings are not finite, and are not ranked: 2, 3, 29" in line
+  )
+  order = np.argsort(-(queries @ rows.T), axis=1, kind="stable")
+  order = [[i for i in row if i not in (2, 3, 29)] for row in order]
+  np.testing.assert_array_equal(numbers, order)
+  assert np.isfinite(scores).all()
+  with pytest.raises(UserError, match="the query's embedding is not finite"):
+    search_exactly(reader, bad[[2]], 5)
+  if importlib.util.find_spec("faiss"):
+    with pytest.raises(UserError, match="--index=exact passes them by"):
+      open_index(reader)
+
+
+def test_what_is_not_finite_is_listed_and_not_written(tmp_path):
+  model = big_siglip.load(make_model(tmp_path / "m"))
+
+  def image(params, rows, labels):
+    return jnp.where(jnp.arange(len(rows))[:, None] == 1, jnp.nan, 1.0), labels
+
+  model = dataclasses.replace(
+    model, embedders=model.embedders._replace(image=image)
+  )
+  for name in "abc":
+    Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+  inputs = embeddings.read_images(str(tmp_path))
+  about = dict(checkpoint="m", parameters="p", width=1, preprocessing={})
+  made = descriptions.describe(inputs, about, "float32", 5)
+  writer = embeddings.Writer(tmp_path / "out", made)
+  embed_missing(
+    writer,
+    model,
+    inputs,
+    {0: made.shard(0)},
+    batch_size=3,
+    num_threads=1,
+    progress=lambda count: None,
+  )
+  writer.close()
+  table = pq.read_table(tmp_path / "out")
+  assert table["key"].to_pylist() == ["a.png", "c.png"]
+  skipped = json.loads((tmp_path / "out" / "_skipped.jsonl").read_text())
+  assert skipped == {"path": "b.png", "reason": "its embedding is not finite"}
+
+
 def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
   faiss = pytest.importorskip("faiss")
-  from big_siglip.embeddings.index import search_index
-
   rows = _write_random(tmp_path, 2_000, 500)
   queries = np.random.default_rng(1).normal(size=(50, WIDTH))
   queries = np.float32(queries / np.linalg.norm(queries, axis=1)[:, None])

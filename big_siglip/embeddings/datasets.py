@@ -1,16 +1,15 @@
 """Images of a folder; images and texts of what `data.sources` opens."""
 
-from collections.abc import Iterator
 import os
 import pathlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from big_siglip.data import image_files
 from big_siglip.data.sources import NAMES, open_source, Options, Source
 from big_siglip.data.sources.example import choose, TEXT_NAMES
-from big_siglip.data.sources.nested import as_texts
+from big_siglip.data.sources.folder import Listing
+from big_siglip.data.sources.nested import as_texts, dig
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, naming, UserError
 
@@ -38,38 +37,23 @@ def find_format(path: str, texts: bool = False) -> str | None:
   place = pathlib.Path(path).expanduser()
   if not place.is_dir():
     return None
-  names = os.listdir(place)
+  names = sorted(os.listdir(place))
   if set(names) >= _TFDS:
     return "tfds"
-  if not texts and any(map(image_files.is_image, names)):
-    return None
-  shards = (_of_file(name.lower()) for name in sorted(names))
-  return next(filter(None, shards), "folder" if texts else None)
+  shards = next(filter(None, map(_of_file, map(str.lower, names))), None)
+  if texts:
+    return shards or "folder"
+  # A table of images may lie beside them.
+  return shards if shards and not find_images(place) else None
 
 
-def find_images(folder: pathlib.Path) -> Iterator[str]:
-  """Yields the paths of all images below a folder, from it on.
+def find_images(folder: pathlib.Path) -> tuple[str, ...]:
+  """Returns the paths of all images below a folder, from it on, sorted.
 
-  Images are known by their names (`image_files`). Links to folders are
-  followed, each folder once; what is hidden is left out, and so are pipes.
+  As everywhere: they are known by their names, links to folders are followed,
+  and what is hidden is left out.
   """
-  seen = set()
-  for parent, folders, _ in os.walk(folder, followlinks=True):
-    status = os.stat(parent)
-    if (status.st_dev, status.st_ino) in seen:
-      folders.clear()
-      continue
-    seen.add((status.st_dev, status.st_ino))
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    below = pathlib.Path(parent).relative_to(folder)
-    with os.scandir(parent) as entries:
-      for entry in entries:
-        if (
-          image_files.is_image(entry.name)
-          and not entry.name.startswith(".")
-          and entry.is_file()
-        ):
-          yield (below / entry.name).as_posix()
+  return Listing(str(folder), Storage()).images
 
 
 def _of_file(name: str) -> str | None:
@@ -144,20 +128,27 @@ def _texts_of_parquet(path: str, field: str | None) -> list[list[str]]:
     try:
       with storage.open(file) as stream:
         parquet = pq.ParquetFile(stream)
+        field = field or _text_column(parquet.schema_arrow, file)
         names = parquet.schema_arrow.names
-        if field is None:
-          known = [name for name in TEXT_NAMES if name in names]
-          field = choose("text_keys", known, TEXT_NAMES, f"the columns {names}")
-        if field not in names:
+        column = field if field in names else field.split("/")[0]
+        if column not in names:
           raise UserError(
             f"config.data.text_keys={field!r}: {file} has no such column; "
             f"there are: {', '.join(names)}"
           )
-        values = parquet.read([field]).column(0).to_pylist()
+        rows = parquet.read([column]).to_pylist()
     except BadExample as error:
       raise UserError(f"config.data.path={path!r}: {error}") from error
     except (pa.ArrowException, UnicodeDecodeError) as error:
       reason = str(error).strip().splitlines()[0]
       raise UserError(f"config.data.path={file!r}: {reason}") from error
-    found += [as_texts(value) for value in values]
+    found += [as_texts(dig(row, field)) for row in rows]
   return found
+
+
+def _text_column(schema: pa.Schema, file: str) -> str:
+  names = schema.names
+  found = [name for name in TEXT_NAMES if name in names]
+  text = (pa.types.is_string, pa.types.is_large_string)
+  found = found or [f.name for f in schema if any(is_(f.type) for is_ in text)]
+  return choose("text_keys", found, TEXT_NAMES, file, names)

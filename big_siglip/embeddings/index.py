@@ -38,7 +38,8 @@ def search_index(
     Cosines QK float32, the highest first, and the rows' numbers QK.
 
   Raises:
-    UserError: faiss is not installed, or the folder cannot be written.
+    UserError: faiss is not installed, the folder cannot be written, or holds
+      what is not finite.
   """
   index = open_index(reader)
   top = min(top, reader.num_rows)
@@ -91,6 +92,11 @@ def _build(reader: Reader) -> Any:
   )
   index.hnsw.efConstruction = _BUILD_WIDTH
   for rows in reader.blocks(_BLOCK):
+    if not np.isfinite(rows).all():
+      raise UserError(
+        f"{reader.folder}: holds embeddings that are not finite, which a graph "
+        "cannot hold; --index=exact passes them by"
+      )
     index.add(np.ascontiguousarray(rows))
   return index
 

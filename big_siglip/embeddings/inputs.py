@@ -190,7 +190,7 @@ def read_images(
   place = _existing(path, flag)
   if place.is_dir():
     tables.check_no_column(place, column)
-    keys = sorted(datasets.find_images(place))
+    keys = datasets.find_images(place)
   else:
     rows = tables.read(place, column, _IMAGE_COLUMNS, flag)
     keys = [text.strip() for _, text in rows if text.strip()]

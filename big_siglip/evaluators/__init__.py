@@ -26,6 +26,7 @@ from big_siglip.evaluators.embed import (
   Embedders,
   exact_model,
   make_embedders,
+  Rows,
 )
 from big_siglip.evaluators.health import LossHealth
 from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
@@ -229,8 +230,8 @@ class _Loader:
     self,
     source: Source,
     extra: Callable[[Example], Batch] = lambda example: {},
-  ) -> Callable[[], Iterator[Batch]]:
-    """Returns what starts a pass over the images, with `extra` of each."""
+  ) -> Rows:
+    """Returns the images, with `extra` of each."""
 
     def load(index: int) -> Batch:
       example = source[index]
@@ -240,16 +241,20 @@ class _Loader:
         raise BadExample(f"{example.name}: {error}", error.kind) from error
       return {"image": image, "index": np.int32(index), **extra(example)}
 
-    return lambda: self._batches(len(source), load)
+    return Rows(
+      lambda: self._batches(len(source), load), lambda i: source[i].name
+    )
 
-  def texts(self, texts: list[str]) -> Callable[[], Iterator[Batch]]:
-    """Returns what starts a pass over the texts."""
+  def texts(self, texts: list[str]) -> Rows:
+    """Returns the texts."""
     tokens = self._preprocess.texts(texts)
 
     def load(index: int) -> Batch:
       return {"text": tokens[index], "index": np.int32(index)}
 
-    return lambda: self._batches(len(texts), load)
+    return Rows(
+      lambda: self._batches(len(texts), load), lambda i: repr(texts[i][:60])
+    )
 
   def captions(self, texts: list[tuple[str, ...]]) -> Captions:
     """Returns the captions of all images."""

@@ -13,7 +13,7 @@ from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import epochs, opening_faults
 from big_siglip.datasets import prepare
 from big_siglip.errors import UserError
-from big_siglip.run import workdir
+from big_siglip.run import advice, workdir
 from big_siglip.trained import preview
 
 _NOT_GIVEN = "=None: must be"
@@ -66,6 +66,8 @@ def _data_lines(config: ConfigDict) -> Iterator[str]:
   drawn = epochs(source, config.total_steps * config.batch_size)
   share = ", ".join(f"{name} {value:.2f}" for name, value in drawn.items())
   yield f"data: {len(source):,} examples; after all steps, {share}"
+  for line in advice.lines(config, source):
+    yield f"note: {line}"
   yield from first_look(source)
   faults = opening_faults(source)
   for where, fault in faults[:_MOST]:

@@ -30,6 +30,7 @@ from big_siglip.data.sources.folder import (
   Listing,
   read_folder,
 )
+from big_siglip.data.sources.held_out import splits_by
 from big_siglip.data.sources.record_source import RecordSource
 from big_siglip.data.sources.remote_folder import copied
 from big_siglip.data.sources.storage import Storage
@@ -86,15 +87,24 @@ class _EmbeddedRecords:
       )
     rows, captions = _join(reader, split, options, field)
     self.text_keys = captions.columns.texts
-    chosen = [k for k in chosen_images(captions, split, folder) if k in rows]
+    self._file = _random_access(reader)
+    self._embeddings = np.load(self._file, mmap_mode="r")
+
+    def digest(key: str) -> bytes | None:  # Equal of equal images.
+      if key not in rows:
+        return None
+      return hashlib.sha256(self._embeddings[rows[key]].tobytes()).digest()
+
+    chosen = chosen_images(
+      captions, split, folder, lambda images: splits_by(images, (digest,))
+    )
+    chosen = [key for key in chosen if key in rows]
     if not chosen:
       raise UserError(f"{field}: split {split!r} is empty")
     texts = captions.images
     self._keys = tuple(chosen)
     self._texts = tuple(texts[key] for key in chosen)
     self._rows = np.array([rows[key] for key in chosen])
-    self._file = _random_access(reader)
-    self._embeddings = np.load(self._file, mmap_mode="r")
 
   def __len__(self) -> int:
     return len(self._keys)

@@ -55,7 +55,7 @@ class RecordSource:
   def __len__(self) -> int:
     if self._ends is not None:
       return int(self._ends[-1]) if len(self._ends) else 0
-    return len(self._records) if self._kept is None else len(self._kept)
+    return self.num_images
 
   def __getitem__(self, index: int) -> Example:
     if not 0 <= index < len(self):  # What ends a `for` over the source.
@@ -71,6 +71,11 @@ class RecordSource:
     except BadExample as error:
       error.name = error.name or record.name
       raise
+
+  @property
+  def num_images(self) -> int:
+    """How many images there are: less than examples, if captions are these."""
+    return len(self._records) if self._kept is None else len(self._kept)
 
   def about(self) -> str:
     """Returns what there is and which fields are taken, in a line."""

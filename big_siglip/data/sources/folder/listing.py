@@ -180,9 +180,12 @@ def _ends(image: str) -> list[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-  """Yields all files below a folder; links to folders are followed once."""
+  """Yields all files below a folder; links to folders are followed once.
+
+  What is hidden is left out, and what is no file: to open a pipe is to wait.
+  """
   seen = set()
-  for parent, folders, names in os.walk(folder, followlinks=True):
+  for parent, folders, _ in os.walk(folder, followlinks=True):
     status = os.stat(parent)
     if (status.st_dev, status.st_ino) in seen:
       folders.clear()
@@ -190,6 +193,7 @@ def _walk(folder: str) -> Iterator[str]:
     seen.add((status.st_dev, status.st_ino))
     folders[:] = sorted(f for f in folders if not f.startswith("."))
     below = os.path.relpath(parent, folder)
-    for name in names:
-      if not name.startswith("."):
-        yield name if below == "." else f"{below}/{name}"
+    with os.scandir(parent) as entries:
+      for entry in entries:
+        if not entry.name.startswith(".") and entry.is_file():
+          yield entry.name if below == "." else f"{below}/{entry.name}"

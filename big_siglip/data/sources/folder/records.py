@@ -1,7 +1,6 @@
 """A folder of images with captions or labels, as records."""
 
-from collections.abc import Callable, Sequence
-import hashlib
+from collections.abc import Callable, Mapping, Sequence
 import os
 
 import numpy as np
@@ -11,6 +10,7 @@ from big_siglip.data.sources.example import column, Options, Record
 from big_siglip.data.sources.folder import gathering, layouts
 from big_siglip.data.sources.folder.gathering import Gathered
 from big_siglip.data.sources.folder.listing import Listing
+from big_siglip.data.sources.held_out import splits_of
 from big_siglip.data.sources.splits import canonical
 from big_siglip.data.sources.storage import is_remote, local_path, Storage
 from big_siglip.errors import BadExample, UserError
@@ -36,7 +36,12 @@ class FolderRecords:
     columns = gathered.columns
     self.image_key, self.text_keys = columns.image, columns.texts
     self.label_key = columns.label
-    chosen = chosen_images(gathered, split, folder)
+    chosen = chosen_images(
+      gathered,
+      split,
+      folder,
+      lambda images: splits_of(images, self._folder, self._storage),
+    )
     self.faults = ()
     if gathered.left_out:
       where = gathered.where
@@ -142,8 +147,19 @@ def _check_split(split: str, names: Sequence[str]) -> None:
     )
 
 
-def chosen_images(gathered: Gathered, split: str, folder: str) -> list[str]:
+def chosen_images(
+  gathered: Gathered,
+  split: str,
+  folder: str,
+  hold_out: Callable[[Sequence[str]], Mapping[str, str]],
+) -> list[str]:
   """Returns the images of a split: the data set's own, or a tenth to test on.
+
+  Args:
+    gathered: all that a folder says.
+    split: "all", or that of the images to return.
+    folder: what messages call it.
+    hold_out: returns the splits of images that have none; see `held_out`.
 
   Raises:
     UserError: there is no such split, or it is empty.
@@ -154,17 +170,11 @@ def chosen_images(gathered: Gathered, split: str, folder: str) -> list[str]:
     own = gathered.splits.get
   else:
     _check_split(split, SPLITS[1:])
-    own = split_of
+    own = hold_out(list(gathered.images)).get if wanted != "all" else str
   chosen = [i for i in gathered.images if wanted in ("all", own(i))]
   if not chosen:
     raise UserError(
       f"config.data.path={folder!r}: split {split!r} is empty, of"
-      f" {len(gathered.images)} images in all"
+      f" {len(gathered.images)} images in all; split='all' takes all of them"
     )
   return chosen
-
-
-def split_of(image: str) -> str:
-  """Returns "test" for a tenth of all names, "train" for the others."""
-  digest = hashlib.sha256(image.encode("utf-8", "surrogatepass")).digest()
-  return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
