@@ -97,6 +97,12 @@ _KARPATHY = [
       "lines.json": '{"image": "0.png", "text": "a red disc"}\n'
       '{"image": "1.png", "text": "a green disc"}\n'
     },
+    {
+      "pandas.json": {
+        "image": {str(i): name for i, name in enumerate(TEXTS)},
+        "text": {str(i): text for i, (text,) in enumerate(TEXTS.values())},
+      }
+    },
     {"by_image.json": {name: list(texts) for name, texts in TEXTS.items()}},
     {
       "fr.json": {

@@ -122,9 +122,15 @@ def every(digits=range(10)):
   return {digit: NAMES[digit] for digit in digits}
 
 
+@pytest.mark.parametrize("form", ["{}", "{:02}", "{}.0"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_names_in_order_belong_to_labels_in_order_of_numbers(first, tmp_path):
-  rows = [(f"{i}.png", "a digit", d + first, d) for i, d in enumerate(DIGITS)]
+def test_names_in_order_belong_to_labels_in_order_of_numbers(
+  first, form, tmp_path
+):
+  rows = [
+    (f"{i}.png", "a digit", form.format(d + first), d)
+    for i, d in enumerate(DIGITS)
+  ]
   section = write_folder(tmp_path, [("image", "caption", "label"), *rows])
   names = write_names(tmp_path, "\n".join(NAMES), "names.txt")
   got = right_names(**section, label_key="label", classes_file=names)

@@ -16,7 +16,15 @@ import big_siglip
 from big_siglip import report
 from big_siglip.data.sources import open_source
 from big_siglip.errors import UserError
-from big_siglip.report import axes, charts, curves, page, pool, resources
+from big_siglip.report import (
+  axes,
+  charts,
+  curves,
+  page,
+  pool,
+  resources,
+  samples,
+)
 from big_siglip.report.runs import read_runs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -442,6 +450,15 @@ def test_evaluations_beside_training_count(copy):
   assert rows["more/recall@1"] == "50.0 % at step 5"
   assert rows["more/recall@10"] == "75.0 % at step 5"
   assert any(t.startswith("more/recall @1@10") for _, t in found.all("figure"))
+
+
+def test_probabilities_of_a_softmax_are_told_to_mean_nothing(digits, copy):
+  folder = copy("softmax", loss={"name": "ring_softmax"})
+  shutil.copytree(digits / "checkpoints", folder / "checkpoints")
+  runs = read_runs([str(folder)])
+  samples.groups(runs, 1)
+  (said,) = runs[0].notes
+  assert "never trained, so there are no sigmoid probabilities that" in said
 
 
 def test_fine_tuning_and_skipped_data_are_shown(copy):

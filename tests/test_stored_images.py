@@ -73,6 +73,7 @@ PIXELS = [np.full((2, 2, 3), i, np.uint8) for i in range(3)]
     [base64.urlsafe_b64encode(data).decode() for data in DATA],
     [[data] for data in DATA],
     [[{"bytes": data, "path": None}] for data in DATA],
+    [[{"bytes": None, "path": f"{i}.png"}] for i in range(3)],
     pa.array([list(data) for data in DATA], pa.list_(pa.uint8())),
   ],
 )
@@ -85,6 +86,12 @@ def test_parquet_holds_images_in_many_ways(tmp_path, column):
   source = open_source("parquet", "all", path)
   assert [e.image for e in source] == list(DATA)
   assert [e.texts for e in source] == [(text,) for text in TEXTS]
+
+
+def test_a_column_of_images_may_be_called_anything(tmp_path):
+  column = [{"bytes": data, "path": None} for data in DATA]
+  path = parquet(tmp_path, photo=column, text=TEXTS)
+  assert open_source("parquet", "all", path)[1].image == DATA[1]
 
 
 def test_pixels_in_lists_are_an_image(tmp_path):

@@ -111,6 +111,8 @@ def read_labels(given: str | None) -> tuple[tuple[str, ...], ...]:
     classes = class_files.parse(given, where)
   elif "," not in given and file.suffix.lower() in _NAMES:
     raise UserError(f"{where}: no such file")
+  elif given.endswith("/") and file.is_dir():
+    raise UserError(f"{where}: is a folder, must be labels or a file of them")
   else:
     labels = [label.strip() for label in given.split(",")]
     if "" in labels:

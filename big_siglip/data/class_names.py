@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from big_siglip.errors import UserError
 
+_NUMBER = re.compile(r"[0-9]{1,18}(\.0+)?")
+
 
 class ClassNames(NamedTuple):
   """Classes in the order of a file.
@@ -71,16 +73,21 @@ def same_names(
 def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
   """Returns labels in order: 2 before 10 where all of them are numbers."""
   if all(map(is_number, labels)):
-    return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels, key=lambda label: (to_number(label), label)))
   return tuple(sorted(labels))
 
 
 def normal(name: str) -> str:
   """Returns a name as others may spell it: case, spaces and lines aside."""
   name = " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
-  return str(int(name)) if is_number(name) else name
+  return str(to_number(name)) if is_number(name) else name
 
 
 def is_number(text: str) -> bool:
-  """Returns whether a label is a number, from 0 on."""
-  return text.isascii() and text.isdecimal() and len(text) < 19
+  """Returns whether a label is a whole number, from 0 on: 7, 07 or 7.0."""
+  return bool(_NUMBER.fullmatch(text))
+
+
+def to_number(text: str) -> int:
+  """Returns the number that a label is; pandas writes 7 as 7.0."""
+  return int(text.partition(".")[0])

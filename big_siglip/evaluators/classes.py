@@ -11,6 +11,7 @@ from big_siglip.data.class_names import (
   is_number,
   normal,
   same_names,
+  to_number,
 )
 from big_siglip.errors import UserError
 
@@ -104,7 +105,7 @@ def _classes(names, texts, indices, owners: Mapping[int, int]) -> Classes:
   of_label: dict[str | int, int] = {}
   for place, owner in owners.items():
     of_label[texts[place]] = owner
-    of_label[int(texts[place]) if numbered else indices[place]] = owner
+    of_label[to_number(texts[place]) if numbered else indices[place]] = owner
   return Classes(tuple(names), of_label, of_index)
 
 
@@ -113,12 +114,12 @@ def _of_file(content: ClassNames) -> dict[str | int, int]:
   of_label: dict[str | int, int] = dict(
     zip(range(len(content.names)), range(len(content.names)), strict=True)
   )
-  for number, own in reversed(list(enumerate(content.names))):
-    of_label[own[0]] = number
+  for i, own in reversed(list(enumerate(content.names))):
+    of_label[own[0]] = i
   for column in content.labels:
-    for number, label in enumerate(column):
-      of_label[int(label) if is_number(label) else label] = number
-      of_label[label] = number
+    for i, label in enumerate(column):
+      of_label[to_number(label) if is_number(label) else label] = i
+      of_label[label] = i
   return of_label
 
 
@@ -136,7 +137,7 @@ def _match(
     return _in_order_of_numbers(content, texts, where)
   for column in content.labels:
     if all(map(is_number, column)):
-      places = list(map(int, column))
+      places = list(map(to_number, column))
       first = _first_number(places, len(texts), where)
       owners = {place - first: i for i, place in enumerate(places)}
       _check_order(content, texts, owners, where)
@@ -188,7 +189,7 @@ def _by_name(
 
 def _in_order_of_numbers(content, texts, where) -> tuple[dict[int, int], str]:
   """Returns what names without numbers mean for labels that are numbers."""
-  numbers, count = list(map(int, texts)), len(content.names)
+  numbers, count = list(map(to_number, texts)), len(content.names)
   if any(all(map(is_number, column)) for column in content.labels):
     raise UserError(f"{where}: {_strangers(content, texts)}")
   if count == len(numbers):

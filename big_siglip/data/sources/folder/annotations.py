@@ -72,6 +72,8 @@ def table_of(file: str, content: Any) -> Table | None:
     if isinstance(paths, list) and isinstance(notes, list):
       pairs = zip(paths, notes, strict=False)
       return _listed(file, [{"image": i, "caption": c} for i, c in pairs])
+    if {str(name).lower() for name in content} & {*IMAGE_NAMES}:
+      return _by_column(file, content)
     if content and all(map(_is_texts, content.values())):
       items = content.items()
       return _listed(file, [{"image": i, "caption": c} for i, c in items])
@@ -81,6 +83,20 @@ def table_of(file: str, content: Any) -> Table | None:
   }:
     return _listed(file, content)
   return None
+
+
+def _by_column(file: str, content: dict[str, Any]) -> Table | None:
+  """Returns a table that was written by its columns, as pandas does."""
+  columns = [
+    list(values.values()) if isinstance(values, dict) else values
+    for values in content.values()
+  ]
+  if not all(isinstance(values, list) for values in columns):
+    return None
+  if len({len(values) for values in columns}) != 1:
+    return None
+  rows = zip(*columns, strict=True)
+  return _listed(file, [dict(zip(content, row, strict=True)) for row in rows])
 
 
 def _objects(value: Any) -> bool:

@@ -1,12 +1,12 @@
 """The rows of a folder's tables, checked and put together by image."""
 
-import ast
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import itertools
 import json
 import os
+import re
 from typing import Any
 
 from big_siglip.data.class_names import sort_labels
@@ -17,6 +17,12 @@ from big_siglip.data.sources.nested import dig
 from big_siglip.data.sources.splits import canonical, is_split
 from big_siglip.errors import UserError
 
+# Texts in quotes, and a list of them; what backslashes stand before.
+_ITEM = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
+_ITEMS = rf"(?:{_ITEM.pattern})(?:\s*,\s*(?:{_ITEM.pattern}))*+"
+_LIST = re.compile(rf"\[\s*{_ITEMS}\s*\]", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_LETTERS = {"n": "\n", "t": "\t", "r": "\r"}
 _SPLIT = "split"  # A column that names each row's, as of Flickr30k's tables.
 _SAMPLE = 64  # Rows that tell what their columns are.
 # Examples of which `max_skipped` may be bad however few there are, as at the
@@ -200,14 +206,12 @@ def _captions(value: Any) -> list[Any]:
   """Returns the captions of a cell; it may be a list that was written out."""
   if isinstance(value, list):
     return value
-  if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
-    for parse in (json.loads, ast.literal_eval):
-      try:
-        found = parse(value)
-      except (ValueError, SyntaxError, RecursionError, MemoryError):
-        continue
-      if found and all(isinstance(item, str) for item in found):
-        return found
+  if isinstance(value, str) and _LIST.fullmatch(value):
+    try:
+      return json.loads(value)
+    except ValueError:  # As Python prints it. Its own parser can be crashed.
+      items = [match[1:-1] for match in _ITEM.findall(value)]
+      return [_ESCAPE.sub(lambda m: _LETTERS.get(m[1], m[1]), i) for i in items]
   return [value]
 
 

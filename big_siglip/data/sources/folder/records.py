@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 import os
 
-from absl import logging
 import numpy as np
 
+from big_siglip.data.faults import Fault
 from big_siglip.data.sources.example import column, Options, Record
 from big_siglip.data.sources.folder import gathering, layouts
 from big_siglip.data.sources.folder.gathering import Gathered
@@ -19,9 +19,10 @@ SPLITS = ("all", "train", "test")
 
 
 class FolderRecords:
-  """The images of a folder, whatever its layout; see `example.Records`."""
+  """The images of a folder, whatever its layout; see `example.Records`.
 
-  faults = ()
+  A table of which rows cannot be used is one of the `faults`.
+  """
 
   def __init__(self, folder: str, split: str, options: Options):
     """Reads what is said of the images, and looks whether each is there.
@@ -41,8 +42,10 @@ class FolderRecords:
       folder,
       lambda images: splits_of(images, self._folder, self._storage),
     )
+    self.faults = ()
     if gathered.left_out:
-      logging.warning("%s", gathered.left_out)
+      where = gathered.where
+      self.faults = (Fault(-1, "record", where, gathered.left_out),)
     self._images = tuple(chosen)
     self._rows = tuple(gathered.images[image] for image in chosen)
     self.where = gathered.where
