@@ -196,12 +196,11 @@ def views(config: ConfigDict) -> tuple[View, ...]:
     UserError: the tokenizer's file is missing or wrong, or the text tower's
       vocabulary is smaller than its own.
   """
-  data = config.data
-  seen, texts = _plain_views(
-    config, preprocess(config).tokenizer, has_image_tower(config)
-  )
+  data, made = config.data, preprocess(config)
+  seen, texts = _plain_views(config, made.tokenizer, has_image_tower(config))
   if isinstance(seen, Pixels):
-    seen = Pixels(seen.size, data.resize, data.crop_min_area, data.flip)
+    square = vars(made.value.square())
+    seen = Pixels(**square, crop_min_area=data.crop_min_area, flip=data.flip)
   return seen, texts
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from big_siglip.errors import raise_problems
-from big_siglip.schema.fields import SCHEDULES
+from big_siglip.schema.words import SCHEDULES
 
 
 def learning_rate_schedule(

@@ -91,6 +91,9 @@ def _model() -> ConfigDict:
       "pooling": "map",  # map, cls or gap; none: patches alone.
       "head": False,  # A projection to embed_dim.
       "drop_border": False,  # Allow pixels that no patch covers.
+      # Of red, green and blue in [0, 1]: taken off, and what is divided by.
+      "mean": (0.5, 0.5, 0.5),
+      "std": (0.5, 0.5, 0.5),
       # These override the named size.
       "patch_size": config_dict.placeholder(int),  # pixels
       "width": config_dict.placeholder(int),
@@ -158,8 +161,11 @@ def _data() -> ConfigDict:
       },
       "retry_seconds": 60.0,  # How long to try where storage does not answer.
       "decoder": "pillow",  # pillow, exact, or fast (docs/data.md).
-      "resize": "bilinear",  # bilinear, bicubic or big_vision.
-      "crop_min_area": 1.0,  # 1: squash the whole image, as SigLIP does.
+      "resize": "bilinear",  # bilinear, bicubic, big_vision ...: docs/data.md.
+      "crop": "none",  # Squash; or center, shortest or longest: docs/data.md.
+      "crop_fraction": 1.0,  # Below 1: resize to more, and keep the middle.
+      "fill": (0, 0, 0),  # Of what lies outside the image, with longest.
+      "crop_min_area": 1.0,  # 1: no random crop, as SigLIP does.
       "flip": False,  # Captions may say left or right.
       # bytes, or a SentencePiece model's path, or that of a tokenizer.json.
       "tokenizer": "c4_en/sentencepiece.model",
@@ -186,6 +192,8 @@ def take_from_weights(c: ConfigDict) -> None:
     tower.head = config_dict.placeholder(bool)
   c.model.image.image_size = config_dict.placeholder(int)
   c.model.image.drop_border = config_dict.placeholder(bool)
+  c.model.image.mean = config_dict.placeholder(tuple)
+  c.model.image.std = config_dict.placeholder(tuple)
   c.model.text.vocab_size = config_dict.placeholder(int)
   c.model.text.length = config_dict.placeholder(int)
   c.data.tokenizer = config_dict.placeholder(str)
@@ -193,6 +201,9 @@ def take_from_weights(c: ConfigDict) -> None:
   c.data.clean = config_dict.placeholder(str)
   c.data.pad_id = config_dict.placeholder(int)
   c.data.resize = config_dict.placeholder(str)
+  c.data.crop = config_dict.placeholder(str)
+  c.data.crop_fraction = config_dict.placeholder(float)
+  c.data.fill = config_dict.placeholder(tuple)
 
 
 def classification(**changes: Any) -> ConfigDict:

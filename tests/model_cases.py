@@ -21,6 +21,8 @@ def model_config(image=None, text=None, **fields):
         pooling="map",
         head=False,
         drop_border=False,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
         patch_size=none(int),
         **{name: none(int) for name in numbers},
       ),

@@ -16,7 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
-from big_siglip.schema.fields import CLEANINGS
+from big_siglip.schema.words import CLEANINGS
 from big_siglip.weights import export, export_tokenizer, open_weights
 from big_siglip.weights.preprocessing import find_preprocessing
 

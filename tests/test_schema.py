@@ -107,7 +107,8 @@ def test_a_models_folder_gets_no_fields_of_training():
   data = {"tokenizer": "bytes", "lowercase": True, "resize": "bilinear"}
   whole = fields.complete_config({"model": model, "data": data})
   assert whole["model"]["lora"]["rank"] == 0
-  assert whole["data"] == {**data, "clean": "none"}
+  older = {"clean": "none", "crop": "none", "crop_fraction": 1.0}
+  assert whole["data"] == {**data, **older, "fill": [0, 0, 0]}
   assert set(whole) == {"model", "data"}
 
 
@@ -185,4 +186,4 @@ def test_a_field_without_its_weights_must_be_set():
     config.init.path = None
   said = find_problems(config)
   assert "config.model.image.size=None: must be set, or" in said[0]
-  assert len(said) == len(fields.unset_fields(config)) == 15
+  assert len(said) == len(fields.unset_fields(config)) == 20

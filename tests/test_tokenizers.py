@@ -21,7 +21,7 @@ from big_siglip.data.cleaning import prepare
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import BadExample, UserError
 from big_siglip.models import SigLIP
-from big_siglip.schema.fields import CLEANINGS
+from big_siglip.schema.words import CLEANINGS
 from big_siglip.weights import export, open_weights
 from big_siglip.weights.preprocessing import find_preprocessing
 
@@ -236,6 +236,9 @@ def test_a_folder_with_tokenizer_json_alone_comes_in_and_goes_out(
     "clean": "none",
     "pad_id": 0,  # As its config says; the vocabulary is not Gemma's.
     "resize": "bilinear",
+    "crop": "none",
+    "crop_fraction": 1.0,
+    "fill": (0, 0, 0),
   }
   processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
   theirs = processor(

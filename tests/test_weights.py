@@ -185,6 +185,9 @@ def test_the_preprocessing_goes_out_and_comes_in(
     clean="html",
     pad_id=0,
     resize="big_vision",
+    crop="none",
+    crop_fraction=1.0,
+    fill=(0, 0, 0),
     tokenizer=str(copy),
   )
   said = "does not do config.data.resize='big_vision'" in caplog.text
@@ -222,7 +225,9 @@ def test_open_clip_says_pixels_and_resizing_beside_its_weights(tmp_path):
   assert weights.model.image.drop_border
   assert weights.preprocessing["resize"] == "bilinear"
   file.write_text("{}")
-  with pytest.raises(UserError, match="open_clip_config.json: says no image_s"):
+  with pytest.raises(
+    UserError, match="open_clip_config.json: model_cfg=None: must"
+  ):
     open_weights(str(tmp_path))
 
 

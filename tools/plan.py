@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_flags
 from big_siglip.errors import exit_on_error, UserError
-from big_siglip.schema.fields import REMATS
+from big_siglip.schema.words import REMATS
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology",

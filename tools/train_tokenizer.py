@@ -17,7 +17,7 @@ from absl import app, flags, logging
 
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, naming, UserError
-from big_siglip.schema.fields import CLEANINGS
+from big_siglip.schema.words import CLEANINGS
 
 _DATA = flags.DEFINE_string("data", "folder", "As config.data.name.")
 _PATH = flags.DEFINE_string("path", None, "As config.data.path.")

@@ -19,7 +19,15 @@ class LazyImage:
       `fast_images`. Else Pillow decodes it, exactly.
   """
 
-  __slots__ = ("_decoded", "_header", "_needed", "_pixels", "encoded", "fast")
+  __slots__ = (
+    "_big_vision",
+    "_decoded",
+    "_header",
+    "_needed",
+    "_pixels",
+    "encoded",
+    "fast",
+  )
 
   def __init__(self, encoded: Any, fast: bool = False):
     """Reads the header that `fast_images` needs, and decodes nothing yet."""
@@ -31,6 +39,7 @@ class LazyImage:
     self._needed = 0.0
     self._pixels: np.ndarray | None = None
     self._decoded = 0.0
+    self._big_vision: np.ndarray | None = None
 
   def shape(self) -> tuple[int, int]:
     """Returns (height, width) of the whole image, in pixels.
@@ -66,9 +75,19 @@ class LazyImage:
       self._decode()
     return self._pixels, min(self._decoded, 1.0)
 
+  def as_big_vision(self) -> np.ndarray:
+    """Returns RGB uint8 [H, W, 3]: see `fast_images.decode_as_big_vision`.
+
+    Raises:
+      BadImage: it cannot be decoded.
+    """
+    if self._big_vision is None:
+      self._big_vision = fast_images.decode_as_big_vision(self.encoded)
+    return self._big_vision
+
   def forget(self) -> None:
     """Drops the pixels."""
-    self._pixels = None
+    self._pixels = self._big_vision = None
 
   def _decode(self) -> None:
     if self._header and self._needed <= 1:
@@ -80,3 +99,21 @@ class LazyImage:
         return
     self._pixels = images.decode(self.encoded)
     self._decoded = _EXACT
+
+
+def decode(
+  encoded: bytes, resize: str, max_pixels: int = images.MAX_PIXELS
+) -> np.ndarray:
+  """Returns RGB uint8 [H, W, 3] as evaluations see it.
+
+  Args:
+    encoded: an image.
+    resize: `config.data.resize`, of which big_vision has a decoder of its own.
+    max_pixels: larger images are refused before their pixels are decoded.
+
+  Raises:
+    BadImage: it cannot be decoded.
+  """
+  if resize == images.BIG_VISION:
+    return fast_images.decode_as_big_vision(encoded, max_pixels)
+  return images.decode(encoded, max_pixels)

@@ -42,8 +42,8 @@ def shape(
     data: an encoded image.
     max_pixels: that are decoded.
   """
-  found = _plain_jpeg_shape(data)
-  if found is None or not 0 < math.prod(found) <= max_pixels:
+  found, orientation = _plain_jpeg(data)
+  if orientation != 1 or not 0 < math.prod(found) <= max_pixels:
     return None
   return found
 
@@ -91,6 +91,33 @@ def decode(
     )
   except ValueError:
     return None
+
+
+def decode_as_big_vision(
+  data: bytes, max_pixels: int = images.MAX_PIXELS
+) -> np.ndarray:
+  """Returns RGB uint8 [H, W, 3] as tf.image.decode_jpeg does, but upright.
+
+  TensorFlow asks libjpeg for its fast integer DCT (INTEGER_FAST), whose pixels
+  are 0.7 grey levels darker on average than those of the exact one. Where there
+  is no choice, in all but plain JPEG files, this is `images.decode`.
+
+  Args:
+    data: an encoded image.
+    max_pixels: that are decoded.
+
+  Raises:
+    BadImage: not an image, truncated, damaged or too large.
+  """
+  found, orientation = _plain_jpeg(data)
+  if not 0 < math.prod(found) <= max_pixels:
+    return images.decode(data, max_pixels)
+  try:
+    return images.turned(
+      simplejpeg.decode_jpeg(data, fastdct=True), orientation
+    )
+  except ValueError:  # libjpeg warns of it; Pillow knows what to refuse.
+    return images.decode(data, max_pixels)
 
 
 def resize(
@@ -161,19 +188,21 @@ def _taps(shrink: float) -> np.ndarray:
   return taps.astype(np.float32)
 
 
-def _plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
-  """Returns (height, width) of a JPEG file that simplejpeg may decode.
+def _plain_jpeg(data: bytes) -> tuple[tuple[int, int], int]:
+  """Returns (height, width) and the EXIF orientation of a JPEG file.
 
-  Everything is read off the segments before the first scan, which is all that
-  Pillow looks at; simplejpeg's own header has no orientation.
+  (0, 0), 0: simplejpeg may not decode it. Everything is read off the segments
+  before the first scan, which is all that Pillow looks at; simplejpeg's own
+  header has no orientation.
   """
+  none = (0, 0), 0
   if not data.startswith(b"\xff\xd8"):
-    return None
-  shape, plain, place = None, False, 2
+    return none
+  shape, plain, place = (0, 0), False, 2
   try:
     while (kind := data[place + 1]) != _SCAN:
       if data[place] != 0xFF or not 0xC0 <= kind < 0xFF:
-        return None
+        return none
       if kind in _FRAMES:
         # Bits, height, width, number of colors; then three bytes for each.
         bits, height, width, colors = _FRAME.unpack_from(data, place + 4)
@@ -181,15 +210,14 @@ def _plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
         plain = bits == 8 and (colors == 1 or ids == b"\1\2\3")
         shape = height, width
       elif kind == _ADOBE and data[place + 15] != _YCC:
-        return None
+        return none
       place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     if not plain:
-      return None
+      return none
     header = data[:place]
     if b"Exif\0\0" in header or b"rientation" in header:
       with Image.open(io.BytesIO(data)) as image:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-          return None
+        return shape, image.getexif().get(ExifTags.Base.Orientation, 1)
   except Exception:  # Whatever is wrong with it: Pillow says so.
-    return None
-  return shape
+    return none
+  return shape, 1

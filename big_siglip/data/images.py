@@ -12,17 +12,24 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from big_siglip.errors import BadExample, UserError
-from big_siglip.schema.fields import RESIZES
+from big_siglip.schema.words import RESIZES
 
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
 
-# How transformers resizes for SigLIP 2 and for SigLIP.
+# Pillow's filters; transformers resizes for SigLIP 2 with the first, and for
+# SigLIP with the second.
 RESIZE_METHODS = {
   "bilinear": Image.Resampling.BILINEAR,
   "bicubic": Image.Resampling.BICUBIC,
+  "nearest": Image.Resampling.NEAREST,
+  "lanczos": Image.Resampling.LANCZOS,
+  "box": Image.Resampling.BOX,
+  "hamming": Image.Resampling.HAMMING,
 }
 BIG_VISION = "big_vision"  # How Google trained both; see `_resize_big_vision`.
+# What looks at a few pixels alone, however much it shrinks.
+NOT_ANTIALIASED = ("nearest", BIG_VISION)
 
 # What brings an image upright, by its EXIF orientation.
 _TURNS = {
@@ -100,7 +107,7 @@ def resize(
   Args:
     image: uint8 [H, W, 3].
     size: side in pixels, or (height, width).
-    method: "bilinear", "bicubic" or "big_vision".
+    method: "big_vision", or one of `RESIZE_METHODS`.
     box: what to cut out first; None for nothing.
 
   Returns:
@@ -162,6 +169,14 @@ def random_box(
 def flip(image: np.ndarray) -> np.ndarray:
   """Returns the mirror image, left and right exchanged; [H, W, 3]."""
   return np.ascontiguousarray(image[:, ::-1])
+
+
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+  """Returns uint8 [H, W, 3] upright; `orientation`: as EXIF has it."""
+  turn = _TURNS.get(orientation)
+  if turn is None:
+    return image
+  return np.asarray(Image.fromarray(image).transpose(turn))
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:

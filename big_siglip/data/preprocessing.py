@@ -12,7 +12,8 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from big_siglip.data import images
+from big_siglip.data import decoding
+from big_siglip.data.squares import BLACK, Square
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
 
@@ -21,23 +22,32 @@ _CONFIG = {
   "image_size": "config.model.image.image_size",
   "resize": "config.data.resize",
   "crop": "config.data.crop",
-  "mean": "config.data.mean",
-  "std": "config.data.std",
+  "crop_fraction": "config.data.crop_fraction",
+  "fill": "config.data.fill",
+  "mean": "config.model.image.mean",
+  "std": "config.model.image.std",
   "text_length": "config.model.text.length",
   "tokenizer": "config.data.tokenizer",
   "lowercase": "config.data.lowercase",
   "clean": "config.data.clean",
   "pad_id": "config.data.pad_id",
 }
-# What decides about the pixels that a model sees.
-IMAGE_FIELDS = ("image_size", "resize", "crop", "mean", "std")
+# What decides about the pixels that a model sees but for their number, and what
+# decides about them all.
+_COLORS = ("resize", "crop", "crop_fraction", "fill", "mean", "std")
+IMAGE_FIELDS = ("image_size", *_COLORS)
 # What nothing can make up for: sizes are resampled, pieces are found by name.
-RULES = ("resize", "crop", "mean", "std", "lowercase", "clean", "pad_id")
+RULES = (*_COLORS, "lowercase", "clean", "pad_id")
 _HALF = (0.5, 0.5, 0.5)
-# Fields that have room for values which nothing does yet.
-_ONLY = {"crop": "none", "mean": _HALF, "std": _HALF}
 # What was done before there was a choice: older files do not say it.
-_BEFORE = {"clean": "none", **_ONLY}
+_BEFORE = {
+  "clean": "none",
+  "crop": "none",
+  "crop_fraction": 1.0,
+  "fill": BLACK,
+  "mean": _HALF,
+  "std": _HALF,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +56,15 @@ class Preprocessing:
 
   Attributes:
     image_size: side of an image in pixels.
-    resize: "bilinear", "bicubic" or "big_vision".
+    resize: see `images.resize`.
     text_length: tokens of a text.
     tokenizer: "bytes", or the path of its file, or a hash of it: see `hashed`.
     lowercase: whether A-Z become a-z first.
     clean: see `cleaning.prepare`.
     pad_id: the token that fills the end of a text.
-    crop: "none": the whole image is squashed to a square.
+    crop: how an image becomes a square, as the next two: see `squares.Square`.
+    crop_fraction: of what is resized, the share of a side that is kept.
+    fill: red, green and blue of what lies outside the image, 0 to 255.
     mean: of red, green and blue in [0, 1], which the model takes off.
     std: by which it divides then.
   """
@@ -65,41 +77,34 @@ class Preprocessing:
   clean: str
   pad_id: int
   crop: str = "none"
+  crop_fraction: float = 1.0
+  fill: tuple[int, ...] = BLACK
   mean: tuple[float, ...] = _HALF
   std: tuple[float, ...] = _HALF
-
-  def __post_init__(self):
-    for field, only in _ONLY.items():
-      value = getattr(self, field)
-      if value != only:
-        raise UserError(
-          f"preprocessing: {field}={value!r}: must be {only!r}; no other is"
-          " known here"
-        )
 
   @classmethod
   def of(cls, config: Any) -> "Preprocessing":
     """Returns that of a config's sections `model` and `data`."""
-    sizes = {
-      "image_size": config.model.image.image_size,
-      "text_length": config.model.text.length,
-    }
-    return cls.from_dict({**config.data, **sizes})
+    image = config.model.image
+    of_model = {name: image[name] for name in ("image_size", "mean", "std")}
+    of_model["text_length"] = config.model.text.length
+    return cls.from_dict({**config.data, **of_model})
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
     """Returns what `as_dict` gave, among other values maybe.
 
     Raises:
-      UserError: a field is missing, or has a value that nothing does yet.
+      UserError: a field is missing.
     """
     values = {**_BEFORE, **values}
     names = [field.name for field in dataclasses.fields(cls)]
     if missing := [name for name in names if name not in values]:
       raise UserError(f"preprocessing: has no {', '.join(missing)}")
     known = {name: values[name] for name in names}
-    for name in ("mean", "std"):  # JSON has lists.
-      known[name] = tuple(known[name])
+    for name in ("fill", "mean", "std"):  # JSON has lists.
+      if known[name] is not None:
+        known[name] = tuple(known[name])
     return cls(**known)
 
   def as_dict(self) -> dict[str, Any]:
@@ -108,12 +113,17 @@ class Preprocessing:
 
   def data_fields(self) -> dict[str, Any]:
     """Returns the fields that stand in a config's section `data`."""
-    prefix = "config.data."
-    return {
-      path.removeprefix(prefix): getattr(self, name)
-      for name, path in _CONFIG.items()
-      if path.startswith(prefix) and name not in _ONLY
-    }
+    return self._fields("config.data.")
+
+  def image_fields(self) -> dict[str, Any]:
+    """Returns those that stand in its section `model.image`."""
+    return self._fields("config.model.image.")
+
+  def square(self) -> Square:
+    """Returns what makes a square of an image."""
+    return Square(
+      self.image_size, self.resize, self.crop, self.crop_fraction, self.fill
+    )
 
   def hashed(self) -> "Preprocessing":
     """Returns the same with a hash of the tokenizer's file for its path."""
@@ -140,6 +150,13 @@ class Preprocessing:
         continue
       lines.append(f"{_CONFIG[field]}={mine!r}, not {theirs!r}")
     return lines
+
+  def _fields(self, prefix: str) -> dict[str, Any]:
+    return {
+      path.removeprefix(prefix): getattr(self, name)
+      for name, path in _CONFIG.items()
+      if path.startswith(prefix)
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +196,10 @@ class Preprocess:
       BadImage: it cannot be decoded.
     """
     if isinstance(image, bytes):
-      image = images.decode(image)
+      image = decoding.decode(image, self.value.resize)
     if image.ndim == 1:
       return image
-    return images.resize(image, self.value.image_size, self.value.resize)
+    return self.value.square()(image)
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
     """Returns what the text tower sees, int32 [len(texts), text_length]."""

@@ -9,6 +9,7 @@ on the right.
 
 from collections.abc import Sequence
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -135,8 +136,10 @@ class SentencePieceTokenizer:
 class HuggingFaceTokenizer:
   """A tokenizer.json of Hugging Face `tokenizers`, such as SigLIP 2's.
 
-  Its own special tokens, padding and truncation are left out, and a caption
-  that spells out a special token ("<eos>") gets the tokens of these letters.
+  Its own template, padding and truncation are left out, and a caption that
+  spells out a special token of its vocabulary ("<eos>") gets the tokens of
+  these letters. Tokens that were added to the vocabulary are tokens, special or
+  not.
   The end of a text is the first that it has of <eos>, </s>, <|endoftext|>,
   <|im_end|> and [SEP].
 
@@ -211,7 +214,15 @@ class HuggingFaceTokenizer:
     self._load()
 
   def _load(self) -> None:
-    self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
+    made = tokenizers.Tokenizer.from_str(self._json)
+    trained = made.get_vocab(with_added_tokens=False)
+    content = json.loads(self._json)
+    ours = [t for t in content["added_tokens"] if t["content"] not in trained]
+    if any(token["special"] for token in ours):
+      for token in ours:
+        token["special"] = False
+      made = tokenizers.Tokenizer.from_str(json.dumps(content))
+    self._tokenizer = made
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     self._tokenizer.encode_special_tokens = True

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.schema.fields import KERNELS
 from big_siglip.schema.sizes import resolve_image
+from big_siglip.schema.words import KERNELS
 from big_siglip.sharding import batch_devices, replicated, to_global
 
 # What a CPU embeds at once: more activations than that leave its cache between

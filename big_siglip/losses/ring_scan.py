@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from big_siglip.errors import UserError
-from big_siglip.schema.fields import DTYPES
+from big_siglip.schema.words import DTYPES
 
 
 def tile_rows(

@@ -20,7 +20,8 @@ class ImageTower(nn.Module):
   Attributes:
     config: `config.model.image`: size, pooling ("map": attention pooling, as
       SigLIP; "cls": a token before the first patch, as CLIP; "gap": mean;
-      "none": the tokens alone) and head (a projection without bias).
+      "none": the tokens alone), head (a projection without bias), and mean and
+      std of red, green and blue in [0, 1], which uint8 images are brought to.
     embed_dim: E, of the head.
     compute: how.
   """
@@ -36,7 +37,7 @@ class ImageTower(nn.Module):
     """Embeds images.
 
     Args:
-      image: BHW3, uint8, or float from -1 to 1.
+      image: BHW3, uint8, or float of which mean and std are taken off.
       mask: BL bool, true for real patches; None: all are.
 
     Returns:
@@ -45,7 +46,7 @@ class ImageTower(nn.Module):
     """
     size = sizes.resolve_image(self.config)
     if image.dtype == jnp.uint8:
-      image = image.astype(jnp.float32) / 127.5 - 1
+      image = normalize(image, self.config.mean, self.config.std)
     x = nn.Conv(
       size.width,
       (size.patch_size, size.patch_size),
@@ -64,3 +65,18 @@ class ImageTower(nn.Module):
         self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head"
       )(pooled)
     return pooled, tokens
+
+
+def normalize(image: jax.Array, mean: Any, std: Any) -> jax.Array:
+  """Returns BHW3 float32 of uint8: less a mean, and divided by a deviation.
+
+  Args:
+    image: BHW3 uint8.
+    mean: of red, green and blue, in [0, 1].
+    std: the same.
+  """
+  image = image.astype(jnp.float32)
+  if {*mean, *std} == {0.5}:  # Which all published weights have.
+    return image / 127.5 - 1
+  mean, std = (jnp.float32(each).reshape(1, 1, 1, 3) for each in (mean, std))
+  return (image / 255 - mean) / std

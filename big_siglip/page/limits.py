@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from big_siglip.data import images as image_data
+from big_siglip.data import decoding
 from big_siglip.data.images import BadImage
 
 # Pillow knows dozens more. Some start other programs (EPS: Ghostscript), and
@@ -45,8 +45,13 @@ class Limits:
   waiting: int = 16
 
 
-def decode(data: bytes, limits: Limits) -> np.ndarray:
+def decode(data: bytes, limits: Limits, resize: str = "") -> np.ndarray:
   """Returns an image that others sent, as uint8 [H, W, 3].
+
+  Args:
+    data: its file.
+    limits: what is refused.
+    resize: see `decoding.decode`.
 
   Raises:
     BadImage: it is too large, or no image of one of `FORMATS`.
@@ -58,7 +63,7 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
       width, height = image.size  # Nothing is decoded yet.
   except Image.DecompressionBombError as error:
     raise BadImage(f"has more than {limits.pixels:,} pixels") from error
-  except Exception as error:  # As many kinds as in `image_data.decode`.
+  except Exception as error:  # As many kinds as in `images.decode`.
     names = ", ".join(FORMATS)
     raise BadImage(f"is no image that can be read ({names})") from error
   if width * height > limits.pixels:
@@ -66,6 +71,6 @@ def decode(data: bytes, limits: Limits) -> np.ndarray:
       f"has {width:,} x {height:,} pixels; at most {limits.pixels:,} in all"
     )
   try:
-    return image_data.decode(data, limits.pixels)
+    return decoding.decode(data, resize, limits.pixels)
   except BadImage as error:  # Pillow's words for it are of no use to a reader.
     raise BadImage("is damaged, or cut off") from error

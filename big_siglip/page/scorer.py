@@ -107,7 +107,8 @@ class Scorer:
     limit = self._limits.image_bytes
     if file.size > limit:
       raise BadImage(f"is larger than {limit // 2**20} MB")
-    image = decode(file.content.read(), self._limits)
+    resize = self._model.config.data.resize
+    image = decode(file.content.read(), self._limits, resize)
     return self._model.prepare_image(image)
 
   def _embed_images(self, images: list[np.ndarray]) -> np.ndarray:

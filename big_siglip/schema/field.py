@@ -57,6 +57,7 @@ class Field:
     words: if any, a text is one of these.
     within: where a number must lie; None: anywhere.
     each: what the members of a tuple may be, one at least; None: anything.
+    count: how many members a tuple has; None: any number.
     of_weights: None stands for what the weights of `config.init.path` have.
     resumes: a run may be resumed with another value, since it does not change
       the trained parameters by intent.
@@ -68,6 +69,7 @@ class Field:
   words: tuple[str, ...] = ()
   within: Range | None = None
   each: "Field | None" = None
+  count: int | None = None
   of_weights: bool = False
   resumes: bool = False
   older: Any = _NEEDED
@@ -102,10 +104,20 @@ class Field:
     if self.within and value not in self.within:
       return self.within.rule()
     each = self.each
-    if each and (not value or any(map(each.mistake, value))):
+    if each and (
+      len(value) != (self.count or max(1, len(value)))
+      or any(map(each.mistake, value))
+    ):
       rule = each.within.rule() if each.within else "numbers"
-      return f"must be at least one number, each {rule.removeprefix('must ')}"
+      numbers = f"{self.count} numbers" if self.count else "at least one number"
+      return f"must be {numbers}, each {rule.removeprefix('must ')}"
     return None
+
+
+def rgb(kind: Any, within: Range, older: tuple[float, ...]) -> Field:
+  """Returns the field of a number for each of red, green and blue."""
+  each = Field(kind, within=within)
+  return Field(tuple | list, each=each, count=3, of_weights=True, older=older)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from big_siglip.schema import words
 from big_siglip.schema.field import (
   complete,
   Field,
@@ -17,19 +18,9 @@ from big_siglip.schema.field import (
   misshapen,
   misshapen_named,
   Range,
+  rgb,
   Sections,
 )
-
-# Words that other modules implement.
-KERNELS = ("cudnn", "splash", "short")  # Attention that not all chips have.
-ATTENTIONS = ("auto", "xla", "heads_first", *KERNELS)
-REMATS = ("none", "full", "dots", "projections", "attention", "mlp", "offload")
-DTYPES = ("float32", "bfloat16")
-DUPLICATES = ("negative", "ignore", "positive")
-POSITIONS = ("big_vision", "huggingface")
-SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
-CLEANINGS = ("none", "html", "canonical")
-RESIZES = ("bilinear", "bicubic", "big_vision")
 
 _COUNT, _NOT_NEGATIVE = Range(least=1), Range(least=0)
 _POSITIVE = Range(above=0, below=math.inf)
@@ -37,6 +28,7 @@ _free = functools.partial(Field, resumes=True)
 _size = functools.partial(Field, int | None)
 _trained = functools.partial(Field, of_weights=True)
 _unset = functools.partial(Field, older=None)
+
 _TOWER = {"width": _size(), "depth": _size(), "mlp_dim": _size()}
 _TOWER |= {"num_heads": _size()}
 
@@ -47,6 +39,8 @@ _MODEL = {
     "pooling": _trained(str, ("map", "cls", "gap", "none")),
     "head": _trained(bool),
     "drop_border": _trained(bool),
+    "mean": rgb(float | int, Range(least=-255, most=255), (0.5, 0.5, 0.5)),
+    "std": rgb(float | int, Range(above=0, most=255), (0.5, 0.5, 0.5)),
     "patch_size": _size(),
     **_TOWER,
   },
@@ -59,9 +53,9 @@ _MODEL = {
     **_TOWER,
   },
   "embed_dim": Field(int | None, within=_COUNT),
-  "dtype": Field(str, DTYPES),
-  "attention": _free(str, ATTENTIONS, older="auto", was={"jax": "xla"}),
-  "remat": _free(str, REMATS),
+  "dtype": Field(str, words.DTYPES),
+  "attention": _free(str, words.ATTENTIONS, older="auto", was={"jax": "xla"}),
+  "remat": _free(str, words.REMATS),
   "scan": Field(bool),
   "slice_tokens": _free(int | None, within=_COUNT, older=None),
   "lora": {
@@ -75,13 +69,13 @@ _MODEL = {
 _OPTIMIZER = {
   "name": Field(str, ("adamw", "adafactor", "lion")),
   "learning_rate": Field(float | int, within=_POSITIVE),
-  "schedule": Field(str, SCHEDULES),
+  "schedule": Field(str, words.SCHEDULES),
   "warmup_steps": Field(int, within=_NOT_NEGATIVE),
   "cooldown_steps": Field(int, within=_NOT_NEGATIVE),
   "timescale": Field(int, within=_COUNT),
   "b1": Field(float | int, within=Range(least=0, below=1)),
   "b2": Field(float | int, within=Range(least=0, below=1)),
-  "mu_dtype": Field(str, DTYPES),
+  "mu_dtype": Field(str, words.DTYPES),
   "weight_decay": Field(float | int, within=_NOT_NEGATIVE),
   "clip_norm": Field(float | int, within=_NOT_NEGATIVE),
   "rules": Field(tuple | list),
@@ -114,12 +108,17 @@ _DATA = {
   },
   "retry_seconds": _free(float | int, within=_NOT_NEGATIVE, older=60.0),
   "decoder": Field(str, ("pillow", "fast"), older="pillow"),
-  "resize": _trained(str, RESIZES),
+  "resize": _trained(str, words.RESIZES),
+  "crop": _trained(str, words.CROPS, older="none"),
+  "crop_fraction": _trained(
+    float | int, within=Range(least=0.1, most=10), older=1.0
+  ),
+  "fill": rgb(int, Range(least=0, most=255), (0, 0, 0)),
   "crop_min_area": Field(float | int, within=Range(above=0, most=1)),
   "flip": Field(bool),
   "tokenizer": _trained(str),
   "lowercase": _trained(bool),
-  "clean": _trained(str, CLEANINGS, older="none"),
+  "clean": _trained(str, words.CLEANINGS, older="none"),
   "pad_id": _trained(int, within=_NOT_NEGATIVE),
   "max_skipped": _free(float | int, within=Range(least=0, most=1), older=0.1),
   "num_workers": _free(int, within=_NOT_NEGATIVE),
@@ -191,8 +190,8 @@ FIELDS = {
   "loss": {
     "name": Field(str, ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax")),
     "chunk_size": Field(int | None, within=_COUNT),
-    "dtype": Field(str, DTYPES, older="float32"),
-    "duplicates": Field(str, DUPLICATES, older="negative"),
+    "dtype": Field(str, words.DTYPES, older="float32"),
+    "duplicates": Field(str, words.DUPLICATES, older="negative"),
     "same": Field(str, ("text", "image", "either"), older="text"),
   },
   "terms": TERMS,
@@ -207,7 +206,7 @@ FIELDS = {
     "path": _free(str | None, older=None),
     "state": _free(str, ("params", "all"), older="params"),
     "towers": _free(str, ("both", "image", "text"), older="both"),
-    "positions": _free(str, POSITIONS, older="big_vision"),
+    "positions": _free(str, words.POSITIONS, older="big_vision"),
   },
   "model": _MODEL,
   "optimizer": _OPTIMIZER,

@@ -138,9 +138,10 @@ def differences(trained: ConfigDict, given: ConfigDict) -> list[str]:
     trained: the config of the weights.
     given: that of the run that starts from them.
   """
-  if not trained.data:  # Published weights, without their tokenizer.
-    return []
-  now, before = map(Preprocessing.of, (given, trained))
+  # Published weights without a tokenizer say nothing of texts.
+  data = {**given.data, **trained.data}
+  known = ConfigDict({"model": trained.model, "data": data})
+  now, before = map(Preprocessing.of, (given, known))
   return [
     f"{line}, as the weights of {given.init.path} were trained with"
     for line in now.differences(before, RULES)

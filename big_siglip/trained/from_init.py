@@ -17,7 +17,6 @@ from big_siglip.schema.field import Field
 from big_siglip.schema.fields import FIELDS, unset_fields
 from big_siglip.trained import saved
 from big_siglip.weights import open_weights
-from big_siglip.weights.preprocessing import find_preprocessing
 
 
 def fill(
@@ -77,13 +76,11 @@ def _open(config: ConfigDict, unset: list[str]) -> ConfigDict:
       except UserError:  # Perhaps no tokenizer lies beside them.
         if tokenizer is None or saved.is_run(path):
           raise
-        weights = open_weights(path)
-        data = find_preprocessing(weights, tokenizer)
+        return saved.published_config(open_weights(path), tokenizer)
   except UserError as error:
     if not str(error).startswith(path):
       raise
     raise UserError(f"config.init.path={error}") from error
-  return ConfigDict({"model": weights.model, "data": data.data_fields()})
 
 
 def _of_weights(fields: Any) -> list[str]:

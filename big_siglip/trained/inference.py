@@ -100,8 +100,8 @@ class Model:
       with open(image, "rb") as file:
         image = file.read()
     if isinstance(image, bytes):
-      image = image_data.decode(image)
-    elif isinstance(image, Image.Image):
+      return self.preprocess.image(image)
+    if isinstance(image, Image.Image):
       image = image_data.from_pillow(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
       raise UserError(

@@ -37,7 +37,7 @@ def resample_positions(
   Args:
     positions: LD of a square grid, row by row.
     side: of the new grid.
-    method: one of `schema.fields.POSITIONS`.
+    method: one of `schema.words.POSITIONS`.
 
   Raises:
     UserError: L is no square.

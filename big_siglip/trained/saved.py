@@ -19,7 +19,10 @@ from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
 from big_siglip.weights import open_weights, read_params, Weights
-from big_siglip.weights.preprocessing import find_preprocessing
+from big_siglip.weights.preprocessing import (
+  find_image_preprocessing,
+  find_preprocessing,
+)
 
 
 def find(path: str) -> tuple[epath.Path, epath.Path]:
@@ -61,7 +64,7 @@ def load(
       `weights.open_weights` takes.
     mesh: where the parameters are laid out.
     tokenizer: False: published weights may lie there without; `config.data` is
-      empty then.
+      about images alone then.
 
   Raises:
     UserError: there is no model, or none that is whole.
@@ -93,7 +96,7 @@ def open_model(
   except UserError:
     if tokenizer:
       raise
-    config = ConfigDict({"model": weights.model, "data": {}})
+    config = _config(weights.model, find_image_preprocessing(weights))
   return (
     epath.Path(path),
     config,
@@ -170,13 +173,22 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   return {**params, "image": tower}
 
 
-def published_config(weights: Weights) -> ConfigDict:
-  """Returns `model` and `data` of published weights."""
-  return _config(weights.model, find_preprocessing(weights))
+def published_config(
+  weights: Weights, tokenizer: str | None = None
+) -> ConfigDict:
+  """Returns `model` and `data` of published weights.
+
+  Args:
+    weights: see `open_weights`.
+    tokenizer: see `find_preprocessing`.
+  """
+  return _config(weights.model, find_preprocessing(weights, tokenizer))
 
 
 def _config(model: Any, preprocessing: Preprocessing) -> ConfigDict:
   data = preprocessing.data_fields()
+  data = {name: value for name, value in data.items() if value is not None}
+  model.image.update(preprocessing.image_fields())
   return ConfigDict({"model": model, "data": data, "evals": {}})
 
 

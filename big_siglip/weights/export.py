@@ -9,14 +9,13 @@ import math
 import pathlib
 from typing import Any
 
-from absl import logging
-
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import UserError
 from big_siglip.weights import (
   big_vision,
   export_tokenizer,
   huggingface,
+  image_processor,
   onnx_towers,
   open_clip,
   open_clip_config,
@@ -25,8 +24,6 @@ from big_siglip.weights import (
 from big_siglip.weights.npz import save_npz
 from big_siglip.weights.rules import write_params
 from big_siglip.weights.tensors import save_safetensors
-
-_RESAMPLE = {"bilinear": 2, "bicubic": 3, "big_vision": 2}
 
 
 def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
@@ -125,13 +122,10 @@ def _save_preprocessing(
   folder: pathlib.Path, config: Any, tokenizer: export_tokenizer.Exported
 ) -> None:
   """Writes what `AutoProcessor` reads, and all of it for ourselves."""
-  _write_json(folder / "preprocessor_config.json", _image_processor(config))
-  if config.data.resize == "big_vision":
-    logging.warning(
-      "%s: its image processor does not do config.data.resize='big_vision'; "
-      "'bilinear' stands there, the nearest that it knows",
-      folder,
-    )
+  pixels = image_processor.to_transformers(
+    Preprocessing.of(config), str(folder)
+  )
+  _write_json(folder / "preprocessor_config.json", pixels)
   sidecar.save(folder, config, tokenizer.save(folder))
 
 
@@ -150,24 +144,6 @@ FORMATS = {
 
 def _check_pooling(model: Any) -> None:
   huggingface.to_config(model)  # All three know SigLIP's towers alone.
-
-
-def _image_processor(config: Any) -> dict[str, Any]:
-  made = Preprocessing.of(config)
-  size = made.image_size
-  return {
-    "image_processor_type": "SiglipImageProcessor",
-    "processor_class": "SiglipProcessor",
-    "do_resize": True,
-    "size": {"height": size, "width": size},
-    "resample": _RESAMPLE[made.resize],
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(made.mean),
-    "image_std": list(made.std),
-    "do_convert_rgb": True,
-  }
 
 
 def make_folder(folder: pathlib.Path) -> None:

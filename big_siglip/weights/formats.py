@@ -16,6 +16,7 @@ from big_siglip.weights import (
   sidecar,
   tensors,
 )
+from big_siglip.weights.image_transforms import read_open_clip
 from big_siglip.weights.rules import Reader, Rule
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -67,7 +68,7 @@ def open_weights(path: str) -> Weights:
   known = sidecar.read(place)
   if any(key.startswith("visual.trunk.") for key in shapes):
     model = open_clip.infer_config(shapes, reader.path, known.get("num_heads"))
-    known = known or open_clip.read_preprocessing(folder)
+    known = known or read_open_clip(folder)
     _set_image_size(model, known, reader.path)
     rules = open_clip.rules(model)
     return Weights("open_clip", reader, model, rules, folder, known)

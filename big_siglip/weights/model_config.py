@@ -29,6 +29,8 @@ def make_model_config(
         "head": False,
         # So400m/14 sees 378 of 384 pixels.
         "drop_border": image_size % patch != 0,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
         "patch_size": config_dict.placeholder(int),
         **_overrides(image, tower),
       },

@@ -5,7 +5,6 @@ own TextTransformer (open_clip/convert.py, model_configs/ViT-*-SigLIP*.json).
 """
 
 from collections.abc import Iterator, Mapping
-import pathlib
 from typing import Any
 
 from big_siglip.errors import UserError
@@ -16,7 +15,6 @@ from big_siglip.weights.model_config import (
   known_heads,
   make_model_config,
 )
-from big_siglip.weights.tensors import read_json
 
 _TRUNK = "visual.trunk"
 
@@ -146,39 +144,6 @@ def infer_config(
     raise UserError(
       f"{path}: holds no SigLIP model of open_clip ({error})"
     ) from error
-
-
-def read_preprocessing(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns what the open_clip_config.json in a folder says of images.
-
-  These are image_size, resize and, where they are said, crop, mean and std.
-
-  Raises:
-    UserError: it is damaged, or resizes in a way that we do not know.
-  """
-  file = folder / "open_clip_config.json"
-  if not file.is_file():
-    return {}
-  found = read_json(file)
-  try:
-    pixels = found["model_cfg"]["vision_cfg"]["image_size"]
-    said = found.get("preprocess_cfg", {})
-    resize = said.get("interpolation", "bicubic")
-  except (KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{file}: says no image_size ({error!r})") from error
-  if type(pixels) is not int or resize not in ("bicubic", "bilinear"):
-    raise UserError(
-      f"{file}: image_size={pixels!r}, interpolation={resize!r}: must be a "
-      "whole number, and bicubic or bilinear"
-    )
-  more = {name: said[name] for name in ("mean", "std") if name in said}
-  mode = said.get("resize_mode", "squash")
-  return {
-    "image_size": pixels,
-    "resize": resize,
-    "crop": "none" if mode == "squash" else mode,
-    **more,
-  }
 
 
 def _depth(shapes, prefix: str) -> int:

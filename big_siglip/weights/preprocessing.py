@@ -1,18 +1,20 @@
 """The preprocessing that published weights were trained with."""
 
-import pathlib
+import functools
 from typing import Any
 
-from big_siglip.data.preprocessing import Preprocessing
+from absl import logging
+
+from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
+from big_siglip.weights import tokenizer_files
 from big_siglip.weights.formats import Weights
-from big_siglip.weights.tensors import read_json
+from big_siglip.weights.image_processor import read_transformers
+from big_siglip.weights.image_transforms import read_open_clip, read_timm
 
 # The vocabulary of Gemma, with which all of SigLIP 2 was trained.
 _GEMMA = 256_000
-# Pillow's numbers, as in preprocessor_config.json.
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}
 _PADDED = 0.9  # Pieces for an embedding, at least.
 
 
@@ -21,11 +23,8 @@ def find_preprocessing(
 ) -> Preprocessing:
   """Returns it, with the sizes of the weights' own towers.
 
-  SigLIP pads with 1, the end of a sentence, and SigLIP 2 with 0 (big_vision's
-  pp/ops_text.py and pp/proj/paligemma/ops.py), unless tokenizer_config.json
-  names another token; both lowercase and clean nothing else. The resizing is
-  that of preprocessor_config.json, or big_vision's for its own files. What an
-  export of ours says beside the weights (`sidecar`) goes before all that.
+  What an export of ours says beside the weights (`sidecar`) goes before all
+  other files, of which see `find_images` and `find_texts`.
 
   Args:
     weights: see `open_weights`.
@@ -34,84 +33,134 @@ def find_preprocessing(
 
   Raises:
     UserError: there is no tokenizer, or one of another vocabulary, or what
-      happens to images is not known here.
+      happens to images or texts is not done here.
   """
-  known = weights.preprocessing
-  pad_id = 0 if weights.model.text.vocab_size == _GEMMA else 1
-  beside = tokenizer is None
-  if beside:
-    tokenizer = known.get("tokenizer") or _find_tokenizer(weights)
-  _check_vocabulary(tokenizer, weights)
-  if beside and weights.folder is not None and "pad_id" not in known:
-    pad_id = _pad_id(weights.folder, tokenizer, pad_id)
-  image = {
-    "resize": "big_vision" if weights.format == "big_vision" else "bicubic"
-  }
-  if weights.folder is not None:
-    config = weights.folder / "preprocessor_config.json"
-    if config.is_file():
-      image = _image_processor(config)
-  found = {"lowercase": True, "pad_id": pad_id, **image, **known}
-  found["tokenizer"] = tokenizer
-  found["image_size"] = weights.model.image.image_size
-  found["text_length"] = weights.model.text.length
+  found = {**find_images(weights), **find_texts(weights, tokenizer)}
   try:
     return Preprocessing.from_dict(found)
   except UserError as error:
     raise UserError(f"{weights.reader.path}: {error}") from error
 
 
-def _find_tokenizer(weights: Weights) -> str:
-  names = (
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.model",
-    "tokenizer.json",
+def find_image_preprocessing(weights: Weights) -> Preprocessing:
+  """Returns that of images; all that is about texts is None.
+
+  Raises:
+    UserError: see `find_images`.
+  """
+  texts = dict.fromkeys(
+    ("text_length", "tokenizer", "lowercase", "clean", "pad_id")
   )
-  for name in names if weights.folder else ():
-    if (weights.folder / name).is_file():
-      return str(weights.folder / name)
+  return Preprocessing.from_dict({**texts, **find_images(weights)})
+
+
+def find_images(weights: Weights) -> dict[str, Any]:
+  """Returns what happens to images: `IMAGE_FIELDS`, as far as they are known.
+
+  Files of the weights' own project go first: see `image_processor` and
+  `image_transforms`. Without any, it is what SigLIP was trained or published
+  with, which is logged.
+
+  Raises:
+    UserError: a file asks for what is not done here, or for another size than
+      the image tower has.
+  """
+  size = weights.model.image.image_size
+  found = weights.preprocessing
+  if "resize" not in found:
+    found = _read_images(weights)
+    pixels = found.get("image_size", size)
+    if pixels != size:
+      raise UserError(
+        f"{weights.folder}: its image processor makes images of {pixels} "
+        f"pixels, and the model sees {size}"
+      )
+  if "resize" not in found:
+    found = {"resize": _usual_resize(weights)}
+    _say(
+      f"{weights.reader.path}: no file beside it says what happens to images; "
+      f"taken: resize={found['resize']}, squashed, mean and std 0.5"
+    )
+  known = {name: found[name] for name in IMAGE_FIELDS if name in found}
+  return {**known, "image_size": size}
+
+
+def _read_images(weights: Weights) -> dict[str, Any]:
+  if weights.folder is None:
+    return {}
+  readers = [read_transformers, read_timm, read_open_clip]
+  if weights.format == "open_clip":
+    readers.reverse()
+  return next(filter(None, (read(weights.folder) for read in readers)), {})
+
+
+def _usual_resize(weights: Weights) -> str:
+  """Returns how the model's own project resizes."""
+  if weights.format == "big_vision":
+    return "big_vision"
+  gemma = weights.model.text.vocab_size == _GEMMA
+  return "bilinear" if gemma and weights.format == "huggingface" else "bicubic"
+
+
+def find_texts(weights: Weights, tokenizer: str | None) -> dict[str, Any]:
+  """Returns what happens to texts: all other fields of `Preprocessing`.
+
+  A tokenizer's files beside it are followed: see `tokenizer_files`. What they
+  do not say is SigLIP's rule: it lowercases, cleans nothing else and pads with
+  the end of a sentence, and SigLIP 2 with 0 (big_vision's pp/ops_text.py and
+  pp/proj/paligemma/ops.py).
+
+  Args:
+    weights: see `open_weights`.
+    tokenizer: see `find_preprocessing`.
+
+  Raises:
+    UserError: there is no tokenizer, or one of another vocabulary, or it does
+      what is not done here.
+  """
+  known, text = weights.preprocessing, weights.model.text
+  file = tokenizer or known.get("tokenizer") or _find_tokenizer(weights)
+  found = {
+    "clean": "none",
+    "lowercase": True,
+    "pad_id": 0 if text.vocab_size == _GEMMA else 1,
+  }
+  if tokenizer is None and "tokenizer" not in known:
+    said = tokenizer_files.read(weights.folder, file, text.length)
+    found |= said
+    if assumed := [name for name in found if name not in said]:
+      shown = ", ".join(f"{name}={found[name]!r}" for name in assumed)
+      _say(f"{file}: no file beside it says more; taken: {shown}")
+  _check_vocabulary(file, weights)
+  found |= {name: known[name] for name in found if name in known}
+  return {**found, "tokenizer": file, "text_length": text.length}
+
+
+def _find_tokenizer(weights: Weights) -> str:
+  if found := tokenizer_files.find(weights.folder):
+    return found
   raise UserError(
-    f"{weights.reader.path}: no tokenizer lies beside it ({', '.join(names)}); "
-    "name one: --tokenizer=FILE.model"
+    f"{weights.reader.path}: no tokenizer lies beside it "
+    f"({', '.join(tokenizer_files.NAMES)}); name one: --tokenizer=FILE.model"
   )
 
 
 def _check_vocabulary(tokenizer: str, weights: Weights) -> None:
-  pieces = make_tokenizer(tokenizer).vocab_size
-  embedded = weights.model.text.vocab_size
+  made = make_tokenizer(tokenizer)
+  pieces, embedded = made.vocab_size, weights.model.text.vocab_size
   # A few embeddings more are padding, up to a round number. Bytes are named by
   # an export of ours alone, which knows.
   least = 0 if tokenizer == "bytes" else _PADDED * embedded
-  if not least <= pieces <= embedded:
-    raise UserError(
-      f"--tokenizer={tokenizer}: has {pieces:,} pieces, and the model embeds "
-      f"{embedded:,}"
-    )
+  if least <= pieces <= embedded:
+    return
+  beyond = [name for name, i in made.vocabulary().items() if i == embedded]
+  first = f" ({beyond[0]!r} is the first without one)" if beyond else ""
+  raise UserError(
+    f"--tokenizer={tokenizer}: has {pieces:,} pieces, and the model embeds "
+    f"{embedded:,}{first}"
+  )
 
 
-def _pad_id(folder: pathlib.Path, tokenizer: str, default: int) -> int:
-  config = folder / "tokenizer_config.json"
-  token = read_json(config).get("pad_token") if config.is_file() else None
-  if isinstance(token, dict):  # With the token's properties.
-    token = token.get("content")
-  number = token and make_tokenizer(tokenizer).token_id(token)
-  return default if number is None else number
-
-
-def _image_processor(config: pathlib.Path) -> dict[str, Any]:
-  """Returns resize, crop, mean and std of transformers' image processor."""
-  found = read_json(config)
-  resample = found.get("resample", 3)
-  if type(resample) is not int or resample not in _RESAMPLE:
-    raise UserError(
-      f"{config}: resample={resample!r}: must be 2 (bilinear) or 3 (bicubic)"
-    )
-  image = {"resize": _RESAMPLE[resample]}
-  for field, theirs in (("mean", "image_mean"), ("std", "image_std")):
-    value = found.get(theirs)
-    if value is not None:
-      image[field] = value if isinstance(value, list) else 3 * [value]
-  if found.get("do_center_crop"):
-    image["crop"] = "center"
-  return image
+@functools.cache  # A program reads the same weights' files several times.
+def _say(line: str) -> None:
+  logging.warning("%s", line)

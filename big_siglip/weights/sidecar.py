@@ -18,7 +18,8 @@ from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
-from big_siglip.schema.fields import CLEANINGS, RESIZES
+from big_siglip.schema.fields import FIELDS
+from big_siglip.schema.words import CLEANINGS, RESIZES
 from big_siglip.weights.tensors import read_json
 
 _NAME = "preprocessing.json"
@@ -71,6 +72,9 @@ def read(place: pathlib.Path) -> dict[str, Any]:
       raise UserError(
         f"{file}: {field}={found.get(field)!r}: must be {allowed}"
       )
+  for field, rule in _LATER.items():
+    if broken := rule.mistake(found.get(field)):
+      raise UserError(f"{file}: {field}={found[field]!r}: {broken}")
   if found["tokenizer"] != "bytes":
     found["tokenizer"] = str(file.parent / found["tokenizer"])
   return found
@@ -104,6 +108,12 @@ _RULES = {
   "clean": _one_of(*CLEANINGS),
   "pad_id": (_is_number, "a whole number"),
   "num_heads": (_are_heads, "whole numbers for image and text"),
+}
+# What older files do not say.
+_OF_CONFIG = {**FIELDS["model"]["image"], **FIELDS["data"]}
+_LATER = {
+  name: _OF_CONFIG[name]
+  for name in ("crop", "crop_fraction", "fill", "mean", "std")
 }
 
 

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from big_siglip.data import fast_images, images
+from big_siglip.data import fast_images, images, squares
 from big_siglip.data.batch import Batch, Field, Fields
 from big_siglip.data.decoding import LazyImage
 from big_siglip.data.views.view import Sample, Streams
@@ -18,11 +18,14 @@ class Pixels:
 
   Attributes:
     size: side of the result in pixels.
-    resize: "bilinear", "bicubic" or "big_vision".
+    resize: see `images.resize`.
     crop_min_area: the least share of the area that a random crop keeps; 1.0
-      for a plain squash of the whole image, as SigLIP does.
+      for what evaluations see.
     flip: mirror every other image. Not for captions with left and right.
     name: of the array that it makes, uint8 [n, size, size, 3].
+    crop: see `squares.Square`, as the next two; random crops go without them.
+    crop_fraction: the same.
+    fill: the same.
   """
 
   size: int
@@ -30,6 +33,9 @@ class Pixels:
   crop_min_area: float = 1.0
   flip: bool = False
   name: str = "image"
+  crop: str = "none"
+  crop_fraction: float = 1.0
+  fill: tuple[int, ...] = squares.BLACK
 
   def fields(self, batch: int) -> Fields:
     """See `View`."""
@@ -40,9 +46,11 @@ class Pixels:
     self, height: int, width: int, rng: np.random.Generator
   ) -> float | None:
     """See `ImageView`."""
-    if self.resize == images.BIG_VISION:
-      return None  # Without antialiasing every pixel counts.
+    if self.resize in images.NOT_ANTIALIASED:
+      return None  # Every pixel counts.
     box = self._box(height, width, rng)
+    if box is not None and not _inside(box, height, width):
+      return None
     return self._scale(box or (0, 0, width, height))
 
   def __call__(
@@ -64,37 +72,56 @@ class Pixels:
     return bad
 
   def _write(self, image: LazyImage, rng, out: np.ndarray) -> None:
-    pixels, box = self._cut(image, rng)
-    if image.fast and self.resize == "bilinear":
-      seen = fast_images.resize(pixels, self.size, box, out)
-    else:
-      seen = images.resize(pixels, self.size, self.resize, box)
+    seen = self._see(image, rng, out)
     if self.flip and rng.random() < 0.5:
       seen = images.flip(seen)
     if seen is not out:
       out[:] = seen
 
-  def _cut(self, image: LazyImage, rng) -> tuple[np.ndarray, images.Box | None]:
-    """Returns uint8 [H, W, 3], and the box to cut from it (None: all).
+  def _see(self, image: LazyImage, rng, out: np.ndarray) -> np.ndarray:
+    """Returns uint8 [size, size, 3]: `out`, if it was written to.
 
-    The box is the same share of the image with either decoder.
+    The box that is cut out is the same share of the image with all decoders.
     """
-    if not image.fast or self.resize == images.BIG_VISION:
+    if image.fast and self.resize not in images.NOT_ANTIALIASED:
+      height, width = image.shape()
+      box = self._box(height, width, rng)
+      whole = left, top, right, bottom = box or (0, 0, width, height)
+      if _inside(whole, height, width):
+        pixels, scale = image.decoded(self._scale(whole))
+        if scale < 1:
+          box = left * scale, top * scale, right * scale, bottom * scale
+        if self.resize == "bilinear":
+          return fast_images.resize(pixels, self.size, box, out)
+        return images.resize(pixels, self.size, self.resize, box)
+    if self.resize == images.BIG_VISION:
+      pixels = image.as_big_vision()
+    else:
       pixels, _ = image.decoded()
-      return pixels, self._box(*pixels.shape[:2], rng)
-    height, width = image.shape()
-    box = self._box(height, width, rng)
-    whole = left, top, right, bottom = box or (0, 0, width, height)
-    pixels, scale = image.decoded(self._scale(whole))
-    if scale < 1:
-      box = left * scale, top * scale, right * scale, bottom * scale
-    return pixels, box
+    if self.crop_min_area < 1.0:
+      box = self._box(*pixels.shape[:2], rng)
+      return images.resize(pixels, self.size, self.resize, box)
+    return self._square()(pixels)
+
+  def _square(self) -> squares.Square:
+    return squares.Square(
+      self.size, self.resize, self.crop, self.crop_fraction, self.fill
+    )
 
   def _box(self, height: int, width: int, rng) -> images.Box | None:
     if self.crop_min_area == 1.0:
-      return None
+      return self._square().box(height, width)
     return images.random_box(height, width, rng, self.crop_min_area)
 
   def _scale(self, box: images.Box) -> float:
     left, top, right, bottom = box
     return fast_images.scale(bottom - top, right - left, self.size)
+
+
+def _inside(box: images.Box, height: int, width: int) -> bool:
+  """Returns whether no part of a box lies outside the image."""
+  left, top, right, bottom = box
+  slack = 1e-6 * max(height, width)  # Of rounding.
+  return min(left, top) >= -slack and (
+    right <= width + slack and bottom <= height + slack
+  )

@@ -1,0 +1,15 @@
+"""Words of a config, which other modules implement."""
+
+KERNELS = ("cudnn", "splash", "short")  # Attention that not all chips have.
+ATTENTIONS = ("auto", "xla", "heads_first", *KERNELS)
+REMATS = ("none", "full", "dots", "projections", "attention", "mlp", "offload")
+DTYPES = ("float32", "bfloat16")
+DUPLICATES = ("negative", "ignore", "positive")
+POSITIONS = ("big_vision", "huggingface")
+SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
+CLEANINGS = ("none", "html", "canonical")
+RESIZES = (
+  *("bilinear", "bicubic", "big_vision"),
+  *("nearest", "lanczos", "box", "hamming"),
+)
+CROPS = ("none", "center", "shortest", "longest")
