@@ -16,7 +16,6 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
-from big_siglip.schema.words import CLEANINGS
 from big_siglip.weights import export, export_tokenizer, open_weights
 from big_siglip.weights.preprocessing import find_preprocessing
 
@@ -246,7 +245,7 @@ def test_what_no_file_does_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("clean", CLEANINGS)
+@pytest.mark.parametrize("clean", ["none", "html", "canonical"])
 def test_a_sentencepiece_model_comes_back_as_it_was(tmp_path, clean, caplog):
   """With its own ids and the default padding, which were once not kept."""
   spiece = _sentencepiece(tmp_path / "own.model")
@@ -262,9 +261,8 @@ def test_a_sentencepiece_model_comes_back_as_it_was(tmp_path, clean, caplog):
   got = processor(text=TEXTS, padding="max_length", truncation=True)
   np.testing.assert_array_equal(got["input_ids"], ours(TEXTS, LENGTH))
   found = find_preprocessing(open_weights(str(tmp_path / "hf")))
-  assert found.data_fields() == {
-    **config.data,
-    "tokenizer": str(tmp_path / "hf" / "tokenizer.model"),
-  }
-  kept = (tmp_path / "hf" / "tokenizer.model").read_bytes()
-  assert kept == (tmp_path / "own.model").read_bytes()
+  kept = str(tmp_path / "hf" / "tokenizer.model")
+  wanted = {**config.data, "tokenizer": kept}
+  assert found.data_fields().items() >= wanted.items()
+  own = (tmp_path / "own.model").read_bytes()
+  assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == own

@@ -205,7 +205,8 @@ def test_open_clip_loads_a_folder(tmp_path, head):
   for ours, other in zip(wanted, got, strict=True):
     np.testing.assert_allclose(other.detach(), ours, atol=1e-5)
   weights = open_weights(str(folder))
-  assert find_preprocessing(weights).data_fields() == config.data.to_dict()
+  found = find_preprocessing(weights).data_fields()
+  assert found.items() >= config.data.to_dict().items()
   again = saved.load_weights(
     weights, saved.published_config(weights), sharding.make_mesh()
   )
