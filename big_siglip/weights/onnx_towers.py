@@ -34,8 +34,8 @@ def save(
 ) -> None:
   """Writes a tower as FILE.onnx, and its parameters as FILE.onnx.data.
 
-  The image tower reads `pixel_values`, float32 [B, 3, H, W] from -1 to 1 (as
-  transformers' image processor gives them), and writes `image_embeds`, float32
+  The image tower reads `pixel_values`, float32 [B, 3, H, W], normalized as
+  transformers' image processor gives them, and writes `image_embeds`, float32
   [B, E] of length 1. The text tower reads `input_ids`, int64 [B, L], and writes
   `text_embeds`. B is any.
 
