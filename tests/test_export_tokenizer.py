@@ -195,6 +195,7 @@ def test_added_tokens_keep_their_ids(tmp_path):
   added = [
     tokenizers.AddedToken("zebrafinch", normalized=False),
     tokenizers.AddedToken("Zebra-Finch", normalized=False),
+    tokenizers.AddedToken("<|photo|>", normalized=False, special=True),
     tokenizers.AddedToken("ice-cream", normalized=False),
   ]
   file = _tokenizer_json(
@@ -205,7 +206,7 @@ def test_added_tokens_keep_their_ids(tmp_path):
     added=added,
   )
   size = tokenizers.Tokenizer.from_file(file).get_vocab_size()
-  texts = [*TEXTS, "Zebra-Finch zebra-finch ZEBRAFINCH ICE-CREAM"]
+  texts = [*TEXTS, "Zebra-Finch zebra-finch <|photo|> ICE-CREAM"]
   for lowercase in (True, False):
     data = _data(file, lowercase=lowercase)
     theirs = _load(export_tokenizer.make(data, LENGTH), tmp_path / "hf")

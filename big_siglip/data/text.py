@@ -206,6 +206,10 @@ class HuggingFaceTokenizer:
     """Returns the ids of all tokens."""
     return self._tokenizer.get_vocab()
 
+  def to_json(self) -> str:
+    """Returns the tokenizer.json of what cuts the texts."""
+    return self._tokenizer.to_str()
+
   def __getstate__(self) -> dict[str, object]:
     return {k: v for k, v in vars(self).items() if k != "_tokenizer"}
 

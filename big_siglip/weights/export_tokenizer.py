@@ -17,7 +17,11 @@ from absl import logging
 import tokenizers
 
 from big_siglip.data.cleaning import prepare
-from big_siglip.data.text import is_json, make_tokenizer, Tokenizer
+from big_siglip.data.text import (
+  HuggingFaceTokenizer,
+  make_tokenizer,
+  Tokenizer,
+)
 from big_siglip.errors import UserError
 from big_siglip.weights import tokenizer_json
 
@@ -83,12 +87,12 @@ def make(data: Any, length: int) -> Exported:
   """
   ours = make_tokenizer(data.tokenizer, data.lowercase, data.pad_id, data.clean)
   name, source = "bytes", None
-  if data.tokenizer != "bytes":
+  if isinstance(ours, HuggingFaceTokenizer):
+    name = "tokenizer.json"
+  elif data.tokenizer != "bytes":
     source = pathlib.Path(data.tokenizer).expanduser()
     # As SigLIP's and as SigLIP 2's is called.
     name = "spiece.model" if data.pad_id == ours.eos_id else "tokenizer.model"
-    if is_json(data.tokenizer):
-      name, source = "tokenizer.json", None
   names = {number: token for token, number in ours.vocabulary().items()}
   if data.pad_id not in names:
     raise UserError(
@@ -97,7 +101,7 @@ def make(data: Any, length: int) -> Exported:
     )
   end, pad = names[ours.eos_id], names[data.pad_id]
   try:
-    made = _with_rules(_library(data), ours, end, pad, length)
+    made = _with_rules(_library(data, ours), ours, end, pad, length)
     wrong = _check(made, ours, end, pad, length)
   except UserError:
     raise
@@ -129,14 +133,13 @@ def make(data: Any, length: int) -> Exported:
   return Exported(name, made.to_str(), config, source)
 
 
-def _library(data: Any) -> tokenizers.Tokenizer:
+def _library(data: Any, ours: Tokenizer) -> tokenizers.Tokenizer:
   """Returns what cuts texts alone."""
+  if isinstance(ours, HuggingFaceTokenizer):
+    return tokenizers.Tokenizer.from_str(ours.to_json())
   if data.tokenizer == "bytes":
     return tokenizer_json.of_bytes()
   file = pathlib.Path(data.tokenizer).expanduser()
-  if is_json(data.tokenizer):
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return tokenizers.Tokenizer.from_str(text)
   return tokenizer_json.of_sentencepiece(file)
 
 
