@@ -23,6 +23,7 @@ from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.trained import saved
 from big_siglip.weights import (
+  card,
   export,
   open_clip_config,
   open_weights,
@@ -397,3 +398,22 @@ def test_what_stops_a_push_is_one_line(run, tmp_path, hub, monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   assert "pip install huggingface_hub" in said("--push=org/name")
   assert not out.exists()
+
+
+@pytest.mark.parametrize(
+  ("style", "name", "said"),
+  [
+    ("open_clip", None, 'create_model_and_transforms("local-dir:mine")'),
+    ("open_clip", "org/name", 'get_tokenizer("hf-hub:org/name")'),
+    ("onnx", None, 'folder = "mine"'),
+  ],
+)
+def test_a_card_says_how_to_load(tmp_path, style, name, said):
+  folder = tmp_path / "mine"
+  folder.mkdir()
+  card.save(folder, style, _config(), {}, name)
+  text = (folder / "README.md").read_text()
+  assert said in text
+  assert "Its weights were imported; no run is known." in text
+  code = re.findall(r"```python\n(.*?)```", text, re.S)
+  compile(code[0], "README.md", "exec")

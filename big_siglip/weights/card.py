@@ -29,9 +29,8 @@ probabilities = model(**inputs).logits_per_image.sigmoid()
   "open_clip": """\
 import open_clip
 
-# Of a folder: "local-dir:FOLDER".
-model, _, preprocess = open_clip.create_model_and_transforms("hf-hub:{name}")
-tokenizer = open_clip.get_tokenizer("hf-hub:{name}")
+model, _, preprocess = open_clip.create_model_and_transforms("{name}")
+tokenizer = open_clip.get_tokenizer("{name}")
 """,
   "onnx": """\
 import numpy as np
@@ -83,15 +82,15 @@ def save(
   Raises:
     UserError: the file cannot be written.
   """
-  name = name or folder.name
+  title = (name or folder.name).rpartition("/")[2]
   parts = [
     _front(style),
-    f"# {name.rpartition('/')[2]}\n",
+    f"# {title}\n",
     _model(config.model),
     _training(config),
     _preprocessing(config),
     _evaluation(numbers),
-    _usage(style, name),
+    _usage(style, name, folder.name),
   ]
   try:
     text = "\n".join(part for part in parts if part)
@@ -193,5 +192,8 @@ def _evaluation(numbers: Mapping[str, tuple[int, float]]) -> str:
   return "\n".join([*head, *rows, ""])
 
 
-def _usage(style: str, name: str) -> str:
-  return f"## Use\n\n```python\n{_LOADING[style].format(name=name)}```\n"
+def _usage(style: str, name: str | None, folder: str) -> str:
+  place = name or folder
+  if style == "open_clip":
+    place = f"hf-hub:{name}" if name else f"local-dir:{folder}"
+  return f"## Use\n\n```python\n{_LOADING[style].format(name=place)}```\n"

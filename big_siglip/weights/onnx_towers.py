@@ -1,8 +1,8 @@
 """Towers as ONNX graphs, which run without JAX and without our code.
 
 A graph is written by hand, operator by operator: a tower has a dozen of them,
-and each becomes the one that runtimes know how to fuse. Opset 20 (the first
-with GELU) and IR 9 are what onnx 1.15 of 2023 had, and onnxruntime 1.17 runs.
+and each becomes the one that runtimes know how to fuse. Opset 20 is the first
+with GELU; it and IR 9 are of 2023, and onnxruntime 1.19 and 1.32 run them.
 Parameters lie in a file of their own, for a graph may hold 2 GiB at most.
 
 Shape letters: B batch, H and W pixels, L tokens, D width, E embedding.
