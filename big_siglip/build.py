@@ -9,9 +9,10 @@ from flax import linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from big_siglip import ema, sharding
-from big_siglip.config import device_problems, has_image_tower
+from big_siglip.config import device_problems, has_image_tower, unfit_evals
 from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
@@ -29,7 +30,7 @@ from big_siglip.models import make_model
 from big_siglip.objectives import make_terms, Term, total
 from big_siglip.optimizer import make_optimizer
 from big_siglip.parameter_rules import frozen_mask
-from big_siglip.schema.sizes import resolve_image
+from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
   init_state,
@@ -179,10 +180,10 @@ def preprocess(config: ConfigDict) -> Preprocess:
       vocabulary is smaller than its own.
   """
   made = Preprocess.of(Preprocessing.of(config))
-  vocab_size = config.model.text.vocab_size
-  if made.tokenizer.vocab_size > vocab_size:
+  text = config.model.get("text")
+  if text and made.tokenizer.vocab_size > text.vocab_size:
     raise UserError(
-      f"config.model.text.vocab_size={vocab_size}: must be at least "
+      f"config.model.text.vocab_size={text.vocab_size}: must be at least "
       f"{made.tokenizer.vocab_size}, the vocabulary of "
       f"config.data.tokenizer={made.value.tokenizer!r}"
     )
@@ -225,14 +226,15 @@ def step_fields(config: ConfigDict) -> Fields:
 
 def _plain_views(
   config: ConfigDict, made: Tokenizer | None, image_tower: bool
-) -> tuple[Pixels | Embeddings, Tokens]:
+) -> tuple[View, ...]:
   """Returns views without augmentation, by `config.model` alone."""
   image = config.model.image
   if image_tower:
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
-  return seen, Tokens(made, config.model.text.length)
+  has_texts = has_text_tower(config.model)
+  return seen, *([Tokens(made, config.model.text.length)] if has_texts else ())
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
@@ -245,6 +247,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """
   if not config.evals:
     return {}
+  raise_problems(unfit_evals(config))
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
   prepared, made = preprocess(config), {}
@@ -294,4 +297,4 @@ def _slices(config: ConfigDict, device_mesh: Mesh) -> sharding.Slices | None:
 def _frozen(params: Any, config: ConfigDict) -> Any:
   """Returns the mask of frozen parameters, or None where there are none."""
   mask = frozen_mask(params, config.optimizer.rules)
-  return mask if any(jax.tree.leaves(mask)) else None
+  return mask if any(map(np.any, jax.tree.leaves(mask))) else None

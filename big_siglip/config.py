@@ -15,6 +15,8 @@ from big_siglip.schema.fields import (
   value_problems,
 )
 
+_OF_IMAGES = ("fewshot", "linear_probe")  # Evaluations that need no texts.
+
 
 def find_problems(config: ConfigDict) -> list[str]:
   """Returns one line for every mistake that shows without devices or data.
@@ -74,6 +76,27 @@ def device_problems(config: ConfigDict, num_devices: int) -> list[str]:
     f"must divide the {rows} examples of a device",
   )
   return check.problems
+
+
+def unfit_evals(config: ConfigDict) -> list[str]:
+  """Returns one line for each evaluation that needs what the model has not.
+
+  Args:
+    config: of a trained model, perhaps of an image tower alone.
+  """
+  problems = []
+  for name, spec in config.evals.items():
+    if config.model.image.pooling == "none":
+      problems.append(
+        f"config.evals.{name}: needs embeddings of images, and the model has "
+        "no pool (config.model.image.pooling='none')"
+      )
+    elif spec.kind not in _OF_IMAGES and not sizes.has_text_tower(config.model):
+      problems.append(
+        f"config.evals.{name}.kind={spec.kind!r}: must be one of "
+        f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
+      )
+  return problems
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from big_siglip.errors import UserError
 from big_siglip.late_start import counted_from
-from big_siglip.parameter_rules import map_paths, match_rules, Treatment
+from big_siglip.parameter_rules import frozen_mask, match_rules
 from big_siglip.schedules import learning_rate_schedule
 from big_siglip.sharding import path_string
+from big_siglip.treatments import (
+  rate_multipliers,
+  stop_blocks,
+  weight_decays,
+)
 
 _FACTORED = 32  # Entries of an axis, at least, over which Adafactor factors.
 
@@ -72,8 +78,10 @@ def make_optimizer(
     timescale=config.timescale,
   )
   treatments = match_rules(params, config.rules)
-  if all(treatment.freeze for treatment in treatments.values()):
+  frozen = frozen_mask(params, config.rules)
+  if all(map(np.all, jax.tree.leaves(frozen))):
     raise UserError("config.optimizer.rules: freeze every parameter")
+  stop = stop_blocks(params, treatments)
   clip = optax.identity()
   if config.clip_norm:
     clip = clip_by_global_norm(config.clip_norm)
@@ -81,15 +89,15 @@ def make_optimizer(
   # decay only the schedule's shape.
   decay = config.weight_decay / config.learning_rate
   train = optax.chain(
+    *stop,
     clip,
     counted_from(_direction(config), began or {}),
-    *_rate_multipliers(params, treatments),
-    *_weight_decays(params, treatments, decay),
+    *rate_multipliers(params, treatments),
+    *weight_decays(params, treatments, decay),
     optax.scale_by_learning_rate(schedule),
+    *stop,
   )
-  labels = map_paths(
-    lambda path: "freeze" if treatments[path].freeze else "train", params
-  )
+  labels = jax.tree.map(lambda f: "freeze" if np.all(f) else "train", frozen)
   # The trained part never sees a frozen leaf: neither clipping nor state do.
   return optax.partition(
     {"train": train, "freeze": optax.set_to_zero()}, labels
@@ -219,37 +227,3 @@ def _direction(config: Any) -> optax.GradientTransformation:
     f"config.optimizer.name={config.name!r}: must be one of adamw, adafactor, "
     "lion"
   )
-
-
-def _rate_multipliers(
-  params: Any, treatments: Mapping[str, Treatment]
-) -> list[optax.GradientTransformation]:
-  """Returns the scaling of directions by each multiplier but 1."""
-
-  def scale(multiplier: float) -> optax.GradientTransformation:
-    mask = map_paths(
-      lambda path: treatments[path].learning_rate == multiplier, params
-    )
-    return optax.masked(optax.scale(multiplier), mask)
-
-  multipliers = {t.learning_rate for t in treatments.values()} - {1.0}
-  return [scale(multiplier) for multiplier in sorted(multipliers)]
-
-
-def _weight_decays(
-  params: Any, treatments: Mapping[str, Treatment], weight_decay: float
-) -> list[optax.GradientTransformation]:
-  """Returns the addition of decayed kernels for each multiplier but 0."""
-
-  def add(multiplier: float) -> optax.GradientTransformation:
-    mask = map_paths(
-      lambda path: (
-        path.split("/")[-1] == "kernel"
-        and treatments[path].weight_decay == multiplier
-      ),
-      params,
-    )
-    return optax.add_decayed_weights(weight_decay * multiplier, mask)
-
-  multipliers = {t.weight_decay for t in treatments.values()} - {0.0}
-  return [add(multiplier) for multiplier in sorted(multipliers)]

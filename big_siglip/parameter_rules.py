@@ -8,10 +8,14 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 
 from big_siglip.errors import raise_problems
 from big_siglip.sharding import path_string
 
+# "blocks[:6]" of a rule, and the name of a block that is not stacked.
+_SLICE = re.compile(r"blocks\[(-?\d*:-?\d*|-?\d+)\]")
+_BLOCK = re.compile(r"/block_(\d+)/")
 Rules = Sequence[tuple[str, Mapping[str, Any]]]
 
 
@@ -30,8 +34,17 @@ class Treatment:
   weight_decay: float = 1.0
 
 
-def match_rules(params: Any, rules: Rules) -> dict[str, Treatment]:
+Treatments = Mapping[str, Treatment | tuple[Treatment, ...]]
+
+
+def match_rules(params: Any, rules: Rules) -> Treatments:
   """Returns {path: treatment} of every parameter.
+
+  Blocks have rules of their own, whether `config.model.scan` stacks them or
+  not: "text/encoder/block_[01]/.*" names the first two of a tower,
+  "text/encoder/blocks[:6]/.*" the first six as Python's slices do, and
+  "text/encoder/blocks/.*" all of them. A stacked parameter whose blocks are
+  treated in several ways has a tuple, a treatment for each.
 
   Args:
     params: tree of parameters, arrays or `jax.ShapeDtypeStruct`s.
@@ -48,14 +61,14 @@ def match_rules(params: Any, rules: Rules) -> dict[str, Treatment]:
       decides about no parameter, be it that none matches or that earlier rules
       took them all.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  paths = [path_string(path) for path, _ in leaves]
+  units = _units(params)
+  paths = [unit.path for unit in units]
   treatments, problems = {}, []
   for index, rule in enumerate(rules):
     try:
       pattern, options = rule
       treatment = _parse_options(dict(options))
-      matches = [path for path in paths if re.fullmatch(pattern, path)]
+      matches = [unit.path for unit in units if unit.matches(pattern)]
     except (TypeError, ValueError, re.error) as error:
       problems.append(f"config.optimizer.rules[{index}]={rule!r}: {error}")
       continue
@@ -67,11 +80,105 @@ def match_rules(params: Any, rules: Rules) -> dict[str, Treatment]:
       )
     treatments.update(dict.fromkeys(new, treatment))
   raise_problems(problems)
-  return {path: treatments.get(path, Treatment()) for path in paths}
+  found: dict[str, list[Treatment]] = {}
+  for unit in units:
+    own = treatments.get(unit.path, Treatment())
+    found.setdefault(unit.leaf, []).append(own)
+  return {
+    leaf: own[0] if len(set(own)) == 1 else tuple(own)
+    for leaf, own in found.items()
+  }
+
+
+def by_block(
+  treatments: Treatments, field: str, path: str, like: Any
+) -> np.ndarray | None:
+  """Returns a field of each block of a stacked parameter.
+
+  Args:
+    treatments: of `match_rules`.
+    field: of `Treatment`.
+    path: of the parameter.
+    like: the parameter, or what has its dimensions.
+
+  Returns:
+    An array that broadcasts to the parameter, or None where all of it is
+    treated alike.
+  """
+  own = treatments[path]
+  if isinstance(own, Treatment):
+    return None
+  values = np.array([getattr(treatment, field) for treatment in own])
+  return values.reshape(len(own), *(1,) * (len(like.shape) - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+  """What one rule decides about: a parameter, or one block of a stacked one.
+
+  Attributes:
+    leaf: the parameter's path.
+    path: its path where blocks are not stacked.
+    block: the number of the block; None: it belongs to none.
+    depth: how many blocks there are.
+  """
+
+  leaf: str
+  path: str
+  block: int | None = None
+  depth: int = 0
+
+  def matches(self, pattern: str) -> bool:
+    """Returns whether a rule's pattern matches the path, in any of its forms.
+
+    Raises:
+      re.error: it is no regular expression.
+    """
+    if self.block is None:
+      return re.fullmatch(pattern, self.path) is not None
+    sliced = _SLICE.sub(self._in_slice, pattern)
+    forms = [self.path]
+    if re.search(r"blocks(?!\[)", pattern):  # All of them, stacked or not.
+      forms.append(self.path.replace(f"/block_{self.block}/", "/blocks/", 1))
+    return any(re.fullmatch(sliced, form) for form in forms)
+
+  def _in_slice(self, found: re.Match) -> str:
+    ends = [int(end) if end else None for end in found[1].split(":")]
+    if len(ends) == 1:  # One of them; from the end, if below 0.
+      inside = ends[0] in (self.block, self.block - self.depth)
+    else:
+      inside = self.block in range(self.depth)[slice(*ends)]
+    return f"block_{self.block}" if inside else "(?!)"
+
+
+def _units(params: Any) -> list[_Unit]:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  shapes = [(path_string(path), leaf.shape) for path, leaf in leaves]
+  depths: dict[str, int] = {}  # Of towers whose blocks are not stacked.
+  for path, _ in shapes:
+    if found := _BLOCK.search(path):
+      tower = path[: found.start()]
+      depths[tower] = max(depths.get(tower, 0), int(found[1]) + 1)
+  units = []
+  for path, shape in shapes:
+    if found := _BLOCK.search(path):
+      depth = depths[path[: found.start()]]
+      units.append(_Unit(path, path, int(found[1]), depth))
+    elif "/blocks/" in path:
+      units += [
+        _Unit(path, path.replace("/blocks/", f"/block_{i}/", 1), i, shape[0])
+        for i in range(shape[0])
+      ]
+    else:
+      units.append(_Unit(path, path))
+  return units
 
 
 def frozen_mask(params: Any, rules: Rules) -> Any:
   """Returns the tree of `params` with True where a rule freezes the parameter.
+
+  Where it freezes some blocks of a stacked parameter, an array of bools that
+  broadcasts to it.
 
   For `jax.lax.stop_gradient` on these leaves in the loss: without it their
   gradients are computed, only to be dropped by the optimizer.
@@ -80,7 +187,13 @@ def frozen_mask(params: Any, rules: Rules) -> Any:
     UserError: as `match_rules`.
   """
   treatments = match_rules(params, rules)
-  return map_paths(lambda path: treatments[path].freeze, params)
+
+  def frozen(key: Any, leaf: Any) -> bool | np.ndarray:
+    path = path_string(key)
+    blocks = by_block(treatments, "freeze", path, leaf)
+    return treatments[path].freeze if blocks is None else blocks
+
+  return jax.tree_util.tree_map_with_path(frozen, params)
 
 
 def map_paths(function: Callable[[str], Any], params: Any) -> Any:

@@ -56,7 +56,7 @@ def init_params(
     terms: all of them.
   """
   image = batch.get("image_embedding", batch.get("image"))
-  params = model.init(rng, image, batch["text"])["params"]
+  params = model.init(rng, image, batch.get("text"))["params"]
   fresh = total.init_params(terms, rng, params, batch, model.look)
   return {**params, **fresh}
 
@@ -116,7 +116,7 @@ def train_step(
     schedule: step -> learning rate, for the metrics alone.
     seed: of what the terms draw.
     frozen: tree of bools like the parameters; True takes a parameter out of
-      the backward pass.
+      the backward pass. An array of bools stops some of its stacked blocks.
     slices: embed the batch in slices, so that activations of one at a time
       exist; see `big_siglip.microbatch`.
     skip_nonfinite: leave parameters, their average, optimizer state and carry
@@ -176,6 +176,11 @@ def _stopped(params: Any, frozen: Any) -> Any:
   """Returns parameters that stop the gradient where they are frozen."""
   if frozen is None:
     return params
-  return jax.tree.map(
-    lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen
-  )
+
+  def stop(p: jax.Array, f: Any) -> jax.Array:
+    stopped = jax.lax.stop_gradient(p)
+    if isinstance(f, bool):
+      return stopped if f else p
+    return jnp.where(f, stopped, p)  # Some of the stacked blocks.
+
+  return jax.tree.map(stop, params, frozen)

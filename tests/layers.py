@@ -21,7 +21,7 @@ LAYERS = (
   ("schema", "data.cleaning"),
   ("config", "sharding", "platforms", "plan.hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules", "data"),
-  ("ema", "late_start"),
+  ("ema", "late_start", "treatments"),
   ("optimizer", "microbatch", "objectives", "run.processes", "preparation"),
   ("train_step",),
   ("evaluators", "checkpoint", "command_line", "weights"),

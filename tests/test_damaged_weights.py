@@ -128,6 +128,9 @@ def test_files_beside_it(place, tmp_path, kind):
   name, content, said = FILES[kind]
   shutil.copytree(place / "hf", tmp_path / "hf")
   (tmp_path / "hf" / name).write_bytes(content)
+  if name == INDEX:  # The file itself goes before an index, as elsewhere.
+    assert saved.open_model(str(tmp_path / "hf"), tokenizer=False)
+    (tmp_path / "hf" / SHARD).unlink()
   assert said in error_of(tmp_path / "hf")
 
 

@@ -9,7 +9,12 @@ from reference import CHECKPOINTS, I18N
 
 from big_siglip.models import SigLIP
 from big_siglip.schema import sizes
-from big_siglip.weights import big_vision, huggingface, open_clip
+from big_siglip.weights import (
+  big_vision,
+  huggingface,
+  huggingface_config,
+  open_clip,
+)
 from big_siglip.weights.model_config import make_model_config
 from big_siglip.weights.rules import write_params
 
@@ -56,5 +61,6 @@ def test_its_shapes_give_its_config(checkpoint, name):
     identity = huggingface.identity_head(config)
     shapes |= {key: s for key, s, _ in identity}
     config.text.head = True  # As a matrix that changes nothing.
-  inferred = FORMATS[name].infer_config(shapes, "file")
+  infers = huggingface_config if name == "huggingface" else FORMATS[name]
+  inferred = infers.infer_config(shapes, "file")
   assert inferred.to_dict() == config.to_dict()

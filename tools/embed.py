@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
       inputs = embeddings.read_texts(_TEXTS.value, _COLUMN.value)
     platforms.prepare()
     model = big_siglip.load(_CHECKPOINT.value)
+    model.embedder(inputs.kind)  # Before a folder is made.
     description = descriptions.describe(
       inputs,
       embeddings.describe_model(model, _CHECKPOINT.value),

@@ -42,12 +42,18 @@ def main(argv: list[str]) -> None:
     from big_siglip import platforms, sharding
     from big_siglip.models import merged
     from big_siglip.report import runs
+    from big_siglip.schema.sizes import has_text_tower
     from big_siglip.trained import saved, serving
     from big_siglip.weights import card, export, push
 
     platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
     found, config, load_params = saved.open_model(_CHECKPOINT.value)
+    if not has_text_tower(config.model):
+      raise UserError(
+        f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "
+        "exports are of whole models: train a text tower to it (configs/lit.py)"
+      )
     address = push.open_repository(name, public=_PUBLIC.value) if name else ""
     params = load_params(sharding.make_mesh())
     params = merged(params, config.model)

@@ -28,6 +28,9 @@ _TOKENIZER = flags.DEFINE_string(
   None,
   "SentencePiece model or tokenizer.json; default: the one beside the weights.",
 )
+_BASE = flags.DEFINE_string(
+  "base", None, "Of an adapter (LoRA): its weights; default: those it names."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> None:
     from big_siglip.weights.preprocessing import find_preprocessing
 
     platforms.prepare()
-    weights = open_weights(_WEIGHTS.value)
+    weights = open_weights(_WEIGHTS.value, _BASE.value)
     preprocessing = find_preprocessing(weights, _TOKENIZER.value)
     config = ConfigDict({"model": weights.model, "data": {}})
     params = saved.load_weights(weights, config, sharding.make_mesh())
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> None:
     "format": weights.format,
     "parameters": count,
     "image": f"{weights.model.image.size} at {weights.model.image.image_size}",
-    "text": f"{weights.model.text.size}, {weights.model.text.length} tokens",
+    "text": _describe_text(weights.model),
     **preprocessing.data_fields(),
     "output": str(output),
   }
@@ -73,6 +76,11 @@ def main(argv: list[str]) -> None:
     print(
       f"{name:12} {value:,}" if name == "parameters" else f"{name:12} {value}"
     )
+
+
+def _describe_text(model) -> str | None:
+  text = model.get("text")
+  return text and f"{text.size}, {text.length} tokens"
 
 
 if __name__ == "__main__":

@@ -118,6 +118,8 @@ def _make_server():
 
   platforms.prepare()
   model = big_siglip.load(_CHECKPOINT.value)
+  for kind in ("images", "texts"):  # Before the page opens.
+    model.embedder(kind)
   limits, gallery = Limits(), None
   if _EMBEDDINGS.value:
     folder = pathlib.Path(_EMBEDDINGS.value).expanduser()

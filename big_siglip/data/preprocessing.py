@@ -38,6 +38,8 @@ _COLORS = ("resize", "crop", "crop_fraction", "fill", "mean", "std")
 IMAGE_FIELDS = ("image_size", *_COLORS)
 # What nothing can make up for: sizes are resampled, pieces are found by name.
 RULES = (*_COLORS, "lowercase", "clean", "pad_id")
+# A config of an image tower alone says nothing of texts.
+_NO_TEXTS = dict.fromkeys(("tokenizer", "lowercase", "clean", "pad_id"))
 _HALF = (0.5, 0.5, 0.5)
 # What was done before there was a choice: older files do not say it.
 _BEFORE = {
@@ -57,7 +59,8 @@ class Preprocessing:
   Attributes:
     image_size: side of an image in pixels.
     resize: see `images.resize`.
-    text_length: tokens of a text.
+    text_length: tokens of a text. This and what follows of texts is None for
+      an image tower alone.
     tokenizer: "bytes", or the path of its file, or a hash of it: see `hashed`.
     lowercase: whether A-Z become a-z first.
     clean: see `cleaning.prepare`.
@@ -71,11 +74,11 @@ class Preprocessing:
 
   image_size: int
   resize: str
-  text_length: int
-  tokenizer: str
-  lowercase: bool
-  clean: str
-  pad_id: int
+  text_length: int | None
+  tokenizer: str | None
+  lowercase: bool | None
+  clean: str | None
+  pad_id: int | None
   crop: str = "none"
   crop_fraction: float = 1.0
   fill: tuple[int, ...] = BLACK
@@ -85,10 +88,10 @@ class Preprocessing:
   @classmethod
   def of(cls, config: Any) -> "Preprocessing":
     """Returns that of a config's sections `model` and `data`."""
-    image = config.model.image
+    image, text = config.model.image, config.model.get("text")
     of_model = {name: image[name] for name in ("image_size", "mean", "std")}
-    of_model["text_length"] = config.model.text.length
-    return cls.from_dict({**config.data, **of_model})
+    of_model["text_length"] = text and text.length
+    return cls.from_dict({**_NO_TEXTS, **config.data, **of_model})
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -135,7 +138,8 @@ class Preprocessing:
     """Returns a line for each field that is not the same in another one.
 
     Tokenizers are the same if their files are, wherever they lie. None stands
-    for what the other has, as in a config that takes it from weights.
+    for what the other has, as in a config that takes it from weights, and in
+    an image tower alone.
 
     Args:
       other: to compare with.
@@ -144,7 +148,7 @@ class Preprocessing:
     lines = []
     for field in fields:
       mine, theirs = getattr(self, field), getattr(other, field)
-      if mine is None or mine == theirs:
+      if mine is None or theirs is None or mine == theirs:
         continue
       if field == "tokenizer" and _identity(mine) == _identity(theirs):
         continue
@@ -165,11 +169,11 @@ class Preprocess:
 
   Attributes:
     value: what is done.
-    tokenizer: of `value`.
+    tokenizer: of `value`; None for an image tower alone.
   """
 
   value: Preprocessing
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
 
   @classmethod
   def of(cls, value: Preprocessing) -> "Preprocess":
@@ -178,6 +182,8 @@ class Preprocess:
     Raises:
       UserError: it is missing or wrong.
     """
+    if value.tokenizer is None:
+      return cls(value, None)
     made = make_tokenizer(
       value.tokenizer, value.lowercase, value.pad_id, value.clean
     )
@@ -206,8 +212,10 @@ class Preprocess:
     return self.tokenizer(texts, self.value.text_length)
 
 
-def _identity(tokenizer: str) -> str:
+def _identity(tokenizer: str | None) -> str | None:
   """Returns what is equal for equal tokenizers: a hash of the file."""
+  if tokenizer is None:
+    return None
   file = epath.Path(tokenizer).expanduser()
   if tokenizer == "bytes" or not file.exists():
     return tokenizer

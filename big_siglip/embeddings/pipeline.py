@@ -82,9 +82,7 @@ def embed_missing(
   items = ((shard, index) for shard in shards for index in shards[shard])
   prepared = _map_ahead(prepare, items, num_threads, ahead)
   batches = _batches(prepared, inputs, batch_size)
-  tower = (
-    model.embedders.image if inputs.texts is None else model.embedders.text
-  )
+  tower = model.embedder(inputs.kind)
   # Dispatched here, waited for behind: the devices have their next batch before
   # the last one's result is fetched.
   running = ((batch, _start(tower, model, batch)) for batch in batches)

@@ -119,7 +119,8 @@ def write(
 
 def step_of(checkpoint: epath.Path) -> int:
   """Returns the step of a checkpoint; 0 for published weights."""
-  return int(checkpoint.name) if checkpoint.name.isdecimal() else 0
+  is_step = checkpoint.parent.name == "checkpoints"
+  return int(checkpoint.name) if is_step and checkpoint.name.isdecimal() else 0
 
 
 def _read(file: epath.Path) -> dict[str, Any]:

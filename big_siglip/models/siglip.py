@@ -25,7 +25,8 @@ class SigLIP(nn.Module):
   """SigLIP, arXiv:2303.15343; (BHW3, BL) -> (BE, BE, (), ()).
 
   Attributes:
-    config: `config.model`, a ConfigDict or FrozenConfigDict.
+    config: `config.model`, a ConfigDict or FrozenConfigDict. Without a section
+      `text` there is neither text tower nor scale and bias.
     sharding: of the encoders' activations and of the embeddings, whose first
       dimension is the batch; None: as the compiler likes.
   """
@@ -53,6 +54,9 @@ class SigLIP(nn.Module):
       slice_tokens=config.slice_tokens,
     )
     self.image = ImageTower(config.image, embed_dim, compute)
+    self.logit_scale = self.logit_bias = None
+    if not sizes.has_text_tower(config):
+      return
     self.text = TextTower(config.text, embed_dim, compute)
     log_scale = nn.initializers.constant(math.log(config.logit_scale_init))
     bias = nn.initializers.constant(config.logit_bias_init)
@@ -72,7 +76,8 @@ class SigLIP(nn.Module):
 
     Returns:
       Image and text embeddings, BE float32 of length 1 (None for what was not
-      given, or has no pool), the log of the logits' multiplier, and their bias.
+      given, or has no pool), the log of the logits' multiplier, and their bias
+      (None without a text tower).
     """
     seen = self.see(image, text)
     return seen.image, seen.text, self.logit_scale, self.logit_bias

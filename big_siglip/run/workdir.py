@@ -135,9 +135,9 @@ def how_to_go_on(folder: epath.Path) -> str:
   )
 
 
-def keep_tokenizer(folder: epath.Path, tokenizer: str) -> None:
+def keep_tokenizer(folder: epath.Path, tokenizer: str | None) -> None:
   """Copies the tokenizer's file into a run's folder, where it has one."""
-  if tokenizer != "bytes" and not find_tokenizer(folder):
+  if tokenizer not in (None, "bytes") and not find_tokenizer(folder):
     name = _TOKENIZERS[is_json(tokenizer)]
     _copy(epath.Path(tokenizer), folder / name)
 

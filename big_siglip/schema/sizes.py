@@ -39,6 +39,15 @@ TOWERS = {
 }
 
 
+def has_text_tower(model: Any) -> bool:
+  """Returns whether a `config.model` has one, and is no image tower alone.
+
+  Weights may be those of an image tower: to embed images with, or to train a
+  text tower to. Then `config.model` has no section `text`.
+  """
+  return model.get("text") is not None
+
+
 def resolve_image(config: Any) -> TowerSize:
   """Returns the dimensions of the image tower.
 

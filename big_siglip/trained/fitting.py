@@ -120,6 +120,30 @@ def is_wanted(config: ConfigDict) -> Callable[[str], bool]:
   return lambda name: name.split("/")[0] == config.init.towers
 
 
+def check_towers(config: ConfigDict, model: ConfigDict) -> None:
+  """Makes sure that weights have the towers that `config.init` asks for.
+
+  Args:
+    config: of a run that starts from them.
+    model: `config.model` of the weights.
+
+  Raises:
+    UserError: they are an image tower alone, and more is asked for.
+  """
+  path, towers = config.init.path, config.init.towers
+  if not sizes.has_text_tower(model) and towers != "image":
+    raise UserError(
+      f"config.init.towers={towers!r}: must be 'image', as in configs/lit.py: "
+      f"{path} (init.path) is an image tower alone"
+    )
+  pooling = config.model.image.pooling
+  if towers != "text" and model.image.pooling == "none" and pooling != "gap":
+    raise UserError(
+      f"config.model.image.pooling={pooling!r}: must be 'gap', the mean of the "
+      f"tokens, since {path} (init.path) has no pool"
+    )
+
+
 def of_model(name: str) -> bool:
   """Returns whether a parameter is one that all weights have."""
   return name.split("/")[0] in ("image", "text") or "/" not in name

@@ -10,12 +10,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from big_siglip.config import find_problems
+from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import naming, raise_problems, UserError
 from big_siglip.run import workdir
 from big_siglip.schema import sizes
 from big_siglip.schema.field import Field
 from big_siglip.schema.fields import FIELDS, unset_fields
 from big_siglip.trained import saved
+from big_siglip.trained.fitting import check_towers
 from big_siglip.weights import open_weights
 
 
@@ -40,16 +42,20 @@ def fill(
     return config, []
   started = _started(folder) if folder else None
   source = started or _open(config, unset)
+  if not started:
+    check_towers(config, source.model)
   whole = config.copy_and_resolve_references()
   with whole.unlocked():
     _fill_model(whole.model, source.model)
     for name in _of_weights(FIELDS["data"]):
       if whole.data[name] is None:
         whole.data[name] = source.data.get(name)
+    if not sizes.has_text_tower(source.model):
+      _fill_text(whole)
   silent = f"must be set: {config.init.path} does not say (init.path)"
   raise_problems([f"config.{f}=None: {silent}" for f in unset_fields(whole)])
   raise_problems(find_problems(whole))
-  return whole, [] if started else _describe(config, whole)
+  return whole, [] if started else _describe(config, whole, source)
 
 
 def _started(folder: str) -> ConfigDict | None:
@@ -94,7 +100,9 @@ def _of_weights(fields: Any) -> list[str]:
 def _fill_model(model: Any, source: Any) -> None:
   takes_size = []
   for tower in ("image", "text"):
-    own, theirs = model[tower], source[tower]
+    own, theirs = model[tower], source.get(tower)
+    if theirs is None:  # An image tower alone.
+      continue
     names = _of_weights(FIELDS["model"][tower])
     if own.size is None:  # A name, and the numbers that override it.
       takes_size.append(tower)
@@ -108,18 +116,63 @@ def _fill_model(model: Any, source: Any) -> None:
       model.embed_dim = sizes.resolve_image(source.image).width
 
 
-def _describe(config: ConfigDict, whole: ConfigDict) -> list[str]:
+def _fill_text(config: ConfigDict) -> None:
+  """Gives a text tower SigLIP's own rules, where the weights have none.
+
+  The tokenizer has to be named; it says how many pieces there are, and which
+  ends a text.
+
+  Raises:
+    UserError: it is not.
+  """
+  text, data = config.model.text, config.data
+  if data.tokenizer is None:
+    raise UserError(
+      "config.data.tokenizer=None: must be set to bytes, a SentencePiece model "
+      f"or a tokenizer.json: {config.init.path} (init.path) has no text tower"
+    )
+  made = make_tokenizer(data.tokenizer, pad_id=0)
+  given = [
+    (text, "length", 64),
+    (text, "pooling", "last"),
+    (text, "head", True),
+    (data, "lowercase", True),
+    (data, "clean", "none"),
+    (text, "vocab_size", made.vocab_size),
+    (data, "pad_id", made.eos_id),
+  ]
+  for section, name, value in given:
+    if section[name] is None:
+      section[name] = value
+
+
+def _describe(
+  config: ConfigDict, whole: ConfigDict, source: ConfigDict
+) -> list[str]:
   """Returns what was taken, in a line for each tower and the preprocessing."""
   lines = []
+  path = config.init.path
   for name in ("model.image", "model.text", "data"):
     before, now, fields = config, whole, FIELDS
     for part in name.split("."):
       before, now, fields = before[part], now[part], fields[part]
-    taken = ", ".join(
-      f"{field}={now[field]!r}"
+    there = source
+    for part in name.split("."):
+      there = there.get(part, {})
+    taken = {
+      field: now[field]
       for field in fields
       if before[field] is None and now[field] is not None
-    )
-    if taken:
-      lines.append(f"{name}: {taken}: of {config.init.path} (init.path)")
+    }
+    for own, origin in (
+      (False, f"of {path} (init.path)"),
+      (True, f"as SigLIP has it, since {path} has no text tower"),
+    ):
+      shown = ", ".join(
+        f"{field}={value!r}"
+        for field, value in taken.items()
+        if (there.get(field) is None) == own
+      )
+      if shown:
+        lines.append(f"{name}: {shown}: {origin}")
   return lines

@@ -5,6 +5,7 @@ Shape letters: I images, T texts, E embedding width.
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
+import functools
 import itertools
 import os
 from typing import Any
@@ -19,8 +20,9 @@ from big_siglip.data import images as image_data
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, exact_model, make_embedders
+from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.models import make_model
-from big_siglip.schema.sizes import resolve_image
+from big_siglip.schema.sizes import has_text_tower, resolve_image, TOWERS
 from big_siglip.trained import saved
 
 # What can be embedded as an image: encoded bytes, the path of a file, a Pillow
@@ -39,6 +41,7 @@ class Model:
     preprocess: what comes before the towers.
     embedders: see `evaluators.make_embedders`.
     batch_size: rows that are embedded at once.
+    path: what messages call it.
   """
 
   config: ConfigDict
@@ -47,6 +50,7 @@ class Model:
   preprocess: Preprocess
   embedders: Embedders
   batch_size: int = 64
+  path: str = "this model"
 
   @property
   def logit_scale(self) -> float:
@@ -63,21 +67,67 @@ class Model:
 
     Raises:
       BadImage: one of them cannot be decoded.
+      UserError: the image tower has no pool.
     """
-    return self._embed(self.embedders.image, map(self.prepare_image, images))
+    embed = self.embedder("images")
+    return self._embed(embed, map(self.prepare_image, images))
 
   def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-    """Returns TE float32 of length 1."""
+    """Returns TE float32 of length 1.
+
+    Raises:
+      UserError: there is no text tower.
+    """
+    embed = self.embedder("texts")
     if isinstance(texts, str):
       raise UserError("texts: must be a list of strings, not one string")
     tokens = self.preprocess.texts(list(texts))
-    return self._embed(self.embedders.text, tokens)
+    return self._embed(embed, tokens)
+
+  def image_tokens(self, images: Iterable[ImageLike]) -> np.ndarray:
+    """Returns ILD float32: the patches after the final norm, before a pool.
+
+    Raises:
+      BadImage: one of them cannot be decoded.
+    """
+    return self._embed(self._see, map(self.prepare_image, images))
+
+  @functools.cached_property
+  def _see(self) -> Embed:
+    model = make_model(self.config.model)
+
+    def see(params: Any, image: Any) -> Any:
+      return model.look(params, {"image": image}).image_tokens
+
+    return make_embed(see, self.mesh)
+
+  def embedder(self, kind: str) -> Embed:
+    """Returns what embeds "images" or "texts".
+
+    Raises:
+      UserError: the model has no tower for that, or its tower has no pool.
+    """
+    config = self.config.model
+    if kind == "texts":
+      if not has_text_tower(config):
+        raise UserError(
+          f"{self.path}: is an image tower alone: it embeds images and no texts"
+        )
+      return self.embedders.text
+    if config.image.pooling == "none":
+      raise UserError(
+        f"{self.path}: its image tower has no pool{_missing_blocks(config)}: "
+        "it has no embedding of an image; Model.image_tokens gives its tokens, "
+        "and config.model.image.pooling=gap trains on their mean"
+      )
+    return self.embedders.image
 
   def logits(
     self, images: Iterable[ImageLike], texts: Sequence[str]
   ) -> np.ndarray:
     """Returns IT float32: scaled cosines plus the bias."""
-    cosines = self.embed_images(images) @ self.embed_texts(texts).T
+    embedded = self.embed_texts(texts)
+    cosines = self.embed_images(images) @ embedded.T
     return self.logit_scale * cosines + self.logit_bias
 
   def probabilities(
@@ -116,10 +166,16 @@ class Model:
       for batch, count in _batches(rows, self.batch_size)
     ]
     if not parts:
-      model = self.config.model
-      width = model.embed_dim or resolve_image(model.image).width
-      return np.zeros((0, width), np.float32)
+      return np.zeros((0, *self._width(embed)), np.float32)
     return np.concatenate(parts)
+
+  def _width(self, embed: Embed) -> tuple[int, ...]:
+    """Returns the shape of what `embed` returns for one row."""
+    model = self.config.model
+    size = resolve_image(model.image)
+    if embed is self._see:
+      return (model.image.image_size // size.patch_size) ** 2, size.width
+    return (model.embed_dim or size.width,)
 
 
 def load(path: str) -> Model:
@@ -127,7 +183,7 @@ def load(path: str) -> Model:
   mesh = sharding.make_mesh()
   config, params = saved.load(path, mesh)
   config.model = exact_model(config.model)
-  return _model(config, params, mesh)
+  return _model(config, params, mesh, path)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -135,10 +191,19 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
   return np.exp(-np.logaddexp(0, -logits))
 
 
-def _model(config: ConfigDict, params: Any, mesh: Mesh) -> Model:
+def _missing_blocks(model: ConfigDict) -> str:
+  """Returns what to say of an image tower that was cut off before its end."""
+  name = model.image.size.partition("/")[0]
+  here, whole = resolve_image(model.image).depth, TOWERS[name].depth
+  if here >= whole:
+    return ""
+  return f" and just {here} of the {whole} blocks of {name}"
+
+
+def _model(config: ConfigDict, params: Any, mesh: Mesh, path: str) -> Model:
   embedders = make_embedders(make_model(config.model), mesh)
   preprocess = build.preprocess(config)
-  return Model(config, params, mesh, preprocess, embedders)
+  return Model(config, params, mesh, preprocess, embedders, path=path)
 
 
 def _batches(

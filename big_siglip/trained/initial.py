@@ -20,6 +20,7 @@ from big_siglip.models.stacking import restack_leaves
 from big_siglip.sharding import path_string
 from big_siglip.trained import saved
 from big_siglip.trained.fitting import (
+  check_towers,
   fit_to,
   is_wanted,
   of_model,
@@ -47,6 +48,7 @@ def initial_params(config: ConfigDict, random: Any, mesh: Mesh) -> Any:
   if not any(wanted(name) for name in names):
     return random  # A new text tower for embeddings.
   origin, source = _load(path, config.model.scan, mesh)
+  check_towers(config, origin.model)
   # A tower that the run does not have has nothing to be compared with.
   old = {
     name: leaf

@@ -8,7 +8,12 @@ from big_siglip import build, sharding
 from big_siglip.errors import raise_problems
 from big_siglip.models import make_model
 from big_siglip.trained import saved, stages
-from big_siglip.trained.fitting import differences, is_wanted, of_model
+from big_siglip.trained.fitting import (
+  check_towers,
+  differences,
+  is_wanted,
+  of_model,
+)
 from big_siglip.trained.resampling import may_resample
 
 
@@ -22,6 +27,8 @@ def lines(config: ConfigDict) -> Iterator[str]:
   if goes_on:
     stages.find(config)
   found, trained, _ = saved.open_model(path, tokenizer=False)
+  if not goes_on:
+    check_towers(config, trained.model)
   fresh = _shapes(config, config.model.scan)
   towers = {name.split("/")[0] for name in fresh}
   wanted = is_wanted(config)

@@ -5,6 +5,7 @@ import hashlib
 import json
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh
@@ -18,7 +19,9 @@ from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
+from big_siglip.trained import places
 from big_siglip.weights import open_weights, read_params, Weights
+from big_siglip.weights.matching import check_scale
 from big_siglip.weights.preprocessing import (
   find_image_preprocessing,
   find_preprocessing,
@@ -29,29 +32,27 @@ def find(path: str) -> tuple[epath.Path, epath.Path]:
   """Returns the run's folder and that of one of its checkpoints.
 
   Args:
-    path: the run's folder (its newest checkpoint is taken), or one checkpoint,
-      `RUN/checkpoints/STEP`.
+    path: the run's folder, or its `checkpoints` (the newest is taken), or one
+      checkpoint, `RUN/checkpoints/STEP`.
 
   Raises:
     UserError: no run or no checkpoint lies there.
   """
-  folder = workdir.absolute(path)
-  if folder.name.isdecimal():
-    run, checkpoint = folder.parent.parent, folder
-    if not checkpoint.is_dir():
-      raise UserError(f"--checkpoint={path}: no such checkpoint")
-    return run, checkpoint
-  steps = workdir.saved_steps(folder)
-  if not steps:
-    raise UserError(f"--checkpoint={path}: no run with a checkpoint lies here")
-  return folder, folder / "checkpoints" / str(steps[-1])
+  run, checkpoint = places.find_run(path) or (workdir.absolute(path), None)
+  if checkpoint is None:
+    steps = workdir.saved_steps(run)
+    if not steps:
+      said = f"--checkpoint={path}: no run with a checkpoint lies here"
+      raise UserError(said)
+    checkpoint = run / places.CHECKPOINTS / str(steps[-1])
+  if not checkpoint.is_dir():
+    raise UserError(f"--checkpoint={path}: no such checkpoint")
+  return run, checkpoint
 
 
 def is_run(path: str) -> bool:
   """Returns whether `find` would look for a run here, not for other weights."""
-  folder = epath.Path(path)
-  folder = folder.parent.parent if folder.name.isdecimal() else folder
-  return (folder / "checkpoints").is_dir()
+  return places.find_run(path) is not None
 
 
 def load(
@@ -111,7 +112,10 @@ def load_config(run: epath.Path) -> ConfigDict:
     UserError: there is none, or it is damaged.
   """
   config = ConfigDict(workdir.read_config(run))
-  for name in ("model.image", "model.text", "data"):
+  names = ("model.image", "model.text", "data")
+  if "total_steps" not in config and "text" not in config.get("model", {}):
+    names = ("model.image", "data")  # An image tower alone.
+  for name in names:
     section = config
     for part in name.split("."):
       section = section.get(part)
@@ -158,13 +162,16 @@ def load_params(checkpoint: epath.Path, config: ConfigDict, mesh: Mesh) -> Any:
   of `config.init.path`: it is a whole model again.
 
   Raises:
-    UserError: the checkpoint is not one of this config's model, or the image
-      tower is not there, or another one.
+    UserError: the checkpoint is not one of this config's model, or its scale
+      overflows, or the image tower is not there, or another one.
   """
   model = make_model(config.model)
   abstract = sharding.placed(build.abstract_params(model, config), mesh)
   beside = config.get("terms", {}).keys()
   params = restore_params(checkpoint, abstract, beside=beside)
+  if "logit_scale" in params:
+    scale = float(jax.device_get(params["logit_scale"]))
+    check_scale(scale, f"{checkpoint}: logit_scale")
   if has_image_tower(config):
     return params
   made = workdir.read_embedding(checkpoint.parent.parent)
@@ -195,9 +202,15 @@ def _config(model: Any, preprocessing: Preprocessing) -> ConfigDict:
 def load_weights(weights: Weights, config: ConfigDict, mesh: Mesh) -> Any:
   """Returns our parameters of published weights, laid out on the mesh."""
   abstract = build.abstract_params(make_model(config.model), config, whole=True)
-  return read_params(
-    weights.reader, weights.rules, sharding.placed(abstract, mesh)
+  params = read_params(
+    weights.reader,
+    weights.rules,
+    sharding.placed(abstract, mesh),
+    weights.notes,
   )
+  for note in weights.notes:
+    logging.warning("%s: %s", weights.reader.path, note)
+  return params
 
 
 def fingerprint(params: Any) -> str:

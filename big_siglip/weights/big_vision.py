@@ -13,7 +13,17 @@ from big_siglip.errors import UserError
 from big_siglip.schema import sizes
 from big_siglip.weights import rules as r
 from big_siglip.weights.model_config import image_size_of, make_model_config
+from big_siglip.weights.names import Naming
 
+NAMING = Naming(
+  image="img/",
+  image_sign="embedding/kernel",
+  text="txt/",
+  text_signs=("Encoder_0/", "Embed_0/", "pos_embedding", "head/"),
+  scale="t",
+  bias="b",
+  others=("head/",),
+)
 _ENCODERS = {"image": "img/Transformer", "text": "txt/Encoder_0"}
 
 
@@ -28,20 +38,24 @@ def rules(model: Any, stacked: tuple[str, ...] = ()) -> list[r.Rule]:
 
 
 def _rules(model: Any, stacked: tuple[str, ...]) -> Iterator[r.Rule]:
-  image, text = sizes.resolve_image(model.image), sizes.resolve_text(model.text)
+  depth = sizes.resolve_image(model.image).depth
   yield from _dense("img/embedding", "image/patch_embedding")
   yield r.rule("img/pos_embedding", "image/position_embedding", r.LEADING)
-  yield from _encoder("image", image.depth, "image" in stacked)
-  head = "img/MAPHead_0"
-  yield r.rule(f"{head}/probe", "image/pool/probe")
-  yield from _attention(
-    f"{head}/MultiHeadDotProductAttention_0", "image/pool/attention"
-  )
-  yield from _norm(f"{head}/LayerNorm_0", "image/pool/norm")
-  yield from _mlp(f"{head}/MlpBlock_0", "image/pool/mlp")
+  yield from _encoder("image", depth, "image" in stacked)
+  if model.image.pooling == "map":
+    head = "img/MAPHead_0"
+    yield r.rule(f"{head}/probe", "image/pool/probe")
+    yield from _attention(
+      f"{head}/MultiHeadDotProductAttention_0", "image/pool/attention"
+    )
+    yield from _norm(f"{head}/LayerNorm_0", "image/pool/norm")
+    yield from _mlp(f"{head}/MlpBlock_0", "image/pool/mlp")
+  if not sizes.has_text_tower(model):
+    return
+  depth = sizes.resolve_text(model.text).depth
   yield r.rule("txt/Embed_0/embedding", "text/token_embedding/embedding")
   yield r.rule("txt/pos_embedding", "text/position_embedding", r.LEADING)
-  yield from _encoder("text", text.depth, "text" in stacked)
+  yield from _encoder("text", depth, "text" in stacked)
   if model.text.head:
     yield from _dense("txt/head", "text/head")
   yield r.rule("t", "logit_scale", r.LEADING)
@@ -127,8 +141,17 @@ class SummedPositions:
     return array
 
 
-def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
+def infer_config(
+  shapes: Mapping[str, tuple[int, ...]],
+  path: str,
+  towers: tuple[str, ...] = ("image", "text"),
+) -> Any:
   """Returns our `config.model` of the arrays' shapes.
+
+  Args:
+    shapes: of all arrays.
+    path: for messages.
+    towers: that the file has: ("image", "text") or ("image",).
 
   Raises:
     UserError: no SigLIP model of one resolution.
@@ -139,15 +162,20 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], path: str) -> Any:
       raise UserError(f"{path}: NaFlex models are not supported")
     patch, _, _, width = kernel
     tokens = shapes["img/pos_embedding"][-2]
+    pooled = any(key.startswith("img/MAPHead_0/") for key in shapes)
+    seen = dict(
+      image=_tower_size(shapes, "image", width, patch),
+      image_size=image_size_of(patch, tokens),
+      pooling="map" if pooled or "text" in towers else "none",
+    )
+    if "text" not in towers:
+      return make_model_config(**seen, embed_dim=width)
     vocab, _ = shapes["txt/Embed_0/embedding"]
-    image = _tower_size(shapes, "image", width, patch)
     text_width = shapes["txt/pos_embedding"][-1]
-    text = _tower_size(shapes, "text", text_width, None)
     head = shapes.get("txt/head/kernel")
     return make_model_config(
-      image=image,
-      image_size=image_size_of(patch, tokens),
-      text=text,
+      **seen,
+      text=_tower_size(shapes, "text", text_width, None),
       vocab_size=vocab,
       length=shapes["txt/pos_embedding"][-2],
       embed_dim=head[1] if head else text_width,

@@ -12,20 +12,32 @@ def make_model_config(
   *,
   image: sizes.TowerSize,
   image_size: int,
-  text: sizes.TowerSize,
-  vocab_size: int,
-  length: int,
   embed_dim: int,
+  text: sizes.TowerSize | None = None,
+  vocab_size: int | None = None,
+  length: int | None = None,
   text_head: bool = True,
+  pooling: str = "map",
 ) -> ConfigDict:
-  """Returns a `config.model` in float32; all towers of SigLIP pool alike."""
+  """Returns a `config.model` in float32.
+
+  Args:
+    image: the image tower.
+    image_size: pixels.
+    embed_dim: of the embeddings.
+    text: the text tower; None: there is none.
+    vocab_size: of the text tower.
+    length: tokens of a text.
+    text_head: whether the text tower has a projection.
+    pooling: of the image tower: "map", as all of SigLIP, or "none".
+  """
   tower, patch = _name(image), image.patch_size
-  return ConfigDict(
+  model = ConfigDict(
     {
       "image": {
         "size": f"{tower}/{patch}",
         "image_size": image_size,
-        "pooling": "map",
+        "pooling": pooling,
         "head": False,
         # So400m/14 sees 378 of 384 pixels.
         "drop_border": image_size % patch != 0,
@@ -33,14 +45,6 @@ def make_model_config(
         "std": (0.5, 0.5, 0.5),
         "patch_size": config_dict.placeholder(int),
         **_overrides(image, tower),
-      },
-      "text": {
-        "size": _name(text),
-        "vocab_size": vocab_size,
-        "length": length,
-        "pooling": "last",
-        "head": text_head,
-        **_overrides(text, _name(text)),
       },
       "embed_dim": embed_dim,
       "dtype": "float32",
@@ -53,6 +57,16 @@ def make_model_config(
       "logit_bias_init": -10.0,
     }
   )
+  if text is not None:
+    model.text = {
+      "size": _name(text),
+      "vocab_size": vocab_size,
+      "length": length,
+      "pooling": "last",
+      "head": text_head,
+      **_overrides(text, _name(text)),
+    }
+  return model
 
 
 def image_size_of(patch: int, positions: int) -> int:
@@ -77,9 +91,13 @@ def known_heads(width: int, path: str) -> int:
 
 
 def _name(size: sizes.TowerSize) -> str:
-  """Returns the tower with these dimensions; "mu" to be overridden."""
+  """Returns the tower with these dimensions, or "mu" to be overridden.
+
+  One with fewer blocks is that tower still: language models cut the last off.
+  """
   for name, known in sizes.TOWERS.items():
-    if dataclasses.replace(size, patch_size=None) == known:
+    same = dataclasses.replace(size, patch_size=None, depth=known.depth)
+    if same == known and size.depth <= known.depth:
       return name
   return "mu"
 

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 
 class Npz:
-  """A .npz file, as big_vision writes; keys without a leading "params/"."""
+  """A .npz file, as big_vision writes."""
 
   def __init__(self, path: pathlib.Path):
     """Reads the list of arrays and their headers.
@@ -40,20 +40,31 @@ class Npz:
     self._shapes: dict[str, Shape] = {}
     try:
       self._file = zipfile.ZipFile(path)
-      for name in self._file.namelist():
+      names = self._file.namelist()
+      # Beside these lies a trainer's state, of which nothing is read.
+      beside = any(name.startswith("params/") for name in names)
+      for name in names:
         if not name.endswith(".npy"):
           raise UserError(f"{path}: holds {name}, which is no array")
-        key = name.removesuffix(".npy").removeprefix("params/")
+        key = name.removesuffix(".npy")
         if key in self._names:
           raise UserError(f"{path}: holds {key} twice")
+        shape, is_object = self._read_header(name)
+        if is_object and beside and not key.startswith("params/"):
+          continue
+        if is_object:
+          raise UserError(
+            f"{path}: {name} holds Python objects, which are never loaded"
+          )
         self._names[key] = name
-        self._shapes[key] = self._read_shape(name)
+        self._shapes[key] = shape
     except UserError:
       raise
     except _DAMAGED_NPZ as error:
       raise UserError(f"{path}: is no whole .npz file ({error})") from error
 
-  def _read_shape(self, name: str) -> Shape:
+  def _read_header(self, name: str) -> tuple[Shape, bool]:
+    """Returns an array's shape, and whether it is of Python objects."""
     with self._file.open(name) as stream:
       version = np.lib.format.read_magic(stream)
       header = (
@@ -62,11 +73,7 @@ class Npz:
         else np.lib.format.read_array_header_2_0
       )
       shape, _, dtype = header(stream)
-    if dtype.hasobject:
-      raise UserError(
-        f"{self.path}: {name} holds Python objects, which are never loaded"
-      )
-    return shape
+    return shape, dtype.hasobject
 
   def shapes(self) -> dict[str, Shape]:
     """Returns {key: shape}."""

@@ -15,8 +15,18 @@ from big_siglip.weights.model_config import (
   known_heads,
   make_model_config,
 )
+from big_siglip.weights.names import Naming
 
 _TRUNK = "visual.trunk"
+NAMING = Naming(
+  image="visual.trunk.",
+  image_sign="patch_embed.proj.weight",
+  text="text.",
+  text_signs=("transformer.", "token_embedding.", "positional_em", "ln_final."),
+  scale="logit_scale",
+  bias="logit_bias",
+  others=("head.", "fc_norm."),
+)
 
 
 def rules(model: Any) -> list[r.Rule]:
@@ -25,15 +35,20 @@ def rules(model: Any) -> list[r.Rule]:
 
 
 def _rules(model: Any) -> Iterator[r.Rule]:
-  image, text = sizes.resolve_image(model.image), sizes.resolve_text(model.text)
-  yield r.rule("logit_scale", "logit_scale")
-  yield r.rule("logit_bias", "logit_bias")
+  yield from _image_rules(model.image)
+  if sizes.has_text_tower(model):
+    yield from _text_rules(model.text)
+    yield r.rule("logit_scale", "logit_scale")
+    yield r.rule("logit_bias", "logit_bias")
+
+
+def _image_rules(image: Any) -> Iterator[r.Rule]:
   yield r.rule(
     f"{_TRUNK}.patch_embed.proj.weight", "image/patch_embedding/kernel", r.CONV
   )
   yield r.rule(f"{_TRUNK}.patch_embed.proj.bias", "image/patch_embedding/bias")
   yield r.rule(f"{_TRUNK}.pos_embed", "image/position_embedding", r.LEADING)
-  for index in range(image.depth):
+  for index in range(sizes.resolve_image(image).depth):
     yield from _block(
       f"{_TRUNK}.blocks.{index}",
       f"image/encoder/block_{index}",
@@ -43,6 +58,8 @@ def _rules(model: Any) -> Iterator[r.Rule]:
       mlp=("mlp.fc1", "mlp.fc2"),
     )
   yield from _norm(f"{_TRUNK}.norm", "image/encoder/norm")
+  if image.pooling == "none":
+    return
   pool = f"{_TRUNK}.attn_pool"
   yield r.rule(f"{pool}.latent", "image/pool/probe")
   yield from _linear(f"{pool}.q", "image/pool/attention/query")
@@ -55,9 +72,12 @@ def _rules(model: Any) -> Iterator[r.Rule]:
   yield from _norm(f"{pool}.norm", "image/pool/norm")
   yield from _linear(f"{pool}.mlp.fc1", "image/pool/mlp/up")
   yield from _linear(f"{pool}.mlp.fc2", "image/pool/mlp/down")
+
+
+def _text_rules(text: Any) -> Iterator[r.Rule]:
   yield r.rule("text.token_embedding.weight", "text/token_embedding/embedding")
   yield r.rule("text.positional_embedding", "text/position_embedding")
-  for index in range(text.depth):
+  for index in range(sizes.resolve_text(text).depth):
     yield from _block(
       f"text.transformer.resblocks.{index}",
       f"text/encoder/block_{index}",
@@ -67,7 +87,7 @@ def _rules(model: Any) -> Iterator[r.Rule]:
       mlp=("mlp.c_fc", "mlp.c_proj"),
     )
   yield from _norm("text.ln_final", "text/encoder/norm")
-  if model.text.head:  # The i18n So400m's has none ("proj_type": "none").
+  if text.head:  # The i18n So400m's has none ("proj_type": "none").
     yield from _linear("text.text_projection", "text/head")
 
 
@@ -97,6 +117,7 @@ def _norm(theirs, ours) -> Iterator[r.Rule]:
 def infer_config(
   shapes: Mapping[str, tuple[int, ...]],
   path: str,
+  towers: tuple[str, ...] = ("image", "text"),
   heads: Mapping[str, int] | None = None,
 ) -> Any:
   """Returns our `config.model` of the arrays' shapes.
@@ -104,6 +125,7 @@ def infer_config(
   Args:
     shapes: of all arrays.
     path: for messages.
+    towers: that the file has: ("image", "text") or ("image",).
     heads: of "image" and "text"; None: those of the published towers.
 
   Raises:
@@ -112,26 +134,30 @@ def infer_config(
   try:
     width, _, patch, _ = shapes[f"{_TRUNK}.patch_embed.proj.weight"]
     tokens = shapes[f"{_TRUNK}.pos_embed"][1]
+    image = sizes.TowerSize(
+      width,
+      _depth(shapes, f"{_TRUNK}.blocks."),
+      shapes[f"{_TRUNK}.blocks.0.mlp.fc1.weight"][0],
+      heads["image"] if heads else known_heads(width, path),
+      patch,
+    )
+    pooled = any(key.startswith(f"{_TRUNK}.attn_pool.") for key in shapes)
+    seen = dict(
+      image=image,
+      image_size=image_size_of(patch, tokens),
+      pooling="map" if pooled or "text" in towers else "none",
+    )
+    if "text" not in towers:
+      return make_model_config(**seen, embed_dim=width)
     vocab, text_width = shapes["text.token_embedding.weight"]
     head = shapes.get("text.text_projection.weight")
-    heads = heads or {
-      "image": known_heads(width, path),
-      "text": known_heads(text_width, path),
-    }
     return make_model_config(
-      image=sizes.TowerSize(
-        width,
-        _depth(shapes, f"{_TRUNK}.blocks."),
-        shapes[f"{_TRUNK}.blocks.0.mlp.fc1.weight"][0],
-        heads["image"],
-        patch,
-      ),
-      image_size=image_size_of(patch, tokens),
+      **seen,
       text=sizes.TowerSize(
         text_width,
         _depth(shapes, "text.transformer.resblocks."),
         shapes["text.transformer.resblocks.0.mlp.c_fc.weight"][0],
-        heads["text"],
+        heads["text"] if heads else known_heads(text_width, path),
       ),
       vocab_size=vocab,
       length=shapes["text.positional_embedding"][0],

@@ -8,6 +8,7 @@ from absl import logging
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
+from big_siglip.schema.sizes import has_text_tower
 from big_siglip.weights import tokenizer_files
 from big_siglip.weights.formats import Weights
 from big_siglip.weights.image_processor import read_transformers
@@ -35,6 +36,8 @@ def find_preprocessing(
     UserError: there is no tokenizer, or one of another vocabulary, or what
       happens to images or texts is not done here.
   """
+  if not has_text_tower(weights.model):
+    return find_image_preprocessing(weights)
   found = {**find_images(weights), **find_texts(weights, tokenizer)}
   try:
     return Preprocessing.from_dict(found)
@@ -98,7 +101,8 @@ def _usual_resize(weights: Weights) -> str:
   """Returns how the model's own project resizes."""
   if weights.format == "big_vision":
     return "big_vision"
-  gemma = weights.model.text.vocab_size == _GEMMA
+  text = weights.model.get("text")
+  gemma = text is not None and text.vocab_size == _GEMMA
   return "bilinear" if gemma and weights.format == "huggingface" else "bicubic"
 
 

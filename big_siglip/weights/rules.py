@@ -18,9 +18,8 @@ import numpy as np
 
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.sharding import path_string
+from big_siglip.weights import matching
 from big_siglip.weights.tensors import new_array
-
-_MOST_PROBLEMS = 20  # More lines than that help nobody.
 
 Shape = tuple[int, ...]
 # (key, shape, function that returns the float32 array) of each array.
@@ -106,7 +105,12 @@ def rule(key: str, path: str, layout: Layout = SAME) -> Rule:
   return Rule(key, (path,), layout)
 
 
-def read_params(reader: Reader, rules: Sequence[Rule], abstract: Any) -> Any:
+def read_params(
+  reader: Reader,
+  rules: Sequence[Rule],
+  abstract: Any,
+  notes: Sequence[str] = (),
+) -> Any:
   """Returns our parameters, each array on its devices as soon as it is read.
 
   Never holds more in host memory than one parameter beside what is finished.
@@ -115,12 +119,13 @@ def read_params(reader: Reader, rules: Sequence[Rule], abstract: Any) -> Any:
     reader: the file.
     rules: of every array in it.
     abstract: tree of `jax.ShapeDtypeStruct`s with shardings.
+    notes: what was done to the names; said before what is wrong with them.
 
   Raises:
     UserError: naming every array that is missing, surplus or of another shape,
       or the first with a number that is not finite.
   """
-  arrays = _Arrays(reader, rules, _unstacked_shapes(abstract))
+  arrays = _Arrays(reader, rules, _unstacked_shapes(abstract), notes)
 
   def load(key, leaf):
     path = path_string(key)
@@ -142,9 +147,9 @@ def read_params(reader: Reader, rules: Sequence[Rule], abstract: Any) -> Any:
 class _Arrays:
   """The arrays of a file, by our names."""
 
-  def __init__(self, reader: Reader, rules: Sequence[Rule], shapes):
+  def __init__(self, reader: Reader, rules: Sequence[Rule], shapes, notes):
     """Checks that the file holds what the rules name, and nothing else."""
-    _check(reader, rules, shapes)
+    _check(reader, rules, shapes, notes)
     self._reader = reader
     self._shapes = shapes
     self._where = {
@@ -175,6 +180,10 @@ class _Arrays:
     """Returns an unstacked parameter of ours, whole."""
     one, position = self._where[path]
     array = self._read(one.key)
+    if array.size == 1:  # A scalar, of shape [] or [1].
+      array = array.reshape(_their_shape(one, self._shapes))
+    if path == "logit_scale":
+      matching.check_scale(array.item(), f"{self._reader.path}: {one.key}")
     if one.stacked:
       array = array[position]
     elif len(one.paths) > 1:
@@ -233,22 +242,12 @@ def write_params(params: Any, rules: Sequence[Rule]) -> Tensors:
     yield one.key, _their_shape(one, shapes), array
 
 
-def _check(reader: Reader, rules: Sequence[Rule], shapes) -> None:
-  theirs = reader.shapes()
+def _check(reader: Reader, rules: Sequence[Rule], shapes, notes) -> None:
   wanted = {one.key: _their_shape(one, shapes) for one in rules}
   taken = {path for one in rules for path in one.paths}
   assert taken == shapes.keys(), sorted(taken ^ shapes.keys())
-  problems = [f"{key}: missing" for key in wanted if key not in theirs]
-  problems += [f"{key}: surplus" for key in theirs if key not in wanted]
-  problems += [
-    f"{key}: has shape {list(theirs[key])}, must have {list(shape)}"
-    for key, shape in wanted.items()
-    if key in theirs and tuple(theirs[key]) != shape
-  ]
-  if len(problems) > _MOST_PROBLEMS:
-    rest = len(problems) - _MOST_PROBLEMS
-    problems = [*problems[:_MOST_PROBLEMS], f"and {rest} more"]
-  raise_problems([f"{reader.path}: {problem}" for problem in problems])
+  found = matching.problems(reader.shapes(), wanted, notes)
+  raise_problems([f"{reader.path}: {line}" for line in found])
 
 
 def _their_shape(one: Rule, shapes: Mapping[str, Shape]) -> Shape:

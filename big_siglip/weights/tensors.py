@@ -5,7 +5,7 @@ of a mapped file would count as the process's own, and a model of 3.5 GB would
 take 7.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -37,7 +37,6 @@ _DAMAGED_JSON = (
   AttributeError,
   RecursionError,
 )
-PICKLED = (".bin", ".pt", ".pth", ".pkl")  # Endings of what is never loaded.
 _MOST_HEADER_BYTES = 100_000_000  # As the format's own library.
 Shape = tuple[int, ...]
 
@@ -51,18 +50,24 @@ class _Entry:
 
 
 class Safetensors:
-  """A safetensors file, or a folder of several with an index."""
+  """The arrays of one or several safetensors files."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(
+    self, path: pathlib.Path, files: Sequence[pathlib.Path] | None = None
+  ):
     """Reads the headers.
 
+    Args:
+      path: what messages call it.
+      files: that are read; None: `path`.
+
     Raises:
-      UserError: not safetensors, truncated, or a part is missing.
+      UserError: not safetensors, or truncated, or a name stands in two files.
     """
     self.path = str(path)
     self._scratch = threading.local()  # New memory costs more than reading.
     self._entries: dict[str, _Entry] = {}
-    for file in _parts(path):
+    for file in files or (path,):
       entries = _header(file)
       for key in entries.keys() & self._entries.keys():
         raise UserError(f"{file}: {key} stands in another file as well")
@@ -129,37 +134,6 @@ def save_safetensors(
       assert value.shape == tuple(shape)
       value.tofile(stream)
   partial.replace(path)
-
-
-def _parts(path: pathlib.Path) -> list[pathlib.Path]:
-  if path.is_file():
-    return [path]
-  index = path / "model.safetensors.index.json"
-  if index.is_file():
-    try:
-      names = sorted(set(read_json(index)["weight_map"].values()))
-      files = [path / name for name in names]
-    except (KeyError, AttributeError, TypeError) as error:
-      raise UserError(f"{index}: is no index of safetensors files") from error
-    for file in files:
-      if file.parent != path or not file.is_file():
-        raise UserError(f"{index}: names {file.name}, which is missing")
-    return files
-  files = sorted(path.glob("*.safetensors"))
-  if not files:
-    pickled = [f.name for f in path.iterdir() if f.suffix in PICKLED]
-    said = (
-      f"{pickled[0]}, pickled code, which is never loaded" if pickled else ""
-    )
-    raise UserError(
-      f"{path}: holds no run and no safetensors file{said and ', but ' + said}"
-    )
-  if len(files) != 1:
-    raise UserError(
-      f"{path}: holds {len(files)} safetensors files and no "
-      "model.safetensors.index.json"
-    )
-  return files
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
