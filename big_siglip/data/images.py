@@ -28,8 +28,8 @@ RESIZE_METHODS = {
   "hamming": Image.Resampling.HAMMING,
 }
 BIG_VISION = "big_vision"  # How Google trained both; see `_resize_big_vision`.
-# What looks at a few pixels alone, however much it shrinks.
-NOT_ANTIALIASED = ("nearest", BIG_VISION)
+# What sees single pixels, so that an image decoded smaller will not do.
+SHARP = ("nearest", "box", "hamming", BIG_VISION)
 
 # What brings an image upright, by its EXIF orientation.
 _TURNS = {
@@ -235,14 +235,17 @@ def _resize_big_vision(
   left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
   rows = _between(top, bottom, size[0], image.shape[0])
   columns = _between(left, right, size[1], image.shape[1])
-  lower, upper, share = rows
-  image = image.astype(np.float32)
-  share = share[:, None, None]
-  image = image[lower] + (image[upper] - image[lower]) * share
-  lower, upper, share = columns
-  share = share[None, :, None]
-  image = image[:, lower] + (image[:, upper] - image[:, lower]) * share
-  return image.astype(np.uint8)
+  above, below = (
+    _interpolate(image[row].astype(np.float32), *columns) for row in rows[:2]
+  )
+  share = rows[2][:, None, None]
+  return (above + (below - above) * share).astype(np.uint8)
+
+
+def _interpolate(image, lower, upper, share):
+  """Interpolates between columns, first of all, as TensorFlow does."""
+  left, right = image[:, lower], image[:, upper]
+  return left + (right - left) * share[None, :, None]
 
 
 def _between(start: float, stop: float, count: int, length: int):
