@@ -11,8 +11,11 @@ import math
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from big_siglip.data import image_files
 from big_siglip.errors import BadExample, UserError
 from big_siglip.schema.words import RESIZES
+
+image_files.register_decoders()
 
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
@@ -75,7 +78,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   except (BadImage, MemoryError):
     raise
   except UnidentifiedImageError as e:  # Its own words name a Python object.
-    raise BadImage("is no image of a known format") from e
+    raise BadImage(image_files.why_unknown(data)) from e
   # Pillow's decoders meet damaged bytes with nearly every exception there is:
   # OSError, SyntaxError, struct.error, IndexError, DecompressionBombError ...
   except Exception as e:
