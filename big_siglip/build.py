@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from absl import logging
 from flax import linen as nn
 import jax
 from jax.sharding import Mesh
@@ -16,7 +17,6 @@ from big_siglip.config import device_problems, has_image_tower, unfit_evals
 from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
-from big_siglip.data.sources import Options, Source
 from big_siglip.data.text import Tokenizer
 from big_siglip.data.views import Embeddings, Pixels, Tokens, View
 from big_siglip.errors import naming_evaluation, raise_problems, UserError
@@ -37,7 +37,7 @@ from big_siglip.train_step import (
   train_step,
   TrainState,
 )
-from big_siglip.training_data import source
+from big_siglip.training_data import evaluation_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,29 +252,24 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   embedders = make_embedders(model, device_mesh)
   prepared, made = preprocess(config), {}
   for name, spec in config.evals.items():
+    if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
+      logging.warning(
+        "evals.%s: a softmax does not train the logits' bias, so that the "
+        "sigmoid means nothing before its refit",
+        name,
+      )
     with naming_evaluation(name):
       made[name] = make_evaluator(
         spec,
-        open_split=functools.partial(_open_split, config, name),
+        open_split=functools.partial(evaluation_source, config, name),
         preprocess=prepared,
         embedders=embedders,
       )
   return made
 
 
-def _open_split(config: ConfigDict, name: str, split: str) -> Source:
-  spec, section = config.evals[name], f"config.evals.{name}"
-  fields = {
-    "config.data.name": f"{section}.data",
-    "config.data.path": f"{section}.path",
-    "config.data.split": f"{section}."
-    + ("split" if split == spec.split else "train_split"),
-  }
-  options = None
-  if label_key := spec.get("label_key"):
-    options = Options(label_key=label_key)
-    fields["config.data.label_key"] = f"{section}.label_key"
-  return source(config, spec.data, split, spec.path, options, fields)
+def _has_softmax(config: ConfigDict) -> bool:
+  return config.get("loss", {}).get("name", "").endswith("softmax")
 
 
 def _start_from(

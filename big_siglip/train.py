@@ -15,7 +15,7 @@ from big_siglip.data.mixture import epochs
 from big_siglip.data.pipeline import train_batches
 from big_siglip.errors import naming_evaluation, RunStopped, UserError
 from big_siglip.metrics import MetricsWriter
-from big_siglip.run import processes, workdir
+from big_siglip.run import advice, processes, workdir
 from big_siglip.run.meter import Meter
 from big_siglip.run.preemption import Interrupted, StopSignal
 from big_siglip.run.skipped import Skipped
@@ -63,10 +63,9 @@ class Loop:
 
   def __init__(self, config, folder, stop: StopSignal, stack):
     """Builds everything; closing `stack` saves and flushes what is pending."""
-    self._config = config
-    self._stop = stop
+    self._config, self._stop = config, stop
     self._mesh = build.mesh(config)
-    self._source = training_data.train_source(config)
+    self._source = training_data.train_source(config, self._say)
     views = build.views(config)
     self._evaluators = build.evaluators(config, self._mesh)
     self._program = build.program(config, self._mesh)
@@ -101,6 +100,7 @@ class Loop:
     restored = self._checkpoints.restore(self._program.abstract_state)
     if restored is None:
       initial.check_embeddings(self._source, self._config)
+      advice.tell(self._config, self._source, self._say)
       self._state, data = self._first_state()
     else:
       self._state, data = restored

@@ -277,6 +277,10 @@ def _evaluation(kind: str, *, changes: dict[str, Any], **own) -> ConfigDict:
     "split": "test",
     "every": 200,  # steps; also after the last one.
     "batch_size": 64,  # Rows a device embeds at once.
+    # Fields of the data; none: those of config.data, if it is as much a folder,
+    # or tar and so on, or found by type.
+    "image_key": config_dict.placeholder(str),
+    "text_keys": (),
     **own,
   }
   return ConfigDict({**section, **changes})

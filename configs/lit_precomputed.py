@@ -35,7 +35,6 @@ def get_config() -> ConfigDict:
   c.optimizer.rules = ()
 
   c.data.name = "embeddings"  # A folder of tools/embed.py.
-  c.evals.photos.data = "embeddings"
   c.evals.photos.every = 1_000
   c.log_every = 50
   c.checkpoint.every = 1_000

@@ -15,7 +15,7 @@ from big_siglip.models import backends
 from big_siglip.models.attention import attention
 from big_siglip.models.backends import choose, Problem, suits
 from big_siglip.plan import topologies
-from big_siglip.schema import fields
+from big_siglip.schema import words
 
 
 def _inputs(length=24, keys=24, heads=2, size=8, batch=2):
@@ -369,6 +369,6 @@ def test_keys_of_another_shape_are_refused(backend):
 def test_every_name_is_an_implementation():
   *inputs, _ = _inputs()
   inputs = [x.astype(jnp.bfloat16) for x in inputs]
-  for backend in fields.ATTENTIONS:
+  for backend in words.ATTENTIONS:
     if backend not in ("cudnn", "splash"):
       assert attention(*inputs, backend=backend).dtype == jnp.bfloat16

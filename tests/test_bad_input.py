@@ -98,7 +98,7 @@ def _folder_data(tmp_path, captions, image="a.png"):
   ("captions", "said"),
   [
     ("image,caption\n", "has no rows, so the data set is empty"),
-    ("image,text\na.png,hello\n", "missing column caption"),
+    ("image,size\na.png,3\n", "missing column caption"),
     ("image,caption\na.png,one\nb.png,two\n", "line 3: no image 'b.png'"),
     ("image,caption\na.png,\n", "line 2: caption must be text"),
   ],

@@ -97,6 +97,7 @@ def test_bad_files_are_named(tmp_path):
     ({"file": "no.json"}, "No such file"),
     ({"file": "list.json"}, "not of the expected form"),
     ({"file": "text.json"}, "is not JSON"),
+    ({"file": "no.txt"}, "no such file"),
   ):
     (tmp_path / "list.json").write_text("[3]")
     (tmp_path / "text.json").write_text("{")
@@ -112,3 +113,51 @@ def test_bad_files_are_named(tmp_path):
     UserError, match="names 1 images that are not in .*, the first 'val2014/c"
   ):
     open_test(file)
+
+
+COCO = {
+  "images": [{"id": i, "file_name": f"{i}.jpg"} for i in (139, 285)],
+  "annotations": [
+    {"image_id": image, "id": i, "caption": f"text {i}, and more"}
+    for i, image in enumerate((139, 139, 285))
+  ],
+}
+LIST = "image,caption\n" + "".join(
+  f"{note['image_id']}.jpg,{note['caption']}\n" for note in COCO["annotations"]
+)
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("captions_val2017.json", json.dumps(COCO)),
+    ("flickr30k_test_karpathy.txt", LIST),
+    ("list.csv", LIST.replace(", and", " and")),
+    (
+      "list.jsonl",
+      "".join(
+        json.dumps({"image": f"{n['image_id']}.jpg", "text": n["caption"]})
+        + "\n"
+        for n in COCO["annotations"]
+      ),
+    ),
+  ],
+)
+def test_other_files_of_captions_are_read(tmp_path, name, content):
+  (tmp_path / "val2017").mkdir()
+  for image in COCO["images"]:
+    (tmp_path / "val2017" / image["file_name"]).write_bytes(b"image")
+  (tmp_path / name).write_text(content)
+  source = open_captions(
+    str(tmp_path / name), str(tmp_path), split="test", max_captions=5
+  )
+  texts = [text for texts in source.texts[""] for text in texts]
+  texts = [text.replace(", and", " and") for text in texts]
+  assert texts == [f"text {i} and more" for i in range(3)]
+  assert [source[i].name for i in range(2)] == [
+    "val2017/139.jpg",
+    "val2017/285.jpg",
+  ]
+  (tmp_path / "val2017" / "285.jpg").unlink()
+  with pytest.raises(UserError, match="names 1 images that are not in"):
+    open_captions(str(tmp_path / name), str(tmp_path), split="all")

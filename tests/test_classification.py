@@ -13,18 +13,14 @@ import tensorflow_datasets as tfds
 
 from big_siglip.data.sources import Example
 from big_siglip.errors import UserError
-from big_siglip.evaluators.classes import (
-  Answers,
-  Classes,
-  fill_templates,
-  read_classes,
-  read_templates,
-)
+from big_siglip.evaluators.answers import Answers
+from big_siglip.evaluators.classes import Classes, read_classes
 from big_siglip.evaluators.classification import (
   classifier,
   nearest_classes,
   per_class,
 )
+from big_siglip.evaluators.prompts import fill_templates, read_templates
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLASSES = ROOT / "configs" / "classes"
@@ -143,6 +139,7 @@ def test_classes_come_from_files(tmp_path, name, content, names):
   assert classes.names == names
   if len(names) == 2:  # A label by number and by name; n02 is left out.
     assert classes.of_label == {"n03": 0, "n01": 1, 0: 1, 2: 0}
+    assert classes.of_index == {0: 1, 2: 0}
   else:
     assert classes.of_label["n02"] == classes.of_label[1] == 1
 
@@ -169,7 +166,9 @@ def test_bad_class_files_are_named(tmp_path, name, content, message):
 
 
 def test_answers_come_from_labels_or_a_file(tmp_path):
-  classes = Classes((("owl",), ("cat",)), {"n03": 0, "n01": 1, 0: 1, 2: 0})
+  of_index = {0: 1, 2: 0}
+  of_label = {"n03": 0, "n01": 1, **of_index}
+  classes = Classes((("owl",), ("cat",)), of_label, of_index)
 
   def of(answers, name, label=None):
     return answers.of(Example(b"", ("",), name, label))

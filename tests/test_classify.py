@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 
 import jax
 import model_cases
@@ -11,6 +12,7 @@ import programs
 import pytest
 
 import big_siglip
+from big_siglip.data.text import ByteTokenizer
 from big_siglip.models import SigLIP
 
 LABELS = ["a cat", "a dog", "a boat"]
@@ -105,6 +107,103 @@ def test_images_that_cannot_be_read_are_named_and_100_000_labels_taken(
   )
   assert (status, output) == (1, "")
   assert message.splitlines()[-1] == "1 of 1 images skipped"
+
+
+def scores_of(*arguments):
+  """Returns {image: {label: its scores}}, and what was noted."""
+  status, output, message = programs.call(
+    "tools/classify.py", "--json", "--top=99", *arguments
+  )
+  assert status == 0, message
+  lines = [json.loads(line) for line in output.splitlines()]
+  return {line["image"]: line["scores"] for line in lines}, message
+
+
+def test_labels_of_a_table_or_a_list(place, tmp_path):
+  rows = "".join(f"{i},{label}\n" for i, label in enumerate(LABELS))
+  (tmp_path / "a.csv").write_text(f"id,label\n{rows}")
+  flags = [f"--checkpoint={place}/model", f"{place}/photos/one.png"]
+  found, _ = scores_of(f"--labels={tmp_path}/a.csv", *flags)
+  assert list(found.values())[0].keys() == set(LABELS)
+  same, _ = scores_of(f"--labels={json.dumps(LABELS)}", *flags)
+  assert found == same
+
+
+def test_several_names_of_a_label_are_averaged_and_equal_ones_are_one(
+  place, tmp_path
+):
+  names = {"a": ["a cat", "a tom"], "b": "a dog", "c": "a dog"}
+  (tmp_path / "names.json").write_text(json.dumps(names))
+  found, said = scores_of(
+    f"--checkpoint={place}/model",
+    f"--labels={tmp_path}/names.json",
+    f"{place}/photos/one.png",
+  )
+  assert "1 labels have the names of others, and count once: a dog" in said
+  model = big_siglip.load(str(place / "model"))
+  cats = model.embed_texts(["a cat", "a tom"]).mean(0)
+  image = model.embed_images([place / "photos" / "one.png"])[0]
+  logit = model.logit_scale * (image @ cats / np.linalg.norm(cats))
+  (scores,) = found.values()
+  assert list(sorted(scores)) == ["a cat", "a dog"]
+  expected = 1 / (1 + np.exp(-(logit + model.logit_bias)))
+  assert scores["a cat"]["probability"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_images_of_shards_and_what_lies_beside_them(place, tmp_path):
+  photo = place / "photos" / "one.png"
+  # A table that lies beside images is no image, and no list of them.
+  (tmp_path / "list.csv").write_text(f"file_name,text\n{photo},x\n")
+  with tarfile.open(tmp_path / "0.tar", "w") as shard:
+    shard.add(photo, "one.png")
+  files = [str(photo), f"{tmp_path}/list.csv", f"{tmp_path}/0.tar"]
+  flags = [f"--checkpoint={place}/model", "--labels=a cat,a dog"]
+  found, said = scores_of(*flags, *files)
+  assert list(found) == [str(photo), f"{tmp_path}/0.tar#one"]
+  first, second = found.values()
+  assert first == second
+  assert "list.csv: is no image" in said
+
+
+def make_model(folder, place, **changes):
+  """Writes the model with some parameters changed; returns its folder."""
+  model = big_siglip.load(str(place / "model"))
+  params = {**model.params, **changes}
+  data = model.config.data.to_dict()
+  model_cases.save_model(folder, params, model.config.model, data)
+  return folder
+
+
+def test_a_softmax_model_shows_no_sigmoid_and_says_why(place, tmp_path):
+  path = make_model(tmp_path / "m", place, logit_bias=np.float32(0))
+  flags = [f"--checkpoint={path}", "--labels=a cat,a dog"]
+  found, said = scores_of(*flags, f"{place}/photos/one.png")
+  (scores,) = found.values()
+  assert scores["a cat"]["probability"] is None
+  assert 0 < scores["a cat"]["softmax"] < 1
+  assert "trained with a softmax" in said and "bias" in said
+  # So does a run's config.json, whatever the bias is.
+  path = make_model(tmp_path / "run", place)
+  config = json.loads((path / "config.json").read_text())
+  config["loss"] = {"name": "ring_softmax"}
+  (path / "config.json").write_text(json.dumps(config))
+  assert not big_siglip.load(str(path)).has_trained_bias
+  assert big_siglip.load(str(place / "model")).has_trained_bias
+
+
+def test_a_label_without_a_finite_embedding_is_named(place, tmp_path):
+  text = big_siglip.load(str(place / "model")).params["text"]
+  text = jax.tree.map(np.array, text)
+  number = ByteTokenizer()(["z"], 2)[0, 0]
+  text["token_embedding"]["embedding"][number] = 3e38  # Overflows.
+  path = make_model(tmp_path / "m", place, text=text)
+  said = programs.said_in_one_line(
+    "tools/classify.py",
+    f"--checkpoint={path}",
+    "--labels=a cat,a zebra",
+    f"{place}/photos/one.png",
+  )
+  assert "1 of 2 labels are not finite, such as that of 'a zebra'" in said
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import pytest
 import runs
 
+from big_siglip import training_data
 from big_siglip.command_line import load_config, parse_flags
 from big_siglip.errors import UserError
 from big_siglip.plan import dry_run
@@ -46,9 +47,18 @@ def test_an_evaluation_follows_the_training_data_and_not_the_reverse(path):
     changed = load_config(str(path), overrides)
     assert changed.data.to_dict() == config.data.to_dict()
     assert changed.evals[name].path == changed.evals[name].split == "other"
-  changed = load_config(str(path), ["--config.data.path=photos"])
-  if path.stem == "folder":
+  flags = ["--config.data.path=photos", "--config.data.name=tar"]
+  changed = load_config(str(path), flags)
+  if path.stem in ("folder", "finetune", "lora"):
     assert changed.evals.photos.path == "photos"
+    assert changed.evals.photos.data == "tar"
+
+
+def test_recipes_for_own_photos_hold_images_out():
+  for name in ("folder", "finetune", "unlocked", "lit", "lit_precomputed"):
+    path = str(runs.ROOT / "configs" / f"{name}.py")
+    config = load_config(path, ["--config.data.path=photos"])
+    assert training_data.trained_on(config, config.evals.photos) == "held out"
 
 
 @pytest.mark.parametrize("name", ["b16", "l16", "so400m"])

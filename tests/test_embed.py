@@ -1,26 +1,35 @@
 """Embeddings of many files: made, killed, made on, searched."""
 
 import dataclasses
+import importlib.util
+import io
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
+import format_cases
 import jax
+import jax.numpy as jnp
 import model_cases
 import numpy as np
 from PIL import Image
 import programs
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import runs
 
 import big_siglip
 from big_siglip import embeddings
+from big_siglip.embeddings import datasets
 from big_siglip.embeddings import description as descriptions
+from big_siglip.embeddings.index import open_index, search_index
+from big_siglip.embeddings.pipeline import embed_missing
 from big_siglip.embeddings.search import search_exactly
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
@@ -125,7 +134,7 @@ def test_images_equal_those_of_the_model(vectors, checkpoint, photos):
 
 
 def test_what_cannot_be_read_is_listed_once(vectors, checkpoint, photos):
-  lines = (vectors / "skipped.jsonl").read_text().splitlines()
+  lines = (vectors / "_skipped.jsonl").read_text().splitlines()
   assert [json.loads(line)["path"] for line in lines] == [
     "05 text.jpg",
     "b/zz cut.png",
@@ -150,7 +159,7 @@ def test_real_photos_in_a_list(tmp_path, checkpoint, shared_data):
   assert keys == [str(file) for file in photos]
   expected = big_siglip.load(checkpoint).embed_images(photos)
   np.testing.assert_allclose(rows, expected, atol=1e-3)
-  skipped = json.loads((output / "skipped.jsonl").read_text())
+  skipped = json.loads((output / "_skipped.jsonl").read_text())
   assert skipped["reason"] == "No such file or directory"
 
 
@@ -169,7 +178,7 @@ def test_texts_equal_those_of_the_model(tmp_path, checkpoint, suffix):
   assert keys == [str(first + i) for i, text in enumerate(TEXTS) if text]
   expected = big_siglip.load(checkpoint).embed_texts(texts)
   np.testing.assert_allclose(rows, expected, atol=1e-6)
-  skipped = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
+  skipped = json.loads((tmp_path / "out" / "_skipped.jsonl").read_text())
   assert skipped == {"line": str(first + 1), "reason": "is empty"}
 
 
@@ -221,11 +230,11 @@ def test_what_a_kill_may_leave_behind_is_made_good(
   (output / "shard-000001.parquet").rename(
     output / ".shard-000001.parquet.partial"
   )
-  (output / "skipped.jsonl").unlink()
+  (output / "_skipped.jsonl").unlink()
   answer = embed(checkpoint, output, f"--images={photos}", *sizes)
   assert answer["embedded_now"] == 10
   assert contents(output) == contents(vectors) | {
-    "embedding.json": (output / "embedding.json").read_bytes()
+    "_embedding.json": (output / "_embedding.json").read_bytes()
   }
 
 
@@ -289,10 +298,68 @@ def test_exact_search_does_not_depend_on_blocks(tmp_path, block):
   assert search_exactly(reader, queries, 5_000)[0].shape == (3, 1_000)
 
 
+def test_rows_that_are_not_finite_are_not_found(tmp_path):
+  rows = _write_random(tmp_path / "good", 30, 10)
+  bad = rows.copy()
+  bad[[2, 3]], bad[29, 0] = np.nan, np.inf
+  queries = rows[[2, 7]]
+  made = descriptions.read(tmp_path / "good")
+  writer = embeddings.Writer(tmp_path / "bad", made)
+  for shard in writer.missing:
+    part = list(made.shard(shard))
+    writer.write(shard, [str(i) for i in part], None, bad[part], [])
+  writer.close()
+  reader = embeddings.Reader(tmp_path / "bad")
+  said = []
+  scores, numbers = search_exactly(reader, queries, 30, say=said.append)
+  (line,) = said
+  assert (
+    "3 of 30 embeddings are not finite, and are not ranked: 2, 3, 29" in line
+  )
+  order = np.argsort(-(queries @ rows.T), axis=1, kind="stable")
+  order = [[i for i in row if i not in (2, 3, 29)] for row in order]
+  np.testing.assert_array_equal(numbers, order)
+  assert np.isfinite(scores).all()
+  with pytest.raises(UserError, match="the query's embedding is not finite"):
+    search_exactly(reader, bad[[2]], 5)
+  if importlib.util.find_spec("faiss"):
+    with pytest.raises(UserError, match="--index=exact passes them by"):
+      open_index(reader)
+
+
+def test_what_is_not_finite_is_listed_and_not_written(tmp_path):
+  model = big_siglip.load(make_model(tmp_path / "m"))
+
+  def image(params, rows, labels):
+    return jnp.where(jnp.arange(len(rows))[:, None] == 1, jnp.nan, 1.0), labels
+
+  model = dataclasses.replace(
+    model, embedders=model.embedders._replace(image=image)
+  )
+  for name in "abc":
+    Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+  inputs = embeddings.read_images(str(tmp_path))
+  about = dict(checkpoint="m", parameters="p", width=1, preprocessing={})
+  made = descriptions.describe(inputs, about, "float32", 5)
+  writer = embeddings.Writer(tmp_path / "out", made)
+  embed_missing(
+    writer,
+    model,
+    inputs,
+    {0: made.shard(0)},
+    batch_size=3,
+    num_threads=1,
+    progress=lambda count: None,
+  )
+  writer.close()
+  table = pq.read_table(tmp_path / "out")
+  assert table["key"].to_pylist() == ["a.png", "c.png"]
+  skipped = json.loads((tmp_path / "out" / "_skipped.jsonl").read_text())
+  assert skipped == {"path": "b.png", "reason": "its embedding is not finite"}
+
+
 def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
   faiss = pytest.importorskip("faiss")
-  from big_siglip.embeddings.index import search_index
-
   rows = _write_random(tmp_path, 2_000, 500)
   queries = np.random.default_rng(1).normal(size=(50, WIDTH))
   queries = np.float32(queries / np.linalg.norm(queries, axis=1)[:, None])
@@ -300,12 +367,12 @@ def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
   for _ in range(2):  # Made, and read.
     _, found = search_index(embeddings.Reader(tmp_path), queries, 10)
     np.testing.assert_array_equal(found, expected)
-    made = (tmp_path / "hnsw.faiss").stat().st_mtime_ns
+    made = (tmp_path / "_hnsw.faiss").stat().st_mtime_ns
   (tmp_path / "shard-000003.parquet").unlink()
   search_index(embeddings.Reader(tmp_path), queries, 10)
-  assert faiss.read_index(str(tmp_path / "hnsw.faiss")).ntotal == 1_500
-  assert (tmp_path / "hnsw.faiss").stat().st_mtime_ns > made
-  (tmp_path / "hnsw.faiss").write_bytes(b"damaged")
+  assert faiss.read_index(str(tmp_path / "_hnsw.faiss")).ntotal == 1_500
+  assert (tmp_path / "_hnsw.faiss").stat().st_mtime_ns > made
+  (tmp_path / "_hnsw.faiss").write_bytes(b"damaged")
   search_index(embeddings.Reader(tmp_path), queries, 10)
 
 
@@ -333,9 +400,14 @@ def test_mistakes_of_embed(arguments, expected, checkpoint):
   [
     (embeddings.read_images, "nowhere", None, "nowhere: no such file or"),
     (embeddings.read_images, "configs", None, "--images=configs: holds no"),
-    (embeddings.read_images, "configs", "a", "configs is no .csv file"),
-    (embeddings.read_texts, "configs", None, "--texts=configs: is a folder"),
-    (embeddings.read_texts, "LICENSE", "a", "LICENSE is no .csv file"),
+    (embeddings.read_images, "configs", "a", "configs is no .csv, .tsv"),
+    (
+      embeddings.read_texts,
+      "configs",
+      None,
+      "--texts='configs': must hold one of",
+    ),
+    (embeddings.read_texts, "LICENSE", "a", "LICENSE is no .csv, .tsv"),
     (embeddings.read_texts, "{}/a.csv", None, "has no column 'caption'"),
     (embeddings.read_texts, "{}/empty.txt", None, "holds no texts"),
     (embeddings.read_texts, "{}/latin.txt", None, "must be UTF-8 text"),
@@ -354,13 +426,130 @@ def test_mistakes_in_lists(
   assert len(str(error.value).splitlines()) == 1
 
 
+def write_tar(file):
+  """Writes a shard of three pictures, one of which is none."""
+  with tarfile.open(file, "w") as shard:
+    for name, colour in (("a", "red"), ("b", None), ("c", "blue")):
+      data = b"no image"
+      if colour:
+        buffer = io.BytesIO()
+        Image.new("RGB", (9, 7), colour).save(buffer, "PNG")
+        data = buffer.getvalue()
+      member = tarfile.TarInfo(f"{name}.png")
+      member.size = len(data)
+      shard.addfile(member, io.BytesIO(data))
+  return str(file)
+
+
+def test_images_of_tar_shards_without_captions(tmp_path, checkpoint):
+  shard = write_tar(tmp_path / "0.tar")
+  output = tmp_path / "out"
+  answer = embed(checkpoint, output, f"--images={shard}")
+  assert (answer["rows"], answer["skipped"]) == (2, 1)
+  keys, texts, rows = read(output)
+  assert keys == [f"{shard}#a", f"{shard}#c"] and texts == [None, None]
+  images = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
+  expected = big_siglip.load(checkpoint).embed_images(images)
+  np.testing.assert_allclose(rows, expected, atol=1e-6)
+  skipped = json.loads((output / "_skipped.jsonl").read_text())
+  assert skipped["path"] == f"{shard}#b"
+  assert embed(checkpoint, output, f"--images={shard}")["embedded_now"] == 0
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "tfds"])
+def test_data_sets_are_taken_as_the_trainer_takes_them(kind, tmp_path):
+  photos = format_cases.photos(count=6)
+  data = tmp_path / "data"
+  write = getattr(format_cases, f"write_{kind}")
+  more = [tmp_path / "download"] if kind == "tfds" else []
+  path = str(write(data, photos, *more))
+  split = "train" if kind == "tfds" else None
+  assert datasets.find_format(path) == kind
+  images = embeddings.read_images(path, split=split)
+  assert (images.kind, len(images)) == ("images", 6)
+  assert {bytes(images.source[i].image) for i in range(6)} == {
+    image for image, _ in photos.values()
+  }
+  texts = embeddings.read_texts(path, split=split)
+  expected = sorted(text for _, found in photos.values() for text in found)
+  assert sorted(texts.texts) == expected
+  assert len(set(texts.keys)) == len(texts.keys) == 12
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("a.tsv", "file_name\tcaption\n0.png\ta dog\n1.png\ta \"cat\"\n"),
+    ("a.jsonl", '{"file_name": "0.png", "text": "a dog"}\n'
+     '{"file_name": "1.png", "text": "a \\"cat\\""}\n'),
+    ("a.csv", 'image,text\n0.png,a dog\n1.png,"a ""cat"""\n'),
+  ],
+)  # fmt: skip
+def test_tables_of_images_and_texts(name, text, tmp_path):
+  (tmp_path / name).write_text(text)
+  images = embeddings.read_images(str(tmp_path / name))
+  assert list(images.keys) == ["0.png", "1.png"]
+  texts = embeddings.read_texts(str(tmp_path / name))
+  assert list(texts.texts) == ["a dog", 'a "cat"']
+
+
+def test_texts_of_a_parquet_table_without_images(tmp_path):
+  table = pa.table({"id": [1, 2], "caption": [["a", "b"], ["c"]]})
+  pq.write_table(table, tmp_path / "a.parquet")
+  texts = embeddings.read_texts(str(tmp_path / "a.parquet"))
+  assert dict(zip(texts.keys, texts.texts, strict=True)) == {
+    "0": "a",
+    "0#1": "b",
+    "1": "c",
+  }
+  with pytest.raises(UserError, match="--column='x': .* no such column; there"):
+    embeddings.read_texts(str(tmp_path / "a.parquet"), "x")
+
+
+def test_images_in_linked_folders_are_found_and_pipes_are_not(tmp_path):
+  (tmp_path / "a" / "b").mkdir(parents=True)
+  (tmp_path / "a" / "b" / "1.JFIF").write_bytes(b"")
+  (tmp_path / "a" / "2.avif").write_bytes(b"")
+  (tmp_path / "a" / "ring").symlink_to(tmp_path / "a")
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "3.heic").write_bytes(b"")
+  (tmp_path / "a" / "other").symlink_to(tmp_path / "other")
+  os.mkfifo(tmp_path / "a" / "pipe.png")
+  found = embeddings.read_images(str(tmp_path / "a"))
+  assert list(found.keys) == ["2.avif", "b/1.JFIF", "other/3.heic"]
+
+
+def test_a_folder_is_a_plain_parquet_data_set(vectors):
+  table = pq.read_table(vectors)
+  keys, _, rows = read(vectors)
+  assert table["key"].to_pylist() == keys
+  np.testing.assert_array_equal(np.array(table["embedding"].to_pylist()), rows)
+
+
+def test_folders_of_older_names_are_read_and_gone_on_with(tmp_path):
+  rows = _write_random(tmp_path, 10, 5)
+  for name in ("embedding.json", "skipped.jsonl"):
+    (tmp_path / f"_{name}").rename(tmp_path / name)
+  reader = embeddings.Reader(tmp_path)
+  np.testing.assert_array_equal(np.concatenate(list(reader.blocks(9))), rows)
+  text = (tmp_path / "embedding.json").read_text()
+  older = json.loads(text)
+  del older["data"]
+  (tmp_path / "embedding.json").write_text(json.dumps(older))
+  made = descriptions.read(tmp_path)
+  embeddings.Writer(tmp_path, made).close()
+  assert not (tmp_path / "embedding.json").exists()
+  assert descriptions.read(tmp_path) == made
+  pq.read_table(tmp_path)
+
+
 @pytest.mark.parametrize(
   "changes,said",
   [
     (dict(shard_size=9), "shard_size=10, now 9"),
     (dict(dtype="float16"), "dtype=float32, now float16"),
     (dict(kind="texts"), "kind=images, now texts"),
-    (dict(count=1), "count=25, now 1"),
+    (dict(count=1), "count=25, now 1: inputs cannot be added"),
     (dict(fingerprint="f"), "fingerprint="),
     (dict(checkpoint="moved", inputs="moved"), None),
   ],
@@ -400,7 +589,7 @@ def test_another_model_neither_goes_on_nor_searches(
 
 def test_mistakes_of_search(tmp_path, vectors, photos):
   where = f"--embeddings={vectors}"
-  (tmp_path / "embedding.json").write_text("{}")
+  (tmp_path / "_embedding.json").write_text("{}")
   for arguments, expected in [
     ([], "--embeddings=DIR must be given"),
     ([where], "either --query=TEXT or --image=FILE"),

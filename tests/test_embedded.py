@@ -305,9 +305,9 @@ def copy(embedded, photos, folder):
   """Copies both, so that a test may spoil them."""
   shutil.copytree(photos, folder / "p")
   shutil.copytree(embedded, folder / "e")
-  made = json.loads((folder / "e" / "embedding.json").read_text())
+  made = json.loads((folder / "e" / "_embedding.json").read_text())
   made["inputs"] = str(folder / "p")
-  (folder / "e" / "embedding.json").write_text(json.dumps(made))
+  (folder / "e" / "_embedding.json").write_text(json.dumps(made))
   return folder / "e", folder / "p" / "captions.csv"
 
 

@@ -109,16 +109,21 @@ def embed_text(params, text):
   return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def evaluate(spec, mesh, source=None):
+def evaluate(spec, mesh, source=None, spoil=lambda vectors, inputs: vectors):
+  """Returns what an evaluator says; `spoil` changes embeddings."""
+
+  def embed(apply):
+    return make_embed(lambda params, x: spoil(apply(params, x), x), mesh)
+
   embedders = Embedders(
-    make_embed(embed_image, mesh),
-    make_embed(embed_text, mesh),
-    make_embed(image_features, mesh),
+    embed(embed_image),
+    embed(embed_text),
+    embed(image_features),
     lambda params: (SCALE, BIAS),
     batch_devices(mesh),
   )
   section = {"data": "colours", "path": None, "split": "test", "every": 1}
-  spec = {**section, **spec}
+  spec = {**section, **FIELDS, **spec}
   assert not evaluation_problems({"test": spec}, "config.evals")
   evaluator = make_evaluator(
     ml_collections.ConfigDict(spec),
@@ -149,6 +154,7 @@ def numpy_texts(texts):
 
 
 TEMPLATES = ("a {}.", "{}", "photo of {}")
+FIELDS = dict(image_key=None, text_keys=())
 LABELS = dict(label_key=None, classes_file=None, answers_file=None)
 CLASSIFICATION = dict(
   kind="classification",
@@ -271,6 +277,7 @@ def test_classification_of_unlabelled_data_is_an_error():
 
 def test_mistakes_in_a_section_are_named():
   right = {"data": "colours", "path": None, "split": "test", "every": 1}
+  right |= FIELDS
   wrong = {
     "a": dict(right, kind="detection"),
     "b": dict(right, **{**CLASSIFICATION, "canonicalize": 3}, colour=1),
@@ -349,6 +356,104 @@ def test_every_kind_is_the_same_to_the_last_bit_on_any_devices(spec):
   # Other batches: products of other shapes, which round otherwise.
   other = evaluate({**spec, "batch_size": 19}, make_mesh(1))
   assert other.metrics == pytest.approx(one.metrics, rel=1e-5)
+
+
+G = int(ByteTokenizer()(["g"], 2)[0, 0])  # In "green", and in no other name.
+
+
+def spoil(vectors, inputs):
+  """Makes NaN of bright images, and infinity of texts with a "g"."""
+  if inputs.ndim == 4:
+    return jnp.where(inputs[:, :1, 0, 0] > 150, jnp.nan, vectors)
+  return jnp.where((inputs == G).any(1, keepdims=True), jnp.inf, vectors)
+
+
+def spoiled():
+  """Returns which images are, and which captions, with their images."""
+  images, texts, owners = [], [], []
+  for index, example in readable_examples():
+    pixels = np.asarray(Image.open(io.BytesIO(example.image)))
+    images.append(pixels[0, 0, 0] > 150)
+    texts += ["g" in text for text in example.texts]
+    owners += [index] * len(example.texts)
+  return np.array(images), np.array(texts), np.array(owners)
+
+
+def test_retrieval_ranks_no_embedding_that_is_not_finite(caplog):
+  spec = dict(kind="retrieval", batch_size=5, **NO_FILE)
+  with caplog.at_level(logging.WARNING):
+    got = evaluate(spec, make_mesh(2), spoil=spoil).metrics
+  bad_images, bad_texts, owners = spoiled()
+  assert 0 < bad_images.sum() < 9 and 0 < bad_texts.sum() < 17
+  assert got["nonfinite"] == bad_images.sum() + bad_texts.sum()
+  said = f"{bad_images.sum()} of 18 image embeddings are not finite"
+  assert said in caplog.text
+  assert f"{bad_texts.sum()} of 37 text embeddings are not" in caplog.text
+  assert "'green 10'" in caplog.text
+  ids = np.array([index for index, _ in readable_examples()])
+  texts = [text for _, e in readable_examples() for text in e.texts]
+  similarities = numpy_images() @ numpy_texts(texts).T
+  for name, bad, others, queries, candidates, table in (
+    ("image_to_text", bad_images, bad_texts, ids, owners, similarities),
+    ("text_to_image", bad_texts, bad_images, owners, ids, similarities.T),
+  ):
+    for k in (1, 5):
+      of_good = slow_recall(
+        table[~bad][:, ~others], queries[~bad], candidates[~others], k
+      )
+      expected = of_good * np.mean(~bad)  # The others find nothing.
+      assert got[f"{name}/recall@{k}"] == pytest.approx(expected)
+
+
+def test_a_class_that_is_not_finite_takes_no_image():
+  got = evaluate(CLASSIFICATION, make_mesh(2), spoil=spoil)
+  bad_images, _, _ = spoiled()
+  assert got.metrics["nonfinite"] == bad_images.sum() + len(TEMPLATES)
+  centers = [
+    unit(numpy_texts([t.format(name) for t in TEMPLATES]).mean(0))
+    for name in ("red", "blue")
+  ]
+  nearest = np.array([0, 2])[(numpy_images() @ np.stack(centers).T).argmax(1)]
+  labels = np.array([example.label for _, example in readable_examples()])
+  right = (nearest == labels) & ~bad_images
+  assert got.metrics["accuracy"] == pytest.approx(np.mean(right))
+  assert 0 < np.mean(right) < 1
+
+
+@pytest.mark.parametrize(
+  "spec", [{**FEWSHOT, **PROBE}, {**LINEAR, **PROBE}], ids=lambda s: s["kind"]
+)
+def test_features_that_are_not_finite_teach_nothing(spec):
+  got = evaluate(spec, make_mesh(1), spoil=spoil).metrics
+  assert got["nonfinite"] > spoiled()[0].sum()  # Of both splits.
+  assert got["skipped"] == 2
+  most = np.mean(~spoiled()[0])
+  of = [got[name] for name in got if name.startswith("accuracy")]
+  assert all(0 < value <= most for value in of)
+
+
+@pytest.mark.parametrize("spec", [CALIBRATION, HEALTH], ids=lambda s: s["kind"])
+def test_pairs_that_are_not_finite_are_left_out(spec):
+  got = evaluate(spec, make_mesh(2), spoil=spoil)
+  bad_images, bad_texts, _ = spoiled()
+  assert got.metrics["nonfinite"] == bad_images.sum() + bad_texts.sum()
+  assert got.metrics["skipped"] == 1
+  assert all(np.isfinite(value) for value in got.metrics.values())
+  if spec is HEALTH:
+    logits, together = numpy_pairs()
+    good = together[~bad_images][:, ~bad_texts]
+    of = logits[~bad_images][:, ~bad_texts][good]
+    assert got.metrics["positive/mean"] == pytest.approx(of.mean(), rel=1e-5)
+
+
+def test_a_model_of_no_finite_embedding_is_told():
+  every = lambda vectors, inputs: vectors * jnp.nan  # noqa: E731
+  with pytest.raises(UserError, match="none of its embeddings is finite"):
+    evaluate(CALIBRATION, make_mesh(1), spoil=every)
+  spec = dict(kind="retrieval", batch_size=5, **NO_FILE)
+  assert evaluate(spec, make_mesh(1), spoil=every).metrics[
+    "image_to_text/recall@10"
+  ] == 0  # fmt: skip
 
 
 def numpy_pairs():

@@ -28,7 +28,7 @@ import wit_cases
 from big_siglip.data import faults, pipeline, sources
 from big_siglip.data import images as images_module
 from big_siglip.data.faults import take_retries
-from big_siglip.data.sources import Filters, Options, tar_index
+from big_siglip.data.sources import Filters, Options, tar_index, tar_members
 from big_siglip.errors import BadExample, UserError
 
 pytestmark = pytest.mark.torch
@@ -333,7 +333,7 @@ def test_long_and_odd_names_are_read_as_tarfile_does(tmp_path, form):
       info.size = number * 300
       tar.addfile(info, io.BytesIO(bytes([65 + number]) * info.size))
   data = path.read_bytes()
-  found = list(tar_index.members(lambda a, b: data[a:b], 0, len(data)))
+  found = list(tar_members.members(lambda a, b: data[a:b], 0, len(data)))
   with tarfile.open(path) as tar:
     expected = [
       (m.name, m.offset_data, m.size) for m in tar.getmembers() if m.isfile()

@@ -159,7 +159,8 @@ def test_weights_without_a_tokenizer_take_the_one_that_is_named(made, tmp_path):
 
 
 def _settings(photos):
-  return (f"data.path={photos}", "batch_size=8", "total_steps=2")
+  every = ("data.split=all", "evals.photos.split=all")
+  return (f"data.path={photos}", "batch_size=8", "total_steps=2", *every)
 
 
 def test_a_dry_run_says_what_a_start_would(weights, photos, tmp_path, capsys):
@@ -173,6 +174,7 @@ def test_a_dry_run_says_what_a_start_would(weights, photos, tmp_path, capsys):
   assert "the others start at random" in said
   assert "image/position_embedding is resampled from [4, 32] to [9, 32]" in said
   assert "data: 20 examples; after all steps, epochs 0.80" in said
+  assert "note: config.evals.photos: its images are trained on" in said
   assert "evals.photos: retrieval on folder: opened" in said
   assert not (tmp_path / "run").exists()
 

@@ -12,6 +12,7 @@ import numpy as np
 from peers import torch, transformers
 from PIL import Image
 import pytest
+import tokenizers
 
 import big_siglip
 from big_siglip.data import vocabulary
@@ -74,7 +75,7 @@ def _processor(kind, **settings):
   module = "siglip.image_processing_pil_siglip.SiglipImageProcessorPil"
   if kind != "Siglip":
     module = f"{kind.lower()}.image_processing_pil_{kind.lower()}"
-    module += f".{kind}ImageProcessorPil"
+    module += f".{kind.replace('_O', 'O')}ImageProcessorPil"
   found = transformers.models
   for name in module.split("."):
     found = getattr(found, name)
@@ -289,6 +290,18 @@ def test_what_is_not_done_is_refused_by_name(given, said):
   assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["Idefics3", "SmolVLM", "Llava_Onevision"])
+def test_a_tower_of_tiles_sees_whole_images(name, caplog):
+  processor = _processor(name)
+  said = json.loads(processor.to_json_string())
+  found = image_processor.from_transformers(said, "file")
+  resize = "bicubic" if name.startswith("Llava") else "lanczos"
+  mean = tuple(processor.image_mean)
+  assert found["resize"] == resize and found["mean"] == mean
+  assert "image_size" not in found and "crop" not in found
+  assert "file: the tower sees whole images, no tiles" in caplog.text
+
+
 def test_what_is_false_or_null_is_passed_over():
   given = {"do_reduce_labels": False, "crop_pct": None, "do_resize": None}
   assert image_processor.from_transformers(given, "file")["crop"] == "none"
@@ -300,6 +313,7 @@ def test_of_two_files_transformers_order_holds(folder, tmp_path, caplog):
   path = str(place)
   assert find_preprocessing(open_weights(path)).resize == "bicubic"
   assert "no file beside it says what happens to images" in caplog.text
+  assert "says all; taken: lowercase=True, pad_id=1" in caplog.text
   file = place / "preprocessor_config.json"
   file.write_text(json.dumps({"resample": 2, "size": SQUARE}))
   assert find_preprocessing(open_weights(path)).resize == "bilinear"
@@ -434,3 +448,24 @@ def test_every_key_of_open_clip_and_timm_is_done_refused_or_harmless(tmp_path):
   with pytest.raises(UserError, match="crop_pct=0.9: must leave an even bord"):
     odd = {"crop_mode": "squash", "crop_pct": 0.9, "input_size": [3, 32, 32]}
     image_transforms.from_timm(odd, "file")
+
+
+def test_more_ids_than_the_model_embeds_are_named(folder, tmp_path):
+  place = tmp_path / "m"
+  shutil.copytree(folder, place)
+  _words(place / "tokenizer.json", PIECES + 2)
+  (place / "spiece.model").unlink()
+  with pytest.raises(UserError) as error:
+    find_preprocessing(open_weights(str(place)))
+  said = "has 302 pieces, and the model embeds 300 ('w300' is the first withou"
+  assert said in str(error.value)
+  _words(place / "tokenizer.json", PIECES)
+  found = find_preprocessing(open_weights(str(place)))
+  assert found.pad_id == 1, "the end of a text"
+
+
+def _words(file, count):
+  """Writes a tokenizer of so many words."""
+  words = {"<unk>": 0, "</s>": 1, **{f"w{n}": n for n in range(2, count)}}
+  made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
+  made.save(str(file))

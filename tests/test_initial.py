@@ -230,7 +230,9 @@ def test_the_report_fails_no_run_at_its_end(trained, tmp_path, there):
     written = json.loads((tmp_path / "finetuning.json").read_text())
     expected = {"before": 0.5, "after": None}
     assert written["evaluations"]["evals/test/x"] == expected
-    assert said.splitlines()[1].split() == ["evals/test/x", "0.5000", "nan"]
+    assert written["images"] == {"test": "held out"}
+    words = ["evals/test/x", "0.5000", "nan", "held", "out"]
+    assert said.splitlines()[1].split() == words
   else:
     assert said.startswith(f"finetuning.json is not written: {path}: no such")
     assert len(said.splitlines()) == 1
@@ -256,6 +258,8 @@ def test_a_run_that_ends_in_its_first_evaluation_may_be_mended(
         "split": "all",
         "every": 3,
         "batch_size": 1,
+        "image_key": None,
+        "text_keys": (),
         "prior": None,
         "captions_file": None,
         "max_captions": None,

@@ -17,7 +17,7 @@ from reference import CHECKPOINTS, I18N, TOWER_SHAPES
 
 from big_siglip.losses import sigmoid_loss
 from big_siglip.models import SigLIP
-from big_siglip.schema import fields, sizes
+from big_siglip.schema import sizes, words
 
 
 @pytest.mark.parametrize("image,pixels,text,vocab,length,expected", CHECKPOINTS)
@@ -212,7 +212,7 @@ def test_remat_leaves_the_gradients_of_the_loss():
 
     return jax.jit(jax.grad(loss))(params["text"])
 
-  first, *others = (gradients(remat) for remat in fields.REMATS)
+  first, *others = (gradients(remat) for remat in words.REMATS)
   largest = max(np.linalg.norm(x) for x in jax.tree.leaves(first))
 
   def check(actual, expected):

@@ -1,6 +1,7 @@
 """Weights as trainers leave them: wrapped, beside others, without a bias."""
 
 import jax
+from jax.experimental.array_serialization import serialization
 from ml_collections import ConfigDict
 import model_cases
 import numpy as np
@@ -76,21 +77,27 @@ def lines_of(path):
   return [line.strip() for line in str(error.value).splitlines()]
 
 
+def said_of_names(caplog):
+  """Returns what was logged, but for the line about images."""
+  lines = [record.getMessage() for record in caplog.records]
+  return [line for line in lines if "what happens to images" not in line]
+
+
 def prefixed(prefix, arrays):
   return {prefix + name: array for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("format", sorted(BIAS))
 @pytest.mark.parametrize(
-  "prefix",
+  ("prefix", "format"),
   [
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "base_model.model.",
-    "module._orig_mod.",
-    "model.module.",
-    "_fsdp_wrapped_module.siglip.",
+    ("module.", "huggingface"),
+    ("_orig_mod.", "huggingface"),
+    ("model.", "huggingface"),
+    ("base_model.model.", "huggingface"),
+    ("module._orig_mod.", "open_clip"),
+    ("model.module.", "huggingface"),
+    ("_fsdp_wrapped_module.siglip.", "open_clip"),
+    ("module.", "big_vision"),
   ],
 )
 def test_prefixes_are_taken_off_and_named(
@@ -101,7 +108,7 @@ def test_prefixes_are_taken_off_and_named(
   runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
   count = len(arrays[format])
   said = f"{path}: {prefix!r} is taken off {count} of {count} names"
-  assert [r.getMessage() for r in caplog.records] == [said]
+  assert said_of_names(caplog) == [said]
 
 
 def test_wrappers_within_a_model_and_a_scale_without_prefix(
@@ -216,7 +223,7 @@ def test_a_softmax_models_bias_is_zero(model, tmp_path, caplog, format):
   path = write(tmp_path / f"m.{ending}", without)
   again = read(path)
   assert float(again["logit_bias"]) == 0
-  assert [r.getMessage() for r in caplog.records] == [
+  assert said_of_names(caplog) == [
     f"{path}: has no {BIAS[format]}: it is 0, as for a model trained with "
     "softmax"
   ]
@@ -264,7 +271,7 @@ def test_a_trainers_state_beside_the_parameters(model, tmp_path, caplog):
   runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
   count = 2 * len(plain) + 1
   said = f"{path}: {count} other arrays are passed over: opt/ {count}"
-  assert [r.getMessage() for r in caplog.records] == [said]
+  assert said_of_names(caplog) == [said]
   older = {
     **prefixed("opt/target/", plain),
     **{f"opt/state/{name}/grad_ema": array for name, array in plain.items()},
@@ -274,6 +281,80 @@ def test_a_trainers_state_beside_the_parameters(model, tmp_path, caplog):
   mixed = {**plain, "opt/0/count": np.zeros(())}
   path = write(tmp_path / "mixed.npz", mixed)
   runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
+
+
+def _write_zarr(folder, arrays):
+  """Writes arrays as JAX does, and with it big_vision's trainers."""
+  specs = [
+    serialization.get_tensorstore_spec(str(folder / name.replace("/", "~")))
+    for name in arrays
+  ]
+  manager = serialization.GlobalAsyncCheckpointManager()
+  values = [jax.numpy.asarray(array) for array in arrays.values()]
+  manager.serialize(values, specs, on_commit_callback=lambda: None)
+  manager.wait_until_finished()
+
+
+def test_a_checkpoint_of_big_visions_trainers(model, tmp_path, caplog):
+  params, arrays, _ = model
+  plain = arrays["big_vision"]
+  state = {
+    **prefixed("params/", plain),
+    **prefixed("opt/0/mu/", plain),
+    "chrono/step": np.int32(3),
+  }
+  folder = tmp_path / "run" / "checkpoint.bv-000000100"
+  _write_zarr(folder, state)
+  (tmp_path / "run" / "checkpoint.bv-LAST").write_text("000000100")
+  for path in (folder, tmp_path / "run", tmp_path / "run" / "checkpoint.bv"):
+    runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
+  count = len(plain) + 1
+  assert (
+    f"{folder}: {count} other arrays are passed over: opt/ {count - 1}, "
+    "chrono/ 1"
+  ) in caplog.text
+  kernel = folder / "params~img~embedding~kernel"
+  (chunk,) = (file for file in kernel.iterdir() if file.name != ".zarray")
+  data = chunk.read_bytes()
+  chunk.write_bytes(data[:20])
+  (line,) = lines_of(folder)
+  assert f"{folder}: params/img/embedding/kernel is damaged" in line
+  chunk.unlink()
+  (line,) = lines_of(folder)
+  assert "has 0 of the 1 files of an array of shape [8, 8, 3, 32]" in line
+  (kernel / ".zarray").write_text("{}")
+  (line,) = lines_of(folder)
+  assert "is no header of an array" in line
+
+
+def test_a_file_of_a_repository(model, tmp_path, monkeypatch):
+  from huggingface_hub import constants
+
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+  params, arrays, folder = model
+  repository = tmp_path / "models--someone--siglip"
+  snapshot = repository / "snapshots" / "0123abcd"
+  for name in ("a", "b"):
+    write(snapshot / f"{name}.safetensors", arrays["huggingface"])
+  write(snapshot / "old" / "m.npz", arrays["big_vision"])
+  (repository / "refs").mkdir()
+  (repository / "refs" / "main").write_text("0123abcd")
+  for path in (
+    "someone/siglip/a.safetensors",
+    "hf-hub:someone/siglip/b.safetensors",
+    "https://huggingface.co/someone/siglip/blob/main/old/m.npz",
+  ):
+    runs.assert_same(runs.flatten(read(path)), runs.flatten(params))
+    assert not saved.is_run(path)
+  (line,) = lines_of("someone/siglip")
+  assert "holds 2 models of SigLIP (a.safetensors, b.safetensors)" in line
+  (line,) = lines_of("someone/siglip/c.safetensors")
+  assert "someone/siglip has no c.safetensors; it has a.safe" in line
+  (line,) = lines_of("someone/else/c.safetensors")
+  assert "neither a path nor a repository that can be fetched" in line
+  (line,) = lines_of("some/where/deep/in/a.folder")
+  assert line == "some/where/deep/in/a.folder: no such file or folder"
 
 
 def test_files_of_a_folder_are_chosen_or_asked_for(model, tmp_path, caplog):

@@ -2,15 +2,18 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import http.client
 import io
 import pickle
+import re
 import signal
 import socket
 import struct
 import sys
 import threading
 import time
+import types
 import zipfile
 import zlib
 
@@ -200,6 +203,9 @@ FORMS = {
     413,
     "labels: 1,001 are too many; at most 1,000",
   ),
+  "no JSON": (form([GOOD], ['["a",']), 400, "labels: cannot be read as JSON"),
+  "JSON of numbers": (form([GOOD], ["[1]"]), 400, "labels: 1 must be a name"),
+  "deep JSON": (form([GOOD], ["[" * 9_000]), 400, "labels: is nested too"),
   "a label's file": (form([GOOD], [GOOD]), 400, "labels: must be text"),
   "an image's text": (form(["red"], ["a"]), 400, "images: must be files"),
   "65 images": (form([GOOD] * 65, ["a"]), 413, "images: at most 64 at once"),
@@ -246,6 +252,57 @@ def test_names_of_files_are_only_shown(port):
     assert status == 200
     shown = answer["images"][0]["name"]
     assert shown.isprintable() and len(shown) <= 200
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    '["a red square", "something blue"]',
+    '{"n1": "a red square", "n2": "something blue", "n3": "A red square"}',
+    "id,label\r\n0,a red square\r\n1,something blue\r\n",
+  ],
+)
+def test_labels_are_read_as_everywhere(text, port):
+  names = ["a red square", "something blue"]
+  status, answer = classify(port, [GOOD], [text])
+  assert status == 200, answer
+  assert answer["labels"] == names
+  assert answer == classify(port, [GOOD], names)[1]
+
+
+def test_names_of_a_label_are_averaged(port, place):
+  _, answer = classify(port, [GOOD], ['[["a red one", "a ruby"], "a sky"]'])
+  assert answer["labels"] == ["a red one", "a sky"]
+  both = place.model.embed_texts(["a red one", "a ruby"]).mean(0)
+  image = place.model.embed_images([RED])[0]
+  logit = place.model.logit_scale * (image @ both) / np.linalg.norm(both)
+  expected = 1 / (1 + np.exp(-logit - place.model.logit_bias))
+  found = answer["images"][0]["scores"][0]["probability"]
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_no_address_is_absolute(port):
+  """So that the page works behind a proxy, at a path of its own."""
+  for path in ("/", "/page.js", "/page.css"):
+    _, _, text = ask(port, "GET", path)
+    text = text if isinstance(text, str) else text.decode()
+    assert not re.search(r"""(["'`(])/[a-z]""", text), path
+  _, _, answer = ask(port, "GET", "/api/search?query=a")
+  addresses = [row["image"] for row in answer["results"]]
+  assert addresses[0].startswith("api/images/")
+
+
+def test_a_model_without_a_trained_bias_has_no_sigmoid(place):
+  params = {**place.model.params, "logit_bias": np.float32(0)}
+  other = types.SimpleNamespace(
+    model=dataclasses.replace(place.model, params=params)
+  )
+  with serve_here(other) as port:
+    assert ask(port, "GET", "/healthz")[2]["sigmoid"] is False
+    _, answer = classify(port, [GOOD], LABELS)
+  scores = answer["images"][0]["scores"]
+  assert [score["probability"] for score in scores] == [None] * len(LABELS)
+  assert sum(score["softmax"] for score in scores) == pytest.approx(1)
 
 
 def test_search_equals_numpy(port, place):
@@ -518,9 +575,9 @@ def test_embeddings_of_another_model_are_refused(place, tmp_path):
   other.mkdir()
   for file in place.vectors.iterdir():
     (other / file.name).write_bytes(file.read_bytes())
-  text = (other / "embedding.json").read_text()
+  text = (other / "_embedding.json").read_text()
   made = text.replace('"parameters": "', '"parameters": "0')
-  (other / "embedding.json").write_text(made)
+  (other / "_embedding.json").write_text(made)
   with pytest.raises(UserError, match="other parameters"):
     Gallery(other, place.model, str(place.checkpoint), Limits())
 

@@ -4,11 +4,13 @@ import csv
 import json
 import pickle
 
+import fsspec
 import numpy as np
 from PIL import Image
 import pytest
 
 from big_siglip.data import images, sources
+from big_siglip.data.sources.held_out import split_of
 from big_siglip.errors import UserError
 
 _ROWS = "image,caption\na.png,first\na.png,second\nb.png,third\n"
@@ -59,7 +61,7 @@ def test_spreadsheet_csv_with_byte_order_mark_is_read(folder):
 def test_train_and_test_split_a_folder_by_name_alone(folder):
   names = [f"{i}.png" for i in range(200)]
   for name in names:
-    (folder / name).write_bytes(b"")
+    (folder / name).write_bytes(name.encode())
 
   def split_of(order, split):
     rows = "".join(f"{name},caption\n" for name in order)
@@ -74,14 +76,46 @@ def test_train_and_test_split_a_folder_by_name_alone(folder):
   assert split_of(names[:150], "test") == test & set(names[:150])
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_equal_files_are_on_one_side_of_the_split(remote, folder, tmp_path):
+  """Twenty images, each under ten names, beside two hundred of their size."""
+  names = {}
+  for number in range(20):
+    # Equal to others at first, so that it must be read whole.
+    data = bytes(2**16) + bytes([number]) * 9
+    names |= {f"{number}-{copy}.png": data for copy in range(10)}
+  names |= {f"{i}.png": f"{i:03}".encode() for i in range(200)}
+  for name, data in names.items():
+    (folder / name).write_bytes(data)
+  rows = "".join(f"{name},caption\n" for name in names)
+  (folder / "captions.csv").write_text("image,caption\n" + rows)
+  path = str(folder)
+  if remote:
+    fs = fsspec.filesystem("memory")
+    path = f"memory://{tmp_path}"
+    fs.put(str(folder), path, recursive=True)
+  train, test = (
+    {source[i].name for i in range(len(source))}
+    for source in (
+      sources.open_source("folder", split, path) for split in ("train", "test")
+    )
+  )
+  assert train | test == names.keys() and not train & test
+  assert not {names[name] for name in train} & {names[name] for name in test}
+  # What stands there once is where it was.
+  single = {f"{i}.png" for i in range(200)}
+  assert test & single == {n for n in single if split_of(n) == "test"}
+  assert any(name not in single for name in test)
+
+
 def test_bad_folders_get_one_line_each(folder):
   path = str(folder)
   csv_file = folder / "captions.csv"
   assert "must be one of all, train, test" in _error("folder", "dev", path)
   assert "no such folder" in _error("folder", "all", path + "/no")
   assert "config.data.path=None" in _error("folder", "all", None)
-  csv_file.write_text("image,text\na.png,x\n")
-  assert "missing column caption; it has: image, text" in _error(
+  csv_file.write_text("image,size\na.png,3\n")
+  assert "missing column caption; it has: image, size" in _error(
     "folder", "all", path
   )
   for empty in ("image,caption\n", ""):

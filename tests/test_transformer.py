@@ -14,7 +14,7 @@ from big_siglip.models import REMAT_POLICIES, SigLIP
 from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import pool
 from big_siglip.models.transformer import Attention, Encoder, slice_count
-from big_siglip.schema import fields, sizes
+from big_siglip.schema import sizes, words
 
 
 def test_attention_equals_linen_in_initialization_and_value():
@@ -75,8 +75,8 @@ def compiled_gradient(scan, remat):
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_remat_changes_memory_and_not_gradients(scan):
-  assert set(fields.REMATS) == set(REMAT_POLICIES)
-  names = fields.REMATS if scan else ("none", "full")
+  assert set(words.REMATS) == set(REMAT_POLICIES)
+  names = words.REMATS if scan else ("none", "full")
   results = {name: compiled_gradient(scan, name) for name in names}
   expected, memory_of_all = results.pop("none")
   for gradients, memory in results.values():

@@ -1,12 +1,15 @@
 """Embeds images or texts, millions of them, into Parquet files.
 
 python tools/embed.py --checkpoint=models/b16 --images=PHOTOS --output=vectors
+python tools/embed.py --checkpoint=models/b16 --output=vectors \
+  --images='cc12m/{00000..01242}.tar'
 python tools/embed.py --checkpoint=runs/scenes --texts=captions.csv \
   --column=caption --output=vectors --dtype=float16
 
 Started again it goes on where it ended or was killed: whole shards stay. Rows
 have a key (an image's path in the folder, or the number of a line), the text,
-and the embedding, of length 1. What cannot be read is listed in skipped.jsonl.
+and the embedding, of length 1. _skipped.jsonl lists what cannot be read. Tar
+shards, Parquet, ArrayRecord and TFDS are taken as well: docs/formats/labels.md.
 """
 
 import json
@@ -25,14 +28,18 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or published weights."
 )
 _IMAGES = flags.DEFINE_string(
-  "images", None, "A folder, with all below it, or a .txt or .csv list."
+  "images", None, "A folder, with all below it; a list; shards of a data set."
 )
 _TEXTS = flags.DEFINE_string(
-  "texts", None, "A file with a text in each line, or a .csv file."
+  "texts", None, "A file with a text in each line; a table; a data set."
 )
 _COLUMN = flags.DEFINE_string(
-  "column", None, "Of a .csv file; 'image' or 'caption' unless given."
+  "column", None, "Of a table or data set; found by its name unless given."
 )
+_DATA = flags.DEFINE_string(
+  "data", None, "The format of a data set, as config.data.name; or seen."
+)
+_SPLIT = flags.DEFINE_string("split", None, "Of a data set; all unless given.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
 _SHARD_SIZE = flags.DEFINE_integer("shard_size", 10_000, "Inputs of a file.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Rows at once.")
@@ -57,9 +64,10 @@ def main(argv: list[str]) -> None:
     from big_siglip.embeddings import description as descriptions
 
     if _IMAGES.value:
-      inputs = embeddings.read_images(_IMAGES.value, _COLUMN.value)
+      path, read = _IMAGES.value, embeddings.read_images
     else:
-      inputs = embeddings.read_texts(_TEXTS.value, _COLUMN.value)
+      path, read = _TEXTS.value, embeddings.read_texts
+    inputs = read(path, _COLUMN.value, _DATA.value, _SPLIT.value)
     platforms.prepare()
     model = big_siglip.load(_CHECKPOINT.value)
     model.embedder(inputs.kind)  # Before a folder is made.

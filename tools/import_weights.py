@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
     "parameters": count,
     "image": f"{weights.model.image.size} at {weights.model.image.image_size}",
     "text": _describe_text(weights.model),
+    "mean": preprocessing.mean,
+    "std": preprocessing.std,
     **preprocessing.data_fields(),
     "output": str(output),
   }
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> None:
     return
   for name, value in answer.items():
     print(
-      f"{name:12} {value:,}" if name == "parameters" else f"{name:12} {value}"
+      f"{name:13} {value:,}" if name == "parameters" else f"{name:13} {value}"
     )
 
 

@@ -6,7 +6,9 @@ python tools/inspect_data.py --config=configs/folder.py \
 Loads the first batches of the training order, draws a page of the images, after
 augmentation, with their decoded tokens, and prints images a second with the
 config's workers and threads, where the time of one thread goes, the epochs of
-the whole run, and what was skipped. --json prints one JSON object instead.
+the whole run, and what was skipped; first of all how the data were understood:
+how many there are, of which fields, and the first three. --json prints one JSON
+object instead.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ def main(config: ConfigDict) -> None:
   """Draws the page and prints the numbers."""
   logging.set_verbosity(logging.ERROR)
   from big_siglip import build, platforms, training_data
+  from big_siglip.data.first_look import first_look
   from big_siglip.report import inspection
   from big_siglip.trained import from_init
 
@@ -50,9 +53,10 @@ def main(config: ConfigDict) -> None:
         f"--output={_OUTPUT.value}: not writable ({error.strerror})"
       ) from error
   if _JSON.value:
-    print(json.dumps(as_json(found, len(source))))
+    look = first_look(source)
+    print(json.dumps({"data": look, **as_json(found, len(source))}))
   else:
-    print("\n".join(taken), end="\n" * bool(taken))
+    print("\n".join([*taken, *first_look(source)]))
     print_table(found, len(source), config)
 
 

@@ -102,8 +102,14 @@ def _search(reader, query):
   from big_siglip.embeddings.index import search_index
   from big_siglip.embeddings.search import search_exactly
 
-  search = search_index if _INDEX.value == "hnsw" else search_exactly
-  return search(reader, query, _TOP.value)
+  if _INDEX.value == "hnsw":
+    return search_index(reader, query, _TOP.value)
+  return search_exactly(
+    reader,
+    query,
+    _TOP.value,
+    say=lambda line: print(f"note: {line}", file=sys.stderr),
+  )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ import pyarrow.parquet as pq
 
 from big_siglip.errors import UserError
 
-NAME = "embedding.json"
+# Beside the shards: a line below makes readers of Parquet folders pass it by.
+NAME, SKIPPED = "_embedding.json", "_skipped.jsonl"
+# As they were called before.
+OLD_NAMES = {NAME: "embedding.json", SKIPPED: "skipped.jsonl"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Description:
     preprocessing: of images and texts, the tokenizer's file as a hash.
     dtype: of the embeddings: "float32" or "float16".
     shard_size: inputs of a shard, unreadable ones with them.
+    data: the format of the data set that they are of, or "" (files).
   """
 
   kind: str
@@ -45,6 +49,7 @@ class Description:
   preprocessing: dict[str, Any]
   dtype: str
   shard_size: int
+  data: str = ""
 
   @property
   def num_shards(self) -> int:
@@ -63,7 +68,7 @@ def read(folder: pathlib.Path) -> Description:
   Raises:
     UserError: it says nothing, or not all.
   """
-  file = folder / NAME
+  file = description_file(folder)
   try:
     return Description(**json.loads(file.read_text()))
   except FileNotFoundError as error:
@@ -72,6 +77,13 @@ def read(folder: pathlib.Path) -> Description:
     raise UserError(f"{file}: {error.strerror}") from error
   except (ValueError, TypeError) as error:
     raise UserError(f"{file}: is damaged ({error})") from error
+
+
+def description_file(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the file that describes a folder, by its new name or its old."""
+  old = folder / OLD_NAMES[NAME]
+  new = folder / NAME
+  return old if old.exists() and not new.exists() else new
 
 
 def shard_name(shard: int) -> str:

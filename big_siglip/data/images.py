@@ -11,8 +11,11 @@ import math
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from big_siglip.data import image_files
 from big_siglip.errors import BadExample, UserError
 from big_siglip.schema.words import RESIZES
+
+image_files.register_decoders()
 
 # Pixels. Pillow itself starts to warn of decompression bombs here.
 MAX_PIXELS = 89_478_485
@@ -28,8 +31,8 @@ RESIZE_METHODS = {
   "hamming": Image.Resampling.HAMMING,
 }
 BIG_VISION = "big_vision"  # How Google trained both; see `_resize_big_vision`.
-# What looks at a few pixels alone, however much it shrinks.
-NOT_ANTIALIASED = ("nearest", BIG_VISION)
+# What sees single pixels, so that an image decoded smaller will not do.
+SHARP = ("nearest", "box", "hamming", BIG_VISION)
 
 # What brings an image upright, by its EXIF orientation.
 _TURNS = {
@@ -75,7 +78,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   except (BadImage, MemoryError):
     raise
   except UnidentifiedImageError as e:  # Its own words name a Python object.
-    raise BadImage("is no image of a known format") from e
+    raise BadImage(image_files.why_unknown(data)) from e
   # Pillow's decoders meet damaged bytes with nearly every exception there is:
   # OSError, SyntaxError, struct.error, IndexError, DecompressionBombError ...
   except Exception as e:
@@ -235,14 +238,17 @@ def _resize_big_vision(
   left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
   rows = _between(top, bottom, size[0], image.shape[0])
   columns = _between(left, right, size[1], image.shape[1])
-  lower, upper, share = rows
-  image = image.astype(np.float32)
-  share = share[:, None, None]
-  image = image[lower] + (image[upper] - image[lower]) * share
-  lower, upper, share = columns
-  share = share[None, :, None]
-  image = image[:, lower] + (image[:, upper] - image[:, lower]) * share
-  return image.astype(np.uint8)
+  above, below = (
+    _interpolate(image[row].astype(np.float32), *columns) for row in rows[:2]
+  )
+  share = rows[2][:, None, None]
+  return (above + (below - above) * share).astype(np.uint8)
+
+
+def _interpolate(image, lower, upper, share):
+  """Interpolates between columns, first of all, as TensorFlow does."""
+  left, right = image[:, lower], image[:, upper]
+  return left + (right - left) * share[None, :, None]
 
 
 def _between(start: float, stop: float, count: int, length: int):

@@ -219,12 +219,15 @@ class HuggingFaceTokenizer:
 
   def _load(self) -> None:
     made = tokenizers.Tokenizer.from_str(self._json)
-    trained = made.get_vocab(with_added_tokens=False)
-    content = json.loads(self._json)
-    ours = [t for t in content["added_tokens"] if t["content"] not in trained]
-    if any(token["special"] for token in ours):
-      for token in ours:
-        token["special"] = False
+    added = [
+      token.content
+      for token in made.get_added_tokens_decoder().values()
+      if token.special and made.model.token_to_id(token.content) is None
+    ]
+    if added:
+      content = json.loads(self._json)
+      for token in content["added_tokens"]:
+        token["special"] &= token["content"] not in added
       made = tokenizers.Tokenizer.from_str(json.dumps(content))
     self._tokenizer = made
     self._tokenizer.no_padding()

@@ -7,9 +7,15 @@ the result, `search` and `index` find the nearest rows, exactly and nearly so.
 from big_siglip.data.embedding_folder import Description, Reader
 from big_siglip.embeddings.description import describe_model
 from big_siglip.embeddings.folder import Writer
-from big_siglip.embeddings.inputs import Inputs, read_images, read_texts
+from big_siglip.embeddings.inputs import (
+  AnyInputs,
+  Inputs,
+  read_images,
+  read_texts,
+)
 
 __all__ = [
+  "AnyInputs",
   "describe_model",
   "Description",
   "Inputs",

@@ -1,4 +1,4 @@
-"""embedding.json: what lies in a folder of embeddings, and who made it."""
+"""_embedding.json: what lies in a folder of embeddings, and who made it."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -6,9 +6,14 @@ import json
 import pathlib
 from typing import Any
 
-from big_siglip.data.embedding_folder import Description, NAME, read
+from big_siglip.data.embedding_folder import (
+  Description,
+  description_file,
+  NAME,
+  read,
+)
 from big_siglip.data.preprocessing import Preprocessing
-from big_siglip.embeddings.inputs import Inputs
+from big_siglip.embeddings.inputs import AnyInputs
 from big_siglip.errors import UserError
 from big_siglip.run import workdir
 from big_siglip.schema.sizes import resolve_image
@@ -20,7 +25,7 @@ MODEL_FIELDS = ("width", "preprocessing", "parameters")
 
 
 def describe(
-  inputs: Inputs, model: dict[str, Any], dtype: str, shard_size: int
+  inputs: AnyInputs, model: dict[str, Any], dtype: str, shard_size: int
 ) -> Description:
   """Returns what a folder of these inputs will be.
 
@@ -37,6 +42,7 @@ def describe(
     fingerprint=inputs.fingerprint(),
     dtype=dtype,
     shard_size=shard_size,
+    data=inputs.data,
     **model,
   )
 
@@ -100,7 +106,7 @@ def check_model(
 
 
 def write(folder: pathlib.Path, description: Description) -> None:
-  """Writes embedding.json, whole or not at all."""
+  """Writes _embedding.json, whole or not at all."""
   text = json.dumps(dataclasses.asdict(description), indent=2) + "\n"
   workdir.write_whole(folder / NAME, text)
 
@@ -131,4 +137,6 @@ def _check_fields(
       difference = (
         f"other parameters, made by {before.checkpoint}, now {now.checkpoint}"
       )
-    raise UserError(f"{folder / NAME}: {difference}; {advice}")
+    if field == "count":
+      difference += ": inputs cannot be added to a folder"
+    raise UserError(f"{description_file(folder)}: {difference}; {advice}")

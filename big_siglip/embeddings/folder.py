@@ -1,12 +1,15 @@
 """A folder of embeddings: Parquet shards beside a description of them all.
 
-    embedding.json        see `Description`
+    _embedding.json       see `Description`
     shard-000000.parquet  key, text, embedding of inputs 0 to shard_size - 1 ...
-    skipped.jsonl         inputs that cannot be read, and why
+    _skipped.jsonl        inputs that cannot be read, and why
 
 A shard is written under another name and gets its own when it is whole. What
-it left out stands in its own metadata, so that skipped.jsonl follows from the
+it left out stands in its own metadata, so that _skipped.jsonl follows from the
 shards alone, and a program that is killed between the two loses nothing.
+
+Names that begin with a line are passed by where a folder of Parquet files is
+read: `pyarrow.parquet.read_table(FOLDER)` gives all rows.
 
 Shape letters: N rows, E width of an embedding.
 """
@@ -23,8 +26,10 @@ import pyarrow.parquet as pq
 
 from big_siglip.data.embedding_folder import (
   Description,
+  OLD_NAMES,
   read_metadata,
   shard_name,
+  SKIPPED,
 )
 from big_siglip.embeddings import description as descriptions
 from big_siglip.errors import UserError
@@ -133,6 +138,11 @@ class Writer:
 
   def _go_on(self) -> None:
     """Finds what is there, or says what will be."""
+    if descriptions.description_file(self._folder).name in OLD_NAMES.values():
+      # The description last: with it the folder is one of the new kind.
+      for new, old in reversed(OLD_NAMES.items()):
+        if (self._folder / old).exists():
+          (self._folder / old).replace(self._folder / new)
     if (self._folder / descriptions.NAME).exists():
       descriptions.check_same(self._description, self._folder)
     else:
@@ -152,7 +162,7 @@ class Writer:
       for _, (_, skipped) in sorted(self._shards.items())
       for key, reason in skipped
     ]
-    workdir.write_whole(self._folder / "skipped.jsonl", "".join(lines))
+    workdir.write_whole(self._folder / SKIPPED, "".join(lines))
 
 
 def _table(

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from big_siglip.data.embedding_folder import Reader
-from big_siglip.embeddings.description import NAME
+from big_siglip.data.embedding_folder import description_file, Reader
 from big_siglip.errors import UserError
 
-_INDEX, _STAMP = "hnsw.faiss", "hnsw.json"
+_INDEX, _STAMP = "_hnsw.faiss", "_hnsw.json"
 _NEIGHBOURS = 32  # Of each row in the graph, on its lowest level twice as many.
 _BUILD_WIDTH = 200  # Candidates kept while a row is added ...
 _SEARCH_WIDTH = 256  # ... and while a query is answered.
@@ -39,7 +38,8 @@ def search_index(
     Cosines QK float32, the highest first, and the rows' numbers QK.
 
   Raises:
-    UserError: faiss is not installed, or the folder cannot be written.
+    UserError: faiss is not installed, the folder cannot be written, or holds
+      what is not finite.
   """
   index = open_index(reader)
   top = min(top, reader.num_rows)
@@ -92,13 +92,18 @@ def _build(reader: Reader) -> Any:
   )
   index.hnsw.efConstruction = _BUILD_WIDTH
   for rows in reader.blocks(_BLOCK):
+    if not np.isfinite(rows).all():
+      raise UserError(
+        f"{reader.folder}: holds embeddings that are not finite, which a graph "
+        "cannot hold; --index=exact passes them by"
+      )
     index.add(np.ascontiguousarray(rows))
   return index
 
 
 def _stamp(reader: Reader) -> dict[str, Any]:
   """Returns what changes when the embeddings do."""
-  text = (reader.folder / NAME).read_bytes()
+  text = description_file(reader.folder).read_bytes()
   sizes = [(file.name, file.stat()) for file in reader.shards]
   return {
     "description": hashlib.sha256(text).hexdigest(),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from big_siglip.embeddings.folder import Writer
-from big_siglip.embeddings.inputs import BadInput, Inputs
+from big_siglip.embeddings.inputs import AnyInputs, Prepared
 from big_siglip.trained.inference import Model
 
 _IN_FLIGHT = 2  # Batches given to the devices before a result is waited for.
@@ -29,16 +29,16 @@ class _Batch:
 
   Attributes:
     shard: its number.
-    indices: of the inputs.
+    members: (key, text) of the inputs.
     rows: what a tower sees of them, B..., filled up to the batch size; None:
       no inputs.
-    skipped: (key, reason) of all inputs that the shard leaves out; of the last
+    skipped: (key, reason) of inputs that the shard leaves out; of the last
       batch alone.
     last: the shard has no more.
   """
 
   shard: int
-  indices: list[int]
+  members: list[tuple[str, str | None]]
   rows: np.ndarray | None
   skipped: list[tuple[str, str]]
   last: bool
@@ -47,7 +47,7 @@ class _Batch:
 def embed_missing(
   writer: Writer,
   model: Model,
-  inputs: Inputs,
+  inputs: AnyInputs,
   shards: dict[int, range],
   *,
   batch_size: int,
@@ -74,40 +74,65 @@ def embed_missing(
 
   def prepare(item):
     shard, index = item
-    try:
-      return shard, index, inputs.prepare(model, index)
-    except BadInput as error:
-      return shard, index, str(error)
+    one = inputs.prepare(model, index)
+    try:  # Parquet's strings are UTF-8; a file's name may be any bytes.
+      one.key.encode()
+    except UnicodeEncodeError:
+      one = one._replace(array=None, problem="its name is not UTF-8")
+    return shard, one
 
   items = ((shard, index) for shard in shards for index in shards[shard])
   prepared = _map_ahead(prepare, items, num_threads, ahead)
-  batches = _batches(prepared, inputs, batch_size)
-  tower = model.embedder(inputs.kind)
+  batches = _batches(prepared, batch_size)
+  embedders = model.embedders
+  tower = embedders.image if inputs.kind == "images" else embedders.text
   # Dispatched here, waited for behind: the devices have their next batch before
   # the last one's result is fetched.
   running = ((batch, _start(tower, model, batch)) for batch in batches)
   with ThreadPoolExecutor(1) as writing:
-    parts, indices, done = [], [], []
+    shard, done = _Shard(), []
     for batch, result in _behind(running, _IN_FLIGHT):
       if result is not None:
-        parts.append(np.asarray(result)[: len(batch.indices)])
-        indices += batch.indices
-      progress(len(batch.indices))
+        shard.add(batch.members, np.asarray(result)[: len(batch.members)])
+      progress(len(batch.members))
       if batch.last:
         for write in done:  # At most one shard waits to be written.
           write.result()
-        done = [writing.submit(_write, writer, inputs, batch, indices, parts)]
+        shard.skipped += batch.skipped
+        done = [writing.submit(shard.write, writer, batch.shard)]
         progress(len(batch.skipped))
-        parts, indices = [], []
+        shard = _Shard()
     for write in done:
       write.result()
 
 
-def _write(writer: Writer, inputs: Inputs, batch: _Batch, indices, parts):
-  keys = [inputs.keys[i] for i in indices]
-  texts = inputs.texts and [inputs.texts[i] for i in indices]
-  embeddings = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-  writer.write(batch.shard, keys, texts, embeddings, batch.skipped)
+class _Shard:
+  """What a shard will hold, as far as it is embedded."""
+
+  def __init__(self):
+    self._members: list[tuple[str, str | None]] = []
+    self._parts: list[np.ndarray] = []
+    self.skipped: list[tuple[str, str]] = []
+
+  def add(self, members, rows: np.ndarray) -> None:
+    """Adds what is embedded; what is no numbers would match everything."""
+    good = np.isfinite(rows).all(axis=1)
+    self._parts.append(rows[good])
+    for (key, text), finite in zip(members, good.tolist(), strict=True):
+      if finite:
+        self._members.append((key, text))
+      else:
+        self.skipped.append((key, "its embedding is not finite"))
+
+  def write(self, writer: Writer, number: int) -> None:
+    """Writes it."""
+    keys = [key for key, _ in self._members]
+    texts = [text for _, text in self._members]
+    if all(text is None for text in texts):
+      texts = None
+    parts = self._parts
+    embeddings = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    writer.write(number, keys, texts, embeddings, self.skipped)
 
 
 def _start(tower, model: Model, batch: _Batch) -> jax.Array | None:
@@ -117,26 +142,24 @@ def _start(tower, model: Model, batch: _Batch) -> jax.Array | None:
 
 
 def _batches(
-  prepared: Iterable[tuple[int, int, np.ndarray | str]],
-  inputs: Inputs,
-  size: int,
+  prepared: Iterable[tuple[int, Prepared]], size: int
 ) -> Iterator[_Batch]:
-  """Groups (shard, index, array or why there is none), shard by shard."""
-  for shard, members in itertools.groupby(prepared, lambda item: item[0]):
-    indices, rows, skipped = [], [], []
-    for _, index, array in members:
-      if isinstance(array, str):
-        skipped.append((inputs.keys[index], array))
+  """Groups (shard, input), shard by shard."""
+  for shard, inputs in itertools.groupby(prepared, lambda item: item[0]):
+    members, rows, skipped = [], [], []
+    for _, one in inputs:
+      if one.array is None:
+        skipped.append((one.key, one.problem))
         continue
-      indices.append(index)
-      rows.append(array)
+      members.append((one.key, one.text))
+      rows.append(one.array)
       if len(rows) == size:
-        yield _Batch(shard, indices, np.stack(rows), [], last=False)
-        indices, rows = [], []
+        yield _Batch(shard, members, np.stack(rows), [], last=False)
+        members, rows = [], []
     # Filled up, so that there is one shape to compile.
     rows += rows[-1:] * (size - len(rows))
     stacked = np.stack(rows) if rows else None
-    yield _Batch(shard, indices, stacked, skipped, last=True)
+    yield _Batch(shard, members, stacked, skipped, last=True)
 
 
 def _map_ahead(

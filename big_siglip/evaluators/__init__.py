@@ -17,23 +17,20 @@ from big_siglip.data.pipeline import eval_batches
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, UserError
+from big_siglip.evaluators.answers import Answers
 from big_siglip.evaluators.calibration import Calibration
 from big_siglip.evaluators.captions import CaptionedImages, open_captions
-from big_siglip.evaluators.classes import (
-  Answers,
-  Classes,
-  fill_templates,
-  read_classes,
-  read_templates,
-)
+from big_siglip.evaluators.classes import Classes, merge_equal, read_classes
 from big_siglip.evaluators.classification import ZeroShotClassification
 from big_siglip.evaluators.embed import (
   Embedders,
   exact_model,
   make_embedders,
+  Rows,
 )
 from big_siglip.evaluators.health import LossHealth
 from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
+from big_siglip.evaluators.prompts import fill_templates, read_templates
 from big_siglip.evaluators.result import Result
 from big_siglip.evaluators.retrieval import Captions, Retrieval
 
@@ -147,12 +144,27 @@ def _features(spec, open_split, loader, embedders) -> Features:
 
 
 def _labelled(spec, source) -> tuple[Classes, Answers]:
-  if not source.class_names and spec.answers_file is None:
+  names, numbers = source.class_names, ()
+  fields = getattr(source, "field_names", ())
+  there = f" among {', '.join(fields)}" if fields else ""
+  if not names and getattr(source, "label_key", None):
+    numbers = source.label_numbers()
+  if not names and not numbers and spec.answers_file is None:
     raise UserError(
       f"config.evals: data={spec.data!r}: must have labels for kind="
-      f"{spec.kind!r}; this data set has captions alone (set answers_file)"
+      f"{spec.kind!r}, and none is found by its type or name{there}: set "
+      "label_key, or answers_file"
     )
-  classes = read_classes(spec.classes_file, source.class_names)
+  named = names or spec.answers_file or spec.classes_file
+  if spec.kind == "classification" and not named:
+    raise UserError(
+      f"config.evals: label_key={source.label_key!r}: its labels are numbers, "
+      f"{numbers[0]} ... {numbers[-1]}; classes_file must name them, or "
+      f"label_key a field of names{there}"
+    )
+  classes = read_classes(spec.classes_file, names, numbers)
+  if spec.kind == "classification":
+    classes = merge_equal(classes)
   return classes, Answers(spec.answers_file, classes)
 
 
@@ -218,8 +230,8 @@ class _Loader:
     self,
     source: Source,
     extra: Callable[[Example], Batch] = lambda example: {},
-  ) -> Callable[[], Iterator[Batch]]:
-    """Returns what starts a pass over the images, with `extra` of each."""
+  ) -> Rows:
+    """Returns the images, with `extra` of each."""
 
     def load(index: int) -> Batch:
       example = source[index]
@@ -229,16 +241,20 @@ class _Loader:
         raise BadExample(f"{example.name}: {error}", error.kind) from error
       return {"image": image, "index": np.int32(index), **extra(example)}
 
-    return lambda: self._batches(len(source), load)
+    return Rows(
+      lambda: self._batches(len(source), load), lambda i: source[i].name
+    )
 
-  def texts(self, texts: list[str]) -> Callable[[], Iterator[Batch]]:
-    """Returns what starts a pass over the texts."""
+  def texts(self, texts: list[str]) -> Rows:
+    """Returns the texts."""
     tokens = self._preprocess.texts(texts)
 
     def load(index: int) -> Batch:
       return {"text": tokens[index], "index": np.int32(index)}
 
-    return lambda: self._batches(len(texts), load)
+    return Rows(
+      lambda: self._batches(len(texts), load), lambda i: repr(texts[i][:60])
+    )
 
   def captions(self, texts: list[tuple[str, ...]]) -> Captions:
     """Returns the captions of all images."""

@@ -6,7 +6,6 @@ probabilities are those of such a batch and no other; `prior` says of which mix
 of pairs they should hold instead.
 """
 
-from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import Embedders
+from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.pairs import embed_pairs, Pairs
 from big_siglip.evaluators.result import Result
 from big_siglip.evaluators.retrieval import Captions
@@ -41,7 +40,7 @@ class Calibration:
   fit scale and bias anew, so that the refit is measured on pairs it never saw.
 
   Attributes:
-    images: returns padded batches with "image", "index" and "mask".
+    images: padded batches with "image", "index" and "mask".
     captions: of the images.
     num_images: how many there are, with those that cannot be read.
     embedders: embed images and texts, and know scale and bias.
@@ -49,7 +48,7 @@ class Calibration:
       the data, where every pair counts the same.
   """
 
-  images: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+  images: Rows
   captions: Captions
   num_images: int
   embedders: Embedders
@@ -63,7 +62,7 @@ class Calibration:
     Raises:
       UserError: a half of the data has no right or no wrong pair.
     """
-    pairs, values = embed_pairs(
+    pairs, _, counts = embed_pairs(
       self.embedders, params, self.images, self.captions
     )
     fitting, measured = pairs.part(0, 2), pairs.part(1, 2)
@@ -81,7 +80,8 @@ class Calibration:
       **before,
       **{f"refit/{name}": value for name, value in after.items()},
       "prior": weights.positive * measured.num_positive,
-      "skipped": float(self.num_images - len(values["index"])),
+      "skipped": self.num_images - counts.pop("read"),
+      **counts,
     }
     return Result(metrics, {"reliability": curve, "refit": curve_after})
 

@@ -1,13 +1,25 @@
-"""Files that say which captions belong to which image: Karpathy's, XM3600's."""
+"""Files that say which captions belong to which image.
+
+Karpathy's splits, XM3600's, and all that a folder of images may have: COCO's
+captions, CLIP_benchmark's lists, tables.
+"""
 
 from collections.abc import Iterator, Mapping
 import json
 import pathlib
 
-from big_siglip.data.sources import Example
-from big_siglip.errors import UserError
+from absl import logging
+
+from big_siglip.data.sources import Example, Options
+from big_siglip.data.sources.folder import annotations, Listing, tables
+from big_siglip.data.sources.folder.gathering import begin
+from big_siglip.data.sources.folder.table import Table
+from big_siglip.data.sources.nested import as_texts
+from big_siglip.data.sources.storage import Storage
+from big_siglip.errors import BadExample, UserError
 
 _LINES = ".jsonl"  # XM3600's; Karpathy's splits are one .json.
+_IMAGE_KEY = '"image/key"'  # Of XM3600.
 
 
 class CaptionedImages:
@@ -55,11 +67,11 @@ def open_captions(
   """Returns the images that a file of captions names.
 
   Args:
-    file: Karpathy's dataset_coco.json or dataset_flickr30k.json, or XM3600's
-      captions.jsonl.
+    file: Karpathy's dataset_coco.json or dataset_flickr30k.json, XM3600's
+      captions.jsonl, or any table of a folder (docs/data.md).
     folder: where the images lie; Karpathy's COCO names sub-folders (val2014),
       which may be missing here; XM3600's lie here or in images/.
-    split: Karpathy's: train, restval, val or test; XM3600 has none ("all").
+    split: Karpathy's: train, restval, val or test; others have none ("all").
     max_captions: the first so many of each image; 5 is usual for COCO.
     language: of XM3600: one such as "fr"; None for all.
 
@@ -75,13 +87,11 @@ def open_captions(
     pathlib.Path(file).expanduser(),
   )
   try:
-    with path.open(encoding="utf-8-sig") as stream:
-      if path.suffix == _LINES:
-        rows = list(_xm3600_rows(stream, where, language))
-      else:
-        rows = list(_karpathy_rows(json.load(stream), where, split))
+    rows = list(_rows(path, root, where, split, language))
   except OSError as error:
     raise UserError(f"{where}: {error.strerror}") from error
+  except BadExample as error:
+    raise UserError(f"{where}: {error}") from error
   except ValueError as error:
     if isinstance(error, UserError):
       raise
@@ -106,6 +116,48 @@ def open_captions(
 
 # Where an image may lie, and its captions by language.
 _Row = tuple[tuple[str, ...], dict[str, list[str]]]
+
+
+def _rows(
+  path: pathlib.Path,
+  root: pathlib.Path,
+  where: str,
+  split: str,
+  language: str | None,
+) -> Iterator[_Row]:
+  """Yields the images of a file of any kind."""
+  if path.suffix not in (_LINES, ".json"):
+    table = tables.open_table(str(path), Storage())
+  else:
+    with path.open(encoding="utf-8-sig") as stream:
+      if path.suffix == _LINES:
+        lines = list(stream)
+        if _IMAGE_KEY in next(filter(str.strip, lines), ""):
+          yield from _xm3600_rows(lines, where, language)
+          return
+        table = tables.open_table(str(path), Storage())
+      else:
+        content = json.load(stream)
+        table = annotations.table_of(str(path), content)
+        if table is None or table.splits:
+          yield from _karpathy_rows(content, where, split)
+          return
+  yield from _table_rows(table, root, where)
+
+
+def _table_rows(table: Table, root: pathlib.Path, where: str) -> Iterator[_Row]:
+  """Yields the images of a table, wherever below the folder they lie."""
+  listing = Listing(str(root), Storage())
+  gathered = begin(table, Options())
+  gathered.add(table, listing.find, None, None)
+  if gathered.has_mistakes:
+    raise UserError(f"{where}: {gathered.left_out}")
+  if gathered.left_out:
+    logging.warning("%s: %s", where, gathered.left_out)
+  keys = gathered.columns.texts
+  for image, fields in gathered.images.items():
+    texts = [text for key in keys for text in as_texts(fields[key])]
+    yield (image,), {"": texts}
 
 
 def _karpathy_rows(content, where: str, split: str) -> Iterator[_Row]:

@@ -1,14 +1,18 @@
-"""What a zero-shot classifier asks, from files: classes, prompts, answers."""
+"""The classes of a data set: its labels, and what a file calls them."""
 
-from collections.abc import Mapping, Sequence
-import json
-import pathlib
-import re
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from big_siglip.data.cleaning import canonicalize
-from big_siglip.data.sources import Example
-from big_siglip.errors import raise_problems, UserError
+from absl import logging
+
+from big_siglip.data import class_files
+from big_siglip.data.class_names import (
+  ClassNames,
+  is_number,
+  normal,
+  same_names,
+)
+from big_siglip.errors import UserError
 
 
 class Classes(NamedTuple):
@@ -17,219 +21,252 @@ class Classes(NamedTuple):
   Attributes:
     names: of each class, the names that its prompts use, at least one.
     of_label: {label: class}; a label is a name or number of the data set's, or
-      a key of the file. Images of other labels are left out.
+      what the file calls a class.
+    of_index: {label of an example: class}. Images of other labels are left out.
   """
 
   names: tuple[tuple[str, ...], ...]
   of_label: Mapping[str | int, int]
+  of_index: Mapping[int, int]
 
 
-def read_classes(file: str | None, labels: Sequence[str] | None) -> Classes:
-  """Returns the classes of a data set.
+def read_classes(
+  file: str | None,
+  labels: Sequence[str] | None,
+  numbers: Sequence[int] = (),
+) -> Classes:
+  """Returns the classes of a data set; a log line says what was matched.
+
+  A file's classes belong to labels by what both call them, be it names or
+  numbers. Where they have nothing in common, they do in their order: that of
+  the data set's own list of labels, or of the numbers.
 
   Args:
-    file: None for the labels themselves; a .txt file with a name a line, or a
-      .json list of names, one for each label in order; or a .json object,
-      {label: name}, that may leave out labels. In JSON a list of names in place
-      of one gives a class several, whose prompts are averaged.
-    labels: the data set's; None if it has none. Then the file alone says what
-      the classes are, and an answers file which image has which.
+    file: see `class_files.read`; None for the labels themselves.
+    labels: the data set's, in order; None if they are not known.
+    numbers: the labels where these are numbers without names, ascending. If the
+      data set has neither, the file alone says what the classes are, and an
+      answers file which image has which.
 
   Raises:
     UserError: the file cannot be read, or does not match the labels.
   """
+  texts = list(labels) if labels else [str(number) for number in numbers]
+  indices = list(range(len(texts))) if labels else list(numbers)
   if file is None:
-    if not labels:
+    if not texts:
       raise UserError(
         "config.evals: classes_file=None: must be given with answers_file for "
         "a data set without labels"
       )
-    return _in_order([(label,) for label in labels], labels)
-  content = _read(file, "classes_file")
-  if isinstance(content, Mapping):
-    return _by_label(file, content, labels)
-  names = [_names(file, entry) for entry in content]
-  if labels and len(names) != len(labels):
-    raise UserError(
-      f"config.evals: classes_file={file!r}: must have a name for each of the "
-      f"{len(labels)} labels of the data set, in order; it has {len(names)} (a "
-      "JSON object, {label: name}, may leave some out)"
-    )
-  return _in_order(names, labels or [name[0] for name in names])
+    owners = dict(enumerate(range(len(texts))))
+    return _classes(tuple((text,) for text in texts), texts, indices, owners)
+  where = f"config.evals: classes_file={file!r}"
+  content = class_files.read(file, where)
+  if not texts:
+    return Classes(content.names, _of_file(content), {})
+  owners, how = _match(content, texts, where)
+  _tell(file, content, texts, owners, how)
+  return _classes(content.names, texts, indices, owners)
 
 
-def _in_order(names, labels) -> Classes:
-  of_label = {label: number for number, label in enumerate(labels)}
-  of_label |= {number: number for number in range(len(names))}
-  return Classes(tuple(names), of_label)
-
-
-def _by_label(file, content, labels) -> Classes:
-  names = tuple(_names(file, entry) for entry in content.values())
-  of_label = {label: number for number, label in enumerate(content)}
-  order = list(labels or content)
-  unknown = [label for label in content if label not in order]
-  if unknown:
-    raise UserError(
-      f"config.evals: classes_file={file!r}: has {len(unknown)} labels that "
-      f"the data set does not have, the first {unknown[0]!r}; it has "
-      f"{order[0]!r} ... {order[-1]!r}"
-    )
-  numbers = {
-    number: of_label[label]
-    for number, label in enumerate(order)
-    if label in of_label
-  }
-  return Classes(names, {**of_label, **numbers})
-
-
-def _names(file: str, entry: Any) -> tuple[str, ...]:
-  names = (entry,) if isinstance(entry, str) else tuple(entry or ())
-  if not names or not all(isinstance(n, str) and n.strip() for n in names):
-    raise UserError(
-      f"config.evals: classes_file={file!r}: {entry!r} must be a name or a "
-      "list of names"
-    )
-  return names
-
-
-def read_templates(
-  templates: Sequence[str], file: str | None
-) -> tuple[str, ...]:
-  """Returns the prompt templates, checked.
-
-  Args:
-    templates: such as "a photo of the digit {}."; empty where a file is given.
-    file: one a line, or a .json list.
-
-  Raises:
-    UserError: none or both are given, or a template has not exactly one "{}".
-  """
-  if file is None and (isinstance(templates, str) or not templates):
-    raise UserError(
-      f"config.evals: templates={templates!r}: must be a tuple of at least one "
-      "(or set templates_file)"
-    )
-  if file is not None:
-    if templates:
-      raise UserError(
-        f"config.evals: templates_file={file!r}: templates must be empty beside"
-      )
-    templates = _read(file, "templates_file")
-  field = "templates" if file is None else f"templates_file={file!r}"
-  raise_problems(
-    [
-      f"config.evals: {field} has {template!r}: must have '{{}}' exactly once"
-      for template in templates
-      if not isinstance(template, str) or template.count("{}") != 1
-    ]
+def merge_equal(classes: Classes) -> Classes:
+  """Returns the classes with those of the same names as one, and says which."""
+  merged, several = same_names(classes.names)
+  if not several:
+    return classes
+  logging.warning(
+    "%d classes have the names of others, which nothing could tell apart, and "
+    "count as the same: %s",
+    len(several),
+    ", ".join(several[:5]) + (" ..." if len(several) > 5 else ""),
   )
-  return tuple(templates)
+  first = {number: i for i, number in reversed(list(enumerate(merged)))}
+  return Classes(
+    tuple(classes.names[first[number]] for number in sorted(first)),
+    {label: merged[i] for label, i in classes.of_label.items()},
+    {index: merged[i] for index, i in classes.of_index.items()},
+  )
 
 
-def fill_templates(
-  templates: Sequence[str],
-  names: Sequence[Sequence[str]],
-  canonical: bool = False,
-) -> list[list[str]]:
-  """Returns each class's prompts: every template with each of its names.
+def _classes(names, texts, indices, owners: Mapping[int, int]) -> Classes:
+  """Joins classes and labels.
 
   Args:
-    templates: with "{}" once each.
-    names: of each class.
-    canonical: lowercase without punctuation (`canonicalize`).
+    names: of the classes.
+    texts: the labels.
+    indices: what examples have of them.
+    owners: {place in `texts`: class}.
   """
-  if canonical:
-    templates = [
-      canonicalize(template, keep_punctuation="{}") for template in templates
-    ]
-    names = [[canonicalize(n) for n in of_class] for of_class in names]
-  return [
-    [
-      template.replace("{}", name)
-      for name in of_class
-      for template in templates
-    ]
-    for of_class in names
-  ]
+  of_index = {indices[place]: owner for place, owner in owners.items()}
+  # Files write numbers as the data do, where these are the labels.
+  numbered = all(map(is_number, texts))
+  of_label: dict[str | int, int] = {}
+  for place, owner in owners.items():
+    of_label[texts[place]] = owner
+    of_label[int(texts[place]) if numbered else indices[place]] = owner
+  return Classes(tuple(names), of_label, of_index)
 
 
-class Answers:
-  """Which classes are right for an image: its label, or a file's.
+def _of_file(content: ClassNames) -> dict[str | int, int]:
+  """Returns the class of all that a file calls one."""
+  of_label: dict[str | int, int] = dict(
+    zip(range(len(content.names)), range(len(content.names)), strict=True)
+  )
+  for number, own in reversed(list(enumerate(content.names))):
+    of_label[own[0]] = number
+  for column in content.labels:
+    for number, label in enumerate(column):
+      of_label[int(label) if is_number(label) else label] = number
+      of_label[label] = number
+  return of_label
 
-  Attributes:
-    width: the most that one image has.
+
+def _match(
+  content: ClassNames, texts: Sequence[str], where: str
+) -> tuple[dict[int, int], str]:
+  """Returns {place of a label: class}, and how they were matched."""
+  for same in (str, normal):
+    for column in (*_alone(content.labels), content.names):
+      owners = _by_name(column, texts, same)
+      if owners:
+        numbered = all(map(is_number, texts))
+        return owners, "by number" if numbered else "by name"
+  if all(map(is_number, texts)):
+    return _in_order_of_numbers(content, texts, where)
+  for column in content.labels:
+    if all(map(is_number, column)):
+      places = list(map(int, column))
+      first = _first_number(places, len(texts), where)
+      owners = {place - first: i for i, place in enumerate(places)}
+      _check_order(content, texts, owners, where)
+      return owners, f"by number, {first} being the first label"
+  if content.labels or _shares_a_name(content, texts):
+    raise UserError(f"{where}: {_strangers(content, texts)}")
+  if len(content.names) != len(texts):
+    raise UserError(
+      f"{where}: must have a name for each of the {len(texts)} labels of the "
+      f"data set, in order; it has {len(content.names)} (a JSON object, "
+      "{label: name}, may leave some out)"
+    )
+  owners = dict(enumerate(range(len(texts))))
+  _check_order(content, texts, owners, where)
+  return owners, "in the order of the labels"
+
+
+def _alone(columns):
+  return [[(label,) for label in column] for column in columns]
+
+
+def _by_name(
+  column: Sequence[Sequence[str]],
+  texts: Sequence[str],
+  same: Callable[[str], str],
+) -> dict[int, int] | None:
+  """Returns {place of a label: class} if each class is a label.
+
+  Labels may be without a class, and their images are left out. Numbers may also
+  be without an image: data rarely have all of them in every part.
   """
+  classes: dict[str, int] = {}
+  for number, names in enumerate(column):
+    for name in map(same, names):
+      if classes.setdefault(name, number) != number:
+        return None
+  wanted = [same(text) for text in texts]
+  owners = {
+    place: classes[label]
+    for place, label in enumerate(wanted)
+    if label in classes
+  }
+  if len(set(wanted)) < len(wanted) or not owners:
+    return None
+  whole = len(set(owners.values())) == len(column)
+  whole |= len(owners) == len(wanted) and all(map(is_number, texts))
+  return owners if whole else None
 
-  def __init__(self, file: str | None, classes: Classes):
-    """Reads the file, if there is one.
 
-    Args:
-      file: None to believe the labels. A .json object, {image's name: [labels]}
-        (its last part without folders), or a list whose entry i belongs to the
-        image whose name ends in the number i + 1, as ReaL's own file
-        (arXiv:2006.07159). Labels are names or numbers of the data set's.
-      classes: what the labels mean.
+def _in_order_of_numbers(content, texts, where) -> tuple[dict[int, int], str]:
+  """Returns what names without numbers mean for labels that are numbers."""
+  numbers, count = list(map(int, texts)), len(content.names)
+  if any(all(map(is_number, column)) for column in content.labels):
+    raise UserError(f"{where}: {_strangers(content, texts)}")
+  if count == len(numbers):
+    return dict(enumerate(range(count))), "in the order of the numbers"
+  if count < len(numbers):
+    raise UserError(
+      f"{where}: must have a name for each of the {len(numbers)} labels of the "
+      f"data set, {numbers[0]} ... {numbers[-1]}; it has {count} (a JSON "
+      "object, {label: name}, may leave some out)"
+    )
+  first = _first_number(numbers, count, where)
+  owners = {place: number - first for place, number in enumerate(numbers)}
+  return owners, f"by number, the first name being that of {first}"
 
-    Raises:
-      UserError: the file cannot be read or names an unknown label.
-    """
-    self._classes = classes
-    self._by_name: dict[str, tuple[int, ...]] | None = None
-    self.width = 1
-    if file is None:
-      return
-    content = _read(file, "answers_file")
-    if not isinstance(content, Mapping):
-      content = {str(i + 1): labels for i, labels in enumerate(content)}
-      self._numbered = True
-    else:
-      self._numbered = False
-    self._by_name = {
-      name: self._read_labels(file, name, labels)
-      for name, labels in content.items()
-    }
-    self.width = max(map(len, self._by_name.values()), default=1) or 1
 
-  def _read_labels(self, file, name, labels) -> tuple[int, ...]:
-    labels = labels if isinstance(labels, list) else [labels]
-    of_label = self._classes.of_label
-    if not all(isinstance(label, str | int) for label in labels):
+def _first_number(numbers: Sequence[int], count: int, where: str) -> int:
+  """Returns whether 0 or 1 stands for the first of `count` things."""
+  least, most = min(numbers), max(numbers)
+  if least == 0 and most < count:
+    return 0
+  if least > 0 and most == count:
+    return 1
+  if most < count:
+    raise UserError(
+      f"{where}: the numbers {least} ... {most} of {count}: is the first 0 or "
+      "1? A JSON object, {label: name}, says it"
+    )
+  raise UserError(
+    f"{where}: the numbers {least} ... {most} do not belong to {count} in order"
+  )
+
+
+def _check_order(content, texts, owners: Mapping[int, int], where) -> None:
+  """Refuses an order in which a name that is a label stands for another."""
+  places = {normal(text): place for place, text in enumerate(texts)}
+  for place, owner in owners.items():
+    name = content.names[owner][0]
+    own = places.get(normal(name), place)
+    if own != place:
       raise UserError(
-        f"config.evals: answers_file={file!r}: {name!r} must have a label or a "
-        f"list of labels, not {labels!r}"
+        f"{where}: {name!r} would, in the order of the labels, name the label "
+        f"{texts[place]!r}, and {texts[own]!r} is a label too; a JSON object, "
+        "{label: name}, says which belong together"
       )
-    return tuple(of_label[label] for label in labels if label in of_label)
-
-  def of(self, example: Example) -> tuple[int, ...]:
-    """Returns the right classes; none for an image that is to be left out."""
-    if self._by_name is None:
-      found = self._classes.of_label.get(example.label)
-      return () if found is None else (found,)
-    name = example.name.rpartition("/")[2]
-    if self._numbered:
-      number = re.search(r"(\d+)(\.\w+)?$", name)
-      name = str(int(number[1])) if number else name
-    return self._by_name.get(name, ())
 
 
-def _read(file: str, field: str) -> Any:
-  """Returns the lines of a text file, or what a JSON file holds."""
-  path = pathlib.Path(file).expanduser()
-  try:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix != ".json":
-      content = [line.strip() for line in text.splitlines() if line.strip()]
-    else:
-      content = json.loads(text)
-  except OSError as error:
-    raise UserError(
-      f"config.evals: {field}={file!r}: {error.strerror}"
-    ) from error
-  except ValueError as error:
-    raise UserError(
-      f"config.evals: {field}={file!r}: cannot be read ({error})"
-    ) from error
-  if not isinstance(content, list | Mapping) or not content:
-    raise UserError(f"config.evals: {field}={file!r}: the list is empty")
-  return content
+def _shares_a_name(content: ClassNames, texts: Sequence[str]) -> bool:
+  """Returns whether a list of another length than the labels names some."""
+  names = {normal(name) for own in content.names for name in own}
+  several = len(content.names) != len(texts)
+  return several and any(normal(text) in names for text in texts)
+
+
+def _strangers(content: ClassNames, texts: Sequence[str]) -> str:
+  """Returns what a file calls classes and the data set does not."""
+  column = content.labels[0] if content.labels else _firsts(content)
+  unknown = [label for label in column if label not in texts] or [column[0]]
+  lacking = [text for text in texts if text not in column]
+  lacks = f" it lacks {lacking[0]!r};" if 0 < len(lacking) < len(texts) else ""
+  return (
+    f"has {len(unknown)} labels that the data set does not have, the first "
+    f"{unknown[0]!r};{lacks} the data set's are {texts[0]!r} ... {texts[-1]!r}"
+  )
+
+
+def _firsts(content: ClassNames) -> list[str]:
+  return [own[0] for own in content.names]
+
+
+def _tell(file, content, texts, owners: Mapping[int, int], how: str) -> None:
+  """Says what was matched: a wrong match is seen in two examples of it."""
+  ends = dict.fromkeys([min(owners), max(owners)])
+  shown = " ... ".join(
+    f"{texts[place]!r} is {content.names[owners[place]][0]!r}" for place in ends
+  )
+  rest = len(content.names) - len(set(owners.values()))
+  logging.warning(
+    "classes_file=%r: %d classes for %d labels, %s: %s%s",
+    *(file, len(content.names), len(texts), how, shown),
+    f"; {rest} classes have no image here" if rest else "",
+  )

@@ -3,15 +3,14 @@
 Shape letters: N images, C classes, D embedding width, A right classes an image.
 """
 
-from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import embed_all, Embedders
-from big_siglip.evaluators.result import Result
+from big_siglip.evaluators.embed import embed_all, Embedders, Rows
+from big_siglip.evaluators.result import counted, Result
 
 _TOP = 5
 _MATRIX_CLASSES = 100  # A confusion matrix of more could not be looked at.
@@ -27,11 +26,13 @@ class Predictions(NamedTuple):
       where the embedding is not finite.
     answers: NA, the right classes, padded with -1; of an image that is left
       out, -1 alone.
+    nonfinite: how many embeddings of images and prompts are not finite.
   """
 
   index: np.ndarray
   ranked: np.ndarray
   answers: np.ndarray
+  nonfinite: int = 0
 
   @property
   def predicted(self) -> np.ndarray:
@@ -54,9 +55,8 @@ class ZeroShotClassification:
   """Accuracy of the nearest class, by the mean embedding of its prompts.
 
   Attributes:
-    images: returns padded batches with "image", "answers" [b, A], "index" and
-      "mask".
-    prompts: returns padded batches with "text", "index" and "mask".
+    images: padded batches with "image", "answers" [b, A], "index" and "mask".
+    prompts: padded batches with "text", "index" and "mask".
     prompt_classes: the class of each prompt.
     num_images: how many there are, with those that cannot be read.
     names: what to call each class.
@@ -64,8 +64,8 @@ class ZeroShotClassification:
     embedders: embed images and texts.
   """
 
-  images: Callable[[], Iterable[Mapping[str, np.ndarray]]]
-  prompts: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+  images: Rows
+  prompts: Rows
   prompt_classes: np.ndarray
   num_images: int
   names: tuple[str, ...]
@@ -78,7 +78,9 @@ class ZeroShotClassification:
     "accuracy": the share of images whose nearest class is a right one (any of
     several); "top5": that of images with a right one among the nearest five;
     "per_class": the mean over classes of the share of their images that are
-    right; "skipped": images that are none; "left_out": images without a class.
+    right; "skipped": images that are none; "left_out": images without a class;
+    "nonfinite": embeddings that are not finite, if there are any. Such an image
+    is not right, and a class of such a prompt is none's.
 
     Raises:
       UserError: no image has a class.
@@ -89,7 +91,7 @@ class ZeroShotClassification:
       raise UserError(
         "config.evals: no image has a label of classes_file or answers_file"
       )
-    seen = Predictions(*(values[known] for values in everything))
+    seen = Predictions(*(values[known] for values in everything[:3]))
     shares = per_class(seen.right, seen.answers, len(self.names))
     metrics = {
       "accuracy": float(np.mean(seen.right)),
@@ -97,13 +99,18 @@ class ZeroShotClassification:
       "per_class": float(np.nanmean(shares)),
       "skipped": float(self.num_images - len(known)),
       "left_out": float(np.sum(~known)),
+      **counted(everything.nonfinite),
     }
     return Result(metrics, self._details(seen, shares))
 
   def predict(self, params: Any) -> Predictions:
     """Returns what it says of every image, in order; alike in each process."""
-    text, _ = embed_all(
-      self.embedders.text, params, self.prompts(), inputs="text"
+    text, of_text = embed_all(
+      self.embedders.text,
+      params,
+      self.prompts(),
+      inputs="text",
+      name=self.prompts.name,
     )
     image, values = embed_all(
       self.embedders.image,
@@ -111,10 +118,12 @@ class ZeroShotClassification:
       self.images(),
       inputs="image",
       labels=("answers",),
+      name=self.images.name,
     )
     classes = classifier(text, self.prompt_classes, len(self.names))
     ranked = nearest_classes(image, classes, _TOP)
-    return Predictions(values["index"], ranked, values["answers"])
+    nonfinite = sum(int((~v["finite"]).sum()) for v in (values, of_text))
+    return Predictions(values["index"], ranked, values["answers"], nonfinite)
 
   def _details(self, seen: Predictions, shares: np.ndarray) -> dict[str, Any]:
     """Returns accuracy by class, the confusion matrix, and its worst pairs."""
@@ -169,7 +178,8 @@ def nearest_classes(
 ) -> np.ndarray:
   """Returns NK classes of largest cosine, -1 where that is not a number.
 
-  Of equal ones the class of the lower number comes first, as with argmax.
+  A class whose vector is not finite is the nearest of none. Of equal ones the
+  class of the lower number comes first, as with argmax.
 
   Args:
     image_embeddings: ND.
@@ -186,9 +196,10 @@ def nearest_classes(
 
 
 def _nearest(cosines: np.ndarray, top: int) -> np.ndarray:
-  finite = np.isfinite(cosines).all(axis=1)
+  cosines = np.where(np.isfinite(cosines), cosines, -np.inf)
   order = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
-  return np.where(finite[:, None], order, -1)
+  known = np.isfinite(np.take_along_axis(cosines, order, axis=1))
+  return np.where(known, order, -1)
 
 
 def per_class(
@@ -218,4 +229,5 @@ def _hits(ranked: np.ndarray, answers: np.ndarray) -> np.ndarray:
 def _unit(vectors: np.ndarray) -> np.ndarray:
   """Divides by the length along the last axis."""
   length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-  return vectors / np.maximum(length, 1e-8)
+  with np.errstate(invalid="ignore"):  # Of infinities.
+    return vectors / np.maximum(length, 1e-8)

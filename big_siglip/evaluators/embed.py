@@ -5,9 +5,11 @@ of the embedding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from absl import logging
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,28 @@ from big_siglip.sharding import batch_devices, replicated, to_global
 # What a CPU embeds at once: more activations than that leave its cache between
 # one operation and the next, which cost a sixth of the time (B/16, batch 32).
 _CACHED_TOKENS = 1_600
+_NAMED = 5  # Embeddings that are not finite.
 
 Labels = Mapping[str, Any]  # Arrays of one value a row.
 # (params, inputs b.., labels b) -> (BD float32, labels B), on every device.
 Embed = Callable[[Any, np.ndarray, Labels], tuple[jax.Array, Labels]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """What an evaluator embeds, as often as it asks.
+
+  Attributes:
+    batches: starts a pass over padded batches, see `embed_all`.
+    name: what messages call the input of an index.
+  """
+
+  batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+  name: Callable[[int], str]
+
+  def __call__(self) -> Iterable[Mapping[str, np.ndarray]]:
+    """Returns padded batches, from the first on."""
+    return self.batches()
 
 
 class Embedders(NamedTuple):
@@ -158,8 +178,12 @@ def embed_all(
   *,
   inputs: str,
   labels: tuple[str, ...] = (),
+  name: Callable[[int], str] = str,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Embeds a whole data set; the same in every process.
+
+  Embeddings that are not finite are named in the log; what becomes of them is
+  the evaluator's matter.
 
   Args:
     embed: see `make_embed`.
@@ -168,10 +192,11 @@ def embed_all(
       bool [b] (false: no example, left out of the result) and `labels`.
     inputs: the key of what is embedded: "image" or "text".
     labels: keys of further values to return, [b] each.
+    name: what messages call the input of an index.
 
   Returns:
-    ND float32 embeddings in the order of "index", and {"index": [N], ...} of
-    the same rows.
+    ND float32 embeddings in the order of "index", and {"index": [N], "finite":
+    bool [N], ...} of the same rows.
 
   Raises:
     UserError: no example is left.
@@ -190,14 +215,26 @@ def embed_all(
   if not sum(map(len, embeddings)):
     raise UserError("evaluation: none of its examples can be read")
   joined = {
-    name: np.concatenate([value[name] for value in values])
-    for name in names
-    if name != "mask"
+    key: np.concatenate([value[key] for value in values])
+    for key in names
+    if key != "mask"
   }
   order = np.argsort(joined["index"])
-  return np.concatenate(embeddings)[order], {
-    name: value[order] for name, value in joined.items()
-  }
+  rows = np.concatenate(embeddings)[order]
+  values = {key: value[order] for key, value in joined.items()}
+  values["finite"] = np.isfinite(rows).all(axis=1)
+  _name_not_finite(values, inputs, name)
+  return rows, values
+
+
+def _name_not_finite(values, inputs: str, name: Callable[[int], str]) -> None:
+  bad = values["index"][~values["finite"]].tolist()
+  if bad:
+    shown = ", ".join(map(name, bad[:_NAMED])) + ", ..." * (len(bad) > _NAMED)
+    logging.warning(
+      "%d of %d %s embeddings are not finite, and are not ranked: %s",
+      *(len(bad), len(values["index"]), inputs, shown),
+    )
 
 
 def _one_behind(items: Iterable[Any]) -> Iterator[Any]:

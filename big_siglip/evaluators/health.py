@@ -1,7 +1,7 @@
 """Loss health: what the sigmoid sees of right and wrong pairs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import Embedders
+from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.pairs import embed_pairs
 from big_siglip.evaluators.result import Result
 from big_siglip.evaluators.retrieval import Captions
@@ -23,7 +23,7 @@ class LossHealth:
   """Logits of all pairs of a data set, and its duplicates.
 
   Attributes:
-    images: returns padded batches with "image", "digest" [b, 2], "index" and
+    images: padded batches with "image", "digest" [b, 2], "index" and
       "mask".
     captions: of the images.
     texts: the captions themselves, by image; training draws one of them.
@@ -32,7 +32,7 @@ class LossHealth:
     loss_batch_size: B, the batch that the loss is thought over.
   """
 
-  images: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+  images: Rows
   captions: Captions
   texts: Sequence[Sequence[str]]
   num_images: int
@@ -63,7 +63,7 @@ class LossHealth:
     Raises:
       UserError: fewer images than B can be read.
     """
-    pairs, values = embed_pairs(
+    pairs, values, counts = embed_pairs(
       self.embedders, params, self.images, self.captions, ("digest",)
     )
     count, batch = len(pairs.image), self.loss_batch_size
@@ -87,7 +87,8 @@ class LossHealth:
     metrics |= {
       "duplicates/captions": expected_duplicates(texts, batch),
       "duplicates/images": expected_duplicates(digests, batch),
-      "skipped": float(self.num_images - count),
+      "skipped": self.num_images - counts.pop("read"),
+      **counts,
     }
     edges = bias + scale * np.linspace(-1, 1, _BINS + 1)
     return Result(

@@ -1,6 +1,5 @@
 """Few-shot and linear probes: how far the image features alone go."""
 
-from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any
 
@@ -8,12 +7,10 @@ import numpy as np
 
 from big_siglip.errors import UserError
 from big_siglip.evaluators import probes
-from big_siglip.evaluators.embed import Embed, embed_all
-from big_siglip.evaluators.result import Result
+from big_siglip.evaluators.embed import Embed, embed_all, Rows
+from big_siglip.evaluators.result import counted, Result
 
 _HELD_OUT = 5  # Every fifth training image chooses the penalty.
-
-Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,44 +18,53 @@ class Features:
   """The images of a training and a test split, and how to look at them.
 
   Attributes:
-    train: returns padded batches with "image", "answers" [b, 1], "index" and
-      "mask".
+    train: padded batches with "image", "answers" [b, 1], "index" and "mask".
     test: the same.
     num_images: of both, with those that cannot be read.
     num_classes: how many classes there are.
     embed: see `big_siglip.evaluators.embed`; features before normalisation.
   """
 
-  train: Batches
-  test: Batches
+  train: Rows
+  test: Rows
   num_images: int
   num_classes: int
   embed: Embed
 
-  def of(self, params: Any) -> tuple[np.ndarray, ...]:
-    """Returns features and labels for training, then those to test on.
+  def of(self, params: Any) -> tuple[tuple[np.ndarray, ...], dict[str, float]]:
+    """Returns features and labels for training and for testing, and counts.
+
+    Features that are not finite teach nothing, and are not right in the test.
+    Counted are "skipped", images that have no class or cannot be read, and
+    "nonfinite", if there are any.
 
     Raises:
       UserError: a split has no image with a class, or training none of two.
     """
-    split = []
-    for batches in (self.train, self.test):
+    split, counted_images, nonfinite = [], 0, 0
+    for rows in (self.train, self.test):
       features, values = embed_all(
-        self.embed, params, batches(), inputs="image", labels=("answers",)
+        self.embed,
+        params,
+        rows(),
+        inputs="image",
+        labels=("answers",),
+        name=rows.name,
       )
       labels = values["answers"][:, 0]
       known = labels >= 0
+      counted_images += int(known.sum())
+      nonfinite += int((known & ~values["finite"]).sum())
+      if rows is self.train:
+        known &= values["finite"]
       if len(np.unique(labels[known])) < (2 if not split else 1):
         raise UserError(
           "config.evals: a probe needs images of two classes to learn from, "
           "and one to be tested on"
         )
       split += [features[known], labels[known]]
-    return tuple(split)
-
-  def not_counted(self, *labels: np.ndarray) -> float:
-    """Returns how many images had no class or could not be read."""
-    return float(self.num_images - sum(map(len, labels)))
+    skipped = float(self.num_images - counted_images)
+    return tuple(split), {"skipped": skipped, **counted(nonfinite)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +85,7 @@ class FewShot:
 
   def __call__(self, params: Any) -> Result:
     """Returns "accuracy_10shot" ..., the means over seeds, and "skipped"."""
-    x, y, x_test, y_test = self.features.of(params)
+    (x, y, x_test, y_test), counts = self.features.of(params)
     num_classes = self.features.num_classes
     accuracies = {shots: [] for shots in self.shots}
     for seed in range(self.seeds):
@@ -96,7 +102,7 @@ class FewShot:
           f"accuracy_{shots}shot": float(np.mean(values))
           for shots, values in accuracies.items()
         },
-        "skipped": self.features.not_counted(y, y_test),
+        **counts,
       },
       {"accuracy_by_seed": {str(k): v for k, v in accuracies.items()}},
     )
@@ -118,7 +124,7 @@ class LinearProbe:
 
   def __call__(self, params: Any) -> Result:
     """Returns "accuracy", "l2" (that was chosen) and "skipped"."""
-    x, y, x_test, y_test = self.features.of(params)
+    (x, y, x_test, y_test), counts = self.features.of(params)
     penalties = sorted(self.penalties, reverse=True)
     held_out = np.arange(len(x)) % _HELD_OUT == 0
     num_classes = self.features.num_classes
@@ -132,7 +138,7 @@ class LinearProbe:
       {
         "accuracy": final.accuracy(x_test, y_test),
         "l2": float(penalties[best]),
-        "skipped": self.features.not_counted(y, y_test),
+        **counts,
       },
       {"l2": list(map(float, penalties)), "held_out_accuracy": scores},
     )

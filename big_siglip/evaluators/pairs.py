@@ -3,7 +3,7 @@
 Shape letters: N images, M texts, n and m rows of a block, D embedding width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 from typing import Any
@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_siglip.evaluators.embed import embed_all, Embedders
+from big_siglip.errors import UserError
+from big_siglip.evaluators.embed import embed_all, Embedders, Rows
+from big_siglip.evaluators.result import counted
 from big_siglip.evaluators.retrieval import Captions
 
 _ROWS = 1024  # Of a block, both ways: 4 MiB of cosines.
@@ -81,31 +83,55 @@ class Pairs:
 def embed_pairs(
   embedders: Embedders,
   params: Any,
-  images: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+  images: Rows,
   captions: Captions,
   labels: tuple[str, ...] = (),
-) -> tuple[Pairs, dict[str, np.ndarray]]:
+) -> tuple[Pairs, dict[str, np.ndarray], dict[str, float]]:
   """Embeds a data set; a caption of an unreadable image is left out.
+
+  So is what is not finite, and the captions of such an image.
 
   Args:
     embedders: embed images and texts.
     params: the model's parameters.
-    images: returns padded batches with "image", "index", "mask" and `labels`.
+    images: padded batches with "image", "index", "mask" and `labels`.
     captions: of the images.
     labels: keys of further values of the images to return.
 
   Returns:
-    The pairs, and {"index": [N], ...}.
+    The pairs; {"index": [N], ...}; how many images were "read", and how many
+    embeddings are "nonfinite", if any.
+
+  Raises:
+    UserError: no image, or no text, has a finite embedding.
   """
   image, values = embed_all(
-    embedders.image, params, images(), inputs="image", labels=labels
+    embedders.image,
+    params,
+    images(),
+    inputs="image",
+    labels=labels,
+    name=images.name,
   )
   text, of_text = embed_all(
-    embedders.text, params, captions.batches(), inputs="text"
+    embedders.text,
+    params,
+    captions.texts(),
+    inputs="text",
+    name=captions.texts.name,
   )
   text_ids = captions.images[of_text["index"]]
-  known = np.isin(text_ids, values["index"])
-  return Pairs(image, values["index"], text[known], text_ids[known]), values
+  readable = np.isin(text_ids, values["index"])
+  nonfinite = int((~values["finite"]).sum())
+  nonfinite += int((~of_text["finite"][readable]).sum())
+  counts = {"read": float(len(image)), **counted(nonfinite)}
+  good = values.pop("finite")
+  image, values = image[good], {k: v[good] for k, v in values.items()}
+  known = np.isin(text_ids, values["index"]) & of_text["finite"]
+  if not len(image) or not known.any():
+    raise UserError("config.evals: none of its embeddings is finite")
+  pairs = Pairs(image, values["index"], text[known], text_ids[known])
+  return pairs, values, counts
 
 
 def _blocks(rows, ids) -> Iterator[tuple[jax.Array, jax.Array]]:

@@ -95,8 +95,12 @@ class Linear(NamedTuple):
     return self.scale(features) @ self.weights + self.bias
 
   def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of rows whose highest score is their label's."""
-    return float(np.mean(self.scores(features).argmax(axis=1) == labels))
+    """Returns the share of rows whose highest score is their label's.
+
+    Features that are not finite have none.
+    """
+    right = self.scores(features).argmax(axis=1) == labels
+    return float(np.mean(right & np.isfinite(features).all(axis=1)))
 
 
 def logistic_path(

@@ -31,7 +31,8 @@ def recall(
   A candidate matches a query of the same id. Ties count against the query: a
   match must be more similar, by more than `TIE`, than all but k - 1 of the
   candidates that do not match. So a model that embeds everything alike finds
-  nothing, and neither does one whose embeddings are not numbers.
+  nothing. A candidate that is not finite is not ranked, and a query that is not
+  finds nothing.
 
   Args:
     queries: QD float32 unit vectors.
@@ -74,6 +75,11 @@ def rank_of_match(
   Returns:
     Q floats; infinite without a match, or without a finite one.
   """
+  finite = np.isfinite(candidates).all(axis=1)
+  if not finite.all():
+    candidates, candidate_ids = candidates[finite], candidate_ids[finite]
+  if not len(candidates):
+    return np.full(len(queries), np.inf)
   best = _best_match(queries, candidates, query_ids, candidate_ids)
   rows = min(CANDIDATES, len(candidates))
   blocks = (

@@ -14,3 +14,8 @@ class Result(NamedTuple):
 
   metrics: dict[str, float]
   details: dict[str, Any]
+
+
+def counted(nonfinite: int) -> dict[str, float]:
+  """Returns "nonfinite", how many embeddings are not finite, if any."""
+  return {"nonfinite": float(nonfinite)} if nonfinite else {}

@@ -1,26 +1,26 @@
 """Retrieval: the captions of an image, and the image of a caption."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import embed_all, Embedders
+from big_siglip.evaluators.embed import embed_all, Embedders, Rows
 from big_siglip.evaluators.recall import recall
-from big_siglip.evaluators.result import Result
+from big_siglip.evaluators.result import counted, Result
 
 
 class Captions(NamedTuple):
   """The captions of a data set in one language.
 
   Attributes:
-    batches: returns padded batches with "text", "index" and "mask".
+    texts: padded batches with "text", "index" and "mask".
     images: the number of the image that each describes; one may have several.
   """
 
-  batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+  texts: Rows
   images: np.ndarray
 
 
@@ -31,13 +31,13 @@ class Retrieval:
   An image that cannot be read takes its captions out of the candidates too.
 
   Attributes:
-    images: returns padded batches with "image", "index" and "mask".
+    images: padded batches with "image", "index" and "mask".
     captions: {language: captions}; a single language may be called "".
     num_images: how many there are, with those that cannot be read.
     embedders: embed images and texts.
   """
 
-  images: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+  images: Rows
   captions: Mapping[str, Captions]
   num_images: int
   embedders: Embedders
@@ -52,16 +52,21 @@ class Retrieval:
     """Returns "image_to_text/recall@K", "text_to_image/recall@K", "skipped".
 
     Of several languages each has its own, "fr/image_to_text/recall@K", beside
-    their mean under the plain names.
+    their mean under the plain names. "nonfinite" is there where embeddings are
+    not finite: how many.
     """
     image, values = embed_all(
-      self.embedders.image, params, self.images(), inputs="image"
+      self.embedders.image,
+      params,
+      self.images(),
+      inputs="image",
+      name=self.images.name,
     )
     images = values["index"]
-    of_language = {
-      name: self._recalls(params, captions, image, images)
-      for name, captions in self.captions.items()
-    }
+    of_language, nonfinite = {}, int((~values["finite"]).sum())
+    for name, captions in self.captions.items():
+      of_language[name], bad = self._recalls(params, captions, image, images)
+      nonfinite += bad
     first = next(iter(of_language.values()))
     metrics = {
       name: float(np.mean([recalls[name] for recalls in of_language.values()]))
@@ -71,21 +76,31 @@ class Retrieval:
       if language:
         metrics |= {f"{language}/{k}": value for k, value in recalls.items()}
     metrics["skipped"] = float(self.num_images - len(images))
+    metrics |= counted(nonfinite)
     return Result(metrics, {"num_images": len(images)})
 
-  def _recalls(self, params, captions, image, images) -> dict[str, float]:
+  def _recalls(
+    self, params, captions, image, images
+  ) -> tuple[dict[str, float], int]:
+    """Returns the metrics of a language, and how many texts are not finite."""
     text, values = embed_all(
-      self.embedders.text, params, captions.batches(), inputs="text"
+      self.embedders.text,
+      params,
+      captions.texts(),
+      inputs="text",
+      name=captions.texts.name,
     )
     text_images = captions.images[values["index"]]
     readable = np.isin(text_images, images)
     text, text_images = text[readable], text_images[readable]
+    nonfinite = int((~values["finite"][readable]).sum())
     # An image without a caption in this language asks for nothing, but is
     # there to be mistaken.
     asked = np.isin(images, text_images)
     to_text = recall(image[asked], text, images[asked], text_images)
     to_image = recall(text, image, text_images, images)
-    return {
+    metrics = {
       **{f"image_to_text/{name}": value for name, value in to_text.items()},
       **{f"text_to_image/{name}": value for name, value in to_image.items()},
     }
+    return metrics, nonfinite

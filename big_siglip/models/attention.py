@@ -40,7 +40,7 @@ def attention(
     query: BQHh.
     key: BKHh.
     value: BKHh.
-    backend: a name of `fields.ATTENTIONS`; see `backends.choose`.
+    backend: a name of `words.ATTENTIONS`; see `backends.choose`.
     sharding: of the batch, which kernels have to be told; its mesh also says
       which chip it is for. None: the default device.
     length: of the sequences that lie behind each other in a row, for "short"

@@ -1,6 +1,6 @@
 """Which implementation of attention can compute what, and what "auto" is.
 
-The names are those of `fields.ATTENTIONS`.
+The names are those of `words.ATTENTIONS`.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ def choose(
   pooling, is left to "xla" by every kernel.
 
   Args:
-    backend: a name of `fields.ATTENTIONS`.
+    backend: a name of `words.ATTENTIONS`.
     batch: B, of all devices.
     length: Q; also K, unless `keys` says another.
     heads: H, of all devices.

@@ -11,7 +11,7 @@ class Compute:
 
   Attributes:
     dtype: of the computation; parameters are float32.
-    backend: of the attention; name in `fields.ATTENTIONS`.
+    backend: of the attention; name in `words.ATTENTIONS`.
     remat: name in `remat.REMAT_POLICIES`.
     scan: compile one block and loop over it, with parameters stacked along a
       leading axis: compile time does not grow with depth.

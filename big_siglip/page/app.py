@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from big_siglip.errors import UserError
 from big_siglip.page.gallery import Gallery
 from big_siglip.page.limits import Limits
 from big_siglip.page.scorer import Busy, File, Scorer
@@ -71,6 +72,7 @@ def make_app(
     exception_handlers={
       HTTPException: _refuse,
       Busy: lambda _, error: _error(503, str(error)),
+      UserError: lambda _, error: _error(400, str(error)),
       # Nobody is there to read it.
       ClientDisconnect: lambda _, error: _error(400, "disconnected"),
       # The trace goes to the server's terminal.
@@ -102,6 +104,7 @@ class _Api:
         "status": "ok",
         "model": self._name,
         "search": found,
+        "sigmoid": self._scorer.has_sigmoid,
         "limits": dataclasses.asdict(self._limits),
       }
     )
@@ -123,7 +126,8 @@ class _Api:
       large = any(file.size > self._limits.image_bytes for file in files)
       message = f"{first['name']}: {first['error']}{rest}"
       return _error(413 if large else 400, message)
-    return JSONResponse({"labels": upload.labels, "images": answers})
+    labels = [names[0] for names in upload.labels]
+    return JSONResponse({"labels": labels, "images": answers})
 
   async def search(self, request: Request) -> Response:
     """GET /api/search: what was embedded, nearest to a sentence."""
@@ -159,10 +163,10 @@ class _Api:
   def _search(self, query: str, top: int) -> list[dict[str, Any]]:
     results = self._gallery.search(self._scorer.embed_query(query), top)
     for row in results:
-      row["probability"] = float(self._scorer.probabilities(row["score"]))
+      row["probability"] = self._scorer.probability(row["score"])
       number = row.pop("number")
-      if self._gallery.kind == "images":
-        row["image"] = f"/api/images/{number}"
+      if self._gallery.has_pictures:
+        row["image"] = f"api/images/{number}"
     return results
 
 

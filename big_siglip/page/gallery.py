@@ -38,6 +38,8 @@ class Gallery:
     made = embeddings.describe_model(model, checkpoint)
     descriptions.check_model(folder, self._reader.description, made)
     self._limits = limits
+    # Pictures are shown of files alone, and not of those within shards.
+    self._has_files = not self._reader.description.data
     inputs = pathlib.Path(self._reader.description.inputs)
     self._root = (inputs if inputs.is_dir() else inputs.parent).resolve()
 
@@ -45,6 +47,11 @@ class Gallery:
   def kind(self) -> str:
     """What can be found: "images" or "texts"."""
     return self._reader.description.kind
+
+  @property
+  def has_pictures(self) -> bool:
+    """Whether what is found can be shown."""
+    return self.kind == "images" and self._has_files
 
   @property
   def num_rows(self) -> int:
@@ -79,7 +86,7 @@ class Gallery:
     Args:
       number: of its row.
     """
-    if self.kind != "images" or not 0 <= number < self.num_rows:
+    if not self.has_pictures or not 0 <= number < self.num_rows:
       return None
     file = self._find(self._reader.rows([number])[0][0])
     if file is None:

@@ -4,6 +4,7 @@ const SHOWN = 10; // Labels of an image, until asked for all.
 const byId = (id) => document.getElementById(id);
 const chosen = []; // {file, url} of each image.
 let limits = null;
+let sigmoid = true; // Whether the model says how likely a pair is on its own.
 
 /** Makes an element: attributes are properties, children nodes or texts. */
 function make(tag, properties = {}, ...children) {
@@ -142,7 +143,7 @@ async function classify() {
   for (const { file } of images) form.append("images", file, file.name);
   form.append("labels", byId("labels").value);
   const started = performance.now();
-  const answer = await ask("/api/classify", { method: "POST", body: form });
+  const answer = await ask("api/classify", { method: "POST", body: form });
   const seconds = ((performance.now() - started) / 1000).toPrecision(2);
   byId("explained").hidden = false;
   const results = answer.images.map((result, i) => showResult(result, images[i]));
@@ -179,7 +180,7 @@ function showScores(place, result, count) {
     "tr",
     {},
     heading("Label"),
-    heading("Each on its own", "own"),
+    ...(sigmoid ? [heading("Each on its own", "own")] : []),
     heading("If one must be right", "share"),
   );
   const rows = scores.slice(0, count).map((score) =>
@@ -187,7 +188,7 @@ function showScores(place, result, count) {
       "tr",
       {},
       make("th", { scope: "row" }, score.label),
-      makeShare(score.probability, "own"),
+      ...(sigmoid ? [makeShare(score.probability, "own")] : []),
       makeShare(score.softmax, "share"),
     ),
   );
@@ -215,7 +216,7 @@ function makeShare(share, name) {
 
 async function search() {
   const query = encodeURIComponent(byId("query").value);
-  const answer = await ask(`/api/search?query=${query}`);
+  const answer = await ask(`api/search?query=${query}`);
   const found = byId("found");
   found.classList.toggle("texts", answer.kind === "texts");
   found.replaceChildren(...answer.results.map(showFound));
@@ -230,26 +231,34 @@ function showFound(row) {
     item.append(picture);
   }
   const what = row.text ?? row.key;
-  const score = make("strong", { className: "own" }, percent(row.probability));
+  const text = sigmoid ? percent(row.probability) : row.score.toFixed(3);
+  const score = make("strong", { className: "own" }, text);
   const name = make("span", { className: "name" }, what);
   item.append(make("p", {}, score, " ", name));
   return item;
 }
 
 async function start() {
-  const health = await ask("/healthz");
+  const health = await ask("healthz");
   limits = health.limits;
+  sigmoid = health.sigmoid;
+  if (!sigmoid) {
+    byId("own-explained").textContent =
+      "This model was trained with a softmax: its bias was never trained, so " +
+      "it does not say how likely a label is on its own.";
+  }
   byId("model").textContent = health.model;
   byId("images-hint").textContent =
     `Or drop them here: up to ${limits.images}, ` +
     `${megabytes(limits.image_bytes)} each.`;
   byId("labels-hint").textContent =
-    `One a line, up to ${limits.labels.toLocaleString("en")}.`;
+    `One a line, or as JSON, up to ${limits.labels.toLocaleString("en")}.`;
   if (!health.search) return;
   const count = health.search.count.toLocaleString("en");
   byId("search-title").textContent = `Search ${count} ${health.search.kind}`;
   byId("search-hint").textContent =
-    "What it describes comes first, with how likely both belong together.";
+    "What it describes comes first, with " +
+    (sigmoid ? "how likely both belong together." : "the cosine of both.");
   byId("search-section").hidden = false;
 }
 

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from big_siglip.data.images import BadImage
+from big_siglip.errors import UserError
 from big_siglip.page.limits import decode, Limits
-from big_siglip.trained.inference import Model, sigmoid
+from big_siglip.trained.inference import Model, of_classes, sigmoid
 
 _T = TypeVar("_T")
 
@@ -44,7 +45,7 @@ class Scorer:
     self._pool = ThreadPoolExecutor(1, "device")
     self._waiting = 0
     # Most requests ask for the labels of the last one again.
-    self._embed_labels = functools.lru_cache(maxsize=8)(self._embed_texts)
+    self._embed_labels = functools.lru_cache(maxsize=8)(self._embed_names)
 
   async def run(self, job: Callable[..., _T], *arguments: Any) -> _T:
     """Returns what a job returns, once it was its turn.
@@ -61,14 +62,24 @@ class Scorer:
     finally:
       self._waiting -= 1
 
+  @property
+  def has_sigmoid(self) -> bool:
+    """Whether there are probabilities of each pair on its own."""
+    return self._model.has_trained_bias
+
   def classify(
-    self, files: Sequence[File], labels: Sequence[str]
+    self, files: Sequence[File], labels: Sequence[tuple[str, ...]]
   ) -> list[dict[str, Any]]:
     """Returns each image's scores in the labels' order, or what is wrong.
 
+    A "probability" is None where the model has no trained bias.
+
     Args:
       files: images.
-      labels: no two the same.
+      labels: the names of each, at least one; no two the same.
+
+    Raises:
+      UserError: the embedding of a label is not finite.
     """
     answers, images = [], []
     for file in files:
@@ -79,26 +90,37 @@ class Scorer:
         answers.append({"name": file.name, "error": str(error)})
     if not images:
       return answers
-    cosines = self._embed_images(images) @ self._embed_labels(tuple(labels)).T
-    logits = self._logits(cosines)
+    rows, classes = self._embed_images(images), self._embed_labels(labels)
+    for own, finite in zip(labels, _finite(classes), strict=True):
+      if not finite:
+        raise UserError(f"label {own[0]!r}: its embedding is not finite")
+    good = [answer for answer in answers if "error" not in answer]
+    for answer, finite in zip(good, _finite(rows), strict=True):
+      if not finite:
+        answer["error"] = "its embedding is not finite"
+    logits = self._logits(rows[_finite(rows)] @ classes.T)
     softmax = np.exp(logits - np.logaddexp.reduce(logits, 1, keepdims=True))
     scores = iter(zip(sigmoid(logits), softmax, strict=True))
     for answer in answers:
       if "error" not in answer:
-        rows = zip(labels, *(row.tolist() for row in next(scores)), strict=True)
+        columns = (row.tolist() for row in next(scores))
         answer["scores"] = [
-          {"label": label, "probability": probability, "softmax": share}
-          for label, probability, share in rows
+          {
+            "label": own[0],
+            "probability": probability if self.has_sigmoid else None,
+            "softmax": share,
+          }
+          for own, probability, share in zip(labels, *columns, strict=True)
         ]
     return answers
 
   def embed_query(self, text: str) -> np.ndarray:
     """Returns [1, E]."""
-    return self._embed_labels((text,))
+    return self._embed_labels(((text,),))
 
-  def probabilities(self, cosines: np.ndarray) -> np.ndarray:
-    """Returns how likely pairs of these cosines belong together."""
-    return sigmoid(self._logits(cosines))
+  def probability(self, cosine: float) -> float | None:
+    """Returns how likely a pair belongs together, if the model can say."""
+    return float(sigmoid(self._logits(cosine))) if self.has_sigmoid else None
 
   def _logits(self, cosines: np.ndarray) -> np.ndarray:
     return self._model.logit_scale * cosines + self._model.logit_bias
@@ -114,8 +136,10 @@ class Scorer:
   def _embed_images(self, images: list[np.ndarray]) -> np.ndarray:
     return self._model.embed_images(self._pad(images))[: len(images)]
 
-  def _embed_texts(self, texts: tuple[str, ...]) -> np.ndarray:
-    return self._model.embed_texts(self._pad(list(texts)))[: len(texts)]
+  def _embed_names(self, labels: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    texts = [name for own in labels for name in own]
+    rows = self._model.embed_texts(self._pad(texts))[: len(texts)]
+    return of_classes(rows, list(map(len, labels)))
 
   def _pad(self, rows: list[_T]) -> list[_T]:
     """Repeats the last row up to a power of two: few shapes to compile."""
@@ -124,3 +148,7 @@ class Scorer:
       return rows
     count = min(size, 1 << (len(rows) - 1).bit_length())
     return rows + rows[-1:] * (count - len(rows))
+
+
+def _finite(rows: np.ndarray) -> np.ndarray:
+  return np.isfinite(rows).all(axis=1)

@@ -11,6 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
+from big_siglip.data import class_files
+from big_siglip.data.class_names import ClassNames, distinct
+from big_siglip.errors import UserError
 from big_siglip.page.limits import Limits
 
 _DRAIN_SECONDS = 10.0
@@ -18,10 +21,10 @@ _TOO_LARGE = "Body exceeded"
 
 
 class Upload(NamedTuple):
-  """What a form holds."""
+  """What a form holds: images, and of each label its names, at least one."""
 
   images: list[UploadFile]
-  labels: list[str]
+  labels: tuple[tuple[str, ...], ...]
 
 
 class Uploads:
@@ -76,27 +79,31 @@ class Uploads:
       raise _in_our_words(error, limits) from error
 
 
-def read_labels(texts: Sequence[str], limits: Limits) -> list[str]:
-  """Returns the labels of some texts, one in each line.
+def read_labels(
+  texts: Sequence[str], limits: Limits
+) -> tuple[tuple[str, ...], ...]:
+  """Returns the names of each label of some texts, which `class_files` reads.
 
   Raises:
     HTTPException: there are none, or too many, or one is too long or stands
-      there twice.
+      there twice, or a text begins as JSON and is none.
   """
-  lines = [line for text in texts for line in re.split(r"\r\n|\r|\n", text)]
-  labels = [line.strip() for line in lines if line.strip()]
+  texts = [re.sub(r"\r\n?", "\n", text) for text in texts if text.strip()]
+  try:
+    parsed = [class_files.parse(text, "labels") for text in texts]
+    classes = ClassNames(tuple(own for part in parsed for own in part.names))
+    labels, _ = distinct(parsed[0] if len(parsed) == 1 else classes, "labels")
+  except UserError as error:
+    raise HTTPException(400, str(error)) from error
   if not labels:
     raise HTTPException(400, "labels: give at least one")
-  if len(labels) > limits.labels:
+  count = sum(map(len, labels))
+  if count > limits.labels:
     raise HTTPException(
-      413, f"labels: {len(labels):,} are too many; at most {limits.labels:,}"
+      413, f"labels: {count:,} are too many; at most {limits.labels:,}"
     )
-  seen = set()
-  for label in labels:
-    check_text(label, f"label {label[:40]!r}", limits)
-    if label in seen:
-      raise HTTPException(400, f"labels: {label!r} stands there twice")
-    seen.add(label)
+  for name in (name for own in labels for name in own):
+    check_text(name, f"label {name[:40]!r}", limits)
   return labels
 
 

@@ -9,10 +9,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import build, training_data
+from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import epochs, opening_faults
 from big_siglip.datasets import prepare
 from big_siglip.errors import UserError
-from big_siglip.run import workdir
+from big_siglip.run import advice, workdir
 from big_siglip.trained import preview
 
 _NOT_GIVEN = "=None: must be"
@@ -65,6 +66,9 @@ def _data_lines(config: ConfigDict) -> Iterator[str]:
   drawn = epochs(source, config.total_steps * config.batch_size)
   share = ", ".join(f"{name} {value:.2f}" for name, value in drawn.items())
   yield f"data: {len(source):,} examples; after all steps, {share}"
+  for line in advice.lines(config, source):
+    yield f"note: {line}"
+  yield from first_look(source)
   faults = opening_faults(source)
   for where, fault in faults[:_MOST]:
     name = f"{where}: {fault.name}" if where else fault.name

@@ -8,6 +8,7 @@ from etils import epath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from big_siglip.data.sources.example import TEXT_NAMES
 from big_siglip.data.tables import to_rows
 from big_siglip.errors import UserError
 from big_siglip.preparation import wit
@@ -22,7 +23,7 @@ from big_siglip.preparation.records import (
 )
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "webp", "img", "image_bytes")
-CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "alt_text")
+CAPTION_COLUMNS = TEXT_NAMES
 _LANGUAGE_COLUMNS = ("language", "lang", "LANGUAGE")
 _URL_COLUMNS = ("image_url", "url", "URL")
 _OTHERS = ("page_url", "metadata_url", "attribution", "license")

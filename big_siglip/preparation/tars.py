@@ -8,6 +8,8 @@ from typing import Any
 
 from etils import epath
 
+from big_siglip.data.image_files import EXTENSIONS
+from big_siglip.data.sources.example import TEXT_NAMES
 from big_siglip.errors import UserError
 from big_siglip.preparation.filters import Filters
 from big_siglip.preparation.records import (
@@ -19,13 +21,22 @@ from big_siglip.preparation.records import (
   Tally,
 )
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "img")
+IMAGES = (*EXTENSIONS, "img")
 _TEXTS = ("txt", "json")
 # Fields of the .json, spelt as img2dataset and LAION's tables do.
 _LANGUAGES = ("language", "lang", "LANGUAGE")
 _LICENSES = ("license", "LICENSE")
-_LARGEST = 2**40  # Bytes of a member; a damaged header may say anything.
-_CAPTIONS = ("txt", "caption")  # Taken unless told otherwise: the first.
+_LARGEST = 2**36  # Bytes of a member; a damaged header may say anything.
+_CAPTIONS = ("txt", *TEXT_NAMES)  # Taken unless told otherwise: the first.
+_LARGEST_HEADER = 2**18  # Bytes of a long name, or of PAX's fields.
+_AT_ONCE = 2**20  # Bytes that are read, or passed over.
+_NAMES = (  # Members that say something of the next one.
+  tarfile.GNUTYPE_LONGNAME,
+  tarfile.GNUTYPE_LONGLINK,
+  tarfile.XHDTYPE,
+  tarfile.XGLTYPE,
+  tarfile.SOLARIS_XHDTYPE,
+)
 
 
 class _Header(tarfile.TarInfo):
@@ -34,6 +45,19 @@ class _Header(tarfile.TarInfo):
   tarfile takes any but the first for the end of the archive, and all that
   follows would be lost without a word.
   """
+
+  @classmethod
+  def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    """Reads one from its bytes.
+
+    Raises:
+      tarfile.ReadError: it tells of no sane size.
+    """
+    header = super().frombuf(buf, encoding, errors)
+    largest = _LARGEST_HEADER if header.type in _NAMES else _LARGEST
+    if not 0 <= header.size <= largest:  # tarfile would skip it, for years.
+      raise tarfile.ReadError(f"a member of {header.size} bytes")
+    return header
 
   @classmethod
   def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
@@ -47,9 +71,11 @@ class _Header(tarfile.TarInfo):
     except (
       tarfile.InvalidHeaderError,
       tarfile.TruncatedHeaderError,
+      ValueError,  # Of PAX's fields: numbers that are none, or endless.
+      OverflowError,
     ) as error:
       raise tarfile.ReadError(f"no tar header: {error}") from error
-    if header.size > _LARGEST:  # tarfile would skip it, for years.
+    if not 0 <= header.size <= _LARGEST:  # As PAX's fields have it.
       raise tarfile.ReadError(f"a file of {header.size} bytes")
     return header
 
@@ -84,7 +110,7 @@ def read(
   Args:
     path: a shard, packed or not.
     captions: "txt" and names of fields of the .json; empty: the .txt, or the
-      field "caption" where there is none.
+      field that training would take where there is none.
     filters: what stays.
     tally: counts the rest; a shard that ends early is a fault of its own.
     limits: of images; no other member may be larger, either.
@@ -134,7 +160,9 @@ def _examples(
 def _opened(path: epath.Path) -> Iterator[tarfile.TarFile]:
   with (
     path.open("rb") as f,
-    tarfile.open(fileobj=f, mode="r|*", tarinfo=_Header) as tar,
+    tarfile.open(
+      fileobj=f, mode="r|*", tarinfo=_Header, bufsize=_AT_ONCE
+    ) as tar,
   ):
     yield tar
 

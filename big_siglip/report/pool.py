@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
+from big_siglip import training_data
 from big_siglip.data import images
 from big_siglip.data.sources import Example, open_source, Options, Source
 from big_siglip.errors import BadExample, UserError
@@ -38,9 +39,7 @@ class DataKey(NamedTuple):
   def of(cls, spec: Mapping[str, Any], data: Mapping[str, Any]) -> "DataKey":
     """Returns the key of an evaluation of a run with this `config.data`."""
     name, split = spec["data"], spec["split"]
-    # As `training_data.source` opens it.
-    same = name == data.get("name")
-    given = Options.of(data if same else {}).for_evaluation()
+    given = training_data.evaluation_options(spec, data)
     options = Options(given.image_key, given.text_keys, given.label_key)
     rest = {field: spec.get(field) for field in cls._fields[2:-1]}
     return cls(name, split, **rest, options=options)
@@ -108,9 +107,9 @@ class _Part:
   source: Source
   index: Sequence[int]
 
-  @property
-  def class_names(self) -> tuple[str, ...] | None:
-    return self.source.class_names
+  def __getattr__(self, name: str) -> Any:
+    """Labels, and what they are called, are those of the whole."""
+    return getattr(self.source, name)
 
   def __len__(self) -> int:
     return len(self.index)
@@ -141,8 +140,9 @@ def wanted(run: Run) -> dict[DataKey, ConfigDict | None]:
 
 def trained_on(run: Run, key: DataKey) -> bool:
   """Whether these are the examples that a run was trained on."""
-  data = run.config.get("data", {})
-  return key[:3] == (data.get("name"), data.get("split"), data.get("path"))
+  spec = {"data": key.name, **key._asdict()}
+  found = training_data.trained_on(ConfigDict(run.config), spec)
+  return found == training_data.TRAINED
 
 
 def read_pool(key: DataKey, count: int) -> Pool:

@@ -94,7 +94,7 @@ def _load(run: Run) -> inference.Model | None:
   if run.checkpoint is None:
     return None
   try:
-    return inference.load(str(run.checkpoint))
+    model = inference.load(str(run.checkpoint))
   except Exception as error:  # Whatever the file system made of the bytes.
     logging.warning("%s cannot be loaded: %s", run.checkpoint, error)
     run.notes.append(
@@ -102,6 +102,12 @@ def _load(run: Run) -> inference.Model | None:
       f"pictures of this run: {_first_line(error)}"
     )
     return None
+  if not model.has_trained_bias:
+    run.notes.append(
+      f"The model {model.NO_SIGMOID} that mean anything: those of its pictures "
+      "only order them."
+    )
+  return model
 
 
 def _group(runs, models, key: DataKey, specs, count: int) -> Group:

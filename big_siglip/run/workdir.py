@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from big_siglip.config import changed_fields, has_image_tower
+from big_siglip.data.embedding_folder import NAME, OLD_NAMES
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
 from big_siglip.schema.fields import complete_config
@@ -65,7 +66,7 @@ def claim(workdir: str, config: ConfigDict) -> epath.Path:
         _clear(folder, config, new)
       keep_tokenizer(folder, config.data.tokenizer)
       if not has_image_tower(config):
-        _copy(epath.Path(config.data.path) / _EMBEDDING, folder / _EMBEDDING)
+        _copy(_description(config), folder / _EMBEDDING)
       write_whole(folder / "config.json", json.dumps(new, indent=2) + "\n")
     except OSError as error:
       raise UserError(
@@ -122,9 +123,15 @@ def _originals(folder: epath.Path, config: ConfigDict) -> set[str]:
   """Returns the files in a run's folder that its config itself names."""
   given = [epath.Path(config.data.tokenizer)]
   if not has_image_tower(config):
-    given.append(epath.Path(config.data.path) / _EMBEDDING)
+    given.append(_description(config))
   paths = [path.expanduser().resolve() for path in given]
   return {path.name for path in paths if path.parent == folder}
+
+
+def _description(config: ConfigDict) -> epath.Path:
+  """Returns what describes the embeddings that a run trains on."""
+  files = [epath.Path(config.data.path) / n for n in (NAME, OLD_NAMES[NAME])]
+  return next((file for file in files if file.exists()), files[0])
 
 
 def how_to_go_on(folder: epath.Path) -> str:

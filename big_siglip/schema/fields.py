@@ -31,6 +31,8 @@ _unset = functools.partial(Field, older=None)
 
 _TOWER = {"width": _size(), "depth": _size(), "mlp_dim": _size()}
 _TOWER |= {"num_heads": _size()}
+_TEXT, _LIST = _unset(str | None), Field(tuple | list, older=())
+_KEYS = {"image_key": _TEXT, "text_keys": _LIST}
 
 _MODEL = {
   "image": {
@@ -93,8 +95,7 @@ _DATA = {
   "mixture": Sections(_MIXTURE),
   "deduplicate": Field(str, ("none", "image", "name"), older="none"),
   "fields": Field(tuple | list, older=()),
-  "image_key": _unset(str | None),
-  "text_keys": Field(tuple | list, older=()),
+  **_KEYS,
   "label_key": _unset(str | None),
   "captions": Field(str, ("random", "all"), older="random"),
   "templates": Field(tuple | list, older=()),
@@ -133,12 +134,9 @@ _EVALUATION = {
   "split": Field(str),
   "every": Field(int, within=_COUNT),
   "batch_size": Field(int, within=_COUNT),
+  **_KEYS,
 }
-_LABELS = {
-  "label_key": _unset(str | None),
-  "classes_file": _unset(str | None),
-  "answers_file": _unset(str | None),
-}
+_LABELS = {"label_key": _TEXT, "classes_file": _TEXT, "answers_file": _TEXT}
 _CAPTIONS = {
   "captions_file": _unset(str | None),
   "max_captions": _unset(int | None, within=_COUNT),

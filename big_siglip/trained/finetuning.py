@@ -1,4 +1,8 @@
-"""What a run that started from trained weights has moved: finetuning.json."""
+"""What a run that started from trained weights has moved: finetuning.json.
+
+Of each evaluation it says whether its images were trained on: what a model has
+seen it may have learnt by heart.
+"""
 
 from collections.abc import Callable
 import json
@@ -14,6 +18,7 @@ from big_siglip.metrics import read_metrics
 from big_siglip.models import merged
 from big_siglip.run.workdir import write_whole
 from big_siglip.trained import initial
+from big_siglip.training_data import trained_on
 
 
 def report(
@@ -43,19 +48,24 @@ def report(
     merged(params, config.model), merged(before, config.model)
   )
   evaluations = _evaluations(folder)
+  images = {
+    name: trained_on(config, spec) for name, spec in config.evals.items()
+  }
   if jax.process_index() == 0:
     written = {
       "init": config.init.path,
       "steps": config.total_steps,
       "relative_change": changed,
       "evaluations": evaluations,
+      "images": images,
     }
     text = json.dumps(written, indent=2)
     write_whole(folder / "finetuning.json", text + "\n")
-  lines = [f"{'evaluation':46} {'before':>8} {'after':>8}"]
+  lines = [f"{'evaluation':46} {'before':>8} {'after':>8}  images"]
   for name, value in evaluations.items():
     first, last = map(_number, value.values())
-    lines.append(f"{name:46} {first:>8} {last:>8}")
+    seen = images.get(name.split("/")[1], "")
+    lines.append(f"{name:46} {first:>8} {last:>8}  {seen}".rstrip())
   lines += [
     f"{part:46} moved by {value:.2%}" for part, value in changed.items()
   ]

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import itertools
 import os
-from typing import Any
+from typing import Any, ClassVar
 
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -20,6 +21,7 @@ from big_siglip.data import images as image_data
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, exact_model, make_embedders
+from big_siglip.evaluators.classification import classifier
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.models import make_model
 from big_siglip.schema.sizes import has_text_tower, resolve_image, TOWERS
@@ -51,6 +53,23 @@ class Model:
   embedders: Embedders
   batch_size: int = 64
   path: str = "this model"
+  # Of a model without trained bias, in words.
+  NO_SIGMOID: ClassVar[str] = (
+    "was trained with a softmax, which does not see the logits' bias: it was "
+    "never trained, so there are no sigmoid probabilities"
+  )
+
+  @property
+  def has_trained_bias(self) -> bool:
+    """Whether sigmoid probabilities mean something.
+
+    A softmax gives the bias no gradient, and where weights of others have none
+    it is exactly 0. An image tower alone has none.
+    """
+    if not has_text_tower(self.config.model):
+      return False
+    loss = self.config.get("loss", {}).get("name", "sigmoid")
+    return not loss.endswith("softmax") and self.logit_bias != 0
 
   @property
   def logit_scale(self) -> float:
@@ -122,6 +141,19 @@ class Model:
       )
     return self.embedders.image
 
+  def embed_prepared(self, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Returns IE float32 of length 1, of what `prepare_image` returned."""
+    return self._embed(self.embedder("images"), images)
+
+  def embed_classes(self, prompts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Returns the unit vector of each class: the mean of its prompts' vectors.
+
+    Args:
+      prompts: of each class, at least one.
+    """
+    rows = self.embed_texts([text for own in prompts for text in own])
+    return of_classes(rows, list(map(len, prompts)))
+
   def logits(
     self, images: Iterable[ImageLike], texts: Sequence[str]
   ) -> np.ndarray:
@@ -136,8 +168,12 @@ class Model:
     """Returns IT float32: how likely each text belongs to each image.
 
     Each pair is a question of its own (arXiv:2303.15343, section 3.2), so that
-    the texts of an image add up to anything from 0 to T.
+    the texts of an image add up to anything from 0 to T. A model without a
+    trained bias (`has_trained_bias`) has none that mean anything, and is warned
+    of.
     """
+    if not self.has_trained_bias:
+      logging.warning("this model %s", self.NO_SIGMOID)
     return sigmoid(self.logits(images, texts))
 
   def prepare_image(self, image: ImageLike) -> np.ndarray:
@@ -184,6 +220,20 @@ def load(path: str) -> Model:
   config, params = saved.load(path, mesh)
   config.model = exact_model(config.model)
   return _model(config, params, mesh, path)
+
+
+def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+  """Returns the unit vector of each class, from those of its texts.
+
+  Args:
+    rows: E float32 of each text, those of a class side by side.
+    counts: how many texts each class has, 1 at least.
+  """
+  if len(counts) == len(rows):
+    return rows
+  return classifier(
+    rows, np.repeat(np.arange(len(counts)), counts), len(counts)
+  )
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

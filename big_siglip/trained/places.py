@@ -16,7 +16,10 @@ def find_run(path: str) -> tuple[epath.Path, epath.Path | None] | None:
   of digits in one called checkpoints, beside a run's config, is a checkpoint.
   Links are followed where the path as it is written tells nothing.
   """
-  places = [workdir.absolute(path)]
+  try:
+    places = [workdir.absolute(path)]
+  except KeyError:  # Of an address (https://...) that names no files.
+    return None
   if "://" not in path:
     places.append(epath.Path(os.path.realpath(places[0])))
   for folder in places:

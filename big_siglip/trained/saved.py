@@ -99,7 +99,7 @@ def open_model(
       raise
     config = _config(weights.model, find_image_preprocessing(weights))
   return (
-    epath.Path(path),
+    epath.Path(path.partition("://")[2] or path),  # Perhaps the hub's address.
     config,
     lambda mesh: load_weights(weights, config, mesh),
   )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 from big_siglip.errors import UserError
@@ -17,6 +18,7 @@ from big_siglip.weights import (
   places,
   sidecar,
   tensors,
+  zarr,
 )
 from big_siglip.weights.image_transforms import read_open_clip
 from big_siglip.weights.names import Named, recognize
@@ -58,8 +60,9 @@ def open_weights(path: str, base: str | None = None) -> Weights:
   """Returns the weights of a SigLIP or SigLIP 2 model of one resolution.
 
   Args:
-    path: a .safetensors or .npz file, a folder of transformers or open_clip, or
-      the id of a repository on the Hugging Face hub. Of an image tower alone,
+    path: a .safetensors or .npz file, a folder of transformers or open_clip, a
+      checkpoint of big_vision's (checkpoint.bv-000010000), or the id of a
+      repository on the Hugging Face hub. Of an image tower alone,
       and of a language model that has one, the image tower is taken.
     base: the same, where `path` is an adapter (LoRA of PEFT): the weights that
       it is of; None: those that its config names.
@@ -127,6 +130,8 @@ def _fits(files: Sequence[pathlib.Path]) -> bool:
 def _reader(path: pathlib.Path, files: Sequence[pathlib.Path]) -> Reader:
   if files[0].suffix == ".npz":
     return npz.Npz(files[0])
+  if files[0].is_dir() and files[0].suffix != ".safetensors":
+    return zarr.Zarr(files[0])
   return tensors.Safetensors(path, files)
 
 
@@ -142,6 +147,8 @@ def _transformers_config(folder: pathlib.Path) -> dict[str, Any] | None:
 def _unknown(reader: Reader, config: Mapping[str, Any] | None) -> str:
   """Returns what to say of arrays that have no names of SigLIP's."""
   kind = (config or {}).get("model_type")
+  if any(re.search(r"\btoken_embedding\b", key) for key in reader.shapes()):
+    return "holds a text tower alone; must hold an image tower"
   what = f" (model_type={kind!r})" if kind else ""
   shown = ", ".join(list(reader.shapes())[:_MOST_NAMES]) or "no array"
   signs = ", ...".join(naming.image_sign for naming in _NAMINGS.values())

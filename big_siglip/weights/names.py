@@ -229,7 +229,8 @@ def _passed_over(names: Sequence[str]) -> list[str]:
   for name in names:
     start = re.match(r"[^./]*[./]?", name)[0]
     groups[start] = groups.get(start, 0) + 1
-  shown = [f"{start} {count:,}" for start, count in groups.items()]
+  ordered = sorted(groups.items(), key=lambda group: (-group[1], group[0]))
+  shown = [f"{start} {count:,}" for start, count in ordered]
   more = ", ..." if len(shown) > _MOST_NAMES else ""
   return [
     f"{len(names):,} other arrays are passed over: "

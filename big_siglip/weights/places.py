@@ -7,7 +7,7 @@ import pathlib
 import re
 
 from big_siglip.errors import UserError
-from big_siglip.weights import tensors
+from big_siglip.weights import tensors, zarr
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")  # Never loaded.
 _INDEX = re.compile(r"(.+\.safetensors)\.index(?:\.[\w-]+)?\.json")
@@ -28,7 +28,7 @@ class Place:
   Attributes:
     path: what messages call it.
     folder: what lies beside: config, tokenizer, preprocessing.
-    files: of one model.
+    files: of one model; or one folder, see `zarr`.
     notes: a line for each choice that was made.
   """
 
@@ -51,6 +51,8 @@ def find(path: str, fits: Callable[[Sequence[pathlib.Path]], bool]) -> Place:
     UserError: nothing lies there, or several models, or pickled code.
   """
   place = pathlib.Path(path).expanduser()
+  if checkpoint := zarr.find(place):
+    return Place(checkpoint, checkpoint, (checkpoint,))
   if not place.exists():
     found = _REPOSITORY.fullmatch(path)
     if not found:

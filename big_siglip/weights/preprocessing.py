@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
-from big_siglip.data.text import make_tokenizer
+from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
 from big_siglip.schema.sizes import has_text_tower
 from big_siglip.weights import tokenizer_files
@@ -124,18 +124,19 @@ def find_texts(weights: Weights, tokenizer: str | None) -> dict[str, Any]:
   """
   known, text = weights.preprocessing, weights.model.text
   file = tokenizer or known.get("tokenizer") or _find_tokenizer(weights)
-  found = {
-    "clean": "none",
-    "lowercase": True,
-    "pad_id": 0 if text.vocab_size == _GEMMA else 1,
-  }
+  made, found = make_tokenizer(file), {}
   if tokenizer is None and "tokenizer" not in known:
-    said = tokenizer_files.read(weights.folder, file, text.length)
-    found |= said
-    if assumed := [name for name in found if name not in said]:
-      shown = ", ".join(f"{name}={found[name]!r}" for name in assumed)
-      _say(f"{file}: no file beside it says more; taken: {shown}")
-  _check_vocabulary(file, weights)
+    found = tokenizer_files.read(weights.folder, file, made, text.length)
+  _check_vocabulary(file, made, text.vocab_size)
+  usual = {
+    "lowercase": True,
+    "pad_id": 0 if text.vocab_size == _GEMMA else made.eos_id,
+  }
+  assumed = usual.keys() - found.keys() - known.keys()
+  if assumed:
+    shown = ", ".join(f"{name}={usual[name]}" for name in sorted(assumed))
+    _say(f"{file}: no file beside it says all; taken: {shown}")
+  found = {"clean": "none", **usual, **found}
   found |= {name: known[name] for name in found if name in known}
   return {**found, "tokenizer": file, "text_length": text.length}
 
@@ -149,18 +150,17 @@ def _find_tokenizer(weights: Weights) -> str:
   )
 
 
-def _check_vocabulary(tokenizer: str, weights: Weights) -> None:
-  made = make_tokenizer(tokenizer)
-  pieces, embedded = made.vocab_size, weights.model.text.vocab_size
+def _check_vocabulary(file: str, made: Tokenizer, embedded: int) -> None:
+  pieces = made.vocab_size
   # A few embeddings more are padding, up to a round number. Bytes are named by
   # an export of ours alone, which knows.
-  least = 0 if tokenizer == "bytes" else _PADDED * embedded
+  least = 0 if file == "bytes" else _PADDED * embedded
   if least <= pieces <= embedded:
     return
   beyond = [name for name, i in made.vocabulary().items() if i == embedded]
   first = f" ({beyond[0]!r} is the first without one)" if beyond else ""
   raise UserError(
-    f"--tokenizer={tokenizer}: has {pieces:,} pieces, and the model embeds "
+    f"--tokenizer={file}: has {pieces:,} pieces, and the model embeds "
     f"{embedded:,}{first}"
   )
 

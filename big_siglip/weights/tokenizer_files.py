@@ -6,12 +6,10 @@ model would see is done, or is refused by name.
 """
 
 from collections.abc import Mapping
-import json
 import pathlib
 from typing import Any
 
 from absl import logging
-import tokenizers
 
 from big_siglip.data.text import is_json, make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
@@ -56,46 +54,49 @@ def find(folder: pathlib.Path | None) -> str | None:
   if folder is None or not files:
     return None
   first, last = str(files[0]), str(files[-1])
-  if is_json(last) and _missing(_added(folder), make_tokenizer(first)):
-    return last
-  return first
+  added = _added(folder) if first != last and is_json(last) else {}
+  return last if added and _missing(added, make_tokenizer(first)) else first
 
 
-def read(folder: pathlib.Path, tokenizer: str, length: int) -> dict[str, Any]:
+def read(
+  folder: pathlib.Path, tokenizer: str, made: Tokenizer, length: int
+) -> dict[str, Any]:
   """Returns `lowercase` and `pad_id`, as far as files say them.
 
   Args:
     folder: with the tokenizer's other files.
     tokenizer: its own file.
+    made: of this file, by any rules.
     length: tokens that the text tower sees.
 
   Raises:
     UserError: a file is damaged, or asks for what is not done here.
   """
-  made = make_tokenizer(tokenizer)
+  ids = made.vocabulary()
   file = folder / "tokenizer_config.json"
   config = read_json(file) if file.is_file() else {}
+  content: dict[str, Any] = {}
   if is_json(tokenizer):
-    _check_json(tokenizer, made, length)
-  _check_added(folder, tokenizer, made)
-  _check_config(config, str(file), tokenizer, made, length)
+    content = read_json(pathlib.Path(tokenizer))
+    _check_json(content, tokenizer, ids, made.eos_id, length)
+  _check_added(folder, tokenizer, made, ids)
+  _check_config(config, str(file), length)
+  if end := _content(config.get("eos_token")):
+    rule = f"is not the end of a text in {tokenizer}"
+    is_right = ids.get(end) == made.eos_id
+    said.require(is_right, str(file), "eos_token", end, rule)
   found: dict[str, Any] = {}
   if (lowercase := config.get("do_lower_case")) is not None:
     is_right, rule = isinstance(lowercase, bool), "must be true or false"
     said.require(is_right, str(file), "do_lower_case", lowercase, rule)
     found["lowercase"] = lowercase
-  _check_capitals(tokenizer, found.get("lowercase", True))
-  pad_id = _pad_id(folder, config, tokenizer, made)
+  if found.get("lowercase", True):
+    _check_capitals(content, tokenizer)
+  pad_id = _pad_id(folder, config, content, tokenizer, ids, made.eos_id)
   return found if pad_id is None else {**found, "pad_id": pad_id}
 
 
-def _check_config(
-  config: Mapping[str, Any],
-  file: str,
-  tokenizer: str,
-  made: Tokenizer,
-  length: int,
-) -> None:
+def _check_config(config: Mapping[str, Any], file: str, length: int) -> None:
   """Refuses what would give other tokens than SigLIP's rules."""
   masks = "must be ['input_ids'] alone: SigLIP masks no token"
   right = "must be right: SigLIP reads the last token, and fills the end"
@@ -104,30 +105,41 @@ def _check_config(
     ("truncation_side", "right", "must be right: the end is cut off"),
     ("add_bos_token", False, "must be false: SigLIP has no token before"),
     ("add_eos_token", True, "must be true: SigLIP appends the end"),
-    ("add_prefix_space", False, "is the tokenizer's own matter here"),
+    (
+      "add_prefix_space",
+      False,
+      "must be false: its own file says how a text begins",
+    ),
     ("sp_model_kwargs", {}, "must be empty: nothing is sampled"),
     ("model_input_names", ["input_ids"], masks),
   ):
     value = config.get(key)
     said.require(value is None or value == allowed, file, key, value, rule)
+  if config and config.get("model_input_names") is None:
+    logging.warning(
+      "%s: does not say model_input_names; the filled end is not masked, as "
+      "SigLIP was trained",
+      file,
+    )
   most = config.get("model_max_length")
   if most is not None:
     rule = f"must be at least {length}, the tokens that the model sees"
     is_right = said.is_number(most) and most >= length
     said.require(is_right, file, "model_max_length", most, rule)
-  if end := _content(config.get("eos_token")):
-    rule = f"is not the end of a text in {tokenizer}"
-    is_right = made.vocabulary().get(end) == made.eos_id
-    said.require(is_right, file, "eos_token", end, rule)
   for key in config.keys() - HARMLESS - DONE:
     if config[key] not in (None, False):
       value = str(config[key])[:80]
       logging.warning("%s: %s=%s is passed over", file, key, value)
 
 
-def _check_json(tokenizer: str, made: Tokenizer, length: int) -> None:
+def _check_json(
+  content: Mapping[str, Any],
+  tokenizer: str,
+  ids: Mapping[str, int],
+  eos_id: int,
+  length: int,
+) -> None:
   """The same for a tokenizer.json, of which our rules replace a part."""
-  content = json.loads(pathlib.Path(tokenizer).read_text(encoding="utf-8"))
   for key in ("padding", "truncation"):
     direction = (content.get(key) or {}).get("direction", "Right")
     rule = "must be Right, as SigLIP was trained"
@@ -136,18 +148,16 @@ def _check_json(tokenizer: str, made: Tokenizer, length: int) -> None:
   most = (content.get("truncation") or {}).get("max_length", length)
   rule = f"must be at least {length}, the tokens that the model sees"
   said.require(most >= length, tokenizer, "truncation.max_length", most, rule)
-  names = {number: name for name, number in made.vocabulary().items()}
+  end = next(name for name, number in ids.items() if number == eos_id)
   template = _template(content.get("post_processor"))
   if template is None:
     logging.warning(
       "%s: appends no end to a text; %r is appended, as SigLIP was trained",
-      tokenizer,
-      names[made.eos_id],
+      *(tokenizer, end),
     )
-  elif template != [None, names[made.eos_id]]:
+  elif template != [None, end]:
     shown = " ".join("TEXT" if part is None else part for part in template)
-    rule = f"must be TEXT {names[made.eos_id]}"
-    said.refuse(tokenizer, "post_processor", shown, rule)
+    said.refuse(tokenizer, "post_processor", shown, f"must be TEXT {end}")
 
 
 def _template(processor: Any) -> list[str | None] | None:
@@ -191,16 +201,18 @@ def _missing(added: Mapping[str, int], made: Tokenizer) -> dict[str, int]:
   return {t: i for t, i in added.items() if i >= made.vocab_size}
 
 
-def _check_added(folder: pathlib.Path, tokenizer: str, made: Tokenizer) -> None:
+def _check_added(
+  folder: pathlib.Path, tokenizer: str, made: Tokenizer, ids: Mapping[str, int]
+) -> None:
   added = _added(folder)
   if missing := _missing(added, made):
     token, number = next(iter(missing.items()))
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise UserError(
-      f"{folder}: {len(missing)} tokens were added, {token!r} ({number}) the "
-      f"first, and {pathlib.Path(tokenizer).name} has {made.vocab_size:,} "
-      "alone: save a tokenizer.json, or name --tokenizer to leave them out"
+      f"{folder}: {token!r} ({number}){more} was added to the tokenizer, and "
+      f"{pathlib.Path(tokenizer).name} has {made.vocab_size:,} pieces without "
+      "it: save a tokenizer.json, or name --tokenizer to leave it out"
     )
-  ids = made.vocabulary()
   other = [(t, number) for t, number in added.items() if ids.get(t) != number]
   if other:
     logging.warning(
@@ -213,22 +225,26 @@ def _check_added(folder: pathlib.Path, tokenizer: str, made: Tokenizer) -> None:
     )
 
 
-def _check_capitals(tokenizer: str, lowercase: bool) -> None:
+def _check_capitals(content: Mapping[str, Any], tokenizer: str) -> None:
   """Refuses added tokens of a tokenizer.json that no lowercased text has."""
-  if not lowercase or not is_json(tokenizer):
-    return
-  made = tokenizers.Tokenizer.from_file(tokenizer)
-  for token in made.get_vocab().keys() - made.get_vocab(False).keys():
+  vocabulary = content["model"]["vocab"] if content else ()
+  if isinstance(vocabulary, list):  # Of pieces with their scores.
+    vocabulary = [piece for piece, _ in vocabulary]
+  trained = set(vocabulary)
+  for token in content.get("added_tokens", ()):
+    text = token["content"]
     rule = "has capitals, and texts are lowercased first (do_lower_case)"
-    is_right = token == token.encode().lower().decode()
-    said.require(is_right, tokenizer, "added_tokens", token, rule)
+    is_right = text in trained or text == text.encode().lower().decode()
+    said.require(is_right, tokenizer, "added_tokens", text, rule)
 
 
 def _pad_id(
   folder: pathlib.Path,
   config: Mapping[str, Any],
+  content: Mapping[str, Any],
   tokenizer: str,
-  made: Tokenizer,
+  ids: Mapping[str, int],
+  eos_id: int,
 ) -> int | None:
   """Returns what fills the end, None where no file says it."""
   file = folder / "tokenizer_config.json"
@@ -237,16 +253,15 @@ def _pad_id(
     file = folder / "special_tokens_map.json"
     known = read_json(file) if file.is_file() else {}
     token = _content(known.get("pad_token"))
-  if token is None and is_json(tokenizer):
+  if token is None:
     file = pathlib.Path(tokenizer)
-    padding = json.loads(file.read_text(encoding="utf-8")).get("padding") or {}
-    token = padding.get("pad_token")
+    token = (content.get("padding") or {}).get("pad_token")
   if token is None:
     kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     if kind == "SiglipTokenizer":
-      return made.eos_id
-    return made.vocabulary().get("<pad>") if "Tokenizer" in kind else None
-  number = made.vocabulary().get(token)
+      return eos_id
+    return ids.get("<pad>") if "Tokenizer" in kind else None
+  number = ids.get(token)
   rule = f"is no token of {tokenizer}"
   said.require(number is not None, str(file), "pad_token", token, rule)
   return number
@@ -254,4 +269,5 @@ def _pad_id(
 
 def _content(token: Any) -> str | None:
   """Returns a token's text; some files have its properties with it."""
-  return token.get("content") if isinstance(token, Mapping) else token
+  token = token.get("content") if isinstance(token, Mapping) else token
+  return token if token is None else str(token)  # No list is a token's text.

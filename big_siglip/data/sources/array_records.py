@@ -13,8 +13,10 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from big_siglip.data.faults import Fault
+from big_siglip.data.image_files import looks_like_image
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   column,
   NAME_NAMES,
   Options,
@@ -22,11 +24,9 @@ from big_siglip.data.sources.example import (
   require_fields,
   TEXT_NAMES,
 )
+from big_siglip.data.sources.splits import choose_files
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, UserError
-
-# How the formats that Pillow reads begin.
-_IMAGE_SIGNS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0")
 
 # Of files, and of shards such as photos-train.array_record-00000-of-00010.
 _SUFFIXES = (".array_record", ".arrayrecord", "array_record-*-of-*")
@@ -145,10 +145,10 @@ class SerializedExamples:
       UserError: there is no file, too many are missing or damaged, or the
         fields do not tell what they are.
     """
-    require_all(split, "ArrayRecord files")
     self.where = f"the ArrayRecord files {path}"
     storage = Storage(options.retry_seconds)
     files = storage.expand(path, _SUFFIXES)
+    files = choose_files(files, split, path, "ArrayRecord files")
     shards, faults = [], []
     for file in files:
       try:
@@ -165,13 +165,18 @@ class SerializedExamples:
 
   def _choose_keys(self, options: Options) -> None:
     fields = self._first_fields()
+    self.field_names = tuple(fields)
     images = [k for k, v in fields.items() if _is_image(v)]
     texts = [k for k, v in fields.items() if k not in images and _is_text(v)]
     self.image_key = options.image_key or choose(
-      "image_key", images, ("image", "jpg", "image/encoded"), self.where
+      "image_key",
+      images,
+      ("image", "jpg", "image/encoded"),
+      self.where,
+      [*fields],
     )
-    self.text_keys = tuple(options.text_weights) or (
-      choose("text_keys", texts, TEXT_NAMES, self.where),
+    self.text_keys = tuple(options.text_weights) or choose_text(
+      options, texts, TEXT_NAMES, self.where, [*fields]
     )
     self.label_key = options.label_key
     names = (n for n in NAME_NAMES if n in texts and n not in self.text_keys)
@@ -230,15 +235,6 @@ class SerializedExamples:
     }
 
 
-def require_all(split: str, what: str) -> None:
-  """Raises a `UserError` unless the split is "all"."""
-  if split != "all":
-    raise UserError(
-      f"config.data.split={split!r}: must be all for {what}; another part of"
-      " the data is another config.data.path"
-    )
-
-
 def check_faults(
   path: str, faults: Sequence[Fault], total: int, max_share: float
 ) -> None:
@@ -264,7 +260,7 @@ def check_faults(
 
 def _is_image(values: list) -> bool:
   return bool(values) and (
-    isinstance(values[0], bytes) and values[0].startswith(_IMAGE_SIGNS)
+    isinstance(values[0], bytes) and looks_like_image(values[0])
   )
 
 

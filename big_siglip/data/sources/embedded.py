@@ -16,10 +16,21 @@ from absl import logging
 import filelock
 import numpy as np
 
-from big_siglip.data.embedding_folder import Description, NAME, Reader
+from big_siglip.data.embedding_folder import (
+  Description,
+  NAME,
+  OLD_NAMES,
+  Reader,
+)
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.sources.example import column, Options, Record
-from big_siglip.data.sources.folder import CaptionFile, check_split, split_of
+from big_siglip.data.sources.folder import (
+  chosen_images,
+  Gathered,
+  Listing,
+  read_folder,
+)
+from big_siglip.data.sources.held_out import splits_by
 from big_siglip.data.sources.record_source import RecordSource
 from big_siglip.data.sources.remote_folder import copied
 from big_siglip.data.sources.storage import Storage
@@ -60,9 +71,9 @@ class _EmbeddedRecords:
   faults = ()
   image_key = "embedding"
   label_key = class_names = None
+  field_names = ()
 
   def __init__(self, folder: str, split: str, options: Options):
-    check_split(split)
     self.where = f"the embeddings in {folder}"
     field = f"config.data.path={str(folder)!r}"
     reader = Reader(_local(folder, field, options))
@@ -74,19 +85,26 @@ class _EmbeddedRecords:
         f"{field}: holds {len(reader.shards)} of {self.description.num_shards} "
         "shards; tools/embed.py, started again, makes the others"
       )
-    file = CaptionFile(str(_captions_folder(reader)), options)
-    self.text_keys = file.text_keys
-    rows, texts = _join(reader, file, field)
-    chosen = [key for key in texts if split in ("all", split_of(key))]
+    rows, captions = _join(reader, split, options, field)
+    self.text_keys = captions.columns.texts
+    self._file = _random_access(reader)
+    self._embeddings = np.load(self._file, mmap_mode="r")
+
+    def digest(key: str) -> bytes | None:  # Equal of equal images.
+      if key not in rows:
+        return None
+      return hashlib.sha256(self._embeddings[rows[key]].tobytes()).digest()
+
+    chosen = chosen_images(
+      captions, split, folder, lambda images: splits_by(images, (digest,))
+    )
+    chosen = [key for key in chosen if key in rows]
     if not chosen:
-      raise UserError(
-        f"{field}: split {split!r} is empty, of {len(texts)} images in all"
-      )
+      raise UserError(f"{field}: split {split!r} is empty")
+    texts = captions.images
     self._keys = tuple(chosen)
     self._texts = tuple(texts[key] for key in chosen)
     self._rows = np.array([rows[key] for key in chosen])
-    self._file = _random_access(reader)
-    self._embeddings = np.load(self._file, mmap_mode="r")
 
   def __len__(self) -> int:
     return len(self._keys)
@@ -135,7 +153,9 @@ def _local(folder: str, field: str, options: Options) -> pathlib.Path:
   """Returns the folder, or a copy of a remote one: rows need a local file."""
   storage = Storage(options.retry_seconds)
   try:
-    local = copied(str(folder), storage, NAME, _SUFFIXES)
+    names = (NAME, OLD_NAMES[NAME])
+    there = (n for n in names if storage.exists(f"{folder}/{n}"))
+    local = copied(str(folder), storage, next(there, NAME), _SUFFIXES)
   except BadExample as error:
     what = f"holds no embeddings (no {NAME})"
     reason = what if error.kind == "missing" else error
@@ -144,29 +164,20 @@ def _local(folder: str, field: str, options: Options) -> pathlib.Path:
 
 
 def _join(
-  reader: Reader, file: CaptionFile, field: str
-) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-  """Returns rows and fields by key, those of captions that have a row."""
+  reader: Reader, split: str, options: Options, field: str
+) -> tuple[dict[str, int], Gathered]:
+  """Returns rows by key, and what the folder says of their images."""
   rows = {key: row for row, key in enumerate(reader.keys())}
-  missing: list[str] = []
-
-  def find(image: str) -> str:
-    for key in (image, f"images/{image}"):
-      normal = pathlib.PurePosixPath(key).as_posix()
-      if normal in rows:
-        return normal
-    missing.append(image)
-    return image
-
-  captions = file.read(find)
-  number = len(captions)
-  texts = {key: captions[key] for key in captions if key in rows}
-  if not texts:
+  folder = str(_captions_folder(reader))
+  listing = Listing(folder, Storage(options.retry_seconds), tuple(rows))
+  _, captions = read_folder(folder, split, options, listing.find)
+  number, missing = len(captions.images), list(captions.missing)
+  if len(missing) == number:
     raise UserError(
       f"{field}: none of its {len(rows)} embeddings is of one of the {number} "
       f"captioned images (such as {missing[0]!r}, not {next(iter(rows))!r})"
     )
-  unused = [key for key in rows if key not in texts]
+  unused = [key for key in rows if key not in captions.images]
   for count, whole, what, names in (
     (len(missing), number, "captioned images have no embedding", missing),
     (len(unused), len(rows), "embeddings have no caption", unused),
@@ -180,7 +191,7 @@ def _join(
         what,
         names[0],
       )
-  return rows, texts
+  return rows, captions
 
 
 def _captions_folder(reader: Reader) -> pathlib.Path:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from big_siglip.data.faults import Fault
+from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 # What data sets call their captions, best first, where nothing else is asked.
@@ -21,6 +22,8 @@ TEXT_NAMES = (
   "sentences",
   "title",
 )
+# What they call a label.
+LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "cls")
 # What they call an example.
 NAME_NAMES = (
   "name",
@@ -101,6 +104,7 @@ class Options:
     filters: which examples to keep.
     retry_seconds: for how long to try again when storage is not reached.
     max_skipped: the share of missing shards that is let pass.
+    needs_texts: whether an example without a text is none.
   """
 
   image_key: str | None = None
@@ -112,6 +116,7 @@ class Options:
   filters: Filters = Filters()
   retry_seconds: float = 60.0
   max_skipped: float = 0.1
+  needs_texts: bool = True
 
   @classmethod
   def of(cls, data: Mapping[str, Any]) -> "Options":
@@ -162,6 +167,7 @@ class Records(Protocol):
     text_keys: the fields that hold texts.
     label_key: the field that holds the label, an int; None without labels.
     class_names: what the labels mean; None where that is not known.
+    field_names: the fields that there are, but for the image of a folder.
     faults: shards that cannot be read.
   """
 
@@ -170,6 +176,7 @@ class Records(Protocol):
   text_keys: tuple[str, ...]
   label_key: str | None
   class_names: tuple[str, ...] | None
+  field_names: tuple[str, ...]
   faults: tuple[Fault, ...]
 
   def __len__(self) -> int: ...
@@ -193,20 +200,6 @@ def column(values: Sequence[Any]) -> np.ndarray:
   made = np.empty(len(values), object)
   made[:] = values
   return made
-
-
-def dig(value: Any, key: str) -> Any:
-  """Returns what lies at "a/b" in nested mappings; lists give lists."""
-  if isinstance(value, Mapping) and key in value:
-    return value[key]  # Its own name has the slash.
-  for part in key.split("/"):
-    if isinstance(value, Mapping):
-      value = value.get(part)
-    elif isinstance(value, list | tuple):
-      value = [v.get(part) for v in value if isinstance(v, Mapping)]
-    else:
-      return None
-  return value
 
 
 def require_fields(
@@ -248,8 +241,28 @@ def require_other_than_image(
       raise UserError(f"config.data.{field}={image_key!r}: is the image")
 
 
+def choose_text(
+  options: Options,
+  candidates: Sequence[str],
+  preferred: Sequence[str],
+  where: str,
+  present: Sequence[str],
+) -> tuple[str, ...]:
+  """Returns the field of texts as `choose` does; none if none is needed."""
+  try:
+    return (choose("text_keys", candidates, preferred, where, present),)
+  except UserError:
+    if options.needs_texts:
+      raise
+    return ()
+
+
 def choose(
-  what: str, candidates: Sequence[str], preferred: Sequence[str], where: str
+  what: str,
+  candidates: Sequence[str],
+  preferred: Sequence[str],
+  where: str,
+  present: Sequence[str],
 ) -> str:
   """Returns the one field to take for a part of an example.
 
@@ -258,6 +271,7 @@ def choose(
     candidates: the fields of the right type.
     preferred: names, best first, that decide between several.
     where: what messages call the data set.
+    present: all fields, whatever their types.
 
   Raises:
     UserError: there is none, or there are several.
@@ -268,7 +282,8 @@ def choose(
     if name in candidates:
       return name
   found = f"several could be it: {', '.join(candidates)}"
+  if not candidates:
+    found = f"none has its type; there are: {', '.join(present) or 'none'}"
   raise UserError(
-    f"config.data.{what}=None: must name a field of {where};"
-    f" {found if candidates else 'none has its type'}"
+    f"config.data.{what}=None: must name a field of {where}; {found}"
   )

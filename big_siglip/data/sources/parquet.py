@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 import concurrent.futures
-import json
 import threading
 from typing import Any
 
@@ -11,24 +10,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from big_siglip.data.class_names import sort_labels
 from big_siglip.data.faults import Fault
-from big_siglip.data.sources.array_records import check_faults, require_all
+from big_siglip.data.sources import parquet_columns
+from big_siglip.data.sources.array_records import check_faults
 from big_siglip.data.sources.example import (
-  choose,
   column,
-  dig,
   NAME_NAMES,
   Options,
   Record,
   require_fields,
-  TEXT_NAMES,
 )
+from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.splits import choose_files
 from big_siglip.data.sources.storage import Storage
+from big_siglip.data.sources.stored_images import as_image, read_beside
 from big_siglip.data.tables import to_rows
 from big_siglip.errors import BadExample, UserError
 
 # Row groups are kept in memory up to so many bytes, in each process.
 CACHE_BYTES = 2**28
+_SAMPLE = 16  # Rows that tell whether texts hold images.
 _THREADS = 16  # That read the files' ends, where their tables stand.
 # What pyarrow raises for bytes that are no Parquet, apart from OSError.
 _DAMAGED = (pa.ArrowException, ValueError)
@@ -48,10 +50,10 @@ class ParquetRecords:
       UserError: there is no file, too many are missing or damaged, or the
         columns do not tell what they are.
     """
-    require_all(split, "Parquet files")
     self.where = f"the Parquet files {path}"
     self._storage = Storage(options.retry_seconds)
     files = self._storage.expand(path, (".parquet",))
+    files = choose_files(files, split, path, "Parquet files")
     self._files, groups, faults, schema = [], [], [], None
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
       for file, found in zip(files, pool.map(self._look, files), strict=True):
@@ -106,37 +108,60 @@ class ParquetRecords:
     return self._storage.call(file, attempt)
 
   def _choose_keys(self, schema: pa.Schema, options: Options) -> None:
-    kinds = dict(_flatten(schema))
-    images = [k for k, t in kinds.items() if _is_image(t)]
-    texts = [k for k, t in kinds.items() if _is_text(t)]
-    self.image_key = options.image_key or choose(
-      "image_key", images, ("image", "jpg", "jpeg", "png", "webp"), self.where
+    kinds = dict(parquet_columns.flatten(schema))
+    self.field_names = tuple(kinds)
+    # From a field to the column that holds it.
+    self._known = {
+      key: key if key in schema.names else key.split("/")[0] for key in kinds
+    }
+    self.image_key = options.image_key or parquet_columns.find_image(
+      kinds, self._head, self.where
     )
-    classes = _class_names(schema)
+    classes = parquet_columns.class_names(schema)
     self.label_key = options.label_key or next(iter(classes), None)
+    texts = tuple(options.text_weights)
+    if not self.label_key and not texts:
+      self.label_key = parquet_columns.find_label(kinds, self.image_key)
     self.class_names = classes.get(self.label_key)
-    self.text_keys = tuple(options.text_weights)
-    if not self.text_keys:
-      inner = f"{self.image_key}/"  # The path beside the bytes.
-      texts = [
-        k
-        for k in texts
-        if k not in NAME_NAMES and "url" not in k and not k.startswith(inner)
-      ]
-      if self.class_names and not set(texts) & set(TEXT_NAMES):
-        texts = [self.label_key]
-      self.text_keys = (choose("text_keys", texts, TEXT_NAMES, self.where),)
+    self.text_keys = texts or parquet_columns.find_texts(
+      kinds,
+      self.image_key,
+      self.label_key,
+      self.class_names,
+      self.where,
+      options,
+    )
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
     require_fields(self, kinds, options.fields)
     keys = (self.image_key, *self.text_keys, self.label_key, *options.fields)
     self._keys = tuple(key for key in keys if key)
     wanted = {*self._keys, self._name_key}
-    # From a field to the column that holds it.
-    self._known = {
-      key: key if key in schema.names else key.split("/")[0] for key in kinds
-    }
     self._columns = sorted({self._known[key] for key in wanted if key})
+    if self.label_key and not self.class_names:
+      self.class_names = self._read_class_names(kinds[self.label_key])
+
+  def _head(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns some fields of the first rows."""
+    columns = sorted({self._known[key] for key in keys})
+    try:
+      rows = self._use(
+        self._files[0],
+        lambda file: to_rows(next(file.iter_batches(_SAMPLE, columns=columns))),
+      )
+    except (BadExample, StopIteration):  # It will be met when it is read.
+      return []
+    return [row for row in rows if row]
+
+  def _read_class_names(self, kind: pa.DataType) -> tuple[str, ...] | None:
+    """Returns all words that labels are, in order; None: they are numbers."""
+    if not parquet_columns.is_text(kind):
+      return None
+    labels = self.columns([self.label_key])[self.label_key]
+    words = {str(label) for label in labels if label not in (None, "")}
+    if all(word.lstrip("-").isdigit() for word in words):
+      return None
+    return sort_labels(words)
 
   def __len__(self) -> int:
     return int(self._ends[-1]) if len(self._ends) else 0
@@ -158,9 +183,18 @@ class ParquetRecords:
     image = dig(values, self.image_key)
     if name is None and isinstance(image, dict):
       name = image.get("path")
+    file = self._files[self._groups[group, 0]]
     if name is None:
-      name = f"{self._files[self._groups[group, 0]]}#{row}"
-    return Record(str(name), {k: dig(values, k) for k in self._keys})
+      name = f"{file}#{row}"
+    fields = {k: dig(values, k) for k in self._keys}
+    try:
+      fields[self.image_key] = as_image(
+        image, lambda path: read_beside(path, file, self._storage)
+      )
+    except BadExample as error:
+      error.name = error.name or str(name)
+      raise
+    return Record(str(name), fields)
 
   def _read_group(self, group: int) -> pa.Table:
     number, place, _ = (int(n) for n in self._groups[group])
@@ -232,56 +266,3 @@ class _Cache:
 
 def _short(error: Exception) -> str:
   return f"no whole Parquet: {str(error).strip().splitlines()[0]}"
-
-
-def _flatten(fields, prefix: str = ""):
-  """Yields the type of every column by path, parents of nested ones too."""
-  for field in fields:
-    kind = field.type
-    yield f"{prefix}{field.name}", kind
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-      kind = kind.value_type
-    if pa.types.is_struct(kind):
-      yield from _flatten(kind.fields, f"{prefix}{field.name}/")
-
-
-def _is_image(kind: pa.DataType) -> bool:
-  if pa.types.is_struct(kind):
-    return "bytes" in [f.name for f in kind.fields] and _is_binary(
-      kind.field("bytes").type
-    )
-  return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-  return (
-    pa.types.is_binary(kind)
-    or pa.types.is_large_binary(kind)
-    or pa.types.is_binary_view(kind)
-  )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-  if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-    kind = kind.value_type
-  if pa.types.is_dictionary(kind):  # What pandas calls categories.
-    kind = kind.value_type
-  return (
-    pa.types.is_string(kind)
-    or pa.types.is_large_string(kind)
-    or pa.types.is_string_view(kind)
-  )
-
-
-def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-  """Returns what `datasets` wrote of the labels it knows."""
-  try:
-    text = (schema.metadata or {})[b"huggingface"]
-    features = json.loads(text)["info"]["features"]
-  except (KeyError, ValueError, TypeError):
-    return {}
-  return {
-    name: tuple(feature["names"])
-    for name, feature in features.items()
-    if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-  }

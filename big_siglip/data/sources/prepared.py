@@ -15,14 +15,15 @@ from big_siglip.data.sources.array_records import (
 )
 from big_siglip.data.sources.example import (
   choose,
+  choose_text,
   column,
-  dig,
   NAME_NAMES,
   Options,
   Record,
   require_fields,
   TEXT_NAMES,
 )
+from big_siglip.data.sources.nested import dig
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, UserError
 
@@ -71,6 +72,7 @@ class PreparedRecords:
 
   def _choose_features(self, features, options: Options) -> None:
     kinds = dict(_flatten(features))
+    self.field_names = tuple(kinds)
     images = [k for k, f in kinds.items() if isinstance(f, tfds.features.Image)]
     texts = [k for k, f in kinds.items() if _is_text(f)]
     labels = [
@@ -78,22 +80,23 @@ class PreparedRecords:
     ]
     where = self.where
     self.image_key = options.image_key or choose(
-      "image_key", images, ("image",), where
+      "image_key", images, ("image",), where, [*kinds]
     )
     self.label_key = options.label_key
     if not self.label_key and labels:
       self.label_key = "label" if "label" in labels else labels[0]
     self.text_keys = tuple(options.text_weights)
     if not self.text_keys:
-      self.text_keys = (_choose_texts(texts, labels, self.label_key, where),)
+      self.text_keys = _choose_texts(
+        texts, labels, self.label_key, options, where, [*kinds]
+      )
     names = (n for n in NAME_NAMES if n in kinds and n not in self.text_keys)
     self._name_key = next(names, None)
     keys = (self.image_key, *self.text_keys, self.label_key, *options.fields)
     self._keys = tuple(key for key in keys if key)
     require_fields(self, kinds, options.fields)
-    self.class_names = None
-    if self.label_key and kinds[self.label_key].names:
-      self.class_names = tuple(kinds[self.label_key].names)
+    names = getattr(kinds.get(self.label_key), "names", None)
+    self.class_names = tuple(names) if names else None
     self._all = features
     names = [self._name_key] if self._name_key else []
     self._features = _part_of(features, [*self._keys, *names])
@@ -187,18 +190,20 @@ def _is_text(feature: Any) -> bool:
   return isinstance(feature, tfds.features.Text)
 
 
-def _choose_texts(texts, labels, label_key, where) -> str:
+def _choose_texts(
+  texts, labels, label_key, options, where, present
+) -> tuple[str, ...]:
   """Returns the text feature by name, or the label where there are no texts."""
   ends = {key.rsplit("/", 1)[-1]: key for key in reversed(texts)}
   firsts = {key.split("/", 1)[0]: key for key in reversed(texts)}
   for name in TEXT_NAMES:
     for found in (ends.get(name), firsts.get(name)):
       if found:
-        return found
+        return (found,)
   captions = [k for k in texts if k not in NAME_NAMES and not k.endswith("id")]
   if not captions and labels:
-    return label_key
-  return choose("text_keys", captions, TEXT_NAMES, where)
+    return (label_key,)
+  return choose_text(options, captions, TEXT_NAMES, where, present)
 
 
 def _part_of(features, keys: Sequence[str]):

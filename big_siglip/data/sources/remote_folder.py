@@ -2,13 +2,12 @@
 
 import os
 
+from big_siglip.data.sources.cache import cache_path, write_atomically
 from big_siglip.data.sources.storage import (
-  cache_path,
   file_system,
   is_remote,
   local_path,
   Storage,
-  write_atomically,
 )
 from big_siglip.errors import BadExample, UserError
 

@@ -7,6 +7,7 @@ failure is tried again after ever longer waits, for a bounded time.
 
 from collections.abc import Callable
 import dataclasses
+import errno
 import fnmatch
 import glob
 import hashlib
@@ -19,7 +20,7 @@ import braceexpand
 import fsspec
 
 from big_siglip.data.faults import count_retry
-from big_siglip.datasets.prepare import default_data_dir
+from big_siglip.data.sources.cache import cache_path, write_atomically
 from big_siglip.errors import BadExample, UserError
 
 _T = TypeVar("_T")
@@ -72,7 +73,7 @@ class Storage:
     """Opens a file for reading at any place."""
     if is_remote(path):
       return self.call(path, lambda: fsspec.open(path, "rb").open())
-    return self.call(path, lambda: open(local_path(path), "rb"))
+    return self.call(path, lambda: _open_local(path))
 
   def exists(self, path: str) -> bool:
     """Whether there is such a file."""
@@ -107,15 +108,11 @@ class Storage:
             "storage",
             path,
           ) from error
-        logging.log_first_n(
-          logging.WARNING, "trying again: %s: %s", 20, path, reason
-        )
+        said = "trying again: %s: %s"
+        logging.log_first_n(logging.WARNING, said, 20, path, reason)
         time.sleep(wait := min(wait, self.retry_seconds - waited))
-        waited, wait, tries = (
-          waited + wait,
-          min(2 * wait, _LONGEST_WAIT),
-          tries + 1,
-        )
+        waited, tries = waited + wait, tries + 1
+        wait = min(2 * wait, _LONGEST_WAIT)
       else:
         if tries > 1:
           count_retry()
@@ -203,32 +200,6 @@ def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     raise UserError(f"config.data.path={path!r}: {error}") from error
 
 
-def cache_path(path: str, what: str) -> str:
-  """Returns where this machine keeps something about the file at `path`."""
-  # Names of files need not be Unicode.
-  said = f"{path}\n{what}".encode("utf-8", "surrogateescape")
-  digest = hashlib.sha256(said).hexdigest()[:24]
-  name = path.rsplit("/", 1)[-1]
-  return os.path.join(default_data_dir(), "sources", f"{digest}-{name}")
-
-
-def write_atomically(path: str, data: bytes) -> None:
-  """Writes a local file that nobody sees half written.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  partial = f"{path}.{os.getpid()}.{time.monotonic_ns()}.partial"
-  try:
-    with open(partial, "wb") as file:
-      file.write(data)
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
-
-
 def _is_there(path: str) -> bool:
   """Whether a local file or folder is called so, whatever signs it has."""
   return not is_remote(path) and os.path.exists(local_path(path))
@@ -264,8 +235,18 @@ def _http_reason(error: FileNotFoundError) -> BaseException | None:
   return None if 400 <= status < 500 and status not in (408, 429) else cause
 
 
+def _open_local(path: str) -> BinaryIO:
+  too_long = errno.ENAMETOOLONG
+  try:
+    return open(local_path(path), "rb")
+  except (OSError, ValueError) as error:
+    if getattr(error, "errno", too_long) != too_long:
+      raise
+    raise FileNotFoundError(path) from error  # No file can be called so.
+
+
 def _read_local(path: str, start: int, stop: int | None) -> bytes:
-  with open(local_path(path), "rb") as file:
+  with _open_local(path) as file:
     file.seek(start)
     return file.read() if stop is None else file.read(stop - start)
 

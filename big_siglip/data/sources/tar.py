@@ -3,6 +3,7 @@
 import bisect
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
@@ -11,22 +12,29 @@ from typing import Any
 import numpy as np
 
 from big_siglip.data.faults import Fault
+from big_siglip.data.image_files import EXTENSIONS, is_image
 from big_siglip.data.sources import tar_index, tar_reading
-from big_siglip.data.sources.array_records import check_faults, require_all
+from big_siglip.data.sources.array_records import check_faults
 from big_siglip.data.sources.example import (
   choose,
   column,
-  dig,
   Options,
   Record,
   require_fields,
   TEXT_NAMES,
 )
+from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.splits import choose_files
 from big_siglip.data.sources.storage import is_remote, local_path, Storage
-from big_siglip.data.sources.tar_index import BLOCK, Damaged, ShardIndex
+from big_siglip.data.sources.tar_index import ShardIndex
+from big_siglip.data.sources.tar_members import (
+  BLOCK,
+  content,
+  Damaged,
+  members,
+)
 from big_siglip.errors import BadExample, UserError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _THREADS = 32  # That index; most of the time they wait for a disk or a server.
 
 
@@ -45,10 +53,10 @@ class TarRecords:
       UserError: there is no shard, too many are missing, or the first samples
         do not tell what their fields are.
     """
-    require_all(split, "tar shards")
     self.where = f"the tar shards {path}"
     self._storage = Storage(options.retry_seconds)
     files = self._storage.expand(path, (".tar",))
+    files = choose_files(files, split, path, "tar shards")
     self._shards, indices, faults = [], [], []
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
       for file, found in zip(files, pool.map(self._index, files), strict=True):
@@ -85,30 +93,52 @@ class TarRecords:
         error = e
     if not fields:
       raise UserError(f"{self.where}: {error}") from error
+    self.field_names = tuple(sorted(fields))
     self.image_key = options.image_key
     # Not asked for one, any is the image: shards may hold several formats.
-    self._image_keys = () if self.image_key else IMAGE_EXTENSIONS
+    self._image_keys = () if self.image_key else EXTENSIONS
     if not self.image_key:
-      images = [k for k in IMAGE_EXTENSIONS if k in fields]
-      self.image_key = choose("image_key", images, images, self.where)
+      images = [k for k in EXTENSIONS if k in fields]
+      images = images or [k for k in fields if is_image(f".{k}")]
+      self.image_key = self._choose(
+        "image_key", images, EXTENSIONS, fields, options
+      )
     self.label_key = options.label_key or ("cls" if "cls" in fields else None)
     self.class_names = None
     if self.label_key:
-      self.class_names = self._read_class_names()
+      self.class_names = self._read_class_names(fields.get(self.label_key))
     self.text_keys = tuple(options.text_weights)
     if not self.text_keys:
       texts = [
         k for k, v in fields.items() if k in TEXT_NAMES and v is not None
       ]
+      texts = texts or [k for k in fields if k.endswith(".txt")]
       if not texts and self.class_names:
         texts = [self.label_key]
-      self.text_keys = (
-        choose("text_keys", texts, ("txt", *TEXT_NAMES), self.where),
-      )
+      names = ("txt", *TEXT_NAMES)
+      found = self._choose("text_keys", texts, names, fields, options)
+      self.text_keys = (found,) if found else ()
     require_fields(self, dict(sorted(fields.items())), options.fields)
 
-  def _read_class_names(self) -> tuple[str, ...] | None:
-    """Returns what classnames.txt says: CLIP_benchmark keeps it thereabouts."""
+  def _choose(
+    self, what: str, candidates, preferred, fields: dict[str, Any], options
+  ) -> str | None:
+    try:
+      return choose(what, candidates, preferred, self.where, [*fields])
+    except UserError as error:
+      if what == "text_keys" and not options.needs_texts:
+        return None
+      if not any("." in key for key in fields):
+        raise
+      raise UserError(
+        f"{error} (a name is cut at its first dot, as webdataset does)"
+      ) from error
+
+  def _read_class_names(self, first: Any) -> tuple[str, ...] | None:
+    """Returns what labels mean: in order, or all words that they are.
+
+    classnames.txt says so: CLIP_benchmark keeps it thereabouts.
+    """
     folder = os.path.dirname(self._shards[0])
     for place in (folder, os.path.dirname(folder)):
       try:
@@ -117,7 +147,11 @@ class TarRecords:
         continue
       lines = text.decode("utf-8-sig", "replace").replace("\r\n", "\n")
       return tuple(lines.rstrip("\n").split("\n"))
-    return None
+    if not _is_word(first):
+      return None
+    labels = self.columns([self.label_key])[self.label_key]
+    words = {str(label).strip() for label in labels if label is not None}
+    return tuple(sorted(words - {""}))
 
   def __len__(self) -> int:
     return len(self._starts)
@@ -196,14 +230,18 @@ class TarRecords:
     _, begin, end = self._place(index)
     fields, first = {}, None
     try:
-      for member in tar_index.members(read, begin, end):
+      for member in members(read, begin, end):
         key, extension = tar_index.split_name(member.name)
-        if key != (first := first or key) or extension in IMAGE_EXTENSIONS:
+        if key != (first := first or key) or is_image(f".{extension}"):
           continue
-        fields[extension] = read(member.start, member.start + member.size)
+        fields[extension] = content(read, member, end)
+    except Damaged:
+      pass  # As `_sample`, which keeps what came before.
+    except BadExample:
+      return {}  # It will be met when it is read.
+    with contextlib.suppress(BadExample):
       return _with_json(fields, "")
-    except (Damaged, BadExample):  # It will be met when it is read.
-      return {}
+    return {}
 
 
 def _sample(read: tar_reading.Read, path: str, start: int, stop: int) -> Record:
@@ -214,21 +252,25 @@ def _sample(read: tar_reading.Read, path: str, start: int, stop: int) -> Record:
   """
   fields, problem, first = {}, "", None
   try:
-    for member in tar_index.members(read, start, stop):
+    for member in members(read, start, stop):
       key, extension = tar_index.split_name(member.name)
       if not extension or (first is not None and key != first):
         continue
       first = key
-      data = read(member.start, min(member.start + member.size, stop))
-      if len(data) < member.size:
-        raise Damaged(f"the shard ends within {member.name}")
-      fields[extension] = data
+      fields[extension] = content(read, member, stop)
   except Damaged as error:
     problem = str(error)
   name = f"{path}#{start if first is None else first.lstrip('/')}"
   if not fields or (problem and len(fields) < 2):
     raise BadExample(problem or "the shard ends before it", "record", name)
   return Record(name, _with_json(fields, name))
+
+
+def _is_word(label: Any) -> bool:
+  """Whether a label is no number."""
+  if isinstance(label, bytes):
+    label = label.decode("utf-8", "replace")
+  return isinstance(label, str) and not label.strip().lstrip("-").isdigit()
 
 
 def _with_json(fields: dict[str, Any], name: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Pixels:
     self, height: int, width: int, rng: np.random.Generator
   ) -> float | None:
     """See `ImageView`."""
-    if self.resize in images.NOT_ANTIALIASED:
+    if self.resize in images.SHARP:
       return None  # Every pixel counts.
     box = self._box(height, width, rng)
     if box is not None and not _inside(box, height, width):
@@ -83,7 +83,7 @@ class Pixels:
 
     The box that is cut out is the same share of the image with all decoders.
     """
-    if image.fast and self.resize not in images.NOT_ANTIALIASED:
+    if image.fast and self.resize not in images.SHARP:
       height, width = image.shape()
       box = self._box(height, width, rng)
       whole = left, top, right, bottom = box or (0, 0, width, height)

@@ -1,0 +1,137 @@
+"""JSON files of annotations: COCO's captions, Karpathy's splits, and lists."""
+
+from collections.abc import Iterator
+import json
+from typing import Any
+
+from big_siglip.data.sources.folder.table import Row, Table
+from big_siglip.data.sources.folder.tables import IMAGE_NAMES, json_rows
+from big_siglip.data.sources.splits import canonical
+from big_siglip.errors import UserError
+
+_FORMS = (
+  "COCO's captions (images, annotations with image_id and caption), Karpathy's"
+  " splits (images with sentences), a list of objects with an image and its"
+  " captions, or an object of captions by image"
+)
+
+
+def open_annotations(file: str, data: bytes) -> Table:
+  """Reads a JSON file of captions; images are "image", captions "caption".
+
+  Raises:
+    UserError: it is no JSON, or of no known form.
+  """
+  try:
+    content = json.loads(data)
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{file}: is not JSON ({error})") from error
+  table = table_of(file, content)
+  if table is None:
+    raise UserError(f"{file}: must be {_FORMS}")
+  return table
+
+
+def is_annotations(data: bytes) -> bool:
+  """Whether the bytes of a JSON file are annotations of a known form."""
+  try:
+    return table_of("", json.loads(data)) is not None
+  except (ValueError, RecursionError):
+    return False
+
+
+def table_of(file: str, content: Any) -> Table | None:
+  """Returns what a JSON file holds, if it is of a known form.
+
+  Args:
+    file: what messages call it.
+    content: what it says.
+  """
+  if isinstance(content, dict):
+    images, notes = content.get("images"), content.get("annotations")
+    if _objects(images):
+      if "sentences" in images[0]:
+        return _karpathy(file, images)
+      if _objects(notes) and "caption" in notes[0] and "image_id" in notes[0]:
+        return _coco(file, images, notes)
+    paths = content.get("image_paths")  # CLIP_benchmark's, of other languages.
+    if isinstance(paths, list) and isinstance(notes, list):
+      pairs = zip(paths, notes, strict=False)
+      return _listed(file, [{"image": i, "caption": c} for i, c in pairs])
+    if content and all(map(_is_texts, content.values())):
+      items = content.items()
+      return _listed(file, [{"image": i, "caption": c} for i, c in items])
+  # A list of what JSON Lines have in each line.
+  if _objects(content) and {str(k).lower() for k in content[0]} & {
+    *IMAGE_NAMES
+  }:
+    return _listed(file, content)
+  return None
+
+
+def _objects(value: Any) -> bool:
+  return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _is_texts(value: Any) -> bool:
+  if isinstance(value, list):
+    return bool(value) and all(isinstance(item, str) for item in value)
+  return isinstance(value, str)
+
+
+def _listed(file: str, items: list[Any]) -> Table:
+  return json_rows(file, list(enumerate(items, 1)), "entry")
+
+
+def _coco(file: str, images: list[dict], notes: list[dict]) -> Table:
+  """A row for each image, with all its captions.
+
+  Chen et al. 2015, Microsoft COCO Captions (arXiv:1504.00325).
+  """
+  captions: dict[Any, list] = {}
+  for note in notes:
+    if isinstance(note, dict):
+      captions.setdefault(note.get("image_id"), []).append(note.get("caption"))
+
+  def rows() -> Iterator[Row]:
+    for number, image in enumerate(images, 1):
+      if not isinstance(image, dict) or "file_name" not in image:
+        yield Row(number, {}, "is no image with file_name")
+        continue
+      texts = captions.get(image.get("id"), [])
+      fields = {**image, "image": image["file_name"], "caption": texts}
+      yield Row(number, fields)
+
+  columns = dict.fromkeys(["image", "caption", *images[0]])
+  return Table(file, tuple(columns), rows, unit="image")
+
+
+def _karpathy(file: str, images: list[dict]) -> Table:
+  """A row for each image (Karpathy and Fei-Fei 2015, arXiv:1412.2306)."""
+  splits = {
+    canonical(str(image["split"]))
+    for image in images
+    if isinstance(image, dict) and "split" in image
+  }
+
+  def rows() -> Iterator[Row]:
+    for number, image in enumerate(images, 1):
+      try:
+        name = image["filename"]
+        texts = [sentence["raw"] for sentence in image["sentences"]]
+      except (KeyError, TypeError):
+        yield Row(number, {}, "is no image with filename and sentences")
+        continue
+      # Its folder need not be there.
+      names = (f"{image['filepath']}/{name}", name)
+      fields = {
+        **image,
+        "image": names if "filepath" in image else name,
+        "caption": texts,
+      }
+      split = image.get("split")
+      yield Row(number, fields, split=split and canonical(str(split)))
+
+  columns = dict.fromkeys(["image", "caption", *images[0]])
+  found = tuple(sorted(splits))
+  return Table(file, tuple(columns), rows, found, unit="image")
