@@ -166,7 +166,9 @@ def test_an_adapter_of_a_tower_alone(base, tmp_path):
     place = tmp_path / "tower"
     _save(place / "model.safetensors", vision)
     (place / "config.json").write_text(json.dumps(settings))
-    path = _adapter(tmp_path / f"a{len(start)}", {**own, **language})
+    classifier = {"base_model.model.classifier.weight": np.zeros((3, 32))}
+    whole = {**own, **language, **classifier}
+    path = _adapter(tmp_path / f"a{len(start)}", whole)
     got = _read(path, str(place))
     kernel = got["image/encoder/blocks/mlp/up/kernel"][1]
     name = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -188,7 +190,6 @@ def _one_line(path, base=None):
     (dict(use_dora=True), "use_dora=True: must be empty, as in plain LoRA"),
     (dict(peft_type="IA3"), "peft_type='IA3': must be LORA"),
     (dict(bias="all"), "bias='all': must be none"),
-    (dict(modules_to_save=["head"]), "modules_to_save=['head']: must be empty"),
     (dict(rank_pattern={"q_proj": 4}), "rank_pattern={'q_proj': 4}: must be"),
     (dict(alpha_pattern={"q_proj": 4}), "alpha_pattern={'q_proj': 4}: must be"),
     (dict(fan_in_fan_out=True), "fan_in_fan_out=True: must be empty"),
@@ -234,6 +235,11 @@ def test_an_adapter_of_other_weights_is_refused(base, tmp_path):
     tmp_path / "a", str(folder)
   )
   assert "is no adapter, which base=x would be for" in _one_line(folder, "x")
+  saved_whole = {
+    "base_model.model.vision_model.head.probe": np.zeros((1, 1, 32))
+  }
+  path = _adapter(tmp_path / "e", {**small, **saved_whole})
+  assert "is a whole array (modules_to_save)" in _one_line(path, str(folder))
   unmerged = {
     f"base_model.model.{TARGETS[0]}.base_layer.weight": np.zeros((2, 2)),
     **small,

@@ -97,7 +97,6 @@ NO_SAFETENSORS = {
     "is no safetensors file",
   ),
   "more": (_one([1]), "not all of it is named"),
-  "a type": (_one([4], dtype="F8_E4M3"), "a has dtype F8_E4M3; known: "),
 }
 
 
@@ -107,6 +106,36 @@ def test_no_safetensors(place, tmp_path, kind):
   shutil.copytree(place / "hf", tmp_path / "hf")
   (tmp_path / "hf" / SHARD).write_bytes(content)
   assert said in error_of(tmp_path / "hf")
+
+
+def test_types_that_are_not_read_matter_where_they_are_asked_for(
+  place, tmp_path
+):
+  shutil.copytree(place / "hf", tmp_path / "hf")
+  file = tmp_path / "hf" / SHARD
+  whole = file.read_bytes()
+  length = int.from_bytes(whole[:8], "little")
+  header = json.loads(whole[8 : 8 + length])
+  header.pop("__metadata__", None)
+  name = "vision_model.post_layernorm.weight"
+  header[name]["dtype"] = "F8_E4M3"
+  text = json.dumps(header).encode()
+  rest = whole[8 + length :]
+  file.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+  assert f"{name} has dtype F8_E4M3; known: F64, " in error_of(tmp_path / "hf")
+  # As a language model's arrays beside an image tower.
+  names = {k: v for k, v in header.items() if not k.startswith("vision_model.")}
+  towers = {k: v for k, v in header.items() if k.startswith("vision_model.")}
+  towers[name]["dtype"] = "F32"
+  language = {f"language.{k}": {**v, "dtype": "U8"} for k, v in names.items()}
+  text = json.dumps({**towers, **language}).encode()
+  file.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+  settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+  settings["architectures"] = ["SiglipForImageClassification"]
+  (tmp_path / "hf" / "config.json").write_text(json.dumps(settings))
+  (tmp_path / "hf" / "preprocessing.json").unlink()
+  _, params = saved.load(str(tmp_path / "hf"), sharding.make_mesh())
+  assert params.keys() == {"image"}
 
 
 FILES = {

@@ -28,6 +28,7 @@ from big_siglip.weights import (
   open_clip_config,
   open_weights,
 )
+from big_siglip.weights.image_transforms import read_open_clip
 from big_siglip.weights.preprocessing import find_preprocessing
 
 TEXTS = ["A dog, running.", "two red circles", "Ünïcode & more", ""]
@@ -158,6 +159,30 @@ def test_open_clips_config_says_what_the_towers_are():
   assert text["hf_tokenizer_name"] == "org/name"
   assert text["tokenizer_kwargs"] == {"clean": "canonicalize"}
   assert made["preprocess_cfg"]["interpolation"] == "bilinear"
+
+
+@pytest.mark.parametrize(
+  ("crop", "fill"),
+  [("none", (0, 0, 0)), ("longest", (9, 9, 9)), ("center", (1, 2, 3))],
+)
+def test_open_clips_config_says_what_happens_to_images(
+  tmp_path, caplog, crop, fill
+):
+  mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+  config = _config(
+    dict(size="B/16", image_size=256, mean=mean, std=std), crop=crop, fill=fill
+  )
+  made = open_clip_config.make(config, "org/name")
+  (tmp_path / "open_clip_config.json").write_text(json.dumps(made))
+  assert read_open_clip(tmp_path) == {
+    "image_size": 256,
+    "resize": "bicubic",
+    "crop": "shortest" if crop == "center" else crop,
+    "mean": mean,
+    "std": std,
+    "fill": fill,
+  }
+  assert ("config.data.crop='center'" in caplog.text) == (crop == "center")
 
 
 @pytest.mark.parametrize(

@@ -432,7 +432,15 @@ def test_towers_that_are_not_ours_are_named(tmp_path):
     patch_size=8,
   )
   transformers.CLIPVisionModel(clip).save_pretrained(tmp_path / "clip")
+  (tmp_path / "text").mkdir()
+  texts = {"embeddings.token_embedding.weight": np.zeros((3, 32), np.float32)}
+  save_safetensors(
+    tmp_path / "text" / "model.safetensors",
+    [(k, v.shape, lambda v=v: v) for k, v in texts.items()],
+    {},
+  )
   for name, said in (
+    ("text", "holds a text tower alone; must hold an image tower"),
     ("naflex", "model_type='siglip2_vision_model': must be 'siglip'; NaFlex"),
     ("clip", "model_type='clip_vision_model': must be 'siglip', or be or hold"),
   ):

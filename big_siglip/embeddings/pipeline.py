@@ -84,7 +84,8 @@ def embed_missing(
   items = ((shard, index) for shard in shards for index in shards[shard])
   prepared = _map_ahead(prepare, items, num_threads, ahead)
   batches = _batches(prepared, batch_size)
-  tower = model.embedder(inputs.kind)
+  embedders = model.embedders
+  tower = embedders.image if inputs.kind == "images" else embedders.text
   # Dispatched here, waited for behind: the devices have their next batch before
   # the last one's result is fetched.
   running = ((batch, _start(tower, model, batch)) for batch in batches)

@@ -64,8 +64,10 @@ class Model:
     """Whether sigmoid probabilities mean something.
 
     A softmax gives the bias no gradient, and where weights of others have none
-    it is exactly 0.
+    it is exactly 0. An image tower alone has none.
     """
+    if not has_text_tower(self.config.model):
+      return False
     loss = self.config.get("loss", {}).get("name", "sigmoid")
     return not loss.endswith("softmax") and self.logit_bias != 0
 

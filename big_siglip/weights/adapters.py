@@ -36,6 +36,7 @@ _HARMLESS = {
   "layers_to_transform",
   "lora_dropout",
   "megatron_core",
+  "modules_to_save",  # Its arrays are looked at: see `add`.
   "peft_version",
   "qalora_group_size",
   "revision",
@@ -62,6 +63,7 @@ class Adapter:
     base: what it was trained on, as its config has it; None: it does not say.
     share: of the product in the sum.
     pairs: {name of a module: (name of A, name of B)} in the file.
+    others: names of what else is in it: whole modules, such as a classifier.
     reader: of the file.
   """
 
@@ -69,6 +71,7 @@ class Adapter:
   base: str | None
   share: float
   pairs: Mapping[str, tuple[str, str]]
+  others: tuple[str, ...]
   reader: Reader
 
 
@@ -112,8 +115,12 @@ def read(folder: pathlib.Path) -> Adapter:
   share = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
   reader = tensors.Safetensors(folder / FILE)
   found: dict[str, dict[str, str]] = {}
+  others = []
   for name, shape in reader.shapes().items():
     pair = _PAIR.fullmatch(name)
+    if not pair and ".lora_" not in name:
+      others.append(name)
+      continue
     if not pair or len(shape) != 2 or shape["BA".index(pair[2]) - 1] != rank:
       raise UserError(
         f"{folder / FILE}: {name} has shape {list(shape)}: must be lora_A of "
@@ -125,7 +132,7 @@ def read(folder: pathlib.Path) -> Adapter:
       raise UserError(f"{folder / FILE}: {module} has no lora_A or no lora_B")
   pairs = {module: (pair["A"], pair["B"]) for module, pair in found.items()}
   base = config.get("base_model_name_or_path")
-  return Adapter(folder, base or None, share, pairs, reader)
+  return Adapter(folder, base or None, share, pairs, tuple(others), reader)
 
 
 def _check(config: Mapping[str, Any], file: pathlib.Path) -> None:
@@ -161,6 +168,13 @@ def add(weights: Reader, towers: tuple[str, ...], adapter: Adapter) -> Adapted:
     UserError: it is of other weights.
   """
   shapes, names = weights.shapes(), {}
+  for other in adapter.others:  # A classifier may stand beside a tower.
+    if towers != ("image",) or "vision" in other or "encoder." in other:
+      raise UserError(
+        f"{adapter.path}: {other} is a whole array (modules_to_save), where an "
+        "adapter must be plain LoRA; merge it where it was trained "
+        "(merge_and_unload)"
+      )
   for module, pair in adapter.pairs.items():
     key = f"{_module(module, towers)}.weight"
     if key not in shapes:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 from big_siglip.errors import UserError
@@ -129,7 +130,7 @@ def _fits(files: Sequence[pathlib.Path]) -> bool:
 def _reader(path: pathlib.Path, files: Sequence[pathlib.Path]) -> Reader:
   if files[0].suffix == ".npz":
     return npz.Npz(files[0])
-  if files[0].is_dir():
+  if files[0].is_dir() and files[0].suffix != ".safetensors":
     return zarr.Zarr(files[0])
   return tensors.Safetensors(path, files)
 
@@ -146,6 +147,8 @@ def _transformers_config(folder: pathlib.Path) -> dict[str, Any] | None:
 def _unknown(reader: Reader, config: Mapping[str, Any] | None) -> str:
   """Returns what to say of arrays that have no names of SigLIP's."""
   kind = (config or {}).get("model_type")
+  if any(re.search(r"\btoken_embedding\b", key) for key in reader.shapes()):
+    return "holds a text tower alone; must hold an image tower"
   what = f" (model_type={kind!r})" if kind else ""
   shown = ", ".join(list(reader.shapes())[:_MOST_NAMES]) or "no array"
   signs = ", ...".join(naming.image_sign for naming in _NAMINGS.values())

@@ -71,14 +71,9 @@ def check(model: Any) -> Any:
   """Returns the library.
 
   Raises:
-    UserError: it is not installed, or a tower is missing or has no vector of
-      a sequence.
+    UserError: it is not installed, or a tower has no vector of a sequence.
   """
   for tower in ("image", "text"):
-    if model.get(tower) is None:
-      raise UserError(
-        f"there is no {tower} tower, and exports are of whole models"
-      )
     if model[tower].pooling == "none":
       raise UserError(
         f"config.model.{tower}.pooling='none': there is no embedding to export"

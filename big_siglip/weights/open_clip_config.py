@@ -6,6 +6,8 @@ and the pixels (timm/models/vision_transformer.py); the text tower from numbers.
 
 from typing import Any
 
+from absl import logging
+
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
@@ -19,8 +21,13 @@ _TIMM = {
   ("So400m", 16): ("vit_so400m_patch16_siglip", (256, 384, 512)),
   ("g-opt", 16): ("vit_giantopt_patch16_siglip", (256, 384)),
 }
-_INTERPOLATIONS = {"big_vision": "bilinear"}  # The nearest that it knows.
-_MODES = {"none": "squash", "shortest": "shortest", "longest": "longest"}
+_FILTERS = ("bilinear", "bicubic")
+_MODES = {
+  "none": "squash",
+  "center": "shortest",
+  "shortest": "shortest",
+  "longest": "longest",
+}
 
 
 def make(config: Any, tokenizer: str) -> dict[str, Any]:
@@ -32,16 +39,9 @@ def make(config: Any, tokenizer: str) -> dict[str, Any]:
       that is read by "local-dir:" any name stands for the folder itself.
 
   Raises:
-    UserError: timm has no name for the image tower, or open_clip does not make
-      squares so.
+    UserError: timm has no name for the image tower.
   """
   model, made = config.model, Preprocessing.of(config)
-  if made.crop not in _MODES or made.crop_fraction != 1:
-    raise UserError(
-      f"config.data.crop={made.crop!r}, crop_fraction={made.crop_fraction:g}: "
-      f"open_clip has {', '.join(_MODES)}, and no border; "
-      "--output=FILE.safetensors writes the weights alone"
-    )
   text = sizes.resolve_text(model.text)
   width = sizes.resolve_image(model.image).width
   text_config = {
@@ -77,13 +77,30 @@ def make(config: Any, tokenizer: str) -> dict[str, Any]:
       },
       "text_cfg": text_config,
     },
-    "preprocess_cfg": {
-      "mean": list(made.mean),
-      "std": list(made.std),
-      "interpolation": _INTERPOLATIONS.get(made.resize, made.resize),
-      "resize_mode": _MODES[made.crop],
-      "fill_color": list(made.fill),
-    },
+    "preprocess_cfg": _preprocess(made, tokenizer),
+  }
+
+
+def _preprocess(made: Preprocessing, name: str) -> dict[str, Any]:
+  """Returns preprocess_cfg; says what is but the nearest to ours."""
+  known = made.resize if made.resize in _FILTERS else "bilinear"
+  for field, nearest, same in (
+    ("resize", known, known == made.resize),
+    ("crop", "shortest", made.crop != "center"),
+    ("crop_fraction", 1.0, made.crop_fraction == 1),
+  ):
+    if not same:
+      logging.warning(
+        "%s: open_clip does not do config.data.%s=%r; %r stands there, the "
+        "nearest that it knows",
+        *(name, field, getattr(made, field), nearest),
+      )
+  return {
+    "mean": list(made.mean),
+    "std": list(made.std),
+    "interpolation": known,
+    "resize_mode": _MODES[made.crop],
+    "fill_color": made.fill[0] if len({*made.fill}) == 1 else list(made.fill),
   }
 
 

@@ -44,9 +44,10 @@ Shape = tuple[int, ...]
 @dataclasses.dataclass(frozen=True)
 class _Entry:
   file: pathlib.Path
-  dtype: np.dtype
+  dtype: str  # Perhaps one that we do not read, of an array not asked for.
   shape: Shape
   start: int
+  size: int  # bytes
 
 
 class Safetensors:
@@ -80,7 +81,12 @@ class Safetensors:
   def read(self, key: str) -> np.ndarray:
     """Returns one array, valid until the thread's next call."""
     entry = self._entries[key]
-    size = math.prod(entry.shape) * entry.dtype.itemsize
+    if entry.dtype not in _DTYPES:
+      raise UserError(
+        f"{entry.file}: {key} has dtype {entry.dtype}; known: "
+        f"{', '.join(_DTYPES)}"
+      )
+    size = entry.size
     buffer = getattr(self._scratch, "buffer", None)
     if buffer is None or len(buffer) < size:
       buffer = self._scratch.buffer = new_array((size,), np.uint8)
@@ -92,7 +98,7 @@ class Safetensors:
         if not count:
           raise UserError(f"{entry.file}: is truncated: {key} ends early")
         done += count
-    return buffer[:size].view(entry.dtype).reshape(entry.shape)
+    return buffer[:size].view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def new_array(shape: Shape, dtype: Any) -> np.ndarray:
@@ -172,9 +178,8 @@ def _header(file: pathlib.Path) -> dict[str, _Entry]:
       raise UserError(f"{file}: is no safetensors file") from error
   used = 8 + length
   for key, entry in entries.items():
-    count = math.prod(entry.shape) * entry.dtype.itemsize
-    used += count
-    if entry.start + count > size:
+    used += entry.size
+    if entry.start + entry.size > size:
       raise UserError(f"{file}: is truncated: {key} ends beyond the file")
   if used != size:
     raise UserError(
@@ -194,16 +199,12 @@ def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(file, key, value, offset) -> _Entry:
   start, end = map(operator.index, value["data_offsets"])
-  name, shape = value["dtype"], tuple(map(operator.index, value["shape"]))
-  if name not in _DTYPES:
-    raise UserError(
-      f"{file}: {key} has dtype {name}; known: {', '.join(_DTYPES)}"
-    )
-  dtype = _DTYPES[name]
-  if (
-    min((start, *shape)) < 0 or end - start != math.prod(shape) * dtype.itemsize
-  ):
+  name, shape = str(value["dtype"]), tuple(map(operator.index, value["shape"]))
+  wanted = end - start
+  if name in _DTYPES:
+    wanted = math.prod(shape) * _DTYPES[name].itemsize
+  if min((start, wanted, *shape)) < 0 or end - start != wanted:
     raise UserError(
       f"{file}: {key} has {end - start} bytes for shape {list(shape)}"
     )
-  return _Entry(file, dtype, shape, offset + start)
+  return _Entry(file, name, shape, offset + start, end - start)
