@@ -101,8 +101,9 @@ class Field:
       return f"must be one of {', '.join(self.words)}"
     if self.within and value not in self.within:
       return self.within.rule()
-    if self.each and (not value or any(map(self.each.mistake, value))):
-      rule = self.each.within.rule()
+    each = self.each
+    if each and (not value or any(map(each.mistake, value))):
+      rule = each.within.rule() if each.within else "numbers"
       return f"must be at least one number, each {rule.removeprefix('must ')}"
     return None
 
