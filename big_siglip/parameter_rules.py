@@ -145,7 +145,7 @@ class _Unit:
   def _in_slice(self, found: re.Match) -> str:
     ends = [int(end) if end else None for end in found[1].split(":")]
     if len(ends) == 1:  # One of them; from the end, if below 0.
-      inside = ends[0] in (self.block, self.block - self.depth)
+      inside = self.block in (ends[0], (ends[0] or 0) + self.depth)
     else:
       inside = self.block in range(self.depth)[slice(*ends)]
     return f"block_{self.block}" if inside else "(?!)"

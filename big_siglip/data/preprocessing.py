@@ -208,7 +208,13 @@ class Preprocess:
     return self.value.square()(image)
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
-    """Returns what the text tower sees, int32 [len(texts), text_length]."""
+    """Returns what the text tower sees, int32 [len(texts), text_length].
+
+    Raises:
+      UserError: there is no text tower.
+    """
+    if self.tokenizer is None or self.value.text_length is None:
+      raise UserError("this is an image tower alone: it sees no texts")
     return self.tokenizer(texts, self.value.text_length)
 
 

@@ -5,7 +5,7 @@ To add one: a frozen dataclass whose call takes parameters and returns a
 `big_siglip.schema.fields.EVALUATIONS`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import hashlib
 from typing import Any
 
@@ -144,11 +144,12 @@ def _features(spec, open_split, loader, embedders) -> Features:
 
 
 def _labelled(spec, source) -> tuple[Classes, Answers]:
-  names, numbers = source.class_names, ()
+  names: Sequence[str] | None = source.class_names
+  numbers: list[int] = []
   fields = getattr(source, "field_names", ())
   there = f" among {', '.join(fields)}" if fields else ""
   if not names and getattr(source, "label_key", None):
-    numbers = source.label_numbers()
+    numbers = list(source.label_numbers())
   if not names and not numbers and spec.answers_file is None:
     raise UserError(
       f"config.evals: data={spec.data!r}: must have labels for kind="

@@ -46,7 +46,7 @@ def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
   total += _pool_flops(text, length, model_config.text)
   total += 2 * text.width * embed_dim * model_config.text.head
   if image_tower:
-    total += 2 * patches * 3 * image.patch_size**2 * image.width
+    total += 2 * patches * 3 * (image.patch_size or 0) ** 2 * image.width
     total += _encoder_flops(image, tokens)
     total += _pool_flops(image, tokens, model_config.image)
     total += 2 * image.width * embed_dim * model_config.image.head

@@ -178,4 +178,6 @@ class Skipped:
 def _key(entry: Mapping[str, str | int]) -> tuple[str, str | int]:
   """Returns what tells one example, or one shard, from another."""
   index = entry["index"]
-  return entry["source"], index if index >= 0 else entry["name"]
+  if not isinstance(index, int) or index < 0:
+    index = entry["name"]
+  return str(entry["source"]), index

@@ -137,7 +137,7 @@ def load(path: str) -> Bundle:
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: holds no serving bundle ({error})") from error
   made = Preprocessing.from_dict(settings)
-  if made.tokenizer != "bytes":
+  if made.tokenizer not in (None, "bytes"):
     file = str(folder / made.tokenizer)
     made = dataclasses.replace(made, tokenizer=file)
   reader = Safetensors(folder / "params.safetensors")

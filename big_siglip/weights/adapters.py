@@ -138,7 +138,11 @@ def read(folder: pathlib.Path) -> Adapter:
 def _check(config: Mapping[str, Any], file: pathlib.Path) -> None:
   for field in ("r", "lora_alpha"):
     value = config.get(field)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if (
+      not isinstance(value, int | float)
+      or isinstance(value, bool)
+      or not 0 < value < math.inf
+    ):
       raise UserError(f"{file}: {field}={value!r}: must be a number above 0")
   given = {"peft_type": None, **config}
   for field, value in given.items():

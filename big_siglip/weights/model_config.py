@@ -31,7 +31,7 @@ def make_model_config(
     text_head: whether the text tower has a projection.
     pooling: of the image tower: "map", as all of SigLIP, or "none".
   """
-  tower, patch = _name(image), image.patch_size
+  tower, patch = _name(image), image.patch_size or 1
   model = ConfigDict(
     {
       "image": {

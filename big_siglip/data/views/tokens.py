@@ -42,6 +42,8 @@ class Tokens:
       e.texts[0] if len(e.texts) == 1 else _draw(e, rngs[i])
       for i, e in enumerate(examples)
     ]
+    if self.tokenizer is None:
+      raise TypeError("these tell their fields alone: they have no tokenizer")
     out[self.name][:] = self.tokenizer(texts, self.length)
     return {}
 

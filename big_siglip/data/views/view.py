@@ -23,7 +23,7 @@ Seed = tuple[int, ...]  # (seed of the run, epoch, number of the example).
 class Sample(Example):
   """What views see: an example whose image is decoded when looked at."""
 
-  image: LazyImage
+  image: LazyImage  # pyright: ignore[reportIncompatibleVariableOverride]
 
   @classmethod
   def of(cls, example: Example, fast: bool) -> "Sample":
