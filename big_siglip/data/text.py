@@ -107,11 +107,6 @@ class SentencePieceTokenizer:
     """Returns the text of ids [length] up to the first EOS or padding."""
     return self._processor.decode(_until_end(ids, self.eos_id, self.pad_id))
 
-  def token_id(self, token: str) -> int | None:
-    """Returns the id of a piece by its name, such as "<pad>"."""
-    number = self._processor.piece_to_id(token)
-    return number if self._processor.id_to_piece(number) == token else None
-
   def vocabulary(self) -> dict[str, int]:
     """Returns the ids of all pieces."""
     pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
@@ -195,10 +190,6 @@ class HuggingFaceTokenizer:
     ids = _until_end(ids, self.eos_id, self.pad_id)
     # Some files call their bytes special.
     return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-  def token_id(self, token: str) -> int | None:
-    """Returns the id of a token by its name, such as "<pad>"."""
-    return self._tokenizer.token_to_id(token)
 
   def vocabulary(self) -> dict[str, int]:
     """Returns the ids of all tokens."""
