@@ -3,9 +3,11 @@
 python main.py --config=configs/folder.py --config.data.path=PHOTOS \
   --workdir=runs/folder
 
-PHOTOS holds captions.csv (columns image, caption; several rows an image) or
-captions.jsonl, and the images beside it or in images/. A tenth of the images is
-held out; --config.data.split=all --config.evals.photos.split=all takes all.
+PHOTOS holds images and captions.csv (columns image, caption; several rows an
+image), texts beside the images, COCO's or Karpathy's JSON, a folder for each
+class: docs/data.md says all that is read.
+A tenth of the images is held out; --config.data.split=all
+--config.evals.photos.split=all takes all.
 """
 
 from ml_collections import ConfigDict

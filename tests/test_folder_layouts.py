@@ -4,6 +4,7 @@ import contextlib
 import json
 import unicodedata
 
+import fsspec
 import numpy as np
 from PIL import Image
 import pyarrow as pa
@@ -92,6 +93,16 @@ _KARPATHY = [
         {"image": name, "caption": list(texts)} for name, texts in TEXTS.items()
       ]
     },
+    {
+      "lines.json": '{"image": "0.png", "text": "a red disc"}\n'
+      '{"image": "1.png", "text": "a green disc"}\n'
+    },
+    {
+      "pandas.json": {
+        "image": {str(i): name for i, name in enumerate(TEXTS)},
+        "text": {str(i): text for i, (text,) in enumerate(TEXTS.values())},
+      }
+    },
     {"by_image.json": {name: list(texts) for name, texts in TEXTS.items()}},
     {
       "fr.json": {
@@ -168,6 +179,13 @@ def test_folders_are_classes(tmp_path, top):
   assert source[0].texts == ("n01440764",)
 
 
+def test_a_column_may_name_the_split_of_each_row(tmp_path):
+  table = "image,caption,split\n0.png,x,train\n1.png,y,validation\n"
+  folder = fill(tmp_path, PHOTOS | {"captions.csv": table})
+  assert opened(folder, "val") == {"1.png": ("y",)}
+  assert "must be one of all, train, val" in refused(folder, "test")
+
+
 def test_class_folders_have_the_splits_of_their_parents(tmp_path):
   files = [
     f"{split}/{kind}/{i}.jpg"
@@ -180,6 +198,9 @@ def test_class_folders_have_the_splits_of_their_parents(tmp_path):
   assert len(opened(tmp_path, "val")) == len(opened(tmp_path, "valid")) == 4
   assert len(opened(tmp_path)) == 10
   assert "must be one of all, train, val" in refused(tmp_path, "test")
+  fill(tmp_path, dict.fromkeys(f"test/{i}.jpg" for i in range(11)))
+  assert len(opened(tmp_path, "train")) == 6  # Others' rows do not count.
+  assert "lies in no folder of a class" in refused(tmp_path)
   fill(tmp_path / "one", dict.fromkeys(["photos/a.jpg", "photos/b.jpg"]))
   assert "2 images, in photos/" in refused(tmp_path / "one")
 
@@ -224,6 +245,9 @@ def test_splits_that_a_data_set_has_are_taken(tmp_path):
     ("image,caption", "0.png,[one]", ("[one]",)),
     ("photo,words", "0.png,one", ("one",)),
     ("image,label,caption", "0.png,x,one", ("one",)),
+    ("image,caption,caption", "0.png,one,two", ("one", "two")),
+    (",image,caption,caption.1", "0,0.png,one,two", ("one", "two")),
+    (",image,width,beschreibung", "0,0.png,3,one", ("one",)),
   ],
 )
 def test_columns_are_found_by_their_names(tmp_path, columns, row, texts):
@@ -304,6 +328,37 @@ def test_absolute_paths_of_elsewhere_are_found_by_their_ends(tmp_path):
   assert "no image '/day1/c.png'" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("layout", "texts"),
+  [
+    ({"a/0.png": None, "b/1.png": None}, ("a", "b")),
+    ({"0.png": None, "0.txt": "a", "1.png": None, "1.txt": "b"}, ("a", "b")),
+    (
+      {
+        "val/0.png": None,
+        "val/1.png": None,
+        "list.csv": "image,text\n0.png,a\n1.png,b\n",
+      },
+      ("a", "b"),
+    ),
+  ],
+)
+def test_layouts_are_found_in_remote_storage(tmp_path, layout, texts):
+  fill(tmp_path, layout)
+  fs = fsspec.filesystem("memory")
+  fs.put(str(tmp_path), f"/{tmp_path.name}", recursive=True)
+  source = open_source("folder", "all", f"memory://{tmp_path.name}")
+  assert tuple(e.texts[0] for e in source) == texts
+  assert source[0].image == (tmp_path / source[0].name).read_bytes()
+
+
+def test_files_of_other_formats_are_named(tmp_path):
+  for name in ("train-0.parquet", "0.tar"):
+    folder = fill(tmp_path / name, {name: "x", "images/0.png": None})
+    kind = name.rpartition(".")[-1]
+    assert f"and {name}, which the data set {kind!r} reads" in refused(folder)
+
+
 def test_numbers_name_images_of_json(tmp_path):
   folder = fill(
     tmp_path, PHOTOS | {"captions.jsonl": '{"image": 0, "text": "x"}'}
@@ -364,6 +419,7 @@ def test_quotes_are_letters_of_a_tsv(tmp_path, end):
     ('0.png,"one\n1.png,two"\n', "line 2: a quote before its text is closed"),
     ('0.png,"one\n1.png,"two\n', "(2 bad rows in all)"),
     ('0.png,"a 5" disc, red"\n', "more fields than columns"),
+    ('0,"one\n1,two"\n', "line 2: a quote before its text is closed"),
   ],
 )
 def test_a_text_that_holds_rows_is_a_mistake(tmp_path, text, said):
@@ -374,7 +430,8 @@ def test_a_text_that_holds_rows_is_a_mistake(tmp_path, text, said):
 def test_quotes_are_read_as_programs_and_people_write_them():
   rows = delimited.read(
     'a,"say ""x"", y"\nb,"say \\"x\\", y"\r\nc,"C:\\"\nd,5" wide\n'
-    'e,"5" wide"\nf,"W" said\n\ng, "q, r"\nh,"two\nlines"\ni,z',
+    'e,"5" wide"\nf,"W" said\n\ng, "q, r"\nh,"two\nlines"\ni,z\n'
+    'j,5\\" wide',
     ",",
   )
   assert [(row.line, row.cells[1]) for row in rows] == [
@@ -387,6 +444,7 @@ def test_quotes_are_read_as_programs_and_people_write_them():
     (8, "q, r"),
     (9, "two\nlines"),
     (11, "z"),
+    (12, '5" wide'),
   ]
 
 

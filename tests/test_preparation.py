@@ -347,6 +347,55 @@ def test_tar_shards_of_img2dataset(tmp_path):
   assert tally.counts["filtered: no caption left"] == 1
 
 
+def test_a_tar_is_read_as_training_reads_it(tmp_path):
+  turns = [
+    {"from": "human", "value": "What is it?"},
+    {"from": "gpt", "value": "A disc."},
+  ]
+  file = epath.Path(tmp_path / "00000.tar")
+  wit_cases.write_tar(
+    file,
+    {
+      "0": dict(jpg=image_server.picture(0), json={"TEXT": ["one", "two"]}),
+      "1": dict(jfif=image_server.picture(1), json={"alt_text": "three"}),
+      "2": dict(avif=image_server.picture(2, "AVIF"), txt="four"),
+      "3": {"input.jpg": image_server.picture(3), "outputs.txt": "five"},
+      "4": dict(jpg=image_server.picture(4), json={"turns": turns}),
+      "5": {"0.jpg": b"x", "1.jpg": b"y", "txt": "six"},
+    },
+  )
+
+  def read(*captions):
+    tally, every = Tally(), Filters(mime_types=())
+    found = list(tars.read(file, captions, every, tally, SIZES))
+    return [[c.text for c in r.captions] for r in found], tally
+
+  texts, tally = read()
+  assert texts == [["one", "two"], ["three"], ["four"], ["five"]]
+  assert tally.faults[0]["detail"] == "several could be it: 0.jpg, 1.jpg"
+  assert read("turns/value")[0] == [["A disc."]]
+
+
+@pytest.mark.parametrize("kind", [b"x", b"L", b"g", b"0"])
+@pytest.mark.parametrize("size", [-5000, 2**62, 2**80, 2**36 - 1])
+def test_hostile_headers_cost_what_follows_them(tmp_path, kind, size):
+  file = epath.Path(tmp_path / "0.tar")
+  wit_cases.write_tar(file, {"0": dict(jpg=image_server.picture(0), txt="x")})
+  with tarfile.open(file) as tar:
+    end = tar.getmembers()[-1].offset_data + 512
+  header = bytearray(tarfile.TarInfo("1.jpg").tobuf(tarfile.GNU_FORMAT))
+  sign = b"\xff" if size < 0 else b"\x80"
+  header[124:136] = sign + (size % 2**88).to_bytes(11, "big")
+  header[156:157] = kind
+  header[148:156] = b" " * 8
+  header[148:156] = b"%06o\0 " % sum(header)
+  file.write_bytes(file.read_bytes()[:end] + bytes(header) + bytes(10_240))
+  tally = Tally()
+  list(tars.read(file, (), Filters(), tally, SIZES))
+  (fault,) = tally.faults
+  assert fault["kind"] == "damaged_shard"
+
+
 def test_a_tar_that_tells_of_a_huge_file_is_given_up(tmp_path):
   file = epath.Path(tmp_path / "a.tar")
   with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:

@@ -73,6 +73,7 @@ PIXELS = [np.full((2, 2, 3), i, np.uint8) for i in range(3)]
     [base64.urlsafe_b64encode(data).decode() for data in DATA],
     [[data] for data in DATA],
     [[{"bytes": data, "path": None}] for data in DATA],
+    [[{"bytes": None, "path": f"{i}.png"}] for i in range(3)],
     pa.array([list(data) for data in DATA], pa.list_(pa.uint8())),
   ],
 )
@@ -85,6 +86,12 @@ def test_parquet_holds_images_in_many_ways(tmp_path, column):
   source = open_source("parquet", "all", path)
   assert [e.image for e in source] == list(DATA)
   assert [e.texts for e in source] == [(text,) for text in TEXTS]
+
+
+def test_a_column_of_images_may_be_called_anything(tmp_path):
+  column = [{"bytes": data, "path": None} for data in DATA]
+  path = parquet(tmp_path, photo=column, text=TEXTS)
+  assert open_source("parquet", "all", path)[1].image == DATA[1]
 
 
 def test_pixels_in_lists_are_an_image(tmp_path):
@@ -120,6 +127,15 @@ def test_what_has_no_images_lists_its_columns(tmp_path):
   assert "there are: image, width" in refused("parquet", path)
   path = tar(tmp_path / "tar", [("0.xyz", b"x"), ("0.md", b"y")])
   assert "none has its type; there are: xyz, md" in refused("tar", path)
+
+
+def test_several_fields_of_captions_are_read_together(tmp_path):
+  path = parquet(tmp_path / "a", image=DATA, caption_0=TEXTS, caption_1=TEXTS)
+  assert open_source("parquet", "all", path)[0].texts == ("one", "one")
+  texts = json.dumps({"caption1": "one", "caption2": "two"})
+  files = [("0.png", DATA[0]), ("0.json", texts)]
+  source = open_source("tar", "all", tar(tmp_path / "tar", files))
+  assert source[0].texts == ("one", "two")
 
 
 def test_labels_may_be_words(tmp_path):

@@ -86,7 +86,10 @@ def print_table(found, length: int, config: ConfigDict) -> None:
   for name, value in found.epochs.items():
     print(f"{name:14} {value:.2f} in {config.total_steps} steps")
   shards = sum(fault.index < 0 for fault in found.faults)
-  counts = {**found.skipped, **({"whole shards": shards} if shards else {})}
+  counts = {
+    **found.skipped,
+    **({"shards and tables": shards} if shards else {}),
+  }
   skipped = ", ".join(f"{kind} {n}" for kind, n in counts.items())
   print(f"skipped        {skipped or 'none'}")
   for fault in found.faults[:10]:

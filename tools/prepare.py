@@ -33,7 +33,9 @@ _CAPTIONS = flags.DEFINE_list(
   "captions", [], "Columns, or fields of .json, to take; empty: the usual."
 )
 _LANGUAGES = flags.DEFINE_list("languages", [], "Codes to keep; empty: all.")
-_MIME_TYPES = flags.DEFINE_list("mime_types", [], "To keep; empty: the usual.")
+_MIME_TYPES = flags.DEFINE_list(
+  "mime_types", [], "To keep; empty: of WIT the usual, else all that is read."
+)
 _MIN_SIZE = flags.DEFINE_integer("min_size", 1, "Pixels, shorter side.")
 _MAX_ASPECT = flags.DEFINE_float("max_aspect", None, "Longer by shorter side.")
 _MIN_CAPTION = flags.DEFINE_integer("min_caption", 1, "Characters.")
@@ -148,7 +150,8 @@ def _make_job(kind: str, inputs: list[str]):
     _OUTPUT.value,
     filters.Filters(
       languages=tuple(_LANGUAGES.value),
-      mime_types=tuple(_MIME_TYPES.value) or filters.MIME_TYPES,
+      mime_types=tuple(_MIME_TYPES.value)
+      or (filters.MIME_TYPES if kind.startswith("wit") else ()),
       min_size=_MIN_SIZE.value,
       max_aspect=_MAX_ASPECT.value,
       min_caption=_MIN_CAPTION.value,

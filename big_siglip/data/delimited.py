@@ -38,8 +38,9 @@ def read(text: str, delimiter: str) -> Iterator[Cells]:
 
   A cell is quoted where a mark opens it and closes it before the delimiter or
   the line's end. Marks within are doubled; after a backslash or alone where
-  nothing else fits. Where tabs part the cells, as a rule nothing is quoted: a
-  mark is a letter if the quoted cell would not end, or hold whole rows.
+  nothing else fits. A backslash before a mark goes, in any cell. Where tabs
+  part the cells, as a rule nothing is quoted: a mark is a letter if the quoted
+  cell would not end, or hold whole rows.
 
   Args:
     text: of the whole table.
@@ -78,6 +79,7 @@ def _quoted_row(
         cell = bare[1:-1]
       elif delimiter != "\t" and bare[:1] == '"' and bare.count('"') % 2:
         problem = _OPEN
+      cell = cell.replace('\\"', '"')
     cells.append(cell)
     if text[position : position + 1] != delimiter:
       break

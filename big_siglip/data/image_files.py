@@ -5,6 +5,8 @@ All of it is decoded by Pillow; HEIC by pillow_heif, where that is installed.
 
 import contextlib
 
+from PIL import Image
+
 # By the last part of the name, in small letters, without its dot.
 EXTENSIONS = (
   "jpg",
@@ -68,6 +70,8 @@ def looks_like_image(data: bytes) -> bool:
 
 def why_unknown(data: bytes) -> str:
   """Returns why Pillow may not know the format of some bytes."""
+  if data[4:12] in _HEIF and "HEIF" in Image.OPEN:
+    return "is HEIC, and damaged"
   if data[4:12] in _HEIF:
     return "is HEIC, which needs pillow-heif (pip install pillow-heif)"
   if data[4:8] == b"ftyp" and data[8:10] == b"av":

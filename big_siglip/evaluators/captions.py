@@ -149,7 +149,7 @@ def _table_rows(table: Table, root: pathlib.Path, where: str) -> Iterator[_Row]:
   """Yields the images of a table, wherever below the folder they lie."""
   listing = Listing(str(root), Storage())
   gathered = begin(table, Options())
-  gathered.add(table, listing.find, None, None)
+  gathered.add(table, listing.find)
   if gathered.has_mistakes:
     raise UserError(f"{where}: {gathered.left_out}")
   if gathered.left_out:

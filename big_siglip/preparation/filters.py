@@ -25,7 +25,7 @@ class Filters:
   Attributes:
     languages: codes; empty: any, also unknown ones.
     mime_types: as the image's own bytes say, or the row where it must first be
-      fetched.
+      fetched; empty: any that is decoded.
     min_size: pixels of the shorter side.
     max_aspect: longer side by shorter side; None: any.
     min_caption: characters.
@@ -60,7 +60,7 @@ class Filters:
   ) -> bool:
     """Says whether an image of so many pixels stays; counts if it does not."""
     reason = ""
-    if mime_type not in self.mime_types:
+    if self.mime_types and mime_type not in self.mime_types:
       reason = "mime type"
     elif min(width, height) < self.min_size:
       reason = "image too small"

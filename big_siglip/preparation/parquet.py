@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from big_siglip.data.sources.example import TEXT_NAMES
+from big_siglip.data.sources.nested import as_texts, dig
+from big_siglip.data.sources.storage import Storage
+from big_siglip.data.sources.stored_images import as_image, read_beside
 from big_siglip.data.tables import to_rows
-from big_siglip.errors import UserError
+from big_siglip.errors import BadExample, UserError
 from big_siglip.preparation import wit
 from big_siglip.preparation.filters import Filters
 from big_siglip.preparation.records import (
@@ -46,6 +49,7 @@ class Columns:
   def all(self) -> list[str]:
     """Those to read: wit_base also has embeddings, larger than its images."""
     names = {self.image, self.language, self.url, *self.captions, *_OTHERS}
+    names |= {caption.split("/")[0] for caption in self.captions}
     if self.is_wit:
       names |= {_WIT, wit.ATTRIBUTION}
     return [name for name in self.present if name in names]
@@ -95,7 +99,9 @@ def find_columns(
   if languages and not found.language:
     _first(path, present, _LANGUAGE_COLUMNS, "of languages (--languages)")
   for caption in captions:
-    _first(path, present, (caption,), "of captions (--captions)")
+    # Or a path within a column.
+    names = dict.fromkeys([caption, caption.split("/")[0]])
+    _first(path, present, (*names,), "of captions (--captions)")
   if not captions:
     first = _first(path, present, CAPTION_COLUMNS, "of captions (--captions)")
     found = dataclasses.replace(found, captions=(first,))
@@ -166,11 +172,13 @@ def _rows(
 
 
 def _read_row(path, number, row, columns, filters, tally) -> Record | None:
-  image = row[columns.image]
-  if isinstance(image, dict):  # As the hub's Image feature: {bytes, path}.
-    image = image.get("bytes")
-  if not isinstance(image, bytes):
-    raise Fault("no_image", "holds no bytes")
+  try:
+    image = as_image(
+      row[columns.image],
+      lambda name: read_beside(name, str(path), Storage(retry_seconds=0)),
+    )
+  except BadExample as error:
+    raise Fault("no_image", str(error)) from error
   captions = _wit_captions if columns.is_wit else _captions
   captions = filters.keep_captions(captions(row, columns), tally)
   if not captions:
@@ -194,8 +202,7 @@ def _captions(row: dict[str, Any], columns: Columns) -> list[Caption]:
   language = _text(row.get(columns.language))
   captions = []
   for column in columns.captions:
-    value = row[column]
-    for text in value if isinstance(value, list) else [value]:
+    for text in as_texts(dig(row, column)):
       captions.append(
         Caption(_text(text), language, _text(row.get("page_url")))
       )

@@ -8,8 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from big_siglip.data.image_files import EXTENSIONS
+from big_siglip.data.image_files import EXTENSIONS, is_image
 from big_siglip.data.sources.example import TEXT_NAMES
+from big_siglip.data.sources.nested import as_texts, dig
 from big_siglip.errors import UserError
 from big_siglip.preparation.filters import Filters
 from big_siglip.preparation.records import (
@@ -137,7 +138,7 @@ def _examples(
     with _opened(path) as tar:
       for member in tar:
         name, suffix = _split(member.name)
-        if not member.isfile() or suffix not in (*IMAGES, *_TEXTS):
+        if not member.isfile() or not (_is_image(suffix) or _is_text(suffix)):
           continue
         if name != key:
           if members:
@@ -174,7 +175,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _read_example(path, key, members, columns, filters, tally) -> Record | None:
-  image = next((members[s] for s in IMAGES if s in members), None)
+  image = _image(members)
   for member in members.values():
     if isinstance(member, Fault):
       raise member
@@ -182,12 +183,12 @@ def _read_example(path, key, members, columns, filters, tally) -> Record | None:
     raise Fault("no_image", f"has only {', '.join(sorted(members))}")
   fields = _fields(members)
   if not columns:
-    columns = [c for c in _CAPTIONS if c in fields][:1]
+    texts = [c for c in fields if c.endswith(".txt")]
+    columns = [c for c in (*_CAPTIONS, *texts) if c in fields][:1]
   language = _first(fields, _LANGUAGES)
   captions = []
   for column in columns:
-    value = fields.get(column)
-    for text in value if isinstance(value, list) else [value]:
+    for text in as_texts(dig(fields, column)):
       page_url = _first(fields, ("page_url",))
       captions.append(Caption(_text(text), language, page_url))
   captions = filters.keep_captions(captions, tally)
@@ -207,6 +208,29 @@ def _read_example(path, key, members, columns, filters, tally) -> Record | None:
   )
 
 
+def _is_image(suffix: str) -> bool:
+  return suffix in IMAGES or is_image(f".{suffix}")
+
+
+def _is_text(suffix: str) -> bool:
+  return suffix in _TEXTS or suffix.endswith(".txt")
+
+
+def _image(members: dict[str, bytes | Fault]) -> bytes | Fault | None:
+  """Returns the image; NAME.input.jpg is one where it is the only one.
+
+  Raises:
+    Fault: several could be it.
+  """
+  for suffix in IMAGES:
+    if suffix in members:
+      return members[suffix]
+  found = [suffix for suffix in members if _is_image(suffix)]
+  if len(found) > 1:
+    raise Fault("no_image", f"several could be it: {', '.join(found)}")
+  return members[found[0]] if found else None
+
+
 def _fields(members: dict[str, bytes]) -> dict[str, Any]:
   fields = {}
   if "json" in members:
@@ -216,8 +240,9 @@ def _fields(members: dict[str, bytes]) -> dict[str, Any]:
       raise Fault("bad_json", str(error)) from error
     if not isinstance(fields, dict):
       raise Fault("bad_json", "is no object")
-  if "txt" in members:
-    fields["txt"] = members["txt"].decode("utf-8", "replace")
+  for suffix, data in members.items():
+    if _is_text(suffix) and suffix != "json":
+      fields[suffix] = data.decode("utf-8", "replace")
   return fields
 
 

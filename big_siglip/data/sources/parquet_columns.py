@@ -15,6 +15,7 @@ from big_siglip.data.sources.example import (
   TEXT_NAMES,
 )
 from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.numbered import alike
 from big_siglip.data.sources.stored_images import kind_of
 from big_siglip.errors import UserError
 
@@ -39,8 +40,11 @@ def find_image(
   Raises:
     UserError: there is none, or there are several.
   """
+  lists = [k for k, t in kinds.items() if _is_list_of_images(t)]
   images = [k for k, t in kinds.items() if _is_image(t)]
-  images = images or [k for k, t in kinds.items() if _is_list_of_images(t)]
+  # Not the bytes within {bytes, path}, whose path may be all that there is.
+  images = [k for k in images if k.rpartition("/")[0] not in (*images, *lists)]
+  images = images or lists
   held = {} if images else _held_in_texts(kinds, head)
   images = images or [k for k, how in held.items() if how != "url"]
   try:
@@ -98,6 +102,8 @@ def find_texts(
   unclear = names and not set(texts) & set(TEXT_NAMES)
   if label and (unclear or (not texts and is_text(kinds[label]))):
     return (label,)
+  if not set(texts) & set(TEXT_NAMES) and (found := alike(texts, TEXT_NAMES)):
+    return found
   return choose_text(options, texts, TEXT_NAMES, where, [*kinds])
 
 
@@ -136,11 +142,13 @@ def _is_list_of_images(kind: pa.DataType) -> bool:
 
 
 def _is_image(kind: pa.DataType) -> bool:
-  if pa.types.is_struct(kind):
-    return "bytes" in [f.name for f in kind.fields] and _is_binary(
-      kind.field("bytes").type
-    )
-  return _is_binary(kind)
+  if not pa.types.is_struct(kind):
+    return _is_binary(kind)
+  names = [field.name for field in kind.fields]
+  if "bytes" not in names:
+    return False
+  inner = kind.field("bytes").type  # None in all rows, beside a path.
+  return _is_binary(inner) or (pa.types.is_null(inner) and "path" in names)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -33,7 +33,7 @@ def canonical(word: str) -> str:
 
 def is_split(word: str) -> bool:
   """Whether a folder of this name holds a split."""
-  return word.lower() in _WORDS
+  return word.lower() in (*_WORDS, "restval")  # Karpathy's, of COCO.
 
 
 def split_in(name: str) -> str | None:

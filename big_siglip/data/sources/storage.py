@@ -149,10 +149,19 @@ class Storage:
         else:
           files.append(name)
     if not files:
+      there = self._names_in(pattern)
       raise UserError(
         f"config.data.path={pattern!r}: no such files ({' or '.join(suffixes)})"
+        + f"; it holds {', '.join(there)}" * bool(there)
       )
     return files
+
+  def _names_in(self, folder: str) -> list[str]:
+    """Returns some of what a folder holds; none of what is no folder."""
+    if is_remote(folder) or not _is_there(folder):
+      return []
+    names = (path.rsplit("/", 1)[-1] for path in self._list(folder))
+    return sorted(names)[:5]
 
   def is_folder(self, path: str) -> bool:
     """Whether `path` is a folder."""

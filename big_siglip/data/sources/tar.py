@@ -24,6 +24,7 @@ from big_siglip.data.sources.example import (
   TEXT_NAMES,
 )
 from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.numbered import alike
 from big_siglip.data.sources.splits import choose_files
 from big_siglip.data.sources.storage import is_remote, local_path, Storage
 from big_siglip.data.sources.tar_index import ShardIndex
@@ -106,7 +107,7 @@ class TarRecords:
     self.label_key = options.label_key or ("cls" if "cls" in fields else None)
     self.class_names = None
     if self.label_key:
-      self.class_names = self._read_class_names(fields.get(self.label_key))
+      self.class_names = self._read_class_names(dig(fields, self.label_key))
     self.text_keys = tuple(options.text_weights)
     if not self.text_keys:
       texts = [
@@ -116,8 +117,10 @@ class TarRecords:
       if not texts and self.class_names:
         texts = [self.label_key]
       names = ("txt", *TEXT_NAMES)
-      found = self._choose("text_keys", texts, names, fields, options)
-      self.text_keys = (found,) if found else ()
+      self.text_keys = alike(list(fields), names) if not texts else ()
+      if not self.text_keys:
+        found = self._choose("text_keys", texts, names, fields, options)
+        self.text_keys = (found,) if found else ()
     require_fields(self, dict(sorted(fields.items())), options.fields)
 
   def _choose(

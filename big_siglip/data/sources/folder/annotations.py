@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import json
 from typing import Any
 
+from big_siglip.data.sources.folder import tables
 from big_siglip.data.sources.folder.table import Row, Table
 from big_siglip.data.sources.folder.tables import IMAGE_NAMES, json_rows
 from big_siglip.data.sources.splits import canonical
@@ -23,7 +24,7 @@ def open_annotations(file: str, data: bytes) -> Table:
     UserError: it is no JSON, or of no known form.
   """
   try:
-    content = json.loads(data)
+    content = _load(data)
   except (ValueError, RecursionError) as error:
     raise UserError(f"{file}: is not JSON ({error})") from error
   table = table_of(file, content)
@@ -35,9 +36,22 @@ def open_annotations(file: str, data: bytes) -> Table:
 def is_annotations(data: bytes) -> bool:
   """Whether the bytes of a JSON file are annotations of a known form."""
   try:
-    return table_of("", json.loads(data)) is not None
+    return table_of("", _load(data)) is not None
   except (ValueError, RecursionError):
     return False
+
+
+def _load(data: bytes) -> Any:
+  """Returns what a file says, be it one value or one in each line."""
+  text = data.decode("utf-8-sig")
+  try:
+    return json.loads(text)
+  except ValueError:
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or not lines[0].lstrip().startswith("{"):
+      raise
+    json.loads(lines[0])
+    return [row for _, row in tables.read_lines(text)]
 
 
 def table_of(file: str, content: Any) -> Table | None:
@@ -58,6 +72,8 @@ def table_of(file: str, content: Any) -> Table | None:
     if isinstance(paths, list) and isinstance(notes, list):
       pairs = zip(paths, notes, strict=False)
       return _listed(file, [{"image": i, "caption": c} for i, c in pairs])
+    if {str(name).lower() for name in content} & {*IMAGE_NAMES}:
+      return _by_column(file, content)
     if content and all(map(_is_texts, content.values())):
       items = content.items()
       return _listed(file, [{"image": i, "caption": c} for i, c in items])
@@ -67,6 +83,20 @@ def table_of(file: str, content: Any) -> Table | None:
   }:
     return _listed(file, content)
   return None
+
+
+def _by_column(file: str, content: dict[str, Any]) -> Table | None:
+  """Returns a table that was written by its columns, as pandas does."""
+  columns = [
+    list(values.values()) if isinstance(values, dict) else values
+    for values in content.values()
+  ]
+  if not all(isinstance(values, list) for values in columns):
+    return None
+  if len({len(values) for values in columns}) != 1:
+    return None
+  rows = zip(*columns, strict=True)
+  return _listed(file, [dict(zip(content, row, strict=True)) for row in rows])
 
 
 def _objects(value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import re
 from typing import Any
 
 from big_siglip.data import image_files
+from big_siglip.data.sources import numbered
 from big_siglip.data.sources.example import (
   LABEL_NAMES,
   Options,
@@ -18,8 +18,6 @@ from big_siglip.data.sources.nested import dig
 from big_siglip.errors import UserError
 
 _TEXTS = ("caption", *TEXT_NAMES, "comment", "description", "sentence", "raw")
-# Columns of several captions: caption_0, caption_1 ...
-_NUMBERED = re.compile(r"(.*?)s?[ _-]?\d+", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +95,15 @@ def _texts(table: Table, sample, image, label) -> tuple[str, ...]:
   others = [c for c in table.columns if c not in (image, label)]
   for names in (table.text_names, _TEXTS):
     if name := _named(others, names):
-      numbered = [c for c in others if _stem(c) == _stem(name) != ""]
-      return tuple(numbered) if len(numbered) > 1 else (name,)
-  numbered = [c for c in others if _stem(c) in _TEXTS]
-  if numbered:
-    stem = _stem(numbered[0])
-    return tuple(c for c in numbered if _stem(c) == stem)
+      return numbered.alike(others, [numbered.stem(name)]) or (name,)
+  if found := numbered.alike(others, _TEXTS):
+    return found
   if label:
     return (label,)
-  if len(others) == 1 and not _named(others, LABEL_NAMES):
-    values = [row.get(others[0]) for row in sample]
-    return tuple(others) if any(map(_is_text, values)) else ()
+  found = [c for c in others if any(_is_text(row.get(c)) for row in sample)]
+  if len(found) == 1 and not _named(found, LABEL_NAMES):
+    return tuple(found)
   return ()
-
-
-def _stem(column: str) -> str:
-  """Returns what a column is called without its number."""
-  match = _NUMBERED.fullmatch(column.strip().lower())
-  return match[1] if match else column.strip().lower()
 
 
 def _is_text(value: Any) -> bool:

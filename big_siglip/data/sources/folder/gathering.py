@@ -1,12 +1,12 @@
 """The rows of a folder's tables, checked and put together by image."""
 
-import ast
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import itertools
 import json
 import os
+import re
 from typing import Any
 
 from big_siglip.data.class_names import sort_labels
@@ -14,8 +14,16 @@ from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.folder.columns import choose_columns, Columns
 from big_siglip.data.sources.folder.table import Row, Table
 from big_siglip.data.sources.nested import dig
+from big_siglip.data.sources.splits import canonical, is_split
 from big_siglip.errors import UserError
 
+# Texts in quotes, and a list of them; what backslashes stand before.
+_ITEM = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
+_ITEMS = rf"(?:{_ITEM.pattern})(?:\s*,\s*(?:{_ITEM.pattern}))*+"
+_LIST = re.compile(rf"\[\s*{_ITEMS}\s*\]", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_LETTERS = {"n": "\n", "t": "\t", "r": "\r"}
+_SPLIT = "split"  # A column that names each row's, as of Flickr30k's tables.
 _SAMPLE = 64  # Rows that tell what their columns are.
 # Examples of which `max_skipped` may be bad however few there are, as at the
 # start of a run.
@@ -35,6 +43,7 @@ class Gathered:
       texts are lists, and the image itself is not among them.
     splits: by image, where the data set has its own.
     has_splits: whether it has.
+    split_key: the column that says so, if one does.
     missing: images that are not there.
     problems: of rows that are left out, each with its place.
     has_mistakes: whether one of them makes all rows doubtful.
@@ -46,6 +55,7 @@ class Gathered:
   images: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   splits: dict[str, str] = dataclasses.field(default_factory=dict)
   has_splits: bool = False
+  split_key: str | None = None
   missing: dict[str, int] = dataclasses.field(default_factory=dict)
   problems: list[str] = dataclasses.field(default_factory=list)
   has_mistakes: bool = False
@@ -60,7 +70,12 @@ class Gathered:
     return f"{count} of {self.rows} rows cannot be used: {self.problems[0]}"
 
   def add(
-    self, table: Table, find: Find, folder: str | None, split: str | None
+    self,
+    table: Table,
+    find: Find,
+    folder: str | None = None,
+    split: str | None = None,
+    wanted: str = "all",
   ) -> None:
     """Adds the rows of a table.
 
@@ -70,16 +85,19 @@ class Gathered:
       folder: what messages call the place of the images; None: that one is
         missing is no problem.
       split: of all rows that name none.
+      wanted: the split whose rows are to be good, or "all".
     """
     keys = self.columns
     # A label that is also the text stays one: it is the class's name.
     lists = [key for key in keys.texts if key != keys.label]
     known = functools.cache(find)
     for row in table.rows():
-      self.rows += 1
+      own = row.split or self._split(row) or split
+      counts = wanted in ("all", own) or not own
+      self.rows += counts
       problem = row.problem or _incomplete(row, keys)
       if problem:
-        self.problems.append(_at(table, row, problem))
+        self.problems += [_at(table, row, problem)] * counts
         self.has_mistakes |= row.is_mistake
         continue
       names = _image_names(dig(row.fields, keys.image))
@@ -87,16 +105,21 @@ class Gathered:
       if not found:
         found = names[0]
         self.missing.setdefault(found, row.line)
-        if folder is not None:
+        if folder is not None and counts:
           why = _why_missing(found, folder)
           self.problems.append(_at(table, row, why))
       if found not in self.images:
         fields = {k: v for k, v in row.fields.items() if k != keys.image}
         self.images[found] = fields | {key: [] for key in lists}
-        if row.split or split:
-          self.splits[found] = row.split or split
+        if own:
+          self.splits[found] = own
       for key in lists:
         self.images[found][key] += _captions(dig(row.fields, key))
+
+  def _split(self, row: Row) -> str | None:
+    """Returns the split that a row names in its column."""
+    word = row.fields.get(self.split_key) if self.split_key else None
+    return canonical(str(word).strip()) if word else None
 
   def check(self, max_skipped: float) -> None:
     """Refuses a folder of which too much is bad.
@@ -127,7 +150,11 @@ def begin(table: Table, options: Options) -> Gathered:
   first = next(table.rows(), None)
   if not table.columns and first and first.problem:
     raise UserError(_at(table, first, first.problem))
-  return Gathered(table.where, choose_columns(table, sample, options))
+  gathered = Gathered(table.where, choose_columns(table, sample, options))
+  words = {str(row.get(_SPLIT)).strip().lower() for row in sample}
+  if _SPLIT in table.columns and words and all(map(is_split, words)):
+    gathered.split_key, gathered.has_splits = _SPLIT, True
+  return gathered
 
 
 def _at(table: Table, row: Row, problem: str) -> str:
@@ -179,14 +206,12 @@ def _captions(value: Any) -> list[Any]:
   """Returns the captions of a cell; it may be a list that was written out."""
   if isinstance(value, list):
     return value
-  if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
-    for parse in (json.loads, ast.literal_eval):
-      try:
-        found = parse(value)
-      except (ValueError, SyntaxError, RecursionError, MemoryError):
-        continue
-      if found and all(isinstance(item, str) for item in found):
-        return found
+  if isinstance(value, str) and _LIST.fullmatch(value):
+    try:
+      return json.loads(value)
+    except ValueError:  # As Python prints it. Its own parser can be crashed.
+      items = [match[1:-1] for match in _ITEM.findall(value)]
+      return [_ESCAPE.sub(lambda m: _LETTERS.get(m[1], m[1]), i) for i in items]
   return [value]
 
 

@@ -13,6 +13,13 @@ from big_siglip.errors import UserError
 CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 _HUB_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _TABLES = (*tables.DELIMITED, tables.LINES, ".json")
+# Files in a folder that another `config.data.name` reads.
+_OTHER_FORMATS = {
+  "tar": ".tar",
+  "parquet": ".parquet",
+  "arrayrecord": "array_record",
+  "tfds": "dataset_info.json",
+}
 _HEAD = 2**16  # Bytes of a table that tell whether it is one of images.
 _LARGEST = 2**28  # Bytes of a JSON file that is looked into unasked.
 
@@ -159,6 +166,9 @@ def _without_table(listing: Listing) -> Table:
   others = [name for name in listing.top if name.lower().endswith(_TABLES)]
   if others:
     holds += f", and {', '.join(others[:5])}, no table with a column of images"
+  for name, ends in _OTHER_FORMATS.items():
+    if files := [file for file in listing.top if ends in file.lower()]:
+      holds += f", and {files[0]}, which the data set {name!r} reads"
   raise UserError(
     f"config.data.path={listing.folder!r}: must hold one of"
     f" {', '.join((*CAPTION_FILES, *_HUB_FILES))}, another table of images, a"

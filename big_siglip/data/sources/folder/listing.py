@@ -73,9 +73,11 @@ class Listing:
 
   def is_file(self, name: str) -> bool:
     """Whether there is such a file."""
-    if self._looks:
-      return os.path.isfile(os.path.join(self.folder, name))
-    return name in self._known
+    if not self._looks:
+      return name in self._known
+    if "files" in vars(self) and not (name[:1] in "./" or "/." in name):
+      return name in self._known  # Faster than to ask the disk again.
+    return os.path.isfile(os.path.join(self.folder, name))
 
   def find(self, image: str) -> str | None:
     """Returns the path of an image, from the folder on; None without it.
@@ -88,14 +90,23 @@ class Listing:
     Raises:
       UserError: there are several.
     """
+    if found := self._find_here(image):
+      return found
     for name in (*_spellings(image), *_ends(image)):
-      for candidate in (name, os.path.join("images", name)):
-        path = pathlib.PurePath(candidate).as_posix()
-        if self.is_file(candidate if self._looks else path):
-          return path
+      if found := self._find_here(name):
+        return found
     for name in _spellings(image):
       if found := self._find_below(name):
         return found
+    return None
+
+  def _find_here(self, name: str) -> str | None:
+    for candidate in (name, os.path.join("images", name)):
+      path = candidate
+      if "./" in path or "//" in path:
+        path = pathlib.PurePath(candidate).as_posix()
+      if self.is_file(candidate if self._looks else path):
+        return path
     return None
 
   def _find_below(self, name: str) -> str | None:
@@ -153,14 +164,10 @@ def _normal(path: str) -> str:
 
 def _spellings(image: str) -> list[str]:
   """Returns how a file may be called that a table calls `image`."""
-  names = [image]
-  for change in (
-    str.strip,
-    lambda name: name.replace("\\", "/"),
-    lambda name: _NUMBER.sub("", name),
-  ):
-    names.append(change(names[-1]))
-  return list(dict.fromkeys(name for name in names if name))
+  names = [image, image.strip()]
+  names.append(names[-1].replace("\\", "/"))
+  names.append(_NUMBER.sub("", names[-1]))
+  return list(dict.fromkeys(filter(None, names)))
 
 
 def _ends(image: str) -> list[str]:

@@ -44,6 +44,7 @@ def texts_beside(listing: Listing) -> Table | None:
     tuple(columns),
     lambda: iter(found),
     text_names=("txt", "caption"),
+    is_found=True,
   )
 
 
@@ -95,8 +96,12 @@ def class_folders(listing: Listing) -> Table | None:
     image: parts[place] if len(parts) > place + 1 else None
     for image, parts in paths.items()
   }
-  within = [name for name in classes.values() if name]
-  if len(set(within)) < 2 or 2 * len(within) < len(classes):
+  within = [image for image, name in classes.items() if name]
+  total = len(paths)
+  if has_splits:  # ImageNet's test images lie in no folders.
+    sorted_ = {paths[image][skip] for image in within}
+    total = sum(parts[skip] in sorted_ for parts in paths.values())
+  if len({classes[i] for i in within}) < 2 or 2 * len(within) < total:
     return None
 
   def rows() -> Iterator[Row]:
@@ -107,7 +112,9 @@ def class_folders(listing: Listing) -> Table | None:
 
   splits = tuple(sorted(map(canonical, firsts))) if has_splits else ()
   columns = ("image", LABEL)
-  return Table(listing.folder, columns, rows, splits, label=LABEL)
+  return Table(
+    listing.folder, columns, rows, splits, label=LABEL, is_found=True
+  )
 
 
 def _only_one(paths, place: int) -> bool:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 import os
 
-from absl import logging
 import numpy as np
 
+from big_siglip.data.faults import Fault
 from big_siglip.data.sources.example import column, Options, Record
 from big_siglip.data.sources.folder import gathering, layouts
 from big_siglip.data.sources.folder.gathering import Gathered
@@ -19,9 +19,10 @@ SPLITS = ("all", "train", "test")
 
 
 class FolderRecords:
-  """The images of a folder, whatever its layout; see `example.Records`."""
+  """The images of a folder, whatever its layout; see `example.Records`.
 
-  faults = ()
+  A table of which rows cannot be used is one of the `faults`.
+  """
 
   def __init__(self, folder: str, split: str, options: Options):
     """Reads what is said of the images, and looks whether each is there.
@@ -41,11 +42,15 @@ class FolderRecords:
       folder,
       lambda images: splits_of(images, self._folder, self._storage),
     )
+    self.faults = ()
     if gathered.left_out:
-      logging.warning("%s", gathered.left_out)
+      where = gathered.where
+      self.faults = (Fault(-1, "record", where, gathered.left_out),)
     self._images = tuple(chosen)
     self._rows = tuple(gathered.images[image] for image in chosen)
     self.where = gathered.where
+    if gathered.has_splits:
+      self.where += f", its split {canonical(split)!r}"
     lists = [key for key in self.text_keys if key != self.label_key]
     self.num_texts = sum(len(row[key]) for row in self._rows for key in lists)
     self.num_texts += len(self._rows) * (len(lists) < len(self.text_keys))
@@ -115,7 +120,8 @@ def read_folder(
       gathered.has_splits |= bool(own or table.splits)
       where = os.path.join(place, below).rstrip("/")
       where = None if find else where
-      gathered.add(table, find or _finder(listing, below), where, own)
+      finder = str if table.is_found else _finder(listing, below)
+      gathered.add(table, find or finder, where, own, canonical(split))
     gathered.check(options.max_skipped)
   except BadExample as error:
     raise UserError(f"{field}: {error}") from error

@@ -37,6 +37,7 @@ class Table:
     text_names: columns that hold texts, best first, before the usual ones.
     label: the column of the label, where the layout has one.
     unit: what messages count its rows by.
+    is_found: whether its images are named as they were found.
   """
 
   where: str
@@ -46,3 +47,4 @@ class Table:
   text_names: tuple[str, ...] = ()
   label: str | None = None
   unit: str = "line"
+  is_found: bool = False

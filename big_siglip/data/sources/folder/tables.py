@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import io
 import itertools
 import json
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from big_siglip.errors import UserError
 DELIMITED = (".csv", ".tsv", ".txt", ".token")
 LINES = ".jsonl"
 PARQUET = ".parquet"
+_DIGITS = re.compile(r"\d+")
 _LINE = 2**16  # Letters of a first line.
 # What a column of images is called, best first; none of it is case-sensitive.
 IMAGE_NAMES = (
@@ -52,7 +54,7 @@ def open_table(file: str, storage: Storage) -> Table:
   except UnicodeDecodeError as error:
     raise UserError(f"{file}: must be UTF-8 text ({error})") from error
   if file.lower().endswith(LINES):
-    return json_rows(file, _lines(text))
+    return json_rows(file, read_lines(text))
   return _delimited(file, text)
 
 
@@ -62,7 +64,7 @@ def _delimited(file: str, text: str) -> Table:
   head = next(delimited.read(text, delimiter), None)
   cells = [cell.strip() for cell in head.cells] if head else []
   has_header = not any(map(_is_image_name, cells))
-  columns = cells if has_header else _without_header(file, cells)
+  columns = _unique(cells) if has_header else _without_header(file, cells)
   # A list of images and captions that quotes nothing: CLIP_benchmark's.
   joins = file.lower().endswith(".txt") and len(columns) == 2
 
@@ -76,7 +78,7 @@ def _delimited(file: str, text: str) -> Table:
         cells = [cell.strip() for cell in cells]
       fields = dict(itertools.zip_longest(columns, cells[: len(columns)]))
       problem = row.problem or _surplus(cells, columns, delimiter)
-      if any(_is_row(line, columns, delimiter) for line in row.swallowed):
+      if any(_is_row(line, row.cells, delimiter) for line in row.swallowed):
         problem = "a quote before its text is closed rows later"
       yield Row(row.line, fields, problem, is_mistake=bool(problem))
 
@@ -108,10 +110,30 @@ def _surplus(cells: list[str], columns: list[str], delimiter: str) -> str:
   return f"more fields than columns{hint}"
 
 
-def _is_row(line: str, columns: list[str], delimiter: str) -> bool:
-  """Whether a line within a quoted text is a row of its own."""
+def _unique(columns: list[str]) -> list[str]:
+  """Returns columns of which none has another's name: caption, caption_2 ..."""
+  return [
+    f"{name}_{columns[: i + 1].count(name)}" if name in columns[:i] else name
+    for i, name in enumerate(columns)
+  ]
+
+
+def _is_row(line: str, own: list[str], delimiter: str) -> bool:
+  """Whether a line within a quoted text is a row: it has an image's name.
+
+  That ends as images do, or differs from one of the row's own cells in its
+  digits alone.
+  """
   cells = line.split(delimiter)
-  return len(cells) >= len(columns) > 1 and any(map(_is_image_name, cells))
+  if len(cells) < len(own) or len(own) < 2:
+    return False
+  if any(map(_is_image_name, cells)):
+    return True
+  pairs = zip(cells, own, strict=False)
+  return any(
+    _DIGITS.search(cell) and _DIGITS.sub("0", cell) == _DIGITS.sub("0", mine)
+    for cell, mine in pairs
+  )
 
 
 def _is_image_name(cell: str) -> bool:
@@ -140,7 +162,7 @@ def _without_header(file: str, cells: list[str]) -> list[str]:
   return [column or "caption" for column in columns]
 
 
-def _lines(text: str) -> list[tuple[int, Any]]:
+def read_lines(text: str) -> list[tuple[int, Any]]:
   """Returns (line, what it holds) of JSON lines; None for what is no JSON."""
   found = []
   for number, line in enumerate(text.split("\n"), 1):
