@@ -81,8 +81,8 @@ def test_equal_files_are_on_one_side_of_the_split(remote, folder, tmp_path):
   """Twenty images, each under ten names, beside two hundred of their size."""
   names = {}
   for number in range(20):
-    # Equal to others at first, so that it must be read whole.
-    data = bytes(2**16) + bytes([number]) * 9
+    # Equal to others at its end, so that it must be read whole.
+    data = bytes([number]) * 9 + bytes(2**13)
     names |= {f"{number}-{copy}.png": data for copy in range(10)}
   names |= {f"{i}.png": f"{i:03}".encode() for i in range(200)}
   for name, data in names.items():

@@ -90,13 +90,16 @@ class _EmbeddedRecords:
     self._file = _random_access(reader)
     self._embeddings = np.load(self._file, mmap_mode="r")
 
-    def digest(key: str) -> bytes | None:  # Equal of equal images.
-      if key not in rows:
-        return None
-      return hashlib.sha256(self._embeddings[rows[key]].tobytes()).digest()
+    def digests(keys: Sequence[str]) -> list[bytes | None]:
+      """Equal images have equal embeddings."""
+      found = [self._embeddings[rows[k]] if k in rows else None for k in keys]
+      return [
+        None if row is None else hashlib.sha256(row.tobytes()).digest()
+        for row in found
+      ]
 
     chosen = chosen_images(
-      captions, split, folder, lambda images: splits_by(images, (digest,))
+      captions, split, folder, lambda images: splits_by(images, (digests,))
     )
     chosen = [key for key in chosen if key in rows]
     if not chosen:

@@ -8,8 +8,11 @@ import os
 from big_siglip.data.sources.storage import file_system, is_remote, Storage
 from big_siglip.errors import BadExample
 
-_HEAD = 2**16  # Bytes: most files of one size differ there.
+_END = 2**12  # Bytes: most files of one size differ there.
 _THREADS = 16  # That read; most of the time they wait for a disk.
+
+# From names to what is equal for equal images, or None.
+Keys = Callable[[Sequence[str]], Sequence[Hashable]]
 
 
 def split_of(image: str) -> str:
@@ -35,71 +38,84 @@ def splits_of(
   Raises:
     BadExample: the folder is not reached.
   """
-  keys = (
-    _sizes(folder, storage),
-    _reader(folder, storage, _HEAD),
-    _reader(folder, storage, None),
-  )
-  return splits_by(images, keys)
+  sizes = _Sizes(folder, storage)
+
+  def ends(names: Sequence[str]) -> list[bytes | None]:
+    return _digests(
+      [(os.path.join(folder, n), max(sizes.of(n) - _END, 0)) for n in names],
+      storage,
+    )
+
+  def wholes(names: Sequence[str]) -> list[bytes | None]:
+    return _digests([(os.path.join(folder, n), 0) for n in names], storage)
+
+  return splits_by(images, (sizes, ends, wholes))
 
 
-def splits_by(
-  images: Sequence[str], keys: Sequence[Callable[[str], Hashable]]
-) -> dict[str, str]:
+def splits_by(images: Sequence[str], keys: Sequence[Keys]) -> dict[str, str]:
   """Returns the split of each image; those of equal keys are of one split.
 
   Args:
     images: names.
-    keys: from a name to what is equal for equal images, or None; the next one
-      is asked of those alone that are equal by all before.
+    keys: from names to what is equal for equal images, or None; the next one is
+      asked of those alone that are equal by all before.
   """
   groups = [list(images)]
   for key in keys:
-    groups = [part for group in groups for part in _groups(group, key)]
+    names = [name for group in groups for name in group]
+    numbers = [i for i, group in enumerate(groups) for _ in group]
+    parts: dict[Hashable, list[str]] = {}
+    for name, number, found in zip(names, numbers, key(names), strict=True):
+      if found is not None:
+        parts.setdefault((number, found), []).append(name)
+    groups = [part for part in parts.values() if len(part) > 1]
   found = {image: split_of(image) for image in images}
   for group in groups:
     found |= dict.fromkeys(group, split_of(min(group)))
   return found
 
 
-def _groups(
-  images: Sequence[str], key: Callable[[str], Hashable]
-) -> list[list[str]]:
-  """Returns the images of equal keys, where several have one; None is none."""
-  groups: dict[Hashable, list[str]] = {}
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    for image, found in zip(images, pool.map(key, images), strict=True):
-      if found is not None:
-        groups.setdefault(found, []).append(image)
-  return [group for group in groups.values() if len(group) > 1]
+class _Sizes:
+  """How many bytes images have; a remote folder is listed once."""
 
+  def __init__(self, folder: str, storage: Storage):
+    self._folder, self._storage = folder, storage
+    self._known: dict[str, int | None] = {}
 
-def _sizes(folder: str, storage: Storage) -> Callable[[str], int | None]:
-  """Returns what says how many bytes an image has."""
-  if not is_remote(folder):
+  def __call__(self, names: Sequence[str]) -> list[int | None]:
+    if is_remote(self._folder):
+      fs, root = file_system(self._folder)
+      root = root.rstrip("/") + "/"
+      listed = self._storage.call(
+        self._folder, lambda: fs.find(root, detail=True)
+      )
+      about = {file.removeprefix(root): found for file, found in listed.items()}
+      self._known = {name: about.get(name, {}).get("size") for name in names}
+    else:
+      self._known = {name: self._local(name) for name in names}
+    return list(self._known.values())
 
-    def size(image: str) -> int | None:
-      try:
-        return os.stat(os.path.join(folder, image)).st_size
-      except (OSError, ValueError):  # Named when it is read.
-        return None
+  def of(self, name: str) -> int:
+    """Returns the size of one that has been asked for, and has one."""
+    return self._known[name] or 0
 
-    return size
-  fs, root = file_system(folder)
-  root = root.rstrip("/") + "/"
-  listed = storage.call(folder, lambda: fs.find(root, detail=True))
-  known = {file.removeprefix(root): about for file, about in listed.items()}
-  return lambda image: known.get(image, {}).get("size")
-
-
-def _reader(
-  folder: str, storage: Storage, stop: int | None
-) -> Callable[[str], bytes | None]:
-  def digest(image: str) -> bytes | None:
+  def _local(self, name: str) -> int | None:
     try:
-      data = storage.read(os.path.join(folder, image), 0, stop)
+      return os.stat(os.path.join(self._folder, name)).st_size
+    except (OSError, ValueError):  # It is named when it is read.
+      return None
+
+
+def _digests(
+  places: Sequence[tuple[str, int]], storage: Storage
+) -> list[bytes | None]:
+  """Returns a hash of each file from a place in it on; None: unreadable."""
+
+  def digest(place: tuple[str, int]) -> bytes | None:
+    try:
+      return hashlib.sha256(storage.read(*place)).digest()
     except BadExample:
       return None
-    return hashlib.sha256(data).digest()
 
-  return digest
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(digest, places))
