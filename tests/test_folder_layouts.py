@@ -1,7 +1,10 @@
 """Folders as people lay them out: tables, annotations, files, classes."""
 
 import contextlib
+import csv
+import io
 import json
+import random
 import unicodedata
 
 import fsspec
@@ -446,6 +449,20 @@ def test_quotes_are_read_as_programs_and_people_write_them():
     (11, "z"),
     (12, '5" wide'),
   ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+def test_what_csv_writes_is_read_back(delimiter):
+  rng = random.Random(delimiter)
+  for _ in range(200):
+    rows = [
+      ["".join(rng.choices("ab\n\" '.,;|", k=rng.randint(1, 8))) for _ in "xyz"]
+      for _ in range(4)
+    ]
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter).writerows(rows)
+    found = delimited.read(file.getvalue(), delimiter)
+    assert [row.cells for row in found] == rows
 
 
 def test_lists_of_two_columns_need_no_quotes(tmp_path):

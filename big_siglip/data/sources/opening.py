@@ -34,9 +34,9 @@ def open_source(
 
   Args:
     name: one of `NAMES`; docs/data.md says what each reads.
-    split: "train" or "test"; for a folder also "all". A folder's test split is
-      a tenth of its images, chosen by a hash of their names. Tar shards,
-      ArrayRecord and Parquet files have "all" alone.
+    split: "train" or "test"; for a folder also "all", or the data set's own. A
+      folder's test split is a tenth of its images where it has none. Tar
+      shards, ArrayRecord and Parquet files have "all", or what their names say.
     path: the folder or the files, or where the project's own data sets lie
       (None: a cache).
     options: what to take of it; None: all, found by type.
