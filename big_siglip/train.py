@@ -238,7 +238,7 @@ class Loop:
     self._write(step, values)
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
-    if self._writer:
+    if self._writer and self._starts:
       self._writer.write(step, values)
       self._starts.seen(step)
 

@@ -12,10 +12,12 @@ os.environ.setdefault(
   "--xla_llvm_disable_expensive_passes=true",
 )
 
+import compiled
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+compiled.share()
 # A silent (n,) + (n, n) broadcast is how losses go wrong unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -31,12 +33,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory):
   """The folder of a finished run of six steps; copy it to change it."""
-  import runs
+  import programs
 
   folder = tmp_path_factory.mktemp("short") / "run"
-  status, output = runs.run(
-    folder, devices=1, total_steps=6, evals__test__every=3
-  )
+  status, output = programs.train(folder, total_steps=6, evals__test__every=3)
   assert status == 0, output
   return folder
 

@@ -52,6 +52,22 @@ def call(name, *arguments):
   return status, *(f.buffer.getvalue().decode() for f in (output, error))
 
 
+def train(workdir, **changes):
+  """Runs main.py on the tiny config in this process; see `runs.start`.
+
+  Returns:
+    (exit status, all that it said).
+  """
+  runs.scratch()
+  status, output, error = call(
+    "main.py",
+    f"--config={runs.CONFIG}",
+    f"--workdir={workdir}",
+    *runs.overrides(**changes),
+  )
+  return status, output + error
+
+
 def said_in_one_line(name, *arguments):
   """Returns what a program that is called by mistake says, in `call`."""
   status, output, said = call(name, *arguments)

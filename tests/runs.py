@@ -33,7 +33,7 @@ TINY = {
   "data.num_threads": 1,
   "evals.test.every": 30,
   "log_every": 3,
-  "checkpoint.every": 7,
+  "checkpoint.every": 20,
 }
 
 

@@ -169,7 +169,7 @@ def test_the_program_itself_ends_with_a_line(arguments, said):
 
 
 def test_a_forgotten_workdir_is_named():
-  status, text = runs.run("")
+  status, text = programs.train("")
   assert status == 2
   assert "--workdir=DIR must be given" in _one_message(text)
 

@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
+import programs
 import pytest
 import runs
 
@@ -191,7 +192,7 @@ def test_a_run_starts_there_evaluates_first_and_reports(trained, tmp_path):
   changes = {**TRAINED, "init.path": str(folder), "total_steps": 6}
   changes["optimizer.rules"] = '(("image/.*", {"freeze": True}),)'
   changes = {key.replace(".", "__"): value for key, value in changes.items()}
-  status, output = runs.run(tmp_path / "run", devices=1, **changes)
+  status, output = programs.train(tmp_path / "run", **changes)
   assert status == 0, output
   accuracy = [
     line["evals/test/accuracy"]

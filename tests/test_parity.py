@@ -10,7 +10,6 @@ from peers import torch, transformers
 from PIL import Image
 import programs
 import pytest
-import runs
 from test_models_reference import convert
 
 import big_siglip
@@ -229,11 +228,11 @@ def test_from_a_foreign_folder_to_a_finetuned_one(tmp_path, shared_data):
     model__text__length=8,
     checkpoint__every=3,
   )
-  status, output = runs.run(tmp_path / "run", devices=1, **settings)
+  status, output = programs.train(tmp_path / "run", **settings)
   assert status == 0, output
   assert "evals/test/image_to_text/recall@1" in output
   assert "text/token_embedding/embedding is resampled" in output
-  status, output, message = programs.start(
+  status, output, message = programs.call(
     "tools/export_weights.py",
     f"--checkpoint={tmp_path}/run",
     f"--output={tmp_path}/exported",

@@ -11,7 +11,11 @@ from big_siglip.errors import UserError
 from big_siglip.run import processes
 
 # Steps enough for a signal to come before the end.
-CHANGES = {"total_steps": 90, "evals__test__every": 12}
+CHANGES = {
+  "total_steps": 90,
+  "evals__test__every": 30,
+  "checkpoint__every": 15,
+}
 
 
 def _losses(workdir):

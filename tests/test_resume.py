@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import programs
 import pytest
 import runs
 
@@ -108,7 +109,7 @@ def test_a_finished_run_does_nothing_when_started_again(whole):
   before = (whole / "metrics.jsonl").read_bytes()
   checkpoints = sorted(whole.glob("checkpoints/*"))
 
-  status, output = runs.run(whole)
+  status, output = programs.train(whole)
 
   assert status == 0, output
   assert "done: 60 steps" in output

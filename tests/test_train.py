@@ -8,6 +8,7 @@ import signal
 
 import jax
 import numpy as np
+import programs
 import pytest
 import runs
 
@@ -49,7 +50,7 @@ def _own_signals():
 def finished(tmp_path_factory):
   """(workdir, output) of a short run."""
   workdir = tmp_path_factory.mktemp("finished") / "new" / "run"
-  status, output = runs.run(workdir, **SHORT)
+  status, output = programs.train(workdir, **SHORT)
   assert status == 0, output
   return workdir, output
 
@@ -101,7 +102,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_nothing_is_lost(
   _damage_by_removal(workdir / "checkpoints" / "12")
   shutil.copytree(workdir / "checkpoints" / "12", workdir / "damaged-12")
 
-  status, output = runs.run(workdir, **SHORT)
+  status, output = programs.train(workdir, **SHORT)
 
   assert status == 0, output
   assert output.count("is damaged") == 1
@@ -134,7 +135,7 @@ def test_checkpoints_that_are_all_damaged_are_one_line(finished, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_step(tmp_path):
   # Steps this large take the logits beyond float32.
-  status, output = runs.run(
+  status, output = programs.train(
     tmp_path,
     **{**SHORT, "total_steps": 60, "checkpoint__every": 1},
     optimizer__learning_rate=1e30,

@@ -39,8 +39,8 @@ class Mixture:
     self.names = tuple(sorted(sources))
     self._sources = tuple(sources[name] for name in self.names)
     self.lengths = tuple(len(source) for source in self._sources)
-    given = [weights[name] for name in self.names]
-    shares = self.lengths if None in given else given
+    given = [w for name in self.names if (w := weights[name]) is not None]
+    shares = given if len(given) == len(self.names) else self.lengths
     # grain brings the smallest to 100, cuts off what is behind the point, and
     # leaves these as they are.
     self.weights = tuple(round(100 * s / min(shares)) for s in shares)

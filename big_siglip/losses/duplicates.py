@@ -53,7 +53,7 @@ def classify_pairs(
     text_ids: jKW.
     duplicates: "ignore" or "positive".
   """
-  if image_ids is None:
+  if image_ids is None or text_ids is None:
     return Pairs(matching, matching)
   same = jnp.zeros_like(matching)
   # Unrolled: comparisons of single numbers fuse with what is made of them.

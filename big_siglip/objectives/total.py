@@ -40,18 +40,18 @@ def forward(
     seed: of the run.
     batch_size: B.
   """
-  own = [term for term in terms if term.each is not None]
+  own = [(term, term.each) for term in terms if term.each is not None]
 
   def run(params: Any, part: Batch):
     part = dict(part)
     rows = part.pop(_ROW, None)
     seen = look(params, part)
     loss, observed = jnp.zeros(()), {}
-    for term in own:
+    for term, each in own:
       key = jax.random.fold_in(_key(seed, term), step)
       keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
       kept = (carry or {}).get(term.name)
-      values, metrics = term.each(Slice(params, kept, part, seen, look, keys))
+      values, metrics = each(Slice(params, kept, part, seen, look, keys))
       means = jax.tree.map(
         lambda x: x.sum(axis=0) / batch_size, {**metrics, "loss": values}
       )
@@ -71,12 +71,12 @@ def pairs(
     terms: all of them.
     step: (), whose number it is.
   """
-  own = [term for term in terms if term.pairs is not None]
+  own = [(term, term.pairs) for term in terms if term.pairs is not None]
 
   def run(params: Any, embeddings: Embeddings, batch: Batch):
     total, metrics = None, {}
-    for term in own:
-      loss, found = term.pairs(params, embeddings, batch)
+    for term, of_pairs in own:
+      loss, found = of_pairs(params, embeddings, batch)
       metrics |= found
       if len(terms) > 1:
         metrics[f"{term.name}/loss"] = loss
@@ -120,8 +120,11 @@ def init_params(
 
 def init_carry(terms: Terms, params: Any) -> dict[str, Any] | None:
   """Returns {term: what its first step gets}; None where nothing is carried."""
-  carried = [term for term in terms if term.carried is not None]
-  carry = {term.name: term.carried.init(params) for term in carried}
+  carry = {
+    term.name: term.carried.init(params)
+    for term in terms
+    if term.carried is not None
+  }
   # Copies, since a step donates the parameters and a teacher of them both.
   return jax.tree.map(jnp.copy, carry) or None
 

@@ -69,7 +69,7 @@ class Plan:
 
   def excess(self) -> str:
     """Returns in one line by how much the run does not fit."""
-    peak, hbm = self.peak_hbm_bytes_per_chip, self.hbm_bytes_per_chip
+    peak, hbm = self.peak_hbm_bytes_per_chip, self.hbm_bytes_per_chip or 0
     return (
       f"does not fit: needs {peak / 2**30:.2f} GiB a chip, which is "
       f"{(peak - hbm) / 2**30:.2f} GiB more than the {hbm / 2**30:.2f} GiB "

@@ -21,16 +21,16 @@ def told(
     every: seconds between two words. On a terminal one line is kept up to date.
     stream: where to; None: standard error, which leaves output to the answer.
   """
-  stream = stream or sys.stderr
-  live = stream.isatty()
+  out = stream or sys.stderr
+  live = out.isatty()
   start = time.monotonic()
   over = threading.Event()
 
   def say(word: str, last: bool = False) -> None:
     with contextlib.suppress(OSError):  # Nobody listens any more.
       begin, end = ("\r", "\n" if last else "") if live else ("", "\n")
-      stream.write(f"{begin}{what}{word}{end}")
-      stream.flush()
+      out.write(f"{begin}{what}{word}{end}")
+      out.flush()
 
   def speak() -> None:
     while not over.wait(1.0 if live else every):

@@ -103,11 +103,12 @@ class Field:
       return f"must be one of {', '.join(self.words)}"
     if self.within and value not in self.within:
       return self.within.rule()
-    if self.each and (
+    each = self.each
+    if each and (
       len(value) != (self.count or max(1, len(value)))
-      or any(map(self.each.mistake, value))
+      or any(map(each.mistake, value))
     ):
-      rule = self.each.within.rule()
+      rule = each.within.rule() if each.within else "numbers"
       numbers = f"{self.count} numbers" if self.count else "at least one number"
       return f"must be {numbers}, each {rule.removeprefix('must ')}"
     return None

@@ -1,0 +1,44 @@
+"""Programs that XLA compiles once in a worker, however many tests ask for it.
+
+Each test makes its model and its step anew, so that JAX's own cache, which goes
+by the identity of functions, does not know them again; their HLO is the same.
+JAX's cache on disk would: but a program for several CPU devices that is read
+from it has lost the order of its collectives. Here the compiled program itself
+is kept.
+"""
+
+import hashlib
+import threading
+
+from jax._src import compiler
+
+_MOST = 256  # Tests that share programs stand near each other.
+
+
+def share():
+  """Lets JAX ask here before it compiles for the CPU."""
+  compile_anew = compiler.backend_compile_and_load
+  compiled, lock = {}, threading.Lock()
+
+  def compile_once(backend, module, executable_devices, options, callbacks):
+    arguments = (backend, module, executable_devices, options, callbacks)
+    if callbacks or backend.platform != "cpu":
+      return compile_anew(*arguments)
+    text = module.operation.get_asm(enable_debug_info=False)
+    key = (
+      id(backend),
+      tuple(device.id for device in executable_devices),
+      options.SerializeAsString(),
+      hashlib.sha256(text.encode()).digest(),
+    )
+    with lock:
+      program = compiled.pop(key, None)
+    if program is None:
+      program = compile_anew(*arguments)
+    with lock:
+      compiled[key] = program  # The newest comes last.
+      if len(compiled) > _MOST:
+        del compiled[next(iter(compiled))]
+    return program
+
+  compiler.backend_compile_and_load = compile_once
