@@ -53,6 +53,10 @@ MODEL = {
 }
 
 
+# One worker trains the model that all of these look at.
+pytestmark = pytest.mark.torch
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
   return make_model(tmp_path_factory.mktemp("model") / "m")
@@ -198,7 +202,6 @@ def test_a_whole_model_comes_out(trained, photos):
   )
 
 
-@pytest.mark.torch
 def test_transformers_loads_what_is_exported(trained, photos, tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")

@@ -21,7 +21,11 @@ from big_siglip.metrics import read_metrics
 from big_siglip.trained import saved
 
 STEPS = 60  # A checkpoint every 7; the newest two are kept.
-CHANGES = {"total_steps": STEPS, "evals__test__every": 7}
+CHANGES = {
+  "total_steps": STEPS,
+  "evals__test__every": 7,
+  "checkpoint__every": 7,
+}
 
 
 def start_watcher(workdir):
