@@ -18,8 +18,8 @@ from big_siglip.data import images
 from big_siglip.data.sources import open_source, Source
 from big_siglip.data.text import SentencePieceTokenizer, Tokenizer
 from big_siglip.datasets.digits import captions, CLASS_NAMES
-from big_siglip.evaluators.prompts import fill_templates
 from big_siglip.evaluators.classification import classifier, nearest_classes
+from big_siglip.evaluators.prompts import fill_templates
 from big_siglip.evaluators.recall import recall
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
