@@ -1,5 +1,6 @@
 """Eight simulated CPU devices stand for a mesh in every test."""
 
+import gc
 import os
 
 # Programs that tests start as subprocesses choose their own device count.
@@ -11,12 +12,16 @@ os.environ.setdefault(
   "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
   "--xla_llvm_disable_expensive_passes=true",
 )
+# Where in the code each operation stands is for readers of HLO alone.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import compiled
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Tracing makes millions of objects, few of them garbage.
+gc.set_threshold(200_000, 50, 1_000)
 compiled.share()
 # A silent (n,) + (n, n) broadcast is how losses go wrong unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")
