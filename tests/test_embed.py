@@ -426,6 +426,29 @@ def test_mistakes_in_lists(
   assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_stray_quote_takes_no_other_rows_with_it(tmp_path):
+  table = tmp_path / "a.tsv"
+  table.write_text(
+    'id\tcaption\n1\t"a red disc\n2\ta 5" disc\n3\t"two\nlines"\n4\tlast\n'
+  )
+  inputs = embeddings.read_texts(str(table))
+  assert list(zip(inputs.keys, inputs.texts, strict=True)) == [
+    ("2", '"a red disc'),
+    ("3", 'a 5" disc'),
+    ("5", "two\nlines"),
+    ("6", "last"),
+  ]
+  table = tmp_path / "a.csv"
+  table.write_text('id,caption\n1,"a red disc\n2,a blue disc\n')
+  with pytest.raises(
+    UserError, match=r"a.csv: line 2: a quote before its text"
+  ):
+    embeddings.read_texts(str(table))
+  table.write_text('id,caption\n1,"a red\n2,a blue\n3,last"\n')
+  with pytest.raises(UserError, match="line 2: .* is closed rows later"):
+    embeddings.read_texts(str(table))
+
+
 def write_tar(file):
   """Writes a shard of three pictures, one of which is none."""
   with tarfile.open(file, "w") as shard:

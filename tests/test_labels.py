@@ -295,6 +295,8 @@ TWO = (("tench",), ("gold fish",))
      (("n01440764", "n01443537"),)),
     ("a.txt", "cat, tabby\ndog\n", (("cat, tabby",), ("dog",)), ()),
     ("a.json", '[["cat", "tabby"], "dog"]', (("cat", "tabby"), ("dog",)), ()),
+    ("a.tsv", '0\t"tench\n1\t5" fish\n', (('"tench',), ('5" fish',)),
+     (("0", "1"),)),
   ],
 )  # fmt: skip
 def test_names_are_read_as_people_keep_them(
@@ -317,6 +319,7 @@ def test_names_are_read_as_people_keep_them(
     ("a.csv", "id,name\n0,cat\n1,\n", "row 2: has no name"),
     ("a.csv", "id,index\n0,0\n1,1\n", "must have a column 'name'; it has id"),
     ("a.csv", "id,name\n", "the list is empty"),
+    ("a.csv", '0,"cat\n1,dog\n', "line 1: a quote before its text is never"),
   ],
 )
 def test_what_is_no_list_of_names_is_refused(name, text, said, tmp_path):

@@ -6,14 +6,13 @@ others say what data call them; what torchvision, Keras and transformers write.
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
-import csv
 import json
 import pathlib
 import re
 from typing import Any
 
+from big_siglip.data import delimited
 from big_siglip.data.class_names import ClassNames, is_number
-from big_siglip.data.tables import allow_long_fields
 from big_siglip.errors import UserError
 
 # Columns of names, best first, and of what data sets call the classes.
@@ -75,7 +74,7 @@ def parse(
   """
   try:
     found = _parse(text.strip("\ufeff\r\n"), suffix, display)
-  except (ValueError, RecursionError, csv.Error) as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{where}: {_one_line(error)}") from error
   if not found.names:
     raise UserError(f"{where}: the list is empty")
@@ -205,16 +204,16 @@ def _known(cell: str) -> bool:
 
 
 def _table(text: str, delimiter: str) -> ClassNames:
-  allow_long_fields()
-  reader = csv.reader(text.splitlines(), delimiter=delimiter)
   rows = []
-  for row in reader:
-    cells = [cell.strip() for cell in row]
+  for row in delimited.read(text, delimiter):
+    cells = [cell.strip() for cell in row.cells]
     if not any(cells):
       continue
+    if row.problem:
+      raise ValueError(f"line {row.line}: {row.problem}")
     if rows and len(cells) != len(rows[0]):
       raise ValueError(
-        f"line {reader.line_num}: has {len(cells)} cells, the first line "
+        f"line {row.line}: has {len(cells)} cells, the first line "
         f"{len(rows[0])}; quote names that hold a {delimiter!r}"
       )
     rows.append(cells)

@@ -1,11 +1,11 @@
 """Lists and tables of images or texts: a row each."""
 
 from collections.abc import Iterator, Sequence
-import csv
 import json
 import pathlib
 
-from big_siglip.data.tables import allow_long_fields
+from big_siglip.data import delimited
+from big_siglip.data.sources.folder.tables import problem_of
 from big_siglip.errors import UserError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -36,14 +36,13 @@ def read(
     newline = "" if suffix in _DELIMITERS else None
     with file.open(encoding="utf-8-sig", newline=newline) as lines:
       if suffix in _DELIMITERS:
-        allow_long_fields()
-        reader = csv.DictReader(lines, delimiter=_DELIMITERS[suffix])
-        return list(_column(reader, file, names))
+        text, delimiter = lines.read(), _DELIMITERS[suffix]
+        return list(_column(text, delimiter, file, names))
       if suffix == ".jsonl":
         return list(_field(lines, file, names))
       # Not splitlines, which also splits at rare separators within a line.
       return [(i, line.rstrip("\n")) for i, line in enumerate(lines, 1)]
-  except (UnicodeDecodeError, csv.Error) as error:
+  except UnicodeDecodeError as error:
     raise UserError(f"{flag}={file}: must be UTF-8 text ({error})") from error
   except OSError as error:
     raise UserError(f"{flag}={file}: {error.strerror}") from error
@@ -71,13 +70,17 @@ def _choose(
 
 
 def _column(
-  rows: csv.DictReader, file: pathlib.Path, names: Sequence[str]
+  text: str, delimiter: str, file: pathlib.Path, names: Sequence[str]
 ) -> Iterator[tuple[int, str]]:
-  present = [name.strip() for name in rows.fieldnames or ()]
-  rows.fieldnames = present
-  column = _choose(names, present, file)
+  rows = delimited.read(text, delimiter)
+  head = next(rows, None)
+  present = [name.strip() for name in head.cells] if head else []
+  place = present.index(_choose(names, present, file))
   for row in rows:
-    yield rows.line_num, row[column] or ""
+    last = row.line + len(row.swallowed)
+    if problem := problem_of(row, delimiter):
+      raise UserError(f"{file}: line {row.line}: {problem}")
+    yield last, row.cells[place] if place < len(row.cells) else ""
 
 
 def _field(

@@ -77,9 +77,8 @@ def _delimited(file: str, text: str) -> Table:
       if delimiter == "|":
         cells = [cell.strip() for cell in cells]
       fields = dict(itertools.zip_longest(columns, cells[: len(columns)]))
-      problem = row.problem or _surplus(cells, columns, delimiter)
-      if any(_is_row(line, row.cells, delimiter) for line in row.swallowed):
-        problem = "a quote before its text is closed rows later"
+      problem = problem_of(row, delimiter)
+      problem = problem or _surplus(cells, columns, delimiter)
       yield Row(row.line, fields, problem, is_mistake=bool(problem))
 
   return Table(file, tuple(columns), rows)
@@ -116,6 +115,13 @@ def _unique(columns: list[str]) -> list[str]:
     f"{name}_{columns[: i + 1].count(name)}" if name in columns[:i] else name
     for i, name in enumerate(columns)
   ]
+
+
+def problem_of(row: delimited.Cells, delimiter: str) -> str:
+  """Returns what is wrong with the quotes of a row; "" for nothing."""
+  if any(_is_row(line, row.cells, delimiter) for line in row.swallowed):
+    return "a quote before its text is closed rows later"
+  return row.problem
 
 
 def _is_row(line: str, own: list[str], delimiter: str) -> bool:
