@@ -19,26 +19,14 @@ import runs
 
 from big_siglip.data import class_files
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
+from big_siglip.datasets import digits
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, make_evaluator
 from big_siglip.evaluators.classes import merge_equal, read_classes
 from big_siglip.training_data import evaluation_source
 from configs import base
 
-NAMES = tuple(
-  [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-  ]
-)
+NAMES = digits.CLASS_NAMES
 DIGITS = (3, 9, 0, 1, 2, 4, 5, 6, 7, 8, 3)
 PREPROCESS = Preprocess.of(
   Preprocessing(4, "bilinear", 12, "bytes", True, "none", 1)
@@ -107,7 +95,7 @@ def open_evaluator(changes=(), **section):
 def right_names(changes=(), **section):
   """Returns what the evaluator takes for right of each digit."""
   evaluator, found = open_evaluator(changes, **section), {}
-  for batch in evaluator.images():
+  for batch in evaluator.images.batches():
     for image, answers, good in zip(
       batch["image"], batch["answers"], batch["mask"], strict=True
     ):

@@ -1,6 +1,7 @@
 """Image towers alone, as transformers saves them; transformers is the judge."""
 
 import json
+import operator
 
 import jax
 import model_cases
@@ -77,35 +78,38 @@ def _language(kind):
   return dict(LANGUAGE, model_type=kind)
 
 
+def _vision(**changes):
+  """Returns what makes a SiglipVisionModel, and what returns its tower."""
+  config = {**VISION, **changes}
+  return (
+    lambda: transformers.SiglipVisionModel(
+      transformers.SiglipVisionConfig(**config)
+    ),
+    lambda model: model,
+  )
+
+
+def _idefics(name, **changes):
+  """The same of a model with the names of Idefics 3."""
+  return (
+    lambda: _of(
+      name,
+      dict(vision_config={**VISION, **changes}, text_config=_language("llama")),
+      image_token_id=99,
+    ),
+    operator.attrgetter("model.vision_model"),
+  )
+
+
 # Each: a function that makes the model, and one that returns its image tower.
 MODELS = {
-  "vision model": (
-    lambda: transformers.SiglipVisionModel(
-      transformers.SiglipVisionConfig(**VISION)
-    ),
-    lambda model: model,
-  ),
-  "MedSigLIP's size": (
-    lambda: transformers.SiglipVisionModel(
-      transformers.SiglipVisionConfig(**dict(VISION, image_size=448))
-    ),
-    lambda model: model,
-  ),
-  "drops a border": (
-    lambda: transformers.SiglipVisionModel(
-      transformers.SiglipVisionConfig(**dict(VISION, image_size=60))
-    ),
-    lambda model: model,
-  ),
-  "without a pool": (
-    lambda: transformers.SiglipVisionModel(
-      transformers.SiglipVisionConfig(**VISION, vision_use_head=False)
-    ),
-    lambda model: model,
-  ),
+  "vision model": _vision(),
+  "MedSigLIP's size": _vision(image_size=448),
+  "drops a border": _vision(image_size=60),
+  "without a pool": _vision(vision_use_head=False),
   "classifier": (
     lambda: transformers.SiglipForImageClassification(_siglip()),
-    lambda model: model.vision_model,
+    operator.attrgetter("vision_model"),
   ),
   "PaliGemma": (
     lambda: _of(
@@ -114,7 +118,7 @@ MODELS = {
       projection_dim=32,
       image_token_index=99,
     ),
-    lambda model: model.model.vision_tower,
+    operator.attrgetter("model.vision_tower"),
   ),
   "Gemma 3": (
     lambda: _of(
@@ -123,7 +127,7 @@ MODELS = {
       mm_tokens_per_image=4,
       image_token_index=99,
     ),
-    lambda model: model.model.vision_tower,
+    operator.attrgetter("model.vision_tower"),
   ),
   "LLaVA-OneVision": (
     lambda: _of(
@@ -132,35 +136,11 @@ MODELS = {
       image_token_index=99,
       video_token_index=98,
     ),
-    lambda model: model.model.vision_tower,
+    operator.attrgetter("model.vision_tower"),
   ),
-  "Idefics 3": (
-    lambda: _of(
-      "Idefics3",
-      dict(vision_config=VISION, text_config=_language("llama")),
-      image_token_id=99,
-    ),
-    lambda model: model.model.vision_model,
-  ),
-  "SmolVLM": (
-    lambda: _of(
-      "SmolVLM",
-      dict(vision_config=VISION, text_config=_language("llama")),
-      image_token_id=99,
-    ),
-    lambda model: model.model.vision_model,
-  ),
-  "SmolVLM, 27 patches": (
-    lambda: _of(
-      "SmolVLM",
-      dict(
-        vision_config=dict(VISION, image_size=384),
-        text_config=_language("llama"),
-      ),
-      image_token_id=99,
-    ),
-    lambda model: model.model.vision_model,
-  ),
+  "Idefics 3": _idefics("Idefics3"),
+  "SmolVLM": _idefics("SmolVLM"),
+  "SmolVLM, 27 patches": _idefics("SmolVLM", image_size=384),
 }
 POOLED = {"vision model", "MedSigLIP's size", "drops a border", "classifier"}
 

@@ -9,7 +9,7 @@ Two numbers for each label. The sigmoid's is SigLIP's own: how likely the text
 belongs to the image, each on its own, so that all may be low, or several high.
 The softmax's says which label is likeliest if one of them must be right. A
 model that was trained with a softmax has only the latter. Which files of labels
-and which images are read says docs/formats/labels.md.
+and which images are read says docs/formats.md.
 """
 
 import itertools

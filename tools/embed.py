@@ -9,7 +9,7 @@ python tools/embed.py --checkpoint=runs/scenes --texts=captions.csv \
 Started again it goes on where it ended or was killed: whole shards stay. Rows
 have a key (an image's path in the folder, or the number of a line), the text,
 and the embedding, of length 1. _skipped.jsonl lists what cannot be read. Tar
-shards, Parquet, ArrayRecord and TFDS are taken as well: docs/formats/labels.md.
+shards, Parquet, ArrayRecord and TFDS are taken as well: docs/formats.md.
 """
 
 import json

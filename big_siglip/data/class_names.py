@@ -41,9 +41,7 @@ def distinct(
   """
   names, several = classes.names, []
   if classes.labels:
-    numbers, several = same_names(names)
-    first = {number: i for i, number in reversed(list(enumerate(numbers)))}
-    names = tuple(names[first[number]] for number in sorted(first))
+    names, _, several = merge_same(names)
   seen = set()
   for own in names:
     if own[0] in seen:
@@ -52,22 +50,32 @@ def distinct(
   return names, several
 
 
-def same_names(
+def merge_same(
   names: Sequence[tuple[str, ...]],
-) -> tuple[list[int], list[str]]:
-  """Returns a number for each class, equal for equal names, and these names.
+) -> tuple[tuple[tuple[str, ...], ...], list[int], list[str]]:
+  """Makes one class of those of equal names.
 
-  Prompts of equal names are equal, so that nothing could tell the classes
-  apart. Capitals make no difference.
+  Their prompts are equal, so that nothing could tell them apart. Capitals make
+  no difference.
+
+  Args:
+    names: of each class.
+
+  Returns:
+    The names that are left, each as it is first written; which of them each
+    class is; and the names that several had.
   """
   numbers: dict[frozenset[str], int] = {}
-  found, several = [], []
+  kept, found, several = [], [], []
   for own in names:
     key = frozenset(map(normal, own))
     if key in numbers:
       several.append(own[0])
-    found.append(numbers.setdefault(key, len(numbers)))
-  return found, several
+    else:
+      numbers[key] = len(kept)
+      kept.append(own)
+    found.append(numbers[key])
+  return tuple(kept), found, several
 
 
 def sort_labels(labels: Collection[str]) -> tuple[str, ...]:

@@ -243,7 +243,9 @@ class _Loader:
       return {"image": image, "index": np.int32(index), **extra(example)}
 
     return Rows(
-      lambda: self._batches(len(source), load), lambda i: source[i].name
+      "image",
+      lambda: self._batches(len(source), load),
+      lambda i: source[i].name,
     )
 
   def texts(self, texts: list[str]) -> Rows:
@@ -254,7 +256,9 @@ class _Loader:
       return {"text": tokens[index], "index": np.int32(index)}
 
     return Rows(
-      lambda: self._batches(len(texts), load), lambda i: repr(texts[i][:60])
+      "text",
+      lambda: self._batches(len(texts), load),
+      lambda i: repr(texts[i][:60]),
     )
 
   def captions(self, texts: list[tuple[str, ...]]) -> Captions:

@@ -9,8 +9,8 @@ from big_siglip.data import class_files
 from big_siglip.data.class_names import (
   ClassNames,
   is_number,
+  merge_same,
   normal,
-  same_names,
   to_number,
 )
 from big_siglip.errors import UserError
@@ -73,7 +73,7 @@ def read_classes(
 
 def merge_equal(classes: Classes) -> Classes:
   """Returns the classes with those of the same names as one, and says which."""
-  merged, several = same_names(classes.names)
+  names, merged, several = merge_same(classes.names)
   if not several:
     return classes
   logging.warning(
@@ -82,9 +82,8 @@ def merge_equal(classes: Classes) -> Classes:
     len(several),
     ", ".join(several[:5]) + (" ..." if len(several) > 5 else ""),
   )
-  first = {number: i for i, number in reversed(list(enumerate(merged)))}
   return Classes(
-    tuple(classes.names[first[number]] for number in sorted(first)),
+    names,
     {label: merged[i] for label, i in classes.of_label.items()},
     {index: merged[i] for index, i in classes.of_index.items()},
   )

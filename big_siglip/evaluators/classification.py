@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import embed_all, Embedders, Rows
+from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.result import counted, Result
 
 _TOP = 5
@@ -105,20 +105,9 @@ class ZeroShotClassification:
 
   def predict(self, params: Any) -> Predictions:
     """Returns what it says of every image, in order; alike in each process."""
-    text, of_text = embed_all(
-      self.embedders.text,
-      params,
-      self.prompts(),
-      inputs="text",
-      name=self.prompts.name,
-    )
-    image, values = embed_all(
-      self.embedders.image,
-      params,
-      self.images(),
-      inputs="image",
-      labels=("answers",),
-      name=self.images.name,
+    text, of_text = self.prompts.embed(self.embedders.text, params)
+    image, values = self.images.embed(
+      self.embedders.image, params, labels=("answers",)
     )
     classes = classifier(text, self.prompt_classes, len(self.names))
     ranked = nearest_classes(image, classes, _TOP)

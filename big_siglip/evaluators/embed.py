@@ -37,16 +37,27 @@ class Rows:
   """What an evaluator embeds, as often as it asks.
 
   Attributes:
+    inputs: the key of what is embedded: "image" or "text".
     batches: starts a pass over padded batches, see `embed_all`.
     name: what messages call the input of an index.
   """
 
+  inputs: str
   batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
   name: Callable[[int], str]
 
-  def __call__(self) -> Iterable[Mapping[str, np.ndarray]]:
-    """Returns padded batches, from the first on."""
-    return self.batches()
+  def embed(
+    self, embed: "Embed", params: Any, labels: tuple[str, ...] = ()
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns embeddings and values of all of them: see `embed_all`."""
+    return embed_all(
+      embed,
+      params,
+      self.batches(),
+      inputs=self.inputs,
+      labels=labels,
+      name=self.name,
+    )
 
 
 class Embedders(NamedTuple):

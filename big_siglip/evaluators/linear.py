@@ -7,7 +7,7 @@ import numpy as np
 
 from big_siglip.errors import UserError
 from big_siglip.evaluators import probes
-from big_siglip.evaluators.embed import Embed, embed_all, Rows
+from big_siglip.evaluators.embed import Embed, Rows
 from big_siglip.evaluators.result import counted, Result
 
 _HELD_OUT = 5  # Every fifth training image chooses the penalty.
@@ -43,14 +43,7 @@ class Features:
     """
     split, counted_images, nonfinite = [], 0, 0
     for rows in (self.train, self.test):
-      features, values = embed_all(
-        self.embed,
-        params,
-        rows(),
-        inputs="image",
-        labels=("answers",),
-        name=rows.name,
-      )
+      features, values = rows.embed(self.embed, params, labels=("answers",))
       labels = values["answers"][:, 0]
       known = labels >= 0
       counted_images += int(known.sum())

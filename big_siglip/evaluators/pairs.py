@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import embed_all, Embedders, Rows
+from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.result import counted
 from big_siglip.evaluators.retrieval import Captions
 
@@ -105,21 +105,8 @@ def embed_pairs(
   Raises:
     UserError: no image, or no text, has a finite embedding.
   """
-  image, values = embed_all(
-    embedders.image,
-    params,
-    images(),
-    inputs="image",
-    labels=labels,
-    name=images.name,
-  )
-  text, of_text = embed_all(
-    embedders.text,
-    params,
-    captions.texts(),
-    inputs="text",
-    name=captions.texts.name,
-  )
+  image, values = images.embed(embedders.image, params, labels)
+  text, of_text = captions.texts.embed(embedders.text, params)
   text_ids = captions.images[of_text["index"]]
   readable = np.isin(text_ids, values["index"])
   nonfinite = int((~values["finite"]).sum())

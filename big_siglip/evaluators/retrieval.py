@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import embed_all, Embedders, Rows
+from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.recall import recall
 from big_siglip.evaluators.result import counted, Result
 
@@ -55,13 +55,7 @@ class Retrieval:
     their mean under the plain names. "nonfinite" is there where embeddings are
     not finite: how many.
     """
-    image, values = embed_all(
-      self.embedders.image,
-      params,
-      self.images(),
-      inputs="image",
-      name=self.images.name,
-    )
+    image, values = self.images.embed(self.embedders.image, params)
     images = values["index"]
     of_language, nonfinite = {}, int((~values["finite"]).sum())
     for name, captions in self.captions.items():
@@ -83,13 +77,7 @@ class Retrieval:
     self, params, captions, image, images
   ) -> tuple[dict[str, float], int]:
     """Returns the metrics of a language, and how many texts are not finite."""
-    text, values = embed_all(
-      self.embedders.text,
-      params,
-      captions.texts(),
-      inputs="text",
-      name=captions.texts.name,
-    )
+    text, values = captions.texts.embed(self.embedders.text, params)
     text_images = captions.images[values["index"]]
     readable = np.isin(text_images, images)
     text, text_images = text[readable], text_images[readable]

@@ -54,7 +54,10 @@ def find(folder: pathlib.Path | None) -> str | None:
   if folder is None or not files:
     return None
   first, last = str(files[0]), str(files[-1])
-  added = _added(folder) if first != last and is_json(last) else {}
+  both = first != last and is_json(last)
+  added = (
+    _added(folder, _said(folder / "tokenizer_config.json")) if both else {}
+  )
   return last if added and _missing(added, make_tokenizer(first)) else first
 
 
@@ -74,12 +77,12 @@ def read(
   """
   ids = made.vocabulary()
   file = folder / "tokenizer_config.json"
-  config = read_json(file) if file.is_file() else {}
+  config = _said(file)
   content: dict[str, Any] = {}
   if is_json(tokenizer):
     content = read_json(pathlib.Path(tokenizer))
     _check_json(content, tokenizer, ids, made.eos_id, length)
-  _check_added(folder, tokenizer, made, ids)
+  _check_added(folder, config, tokenizer, made, ids)
   _check_config(config, str(file), length)
   if end := _content(config.get("eos_token")):
     rule = f"is not the end of a text in {tokenizer}"
@@ -177,11 +180,20 @@ def _template(processor: Any) -> list[str | None] | None:
   return None if parts == [None] else parts
 
 
-def _added(folder: pathlib.Path) -> dict[str, int]:
-  """Returns the tokens that were added to a vocabulary, as the files say."""
+def _said(file: pathlib.Path) -> dict[str, Any]:
+  """Returns what a file says, if it is there."""
+  return read_json(file) if file.is_file() else {}
+
+
+def _added(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, int]:
+  """Returns the tokens that were added to a vocabulary, as the files say.
+
+  Args:
+    folder: where they lie.
+    config: what tokenizer_config.json says.
+  """
   found: dict[str, int] = {}
   file = folder / "tokenizer_config.json"
-  config = read_json(file) if file.is_file() else {}
   decoder = config.get("added_tokens_decoder") or {}
   rule = "must be tokens by their ids"
   is_right = isinstance(decoder, Mapping) and all(map(str.isdecimal, decoder))
@@ -189,7 +201,7 @@ def _added(folder: pathlib.Path) -> dict[str, int]:
   for number, token in decoder.items():
     found[_content(token) or ""] = int(number)
   file = folder / "added_tokens.json"
-  for token, number in (read_json(file) if file.is_file() else {}).items():
+  for token, number in _said(file).items():
     is_right, rule = type(number) is int, "must be a whole number"
     said.require(is_right, str(file), token, number, rule)
     found[token] = number
@@ -202,9 +214,13 @@ def _missing(added: Mapping[str, int], made: Tokenizer) -> dict[str, int]:
 
 
 def _check_added(
-  folder: pathlib.Path, tokenizer: str, made: Tokenizer, ids: Mapping[str, int]
+  folder: pathlib.Path,
+  config: Mapping[str, Any],
+  tokenizer: str,
+  made: Tokenizer,
+  ids: Mapping[str, int],
 ) -> None:
-  added = _added(folder)
+  added = _added(folder, config)
   if missing := _missing(added, made):
     token, number = next(iter(missing.items()))
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -251,8 +267,7 @@ def _pad_id(
   token = _content(config.get("pad_token"))
   if token is None:
     file = folder / "special_tokens_map.json"
-    known = read_json(file) if file.is_file() else {}
-    token = _content(known.get("pad_token"))
+    token = _content(_said(file).get("pad_token"))
   if token is None:
     file = pathlib.Path(tokenizer)
     token = (content.get("padding") or {}).get("pad_token")

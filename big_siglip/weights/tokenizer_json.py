@@ -20,6 +20,7 @@ from google.protobuf import (
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from big_siglip.data.text import ByteTokenizer
 from big_siglip.errors import UserError
 
 _SPACE = "\u2581"  # What stands for a space in a SentencePiece model.
@@ -82,8 +83,7 @@ def _model_class() -> type[message.Message]:
 
 def of_bytes() -> tokenizers.Tokenizer:
   """Returns `ByteTokenizer`'s: no character is known, all become bytes."""
-  names = ["<pad>", "</s>", "<unk>", *(f"<0x{b:02X}>" for b in range(256))]
-  vocabulary = {name: number for number, name in enumerate(names)}
+  vocabulary = ByteTokenizer().vocabulary()
   made = tokenizers.Tokenizer(
     models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True)
   )

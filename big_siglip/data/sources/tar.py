@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from big_siglip.data.class_names import sort_labels
 from big_siglip.data.faults import Fault
 from big_siglip.data.image_files import EXTENSIONS, is_image
 from big_siglip.data.sources import tar_index, tar_reading
@@ -154,7 +155,7 @@ class TarRecords:
       return None
     labels = self.columns([self.label_key])[self.label_key]
     words = {str(label).strip() for label in labels if label is not None}
-    return tuple(sorted(words - {""}))
+    return sort_labels(words - {""})
 
   def __len__(self) -> int:
     return len(self._starts)
