@@ -30,6 +30,7 @@ LAYERS = (
   ("trained", "embeddings"),
   ("train", "plan", "evaluation", "report"),
   ("page",),
+  ("commands",),
 )
 _LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

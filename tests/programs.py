@@ -19,6 +19,8 @@ from absl import logging as absl_logging
 import jax
 import runs
 
+_COMMANDS = "big_siglip.commands"
+
 
 def call(name, *arguments):
   """Runs a program in this process, from its first line to its last.
@@ -108,9 +110,12 @@ def _own_command_line(argv):
   try:
     yield
   finally:
-    defined = flags.FLAGS.flags_by_module_dict().get(argv[0], ())
-    for flag in list(defined):
-      delattr(flags.FLAGS, flag.name)
+    own = [name for name in sys.modules if name.startswith(_COMMANDS)]
+    for module in own:
+      for flag in list(flags.FLAGS.flags_by_module_dict().get(module, ())):
+        delattr(flags.FLAGS, flag.name)
+      # The next program defines its flags anew.
+      del sys.modules[module]
     flags.FLAGS.unparse_flags()
     sys.argv = before
 

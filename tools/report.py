@@ -1,52 +1,7 @@
-"""Writes one HTML page about a run, or about several side by side.
+"""Writes one HTML page about a run, or about several side by side."""
 
-python tools/report.py runs/digits
-python tools/report.py runs/a runs/b --output=compared.html --price=1.2
-
-The page holds configs, curves, evaluations, predictions, similarities and
-retrieval on held-out examples, skipped data, hardware, time and cost. It is one
-file that opens offline, in any browser. A run may still be in progress. The
-last numbers of a single run are printed too.
-"""
-
-from absl import app, flags, logging
-
-from big_siglip.command_line import parse_arguments
-from big_siglip.errors import exit_on_error, UserError
-
-_OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
-_EXAMPLES = flags.DEFINE_integer(
-  "examples",
-  300,
-  "Examples of each data set to show the models; 0 for no pictures.",
-  lower_bound=0,
-)
-_PRICE = flags.DEFINE_float(
-  "price", None, "Price of an hour of one device.", 0.0
-)
-
-
-def main(argv: list[str]) -> None:
-  """Writes the page and prints where it lies."""
-  logging.set_verbosity(logging.ERROR)
-  with exit_on_error():
-    if not argv[1:]:
-      raise UserError("name at least one run's folder")
-    from big_siglip import platforms, report
-    from big_siglip.metrics import last_metrics
-
-    platforms.prepare()
-    file = report.write_report(
-      argv[1:],
-      _OUTPUT.value,
-      examples=_EXAMPLES.value,
-      price=_PRICE.value,
-    )
-  if len(argv) == 2:
-    for name, value in last_metrics(argv[1]).items():
-      print(f"  {name:42} {value:.4g}")
-  print(f"report       {file}")
-
+from big_siglip.commands import report
+from big_siglip.commands.program import run
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_arguments)
+  run(report)

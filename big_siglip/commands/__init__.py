@@ -1,0 +1,1 @@
+"""What big-siglip, main.py and tools/ run: a module for each command."""

@@ -1,0 +1,148 @@
+"""Evaluates a checkpoint as its run did, or otherwise; or a run as it trains.
+
+python tools/evaluate.py --checkpoint=runs/digits
+python tools/evaluate.py --checkpoint=models/b16 --output=results \
+  --evals=configs/evals/imagenet.py --evals.imagenet.path=PATH
+python tools/evaluate.py --watch=runs/digits
+
+--evals names a file with evaluations alone (configs/evals/ has examples);
+--config takes those of a whole config, which must preprocess as the checkpoint
+did. Prints a table; --json prints one JSON object a checkpoint instead.
+--output=FOLDER writes results.json and pictures. --watch evaluates every new
+checkpoint of a run, writes RUN/evaluations.jsonl and RUN/evaluations/, and ends
+with the run, or when it is told to (SIGTERM); started again, it goes on.
+--distributed shares the work among processes, each started by the same command.
+docs/evaluation.md says what is measured.
+"""
+
+import json
+import signal
+import sys
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from big_siglip.command_line import parse_evaluation
+from big_siglip.errors import exit_on_error, UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  None,
+  "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
+)
+_WATCH = flags.DEFINE_string(
+  "watch", None, "A run's folder: evaluate each checkpoint as it appears."
+)
+_POLL = flags.DEFINE_float(
+  "poll_seconds", 5.0, "How long to wait for a new checkpoint.", 0.01
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Folder for results.json and pictures."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join other processes, as config.distributed does."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON objects.")
+
+_Given = tuple[ConfigDict | None, ConfigDict | None]
+
+
+def parse(argv: list[str]) -> _Given:
+  """Returns the configs that say what to evaluate, None for the run's own."""
+  with exit_on_error():
+    return parse_evaluation(argv)
+
+
+def main(given: _Given) -> None:
+  """Evaluates one checkpoint, or all of a run."""
+  logging.set_verbosity(logging.WARNING)
+  with exit_on_error():
+    if _WATCH.value is not None and _DISTRIBUTED.value:
+      raise UserError("--watch: must be one process, without --distributed")
+    if (_CHECKPOINT.value is None) == (_WATCH.value is None):
+      raise UserError("--checkpoint=RUN or --watch=RUN must be given")
+    from big_siglip import platforms
+
+    platforms.prepare()
+    if _WATCH.value is not None:
+      _watch(_WATCH.value, given)
+    else:
+      _evaluate(_CHECKPOINT.value, given)
+
+
+def _evaluate(path: str, given: _Given) -> None:
+  import jax
+
+  from big_siglip import build, sharding
+  from big_siglip.evaluation import results
+  from big_siglip.run import processes
+  from big_siglip.trained import saved
+
+  if _DISTRIBUTED.value:
+    processes.join()
+  checkpoint, trained, load_params = saved.open_model(path)
+  config = results.with_evals(trained, *given)
+  # How many devices trained it, and with which batch, does not matter here.
+  mesh = sharding.make_mesh()
+  evaluators = build.evaluators(config, mesh)
+  params = load_params(mesh)
+  with processes.stopping_together():
+    found = results.run(evaluators, params)
+  if jax.process_index() != 0:
+    return  # One speaks for all.
+  files = _write_output(checkpoint, config, found)
+  if _JSON.value:
+    step = {"step": results.step_of(checkpoint)}
+    print(json.dumps({**step, **results.flat(found)}))
+    return
+  print(f"{checkpoint}")
+  print(results.table(found))
+  for file in files:
+    print(f"  {file}")
+
+
+def _write_output(checkpoint, config, found) -> list:
+  if _OUTPUT.value is None:
+    return []
+  from etils import epath
+
+  from big_siglip.evaluation import pictures, results
+
+  folder = epath.Path(_OUTPUT.value).expanduser()
+  file = folder / "results.json"
+  results.write(file, checkpoint=checkpoint, evals=config.evals, results=found)
+  return [file, *pictures.draw(folder, found)]
+
+
+def _watch(path: str, given: _Given) -> None:
+  from etils import epath
+
+  from big_siglip import build, sharding
+  from big_siglip.evaluation import results, watch
+
+  # Whatever it is at is done again when it is started again.
+  signal.signal(signal.SIGTERM, _stop)
+  signal.signal(signal.SIGINT, _stop)
+  run = epath.Path(path)
+  run = run if "://" in path else run.expanduser().resolve()
+  trained = watch.wait_for_config(run, _POLL.value)
+  config = results.with_evals(trained, *given)
+  mesh = sharding.make_mesh()
+  evaluators = build.evaluators(config, mesh)
+
+  def say(step, found):
+    if _JSON.value:
+      print(json.dumps({"step": step, **results.flat(found)}), flush=True)
+    else:
+      print(f"step {step}\n{results.table(found)}", flush=True)
+
+  with watch.Watcher(run, config, evaluators, mesh) as watcher:
+    watcher.watch(_POLL.value, say)
+  if not _JSON.value:
+    print(f"done: {run / watch.NAME}", flush=True)
+
+
+def _stop(signum, frame) -> None:
+  del frame
+  print(f"{signal.Signals(signum).name}: stopped", file=sys.stderr, flush=True)
+  sys.exit(0)

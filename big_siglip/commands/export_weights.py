@@ -1,0 +1,93 @@
+"""Writes a trained model in another project's format.
+
+python tools/export_weights.py --checkpoint=runs/photos --format=huggingface \
+  --output=exported
+
+`huggingface` makes a folder that transformers' AutoModel and AutoProcessor
+load, `open_clip` one for its "local-dir:" (or weights alone, where --output
+ends in .safetensors), `big_vision` a .npz. Importing these again gives the same
+bits. `onnx` makes a folder with each tower as a graph for onnxruntime,
+`stablehlo` one with programs for JAX (big_siglip.trained.serving.load).
+--push=ORG/NAME uploads a folder to the Hugging Face hub, with its model card.
+"""
+
+import pathlib
+
+from absl import flags, logging
+
+from big_siglip.errors import exit_on_error, UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  None,
+  "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
+)
+_FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
+_CARDS = ("huggingface", "open_clip", "onnx")  # Those that the hub knows.
+_FILES = (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth")
+_FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
+_PUSH = flags.DEFINE_string(
+  "push", None, "Repository of the hub to upload to, private if it is new."
+)
+_PUBLIC = flags.DEFINE_bool("public", False, "Let everyone see a new one.")
+
+
+def main(argv: list[str]) -> None:
+  """Exports, and prints where to."""
+  logging.set_verbosity(logging.WARNING)
+  with exit_on_error():
+    output = _check_flags(argv[1:])
+    from big_siglip import platforms, sharding
+    from big_siglip.models import merged
+    from big_siglip.report import runs
+    from big_siglip.schema.sizes import has_text_tower
+    from big_siglip.trained import saved, serving
+    from big_siglip.weights import card, export, push
+
+    platforms.prepare()
+    style, name = _FORMAT.value, _PUSH.value
+    found, config, load_params = saved.open_model(_CHECKPOINT.value)
+    if not has_text_tower(config.model):
+      raise UserError(
+        f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "
+        "exports are of whole models: train a text tower to it (configs/lit.py)"
+      )
+    address = push.open_repository(name, public=_PUBLIC.value) if name else ""
+    params = load_params(sharding.make_mesh())
+    params = merged(params, config.model)
+    more = {"onnx": export.to_onnx, "stablehlo": serving.save}
+    if style == "open_clip":
+      export.to_open_clip(output, params, config, name)
+    else:
+      {**export.FORMATS, **more}[style](output, params, config)
+    if style in _CARDS and output.is_dir():
+      card.save(output, style, config, runs.evaluations_of(found), name)
+    if name:
+      push.upload(name, output)
+  print(output)
+  if address:
+    print(address)
+
+
+def _check_flags(arguments: list[str]) -> pathlib.Path:
+  """Returns what is to be made."""
+  if arguments:
+    raise UserError(f"{arguments[0]!r}: belongs to no flag")
+  for name in ("checkpoint", "output"):
+    if not flags.FLAGS[name].value:
+      raise UserError(f"--{name} must be given")
+  output = pathlib.Path(_OUTPUT.value).expanduser()
+  endings = {"big_vision": (".npz",), "open_clip": (".safetensors", "")}
+  allowed = endings.get(_FORMAT.value, ("",))
+  ending = output.suffix if output.suffix in _FILES else ""
+  if ending not in allowed:
+    must = " or ".join(f"end in {e}" if e else "be a folder" for e in allowed)
+    raise UserError(f"--output={output}: must {must}")
+  if output.exists():
+    raise UserError(f"--output={output}: exists already")
+  if _PUBLIC.value and not _PUSH.value:
+    raise UserError("--public says who sees what --push=ORG/NAME uploads")
+  if _PUSH.value and ending:
+    raise UserError(f"--output={output}: --push uploads a folder")
+  return output

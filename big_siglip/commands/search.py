@@ -1,0 +1,111 @@
+"""Finds the images or texts nearest to a query, among those of embed.py.
+
+python tools/search.py --embeddings=vectors --query="a dog on a beach"
+python tools/search.py --embeddings=vectors --image=dog.jpg --top=3 --json
+
+The cosine with every row is computed on the device, block by block, so that
+memory does not grow with their number. --index=hnsw looks at few of them
+instead: a graph that faiss (pip install -e '.[search]') builds once and that is
+kept beside the embeddings. faiss, because it is the most used of the libraries
+for this and has wheels for every Python; its graph and rows lie in memory.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import flags, logging
+
+from big_siglip.errors import exit_on_error, UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  None,
+  "The model; the one that made the embeddings unless given.",
+)
+_EMBEDDINGS = flags.DEFINE_string("embeddings", None, "The folder to search.")
+_QUERY = flags.DEFINE_string("query", None, "A text to look for.")
+_IMAGE = flags.DEFINE_string("image", None, "Or the file of an image.")
+_TOP = flags.DEFINE_integer("top", 10, "Results to print.")
+_INDEX = flags.DEFINE_string("index", "exact", "How to search: exact or hnsw.")
+_JSON = flags.DEFINE_bool("json", False, "Print the results as JSON.")
+
+
+def main(argv: list[str]) -> None:
+  """Prints the nearest rows, a line each."""
+  logging.set_verbosity(logging.ERROR)
+  # A text or a file's name may hold what the terminal's encoding does not.
+  sys.stdout.reconfigure(errors="backslashreplace")
+  with exit_on_error():
+    _check_flags(argv[1:])
+    from big_siglip import embeddings, platforms
+
+    folder = pathlib.Path(_EMBEDDINGS.value).expanduser()
+    reader = embeddings.Reader(folder)
+    if not reader.is_whole:
+      count, total = len(reader.shards), reader.description.num_shards
+      print(f"note: {folder} has {count} of {total} shards", file=sys.stderr)
+    platforms.prepare()
+    query = _embed_query(reader)
+    scores, numbers = _search(reader, query)
+    rows = reader.rows(numbers[0])
+  results = [
+    {"key": key, "text": text, "score": float(score)}
+    for (key, text), score in zip(rows, scores[0], strict=True)
+  ]
+  if _JSON.value:
+    print(
+      json.dumps({"query": _QUERY.value or _IMAGE.value, "results": results})
+    )
+    return
+  for row in results:
+    text = f"  {row['text']}" if row["text"] is not None else ""
+    print(f"{row['score']:7.4f}  {row['key']}{text}")
+
+
+def _check_flags(arguments: list[str]) -> None:
+  if not _EMBEDDINGS.value:
+    raise UserError("--embeddings=DIR must be given")
+  if bool(_QUERY.value) == bool(_IMAGE.value):
+    raise UserError("either --query=TEXT or --image=FILE must be given")
+  if _TOP.value < 1:
+    raise UserError(f"--top={_TOP.value}: must be at least 1")
+  if _INDEX.value not in ("exact", "hnsw"):
+    raise UserError(f"--index={_INDEX.value}: must be exact or hnsw")
+  if arguments:
+    raise UserError(f"{arguments[0]!r}: belongs to no flag")
+
+
+def _embed_query(reader):
+  """Returns [1, E] float32."""
+  import big_siglip
+  from big_siglip import embeddings
+  from big_siglip.data.images import BadImage
+  from big_siglip.embeddings import description as descriptions
+
+  checkpoint = _CHECKPOINT.value or reader.description.checkpoint
+  model = big_siglip.load(checkpoint)
+  made = embeddings.describe_model(model, checkpoint)
+  descriptions.check_model(reader.folder, reader.description, made)
+  if _QUERY.value:
+    return model.embed_texts([_QUERY.value])
+  try:
+    return model.embed_images([_IMAGE.value])
+  except OSError as error:
+    raise UserError(f"--image={_IMAGE.value}: {error.strerror}") from error
+  except BadImage as error:
+    raise UserError(f"--image={_IMAGE.value}: {error}") from error
+
+
+def _search(reader, query):
+  from big_siglip.embeddings.index import search_index
+  from big_siglip.embeddings.search import search_exactly
+
+  if _INDEX.value == "hnsw":
+    return search_index(reader, query, _TOP.value)
+  return search_exactly(
+    reader,
+    query,
+    _TOP.value,
+    say=lambda line: print(f"note: {line}", file=sys.stderr),
+  )
