@@ -6,6 +6,9 @@ if TYPE_CHECKING:
   from big_siglip.trained.inference import Model
 
 
+__version__ = "0.1.0"
+
+
 def load(path: str) -> "Model":
   """Returns a trained model, ready to embed images and texts.
 

@@ -1,6 +1,7 @@
 """From command-line arguments to a config, with every mistake in one error."""
 
 from collections.abc import Sequence
+import difflib
 import pathlib
 import re
 import sys
@@ -97,8 +98,16 @@ def _parse_others(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(_unknown_flag(error.flagname)) from error
   except flags.Error as error:
     raise UserError(str(error)) from error
+
+
+def _unknown_flag(name: str) -> str:
+  close = difflib.get_close_matches(name, ["help", *flags.FLAGS], n=1)
+  hint = f"did you mean --{close[0]}?" if close else "--help lists all"
+  return f"--{name}: no such flag; {hint}"
 
 
 def load_evals(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -34,7 +34,7 @@ def stay_on_cpu(min_devices: int) -> int:
 def prepare(min_devices: int = 1) -> None:
   """Keeps JAX from what is not there; call before any device is used.
 
-  Where libtpu is installed, for `tools/plan.py`, JAX would look for TPUs,
+  Where libtpu is installed, for `big-siglip plan`, JAX would look for TPUs,
   complain at length that there are none, and go on without. JAX_PLATFORMS, if
   set, is followed.
 

@@ -31,6 +31,7 @@ LAYERS = (
   ("train", "plan", "evaluation", "report"),
   ("page",),
   ("commands",),
+  ("__main__",),
 )
 _LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

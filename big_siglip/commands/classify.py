@@ -1,8 +1,8 @@
 """Scores images against labels of your choice.
 
-python tools/classify.py --checkpoint=models/so400m --labels="a cat,a dog" \
+big-siglip classify --checkpoint=models/so400m --labels="a cat,a dog" \
   photos/*.jpg
-python tools/classify.py --checkpoint=runs/digits --labels=labels.txt \
+big-siglip classify --checkpoint=runs/digits --labels=labels.txt \
   --template="a photo of {}" --json photos/
 
 Two numbers for each label. The sigmoid's is SigLIP's own: how likely the text

@@ -1,8 +1,8 @@
 """Trains a SigLIP, and resumes where it stopped.
 
-python main.py --config=configs/digits.py --workdir=runs/digits
-python main.py --config=configs/so400m.py:batch_size=4096 --workdir=gs://b/run \
-  --config.mesh.fsdp=8 --dry_run
+big-siglip train --config=configs/digits.py --workdir=runs/digits
+big-siglip train --config=configs/so400m.py:batch_size=4096 \
+  --config.mesh.fsdp=8 --workdir=gs://b/run --dry_run
 """
 
 from absl import flags, logging
