@@ -158,7 +158,7 @@ def test_a_workdir_that_cannot_be_written_is_named(capsys, tmp_path):
   ("arguments", "said"),
   [
     (["--config=configs/no.py"], "--config=configs/no.py: no such file"),
-    ([], "--config=configs/NAME.py must be given"),
+    ([], "--config=NAME or --config=FILE.py must be given (by name: b16,"),
     (["--config=configs/digits.py", "--workdri=x"], "workdri"),
     (["--config=configs/digits.py:seed=x"], "config.seed"),
     (["--config=configs/digits.py", "runs"], "unexpected argument 'runs'"),

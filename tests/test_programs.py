@@ -16,7 +16,10 @@ CASES = [
   (["main.py", CONFIG, "--config.seed=x"], "config.seed=x: wrong type"),
   (["main.py", CONFIG, "--workdi=x"], "workdi"),
   (["main.py", CONFIG], "--workdir=DIR must be given"),
-  (["main.py"], "--config=configs/NAME.py must be given"),
+  (
+    ["main.py"],
+    "--config=NAME or --config=FILE.py must be given (by name: b16,",
+  ),
   (["tools/classify.py", "--checkpoint=x", "--top=0"], "--labels=A,B"),
   (
     [
