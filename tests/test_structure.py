@@ -107,7 +107,14 @@ def test_configs_import_ml_collections_and_each_other_alone():
 def test_configs_are_checked_without_jax():
   """A mistake is told before anything is loaded that takes seconds."""
   names = ["errors", "shipped", "schema", "config", "config_files"]
-  names += ["command_line", "run/preemption", "commands", "__version__"]
+  names += [
+    "command_line",
+    "run/preemption",
+    "commands",
+    "progress",
+    "durations",
+  ]
+  names += ["__version__"]
   light = _of(*names[:-1])
   light += [ROOT / "big_siglip" / "__init__.py", *CONFIGS, *PROGRAMS]
   allowed = ["absl", "ml_collections", "configs"]

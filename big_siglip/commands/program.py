@@ -5,6 +5,7 @@ import types
 
 from absl import app, flags
 
+from big_siglip import progress
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error
 
@@ -23,7 +24,10 @@ def run(command: types.ModuleType) -> None:
     with exit_on_error():
       print(help_text(command))
     sys.exit(0)
-  app.run(command.main, flags_parser=getattr(command, "parse", parse_arguments))
+  with progress.speaking():
+    app.run(
+      command.main, flags_parser=getattr(command, "parse", parse_arguments)
+    )
 
 
 def help_text(command: types.ModuleType) -> str:
