@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import dataset
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from big_siglip.errors import UserError
@@ -110,6 +112,8 @@ class Reader:
     description: what it says of itself.
     shards: its files, in order.
     num_rows: embeddings in all of them.
+    schema: the columns of a row; those beside key, text and embedding are for
+      filters (`embeddings.filters`).
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -119,20 +123,28 @@ class Reader:
       UserError: it holds no embeddings, or a damaged shard.
     """
     self.folder = folder
+    self._seen = _seen(folder)
     self.description = read(folder)
     numbers = range(self.description.num_shards)
     files = [folder / shard_name(number) for number in numbers]
     self.shards = [file for file in files if file.exists()]
-    counts = [read_metadata(file).num_rows for file in self.shards]
+    metadata = [read_metadata(file) for file in self.shards]
+    counts = [one.num_rows for one in metadata]
     self._ends = np.cumsum(counts, dtype=np.int64)
     self.num_rows = sum(counts)
     if not self.num_rows:
       raise UserError(f"{folder}: holds no embeddings yet")
+    self.schema: pa.Schema = metadata[0].schema.to_arrow_schema()
 
   @property
   def is_whole(self) -> bool:
     """Whether every shard is there."""
     return len(self.shards) == self.description.num_shards
+
+  @property
+  def is_current(self) -> bool:
+    """Whether the folder is as it was when this reader was made."""
+    return self._seen == _seen(self.folder)
 
   def blocks(self, size: int) -> Iterator[np.ndarray]:
     """Yields all embeddings in order, NE float32 with N up to `size`.
@@ -151,15 +163,50 @@ class Reader:
     tables = [pq.read_table(file, columns=["key"]) for file in self.shards]
     return [key for table in tables for key in table["key"].to_pylist()]
 
+  def matching(self, condition: pc.Expression) -> np.ndarray:
+    """Returns bool [N]: of which rows it is true."""
+    files = [str(file) for file in self.shards]
+    rows = dataset.dataset(files, schema=self.schema, format="parquet")
+    found = rows.to_table(columns={"is": condition})["is"]
+    return found.fill_null(False).to_numpy()
+
   def rows(self, numbers: Sequence[int]) -> list[tuple[str, str | None]]:
     """Returns (key, text) of some rows, text None for an image."""
-    found = {}
-    shards = np.searchsorted(self._ends, numbers, side="right")
-    for shard in sorted(set(shards.tolist())):
-      columns = ["key", "text"]
-      table = pq.read_table(self.shards[shard], columns=columns)
-      start = self._ends[shard] - table.num_rows
-      for number in np.asarray(numbers)[shards == shard]:
-        at = int(number - start)
-        found[int(number)] = tuple(table[c][at].as_py() for c in columns)
-    return [found[int(number)] for number in numbers]
+    found = self._read(numbers, ["key", "text"])
+    return [(row["key"], row["text"]) for row in found]
+
+  def records(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns all columns of some rows but their embeddings."""
+    names = [name for name in self.schema.names if name != "embedding"]
+    return self._read(numbers, names)
+
+  def _read(
+    self, numbers: Sequence[int], names: Sequence[str]
+  ) -> list[dict[str, Any]]:
+    """Returns columns of some rows, from their groups of rows alone."""
+    wanted, found = np.asarray(numbers, np.int64), {}
+    shards = np.searchsorted(self._ends, wanted, side="right")
+    for shard in np.unique(shards).tolist():
+      with pq.ParquetFile(self.shards[shard], memory_map=True) as parquet:
+        whole = parquet.metadata
+        groups = [
+          whole.row_group(g).num_rows for g in range(parquet.num_row_groups)
+        ]
+        starts = self._ends[shard] - whole.num_rows + np.cumsum([0, *groups])
+        own = np.unique(wanted[shards == shard])
+        of_rows = np.searchsorted(starts, own, side="right") - 1
+        for group in np.unique(of_rows).tolist():
+          table = parquet.read_row_group(group, columns=list(names))
+          rows = own[of_rows == group]
+          values = table.take(rows - starts[group]).to_pylist()
+          found.update(zip(rows.tolist(), values, strict=True))
+    return [found[number] for number in wanted.tolist()]
+
+
+def _seen(folder: pathlib.Path) -> tuple[int, ...]:
+  """Returns what changes whenever a folder is described anew."""
+  try:
+    stat = description_file(folder).stat()
+  except OSError:
+    return ()
+  return stat.st_ino, stat.st_size, stat.st_mtime_ns
