@@ -573,7 +573,7 @@ def test_folders_of_older_names_are_read_and_gone_on_with(tmp_path):
     (dict(shard_size=9), "shard_size=10, now 9"),
     (dict(dtype="float16"), "dtype=float32, now float16"),
     (dict(kind="texts"), "kind=images, now texts"),
-    (dict(count=1), "count=25, now 1: inputs cannot be added"),
+    (dict(count=1), "count=25, now 1; --update takes in what is new"),
     (dict(fingerprint="f"), "fingerprint="),
     (dict(checkpoint="moved", inputs="moved"), None),
   ],

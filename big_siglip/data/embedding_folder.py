@@ -1,10 +1,16 @@
 """What lies in a folder of embeddings, and who made it; `embeddings` makes it.
 
+Its description names the shards, so that writing that file is what turns an old
+state of the folder into a new one, at once. An update lays its shards beside
+the old ones, under hidden names (`staged_name`), describes them, and only then
+gives them their names: whatever a kill leaves, `shard_file` finds.
+
 Shape letters: N rows, E width of an embedding.
 """
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -39,6 +45,12 @@ class Description:
     dtype: of the embeddings: "float32" or "float16".
     shard_size: inputs of a shard, unreadable ones with them.
     data: the format of the data set that they are of, or "" (files).
+    columns: of the rows beside key, text, embedding and id, and their Arrow
+      types; None: it was made before rows had any, and has no ids.
+    numbers: of the shards, after an update; None: there was none, and they are
+      those of `count` inputs.
+    next_id: more than any row's id, after an update.
+    update: names the last update, or "".
   """
 
   kind: str
@@ -52,14 +64,25 @@ class Description:
   dtype: str
   shard_size: int
   data: str = ""
+  columns: dict[str, str] | None = None
+  numbers: list[int] | None = None
+  next_id: int = 0
+  update: str = ""
+
+  @property
+  def shard_numbers(self) -> Sequence[int]:
+    """The numbers of all shards of a finished folder, in order."""
+    if self.numbers is not None:
+      return self.numbers
+    return range(-(-self.count // self.shard_size))
 
   @property
   def num_shards(self) -> int:
     """How many shards a finished folder has."""
-    return -(-self.count // self.shard_size)
+    return len(self.shard_numbers)
 
   def shard(self, number: int) -> range:
-    """Returns the numbers of a shard's inputs."""
+    """Returns the numbers of a shard's inputs, where there was no update."""
     start = number * self.shard_size
     return range(start, min(start + self.shard_size, self.count))
 
@@ -91,6 +114,21 @@ def description_file(folder: pathlib.Path) -> pathlib.Path:
 def shard_name(shard: int) -> str:
   """Returns the name of a shard's file."""
   return f"shard-{shard:06}.parquet"
+
+
+def staged_name(shard: int, update: str) -> str:
+  """Returns the name of a shard's file until an update is described."""
+  return f".{shard_name(shard)}.{update}"
+
+
+def shard_file(
+  folder: pathlib.Path, description: Description, shard: int
+) -> pathlib.Path:
+  """Returns the file of a shard, whether or not it has its name yet."""
+  staged = folder / staged_name(shard, description.update)
+  if description.update and staged.exists():
+    return staged
+  return folder / shard_name(shard)
 
 
 def read_metadata(file: pathlib.Path) -> pq.FileMetaData:
@@ -125,9 +163,12 @@ class Reader:
     self.folder = folder
     self._seen = _seen(folder)
     self.description = read(folder)
-    numbers = range(self.description.num_shards)
-    files = [folder / shard_name(number) for number in numbers]
-    self.shards = [file for file in files if file.exists()]
+    self._numbers, self.shards = [], []
+    for number in self.description.shard_numbers:
+      file = shard_file(folder, self.description, number)
+      if file.exists():
+        self._numbers.append(number)
+        self.shards.append(file)
     metadata = [read_metadata(file) for file in self.shards]
     counts = [one.num_rows for one in metadata]
     self._ends = np.cumsum(counts, dtype=np.int64)
@@ -162,6 +203,35 @@ class Reader:
     """Returns the keys of all rows."""
     tables = [pq.read_table(file, columns=["key"]) for file in self.shards]
     return [key for table in tables for key in table["key"].to_pylist()]
+
+  @functools.cached_property
+  def ids(self) -> np.ndarray:
+    """The number [N] int64 of each row that it keeps through updates.
+
+    A row that changes in anything gets another one.
+    """
+    parts, start = [np.zeros(0, np.int64)], 0
+    for number, file, end in zip(
+      self._numbers, self.shards, self._ends.tolist(), strict=True
+    ):
+      if self.description.columns is None:
+        first = number * self.description.shard_size
+        parts.append(np.arange(first, first + end - start))
+      else:
+        parts.append(pq.read_table(file, columns=["id"])["id"].to_numpy())
+      start = end
+    return np.concatenate(parts)
+
+  def numbers_of(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the rows' numbers of ids; -1 where there is none."""
+    order = self._order_of_ids
+    places = np.searchsorted(self.ids, ids, sorter=order)
+    numbers = order[np.minimum(places, len(order) - 1)]
+    return np.where(self.ids[numbers] == ids, numbers, -1)
+
+  @functools.cached_property
+  def _order_of_ids(self) -> np.ndarray:
+    return np.argsort(self.ids)
 
   def matching(self, condition: pc.Expression) -> np.ndarray:
     """Returns bool [N]: of which rows it is true."""
