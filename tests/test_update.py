@@ -463,7 +463,7 @@ def test_mistakes_of_an_update(copy, checkpoint, tmp_path):
 def test_what_is_trained_on_follows(copy, checkpoint):
   photos, output = copy
   lines = [f"{number}.png,photo {number}" for number in range(10)]
-  (photos / "captions.csv").write_text("\n".join(["image,caption", *lines]))
+  (output / "captions.csv").write_text("\n".join(["image,caption", *lines]))
   source = open_source("embeddings", "all", str(output), Options())
   reader = embeddings.Reader(output)
   write_photo(photos / "2.png", 60)
