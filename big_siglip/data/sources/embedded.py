@@ -213,11 +213,14 @@ def _random_access(reader: Reader) -> pathlib.Path:
   """
   made = reader.description
   whose = f"{made.parameters} {made.fingerprint} {made.preprocessing}"
+  whose += f" {made.update}" * bool(made.update)  # Files of before are known.
   digest = hashlib.sha256(whose.encode()).hexdigest()[:16]
   file = reader.folder / f".rows-{digest}.npy"
   try:
     with filelock.FileLock(reader.folder / ".rows.lock"):
       if not file.exists():
+        for other in reader.folder.glob(".rows-*.npy"):  # Of before an update.
+          other.unlink()
         _write_rows(reader, file)
   except OSError as error:
     raise UserError(
