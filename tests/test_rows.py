@@ -1,10 +1,13 @@
 """Rows of evaluations, intervals of their metrics, and two of them compared."""
 
+import json
 import warnings
 
 from etils import epath
 import numpy as np
+import programs
 import pytest
+import runs
 from scipy import stats
 from sklearn import metrics
 from test_evaluators import (
@@ -21,8 +24,9 @@ from test_evaluators import (
 )
 
 from big_siglip.errors import UserError
-from big_siglip.evaluation import intervals, rows
+from big_siglip.evaluation import compare, intervals, reading, rows
 from big_siglip.evaluators.scores import classified, plain, retrieved
+from big_siglip.schema import words
 
 RETRIEVAL = dict(kind="retrieval", batch_size=5, **NO_FILE)
 
@@ -37,7 +41,7 @@ class Some(Source):
     return example
 
 
-@pytest.mark.parametrize("ending", rows.ENDINGS)
+@pytest.mark.parametrize("ending", words.TABLES)
 @pytest.mark.parametrize(
   "spec",
   [CLASSIFICATION, RETRIEVAL, {**LINEAR, **PROBE}],
@@ -104,7 +108,7 @@ def test_text_that_tables_dislike_comes_back(tmp_path):
     "label": hostile,
     "right": [True, None] * 2 + [False],
   }
-  for ending in rows.ENDINGS:
+  for ending in words.TABLES:
     file = epath.Path(tmp_path) / f"rows{ending}"
     rows.write(file, table)
     found = rows.read(file)
@@ -124,7 +128,7 @@ def test_text_that_tables_dislike_comes_back(tmp_path):
   ],
 )
 def test_files_that_hold_no_rows_are_named(content, said, tmp_path):
-  for ending in rows.ENDINGS if content is not None else (".csv",):
+  for ending in words.TABLES if content is not None else (".csv",):
     file = epath.Path(tmp_path) / f"rows{ending}"
     if content is not None:
       file.write_bytes(content)
@@ -215,3 +219,127 @@ def test_where_images_are_alike_the_limits_are_exact(count):
   alike = plain(np.ones(count))
   low, high = intervals.difference(alike, alike)
   assert low == -high < 0 and high == pytest.approx(1 - 0.025 ** (1 / count))
+
+
+def table_of(seed, count=60):
+  labels, predicted, rank = (values.tolist() for values in data(seed, count))
+  return {
+    "key": [f"{i % 50}.png" for i in range(count)],  # Some occur twice.
+    "label": list(map(str, labels)),
+    "right": [p == y for p, y in zip(predicted, labels, strict=True)],
+    "predicted": list(map(str, predicted)),
+    "score": [0.5] * count,
+    "label_rank": rank,
+  }
+
+
+def write_pair(folder, first, second):
+  """Returns the paths of two files of rows."""
+  paths = [folder / "a.csv", folder / "b.csv"]
+  for path, table in zip(paths, (first, second), strict=True):
+    rows.write(epath.Path(path), table)
+  return list(map(str, paths))
+
+
+def changed_table(table):
+  """Returns other answers to the same images, in another order."""
+  other = {k: list(v) for k, v in table.items()}
+  for place in range(0, 60, 7):
+    other["right"][place] = not table["right"][place]
+    other["label_rank"][place] = 1 if other["right"][place] else 2
+  return {k: v[10:50] + v[:10] + v[50:] for k, v in other.items()}
+
+
+def test_two_evaluations_are_paired_by_key(tmp_path):
+  first = table_of(1)
+  second = changed_table(first)
+  # One image is in each alone.
+  first["key"][30], second["key"][-9] = "gone.png", "new.png"
+  paths = write_pair(tmp_path, first, second)
+  (one,) = compare.compare(*map(reading.read, paths))
+  assert one.images == 58
+  assert len(one.notes) == 2 and "gone.png" in one.notes[0]
+  seen = [i for i in range(60) if i not in (30, 51)]
+  right = np.array(first["right"])
+  then = right.copy()
+  then[::7] = ~then[::7]
+  accuracy = one.differences[0]
+  assert accuracy.metric == "accuracy"
+  assert accuracy.before == pytest.approx(right[seen].mean())
+  assert accuracy.after == pytest.approx(then[seen].mean())
+  assert accuracy.low < accuracy.after - accuracy.before < accuracy.high
+  (change,) = one.changes
+  assert change.better == (then & ~right)[seen].sum() > 0
+  assert change.worse == (right & ~then)[seen].sum() > 0
+  keys = [first["key"][i] for i in seen if right[i] != then[i]]
+  assert sorted(one.changed["key"]) == sorted(keys)
+  assert one.changed["change"][0] == compare.WORSE
+
+
+def test_mcnemar_is_that_of_the_binomial(tmp_path):
+  first, second = table_of(1), table_of(1)
+  first["key"] = second["key"] = [f"{i}.png" for i in range(60)]
+  first["right"] = [True] * 3 + [False] * 57
+  second["right"] = [False] * 3 + [True] * 9 + [False] * 48
+  (one,) = compare.compare(
+    *map(reading.read, write_pair(tmp_path, first, second))
+  )
+  (change,) = one.changes
+  assert (change.worse, change.better) == (3, 9)
+  assert change.p == pytest.approx(2 * stats.binom.cdf(3, 12, 0.5))
+
+
+def spoiled_pair(folder, kind):
+  first, second = table_of(1), table_of(1)
+  if kind == "labels":
+    second["label"][4] = "another"
+  if kind == "images":
+    second["key"] = [f"other/{key}" for key in second["key"]]
+  if kind == "queries":
+    second = evaluate(RETRIEVAL, make_mesh(1)).rows()
+  return write_pair(folder, first, second)
+
+
+@pytest.mark.parametrize(
+  ("kind", "said"),
+  [
+    ("labels", "have other labels for 1 of 60 images, such as 4.png"),
+    ("images", "share no image: '0.png' and 'other/0.png'"),
+    ("queries", "one is of images, the other of queries"),
+  ],
+)
+def test_what_cannot_be_compared_is_one_line(kind, said, tmp_path):
+  paths = spoiled_pair(tmp_path, kind)
+  assert said in programs.said_in_one_line("tools/compare.py", *paths)
+
+
+def test_folders_are_compared_from_the_command_line(short_run, tmp_path):
+  folders = [tmp_path / "a", tmp_path / "b"]
+  for folder, kind in zip(
+    folders, ("classification", "retrieval"), strict=True
+  ):
+    status, output, said = programs.call(
+      "tools/evaluate.py",
+      f"--checkpoint={short_run}",
+      f"--output={folder}",
+      *(f"--config={runs.CONFIG}", *runs.overrides(evals__test__kind=kind)),
+    )
+    assert status == 0, said
+  assert "images are wrong" not in output and "test.csv" in output
+  file = tmp_path / "changed.csv"
+  for folder, count in zip(folders, (3, 6), strict=True):
+    flags = [folder, folder / "results.json"]
+    status, output, said = programs.call(
+      "tools/compare.py", *flags, f"--output={file}", "--json"
+    )
+    assert status == 0, said
+    found = json.loads(output)["evaluations"]["test"]
+    assert found["images"] == 360 and len(found["metrics"]) == count
+    assert all(m["difference"] == 0 for m in found["metrics"].values())
+    assert file.read_text().count("\n") == 1
+  # What is no result, and what has no rows.
+  said = programs.said_in_one_line("tools/compare.py", short_run, folders[0])
+  assert f"evaluate.py --checkpoint={short_run} --output=FOLDER" in said
+  (folders[0] / "test.csv").unlink()
+  said = programs.said_in_one_line("tools/compare.py", *folders[:1] * 2)
+  assert "test.csv: cannot be read" in said

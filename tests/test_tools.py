@@ -134,9 +134,6 @@ def test_evaluate_takes_evaluations_from_files(workdir, tmp_path):
     ("evaluate", [], "--checkpoint=RUN or --watch=RUN must be given"),
     ("evaluate", ["--checkpoint=nowhere"], "nowhere: no such file or folder"),
     ("evaluate", ["--checkpoint=x", "--evals=y.py"], "--evals=y.py: no such"),
-    ("evaluate", ["--checkpoint=x", "--rows"], "--rows: name a file"),
-    ("evaluate", ["--checkpoint=x", "--rows=a.txt"], "must end in .csv"),
-    ("evaluate", ["--watch=x", "--rows=a.csv"], "not with --watch"),
   ],
 )
 def test_a_mistake_is_one_line(name, arguments, said):

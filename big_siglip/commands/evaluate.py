@@ -27,6 +27,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_evaluation
+from big_siglip.commands import tables
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -106,9 +107,7 @@ def _check_rows(value: str | None) -> None:
   if _WATCH.value is not None:
     raise UserError("--rows: goes with --checkpoint, not with --watch")
   if value != _YES:
-    from big_siglip.evaluation import rows
-
-    rows.check_name(value, "--rows")
+    tables.check(value, "--rows")
   elif _OUTPUT.value is None:
     raise UserError(
       "--rows: name a file (--rows=rows.csv), or a folder (--output=FOLDER)"
@@ -155,9 +154,9 @@ def _write(checkpoint, config, found) -> list:
   from big_siglip.evaluation import pictures, results
 
   folder = epath.Path(_OUTPUT.value or "").expanduser()
-  tables, files = {}, []
+  of_rows, files = {}, []
   if _ROWS.value != _NO:
-    tables = results.write_rows(found, _rows_file(folder))
+    of_rows = results.write_rows(found, _rows_file(folder))
   if _OUTPUT.value is not None:
     files.append(folder / "results.json")
     results.write(
@@ -165,12 +164,12 @@ def _write(checkpoint, config, found) -> list:
       checkpoint=checkpoint,
       evals=config.evals,
       results=found,
-      files=tables,
+      files=of_rows,
     )
     files += pictures.draw(folder, found)
   said = [
     f"{file}{results.told_of_wrong(found[name])}"
-    for name, file in tables.items()
+    for name, file in of_rows.items()
   ]
   return [*files, *said]
 

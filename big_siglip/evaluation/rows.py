@@ -18,16 +18,9 @@ from big_siglip.evaluators.result import Table
 from big_siglip.evaluators.scores import classified, plain, recalls, Score
 from big_siglip.evaluators.tables import BETWEEN
 
-ENDINGS = (".csv", ".parquet", ".jsonl")
 _DAMAGED = (ValueError, TypeError, KeyError, csv.Error, pa.ArrowException)
 _WHOLE = ("row", "rank", "label_rank")
 _REAL = ("score", "probability", "label_score", "right_score")
-
-
-def check_name(file: str, flag: str) -> None:
-  """Raises a `UserError` if a file's name does not say what it holds."""
-  if not file.lower().endswith(ENDINGS):
-    raise UserError(f"{flag}={file}: must end in {', '.join(ENDINGS)}")
 
 
 def write(file: epath.Path, table: Mapping[str, Sequence[Any]]) -> None:
