@@ -21,6 +21,8 @@ CASES = [
     "--config=NAME or --config=FILE.py must be given (by name: b16,",
   ),
   (["tools/classify.py", "--checkpoint=x", "--top=0"], "--labels=A,B"),
+  (["tools/compare.py", "x"], "1 results: name two folders"),
+  (["tools/compare.py", "x", "y", "--output=z.txt"], "must end in one of .csv"),
   (
     [
       "tools/embed.py",
@@ -32,6 +34,15 @@ CASES = [
     "--dtype=q: must be float32 or float16",
   ),
   (["tools/evaluate.py"], "--checkpoint=RUN or --watch=RUN must be given"),
+  (["tools/evaluate.py", "--checkpoint=x", "--rows"], "--rows: name a file"),
+  (
+    ["tools/evaluate.py", "--checkpoint=x", "--rows=a.txt"],
+    "--rows=a.txt: must end in one of .csv",
+  ),
+  (
+    ["tools/evaluate.py", "--watch=x", "--rows=a.csv"],
+    "--rows: goes with --checkpoint",
+  ),
   (["tools/evaluate.py", "--evals=no.py"], "--evals=no.py: no such file"),
   (["tools/export_weights.py", "--checkpoint=x"], "--output must be given"),
   (
