@@ -18,6 +18,8 @@ CASES = [
   (["main.py", CONFIG], "--workdir=DIR must be given"),
   (["main.py"], "--config=configs/NAME.py must be given"),
   (["tools/classify.py", "--checkpoint=x", "--top=0"], "--labels=A,B"),
+  (["tools/compare.py", "x"], "1 results: name two folders"),
+  (["tools/compare.py", "x", "y", "--output=z.txt"], "must end in one of .csv"),
   (
     [
       "tools/embed.py",
@@ -29,6 +31,15 @@ CASES = [
     "--dtype=q: must be float32 or float16",
   ),
   (["tools/evaluate.py"], "--checkpoint=RUN or --watch=RUN must be given"),
+  (["tools/evaluate.py", "--checkpoint=x", "--rows"], "--rows: name a file"),
+  (
+    ["tools/evaluate.py", "--checkpoint=x", "--rows=a.txt"],
+    "--rows=a.txt: must end in one of .csv",
+  ),
+  (
+    ["tools/evaluate.py", "--watch=x", "--rows=a.csv"],
+    "--rows: goes with --checkpoint",
+  ),
   (["tools/evaluate.py", "--evals=no.py"], "--evals=no.py: no such file"),
   (["tools/export_weights.py", "--checkpoint=x"], "--output must be given"),
   (

@@ -135,8 +135,8 @@ def _features(spec, open_split, loader, embedders) -> Features:
   return Features(
     train=train,
     test=test,
-    num_images=sum(map(len, sources)),
-    num_classes=len(classes.names),
+    num_images=(len(sources[0]), len(sources[1])),
+    names=tuple(names[0] for names in classes.names),
     embed=embedders.features,
   )
 

@@ -44,20 +44,25 @@ class Loader:
     extra: Callable[[Example], Batch] = lambda example: {},
   ) -> Rows:
     """Returns the images, with `extra` of each."""
+    # Of the images that this process has read; names of others are looked up.
+    seen: dict[int, str] = {}
 
     def load(index: int) -> Batch:
       example = source[index]
+      seen[index] = example.name
       try:
         image = self._preprocess.image(example.image)
       except BadExample as error:
         raise BadExample(f"{example.name}: {error}", error.kind) from error
       return {"image": image, "index": np.int32(index), **extra(example)}
 
-    return Rows(
-      "image",
-      lambda: self._batches(len(source), load),
-      lambda i: source[i].name,
-    )
+    def name(index: int) -> str:
+      try:
+        return seen.get(index) or source[index].name
+      except BadExample as error:
+        return error.name or f"number {index}"
+
+    return Rows("image", lambda: self._batches(len(source), load), name)
 
   def texts(self, texts: list[str]) -> Rows:
     """Returns the texts."""
@@ -77,7 +82,7 @@ class Loader:
     every = [text for group in texts for text in group]
     if not every:
       raise UserError(f"config.evals: {self._where}: has no caption to ask by")
-    return Captions(self.texts(every), owners(texts))
+    return Captions(self.texts(every), owners(texts), every)
 
   def _batches(
     self, length: int, load: Callable[[int], Batch]
