@@ -25,7 +25,8 @@ from big_siglip.evaluators.classification import classifier
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.models import make_model
 from big_siglip.schema.sizes import has_text_tower, resolve_image, TOWERS
-from big_siglip.trained import saved
+from big_siglip.trained import calibrated, saved
+from big_siglip.trained.calibrated import Calibration
 
 # What can be embedded as an image: encoded bytes, the path of a file, a Pillow
 # image, or uint8 [H, W, 3].
@@ -44,6 +45,7 @@ class Model:
     embedders: see `evaluators.make_embedders`.
     batch_size: rows that are embedded at once.
     path: what messages call it.
+    calibration: scale and bias in place of the trained ones; None: these.
   """
 
   config: ConfigDict
@@ -53,6 +55,7 @@ class Model:
   embedders: Embedders
   batch_size: int = 64
   path: str = "this model"
+  calibration: Calibration | None = None
   # Of a model without trained bias, in words.
   NO_SIGMOID: ClassVar[str] = (
     "was trained with a softmax, which does not see the logits' bias: it was "
@@ -64,21 +67,28 @@ class Model:
     """Whether sigmoid probabilities mean something.
 
     A softmax gives the bias no gradient, and where weights of others have none
-    it is exactly 0. An image tower alone has none.
+    it is exactly 0. An image tower alone has none. A calibration fits one to
+    any model.
     """
     if not has_text_tower(self.config.model):
       return False
+    if self.calibration:
+      return True
     loss = self.config.get("loss", {}).get("name", "sigmoid")
     return not loss.endswith("softmax") and self.logit_bias != 0
 
   @property
   def logit_scale(self) -> float:
-    """The multiplier of the logits."""
+    """The multiplier of the logits, calibrated if the model is."""
+    if self.calibration:
+      return self.calibration.scale
     return float(np.exp(self.params["logit_scale"]))
 
   @property
   def logit_bias(self) -> float:
-    """What is added to the logits."""
+    """What is added to the logits, calibrated if the model is."""
+    if self.calibration:
+      return self.calibration.bias
     return float(self.params["logit_bias"])
 
   def embed_images(self, images: Iterable[ImageLike]) -> np.ndarray:
@@ -214,12 +224,13 @@ class Model:
     return (model.embed_dim or size.width,)
 
 
-def load(path: str) -> Model:
+def load(path: str, *, calibration: str = calibrated.KEPT) -> Model:
   """See `big_siglip.load`."""
   mesh = sharding.make_mesh()
   config, params = saved.load(path, mesh)
   config.model = exact_model(config.model)
-  return _model(config, params, mesh, path)
+  kept = calibrated.load(path, params, calibration)
+  return _model(config, params, mesh, path, kept)
 
 
 def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
@@ -250,10 +261,20 @@ def _missing_blocks(model: ConfigDict) -> str:
   return f" and just {here} of the {whole} blocks of {name}"
 
 
-def _model(config: ConfigDict, params: Any, mesh: Mesh, path: str) -> Model:
+def _model(
+  config: ConfigDict,
+  params: Any,
+  mesh: Mesh,
+  path: str,
+  calibration: Calibration | None,
+) -> Model:
   embedders = make_embedders(make_model(config.model), mesh)
   preprocess = build.preprocess(config)
-  return Model(config, params, mesh, preprocess, embedders, path=path)
+  return Model(
+    *(config, params, mesh, preprocess, embedders),
+    path=path,
+    calibration=calibration,
+  )
 
 
 def _batches(
