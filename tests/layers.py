@@ -28,7 +28,7 @@ LAYERS = (
   ("run", "metrics", "training_data", "plan.topologies"),
   ("build",),
   ("trained", "embeddings"),
-  ("train", "plan", "evaluation", "report"),
+  ("loop", "plan", "evaluation", "report"),
   ("page",),
   ("commands",),
 )
