@@ -107,7 +107,7 @@ def test_configs_import_ml_collections_and_each_other_alone():
 def test_configs_are_checked_without_jax():
   """A mistake is told before anything is loaded that takes seconds."""
   names = ["errors", "schema", "config", "command_line", "run/preemption"]
-  names += ["commands"]
+  names += ["commands", "progress", "durations"]
   light = _of(*names)
   light += [ROOT / "big_siglip" / "__init__.py", *CONFIGS, *PROGRAMS]
   allowed = ["absl", "ml_collections", "configs"]

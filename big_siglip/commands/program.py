@@ -5,6 +5,7 @@ import types
 
 from absl import app, flags
 
+from big_siglip import progress
 from big_siglip.command_line import parse_arguments
 
 
@@ -18,4 +19,7 @@ def run(command: types.ModuleType) -> None:
   sys.modules["__main__"].__doc__ = command.__doc__
   for flag in flags.FLAGS.get_key_flags_for_module(command.__name__):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-  app.run(command.main, flags_parser=getattr(command, "parse", parse_arguments))
+  with progress.speaking():
+    app.run(
+      command.main, flags_parser=getattr(command, "parse", parse_arguments)
+    )

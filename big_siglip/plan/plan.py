@@ -10,12 +10,11 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import build
+from big_siglip import build, progress
 from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
 from big_siglip.models import flops
 from big_siglip.plan import hlo, topologies
-from big_siglip.run.waiting import told
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -170,7 +169,7 @@ def _compile(program: build.Program, batch: Any, work: str) -> tuple[int, str]:
   """Returns peak bytes and the program's text; no text if it does not fit."""
   lowered = program.step.lower(program.abstract_state, batch)
   try:
-    with told(work):
+    with progress.waiting(work):
       compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     used = _OUT_OF_MEMORY.search(str(error))

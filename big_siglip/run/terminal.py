@@ -1,5 +1,6 @@
 """Lines for whoever watches a run, if anybody still does."""
 
+from big_siglip import progress
 from big_siglip.errors import drop_output
 
 
@@ -11,6 +12,7 @@ def say(text: str) -> None:
   end for that.
   """
   try:
-    print(text, flush=True)
+    with progress.aside():
+      print(text, flush=True)
   except OSError:
     drop_output()
