@@ -134,6 +134,15 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   return _load_checked(path, overrides, "config", find_problems)
 
 
+def load_unchecked(path: str) -> ConfigDict:
+  """Returns the config of a file, to be changed and checked by others.
+
+  Raises:
+    UserError: the file cannot be loaded.
+  """
+  return _load(path, [], "config")
+
+
 def _load_checked(path, overrides, name, find) -> ConfigDict:
   _load(path, [], name)  # A mistake in the file itself is told once.
   problems, right = [], []

@@ -29,7 +29,7 @@ LAYERS = (
   ("build",),
   ("trained", "embeddings"),
   ("loop", "plan", "evaluation", "report"),
-  ("page",),
+  ("api", "page"),
   ("commands",),
 )
 _LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -191,7 +191,7 @@ def ask(model: inference.Model, pool: Pool, spec: ConfigDict | None) -> Answers:
   """Returns what a model says of a pool.
 
   Args:
-    model: see `inference.load`.
+    model: see `big_siglip.load`.
     pool: the examples.
     spec: of the run's classification; None without one.
 

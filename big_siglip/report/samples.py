@@ -12,7 +12,7 @@ from big_siglip.errors import UserError
 from big_siglip.report import pool as pools
 from big_siglip.report.pool import Answers, DataKey, Guesses, Pool
 from big_siglip.report.runs import Run
-from big_siglip.trained import inference
+from big_siglip.trained import inference, loading
 
 _CARDS = 24  # Predictions.
 _HEAT = 8  # Images and captions of the heat map.
@@ -94,7 +94,7 @@ def _load(run: Run) -> inference.Model | None:
   if run.checkpoint is None:
     return None
   try:
-    model = inference.load(str(run.checkpoint))
+    model = loading.load(str(run.checkpoint))
   except Exception as error:  # Whatever the file system made of the bytes.
     logging.warning("%s cannot be loaded: %s", run.checkpoint, error)
     run.notes.append(
