@@ -168,6 +168,15 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   return _load_checked(path, overrides, "config", find_problems)
 
 
+def load_unchecked(path: str) -> ConfigDict:
+  """Returns the config of a file, to be changed and checked by others.
+
+  Raises:
+    UserError: the file cannot be loaded.
+  """
+  return _load(path, [], "config")
+
+
 def _load_checked(path, overrides, name, find) -> ConfigDict:
   _, note = config_files.find(path, name)
   if note:

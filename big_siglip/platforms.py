@@ -41,7 +41,8 @@ def prepare(min_devices: int = 1) -> None:
   Args:
     min_devices: simulate so many CPU devices, unless more are asked for.
   """
-  if min_devices > jax.config.jax_num_cpu_devices:
+  # Left alone where one will do: it must not be set once devices are in use.
+  if min_devices > max(jax.config.jax_num_cpu_devices, 1):
     jax.config.update("jax_num_cpu_devices", min_devices)
   if jax.config.jax_platforms or "TPU_NAME" in os.environ:
     return

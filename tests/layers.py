@@ -29,8 +29,8 @@ LAYERS = (
   ("run", "metrics", "training_data", "plan.topologies"),
   ("build",),
   ("trained", "embeddings"),
-  ("train", "plan", "evaluation", "report"),
-  ("page",),
+  ("loop", "plan", "evaluation", "report"),
+  ("api", "page"),
   ("commands",),
   ("__main__",),
 )

@@ -9,7 +9,7 @@ import programs
 import pytest
 import runs
 
-from big_siglip import command_line, train
+from big_siglip import command_line, loop
 from big_siglip.errors import exit_on_error
 
 TOO_MANY_STEPS = "at most config.total_steps=60"
@@ -19,7 +19,7 @@ def _error(capsys, workdir, arguments, config=runs.CONFIG):
   """Returns what the program says, as main.py calls its parts."""
   runs.scratch()
   with pytest.raises(SystemExit) as end, exit_on_error():
-    train.train(command_line.load_config(config, arguments), workdir)
+    loop.train(command_line.load_config(config, arguments), workdir)
   assert end.value.code == 2
   return _one_message(capsys.readouterr().err)
 

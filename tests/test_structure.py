@@ -133,7 +133,7 @@ def test_tensorflow_and_torch_are_never_imported():
 def test_what_trains_loads_no_torch():
   """Nor do libraries do it for us, where it is installed."""
   code = (
-    "import sys; from big_siglip import train; print('torch' in sys.modules)"
+    "import sys; from big_siglip import loop; print('torch' in sys.modules)"
   )
   assert programs.start("-c", code) == (0, "False\n", "")
 

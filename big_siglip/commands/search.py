@@ -93,7 +93,7 @@ def _embed_query(reader):
   if _QUERY.value:
     return model.embed_texts([_QUERY.value])
   try:
-    return model.embed_images([_IMAGE.value])
+    return model.embed_prepared([model.prepare_image(_IMAGE.value)])
   except OSError as error:
     raise UserError(f"--image={_IMAGE.value}: {error.strerror}") from error
   except BadImage as error:

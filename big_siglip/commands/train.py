@@ -49,7 +49,7 @@ def _train(config: ConfigDict) -> None:
   stop = StopSignal(several=config.distributed)
   with exit_on_error():
     # Imported late, and after the signals are heard: it takes seconds.
-    from big_siglip import platforms, train
+    from big_siglip import loop, platforms
 
     platforms.prepare()
-    train.train(config, _WORKDIR.value, stop)
+    loop.train(config, _WORKDIR.value, stop)

@@ -214,7 +214,7 @@ def ask(model: inference.Model, pool: Pool, asked: Wanted) -> Answers:
   """Returns what a model says of a pool.
 
   Args:
-    model: see `inference.load`.
+    model: see `big_siglip.load`.
     pool: the examples.
     asked: how the run classifies them, if it does.
 

@@ -11,7 +11,7 @@ from big_siglip.report import thumbnails
 from big_siglip.report.pool import Answers, DataKey, Guesses, Pool, Wanted
 from big_siglip.report.runs import Run
 from big_siglip.report.thumbnails import Picture
-from big_siglip.trained import inference
+from big_siglip.trained import inference, loading
 
 _CARDS = 24  # Predictions.
 _HEAT = 8  # Images and captions of the heat map.
@@ -79,7 +79,7 @@ def _load(run: Run) -> inference.Model | None:
   if run.checkpoint is None:
     return None
   try:
-    model = inference.load(str(run.checkpoint))
+    model = loading.load(str(run.checkpoint))
   except Exception as error:  # Whatever the file system made of the bytes.
     logging.warning("%s cannot be loaded: %s", run.checkpoint, error)
     run.notes.append(
