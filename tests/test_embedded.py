@@ -202,6 +202,7 @@ def test_a_whole_model_comes_out(trained, photos):
   )
 
 
+@pytest.mark.slow
 def test_transformers_loads_what_is_exported(trained, photos, tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")

@@ -117,6 +117,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 def test_a_changed_stage_that_is_killed_ends_as_one_that_is_not(
   half, tmp_path, capsys
 ):
@@ -250,8 +251,15 @@ def test_what_a_rule_frees_begins_and_what_it_freezes_ends(tmp_path, name):
   assert "moments left behind: text/encoder (18), text/head (2)" in report
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+  ("scan", "name"),
+  [
+    (True, "adamw"),
+    (False, "adafactor"),
+    pytest.param(True, "adafactor", marks=pytest.mark.slow),
+    pytest.param(False, "adamw", marks=pytest.mark.slow),
+  ],
+)
 def test_blocks_and_their_moments_may_be_stacked_or_not(tmp_path, name, scan):
   sizes = {"model__image__depth": 2, "model__text__depth": 2}
   sizes["optimizer__name"] = name
