@@ -10,7 +10,7 @@ from etils import epath
 import numpy as np
 import tqdm
 
-from big_siglip.errors import UserError
+from big_siglip import extras
 from big_siglip.run import events
 from big_siglip.run.terminal import say
 from big_siglip.run.workdir import write_whole
@@ -155,12 +155,8 @@ def last_metrics(workdir: epath.PathLike) -> dict[str, float]:
 
 
 def _start_wandb(workdir: epath.Path, config: Mapping[str, Any]) -> Any:
-  try:
-    import wandb  # Optional: only for those who ask for it.
-  except ImportError as error:
-    raise UserError(
-      "config.wandb=True: wandb is not installed (pip install wandb)"
-    ) from error
+  with extras.needed_by("config.wandb=True"):
+    import wandb
   return wandb.init(
     project="big_siglip",
     name=workdir.name,

@@ -12,9 +12,8 @@ from big_siglip.data.duplicates import first_of_each
 from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import Mixture, Subset
 from big_siglip.data.sources import open_source, Options, Source
-from big_siglip.data.sources.embedded import check_images, EmbeddedSource
 from big_siglip.data.sources.example import LABEL_NAMES
-from big_siglip.datasets.prepare import default_data_dir
+from big_siglip.datasets.known import default_data_dir
 from big_siglip.errors import naming, raise_problems
 from big_siglip.schema.sizes import resolve_image
 
@@ -52,7 +51,10 @@ def source(
   """
   with naming(fields or {}):
     opened = open_source(name, split, path, options)
-  if isinstance(opened, EmbeddedSource):
+  if name == "embeddings":
+    # Imported late: it needs a library that is optional, and here now.
+    from big_siglip.data.sources.embedded import check_images
+
     check_images(
       opened.description,
       path,

@@ -17,7 +17,8 @@ PACKAGE = sorted((ROOT / "big_siglip").rglob("*.py"))
 # A layer imports what stands in it or below. Each module belongs to the longest
 # name that it starts with; one that none names fails.
 LAYERS = (
-  ("errors", "shipped", "durations", "progress", "data.batch", "data.faults"),
+  ("errors", "extras", "shipped", "durations", "progress"),
+  ("data.batch", "data.faults"),
   ("schema", "data.cleaning"),
   ("config", "sharding", "platforms", "plan.hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules", "data"),

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import big_siglip
-from big_siglip import report
 from big_siglip.data.sources import open_source
 from big_siglip.errors import UserError
 from big_siglip.evaluation import rows
@@ -130,7 +129,7 @@ def model(digits):
 def shown(digits, tmp_path_factory):
   """The page of the run, and its text."""
   file = tmp_path_factory.mktemp("page") / "report.html"
-  report.write_report([str(digits)], str(file), examples=360, price=2.0)
+  page.write_report([str(digits)], str(file), examples=360, price=2.0)
   text = file.read_text()
   return Page(text), text
 
@@ -333,7 +332,7 @@ def test_other_peoples_text_stays_text(digits, photos, tmp_path):
   line = {"step": 2, "name": EVIL, "kind": "image", "reason": "</td>"}
   (folder / "skipped.jsonl").write_text(json.dumps(line) + "\n")
   file = tmp_path / "report.html"
-  report.write_report([str(folder)], str(file))
+  page.write_report([str(folder)], str(file))
   text = file.read_text()
   found = Page(text)
   assert "<script>alert" not in text and "<b>" not in text
@@ -493,7 +492,7 @@ def evaluated(digits, tmp_path_factory):
 
 def test_evaluations_are_compared_with_their_images(evaluated, tmp_path):
   file = tmp_path / "report.html"
-  report.write_report(list(map(str, evaluated)), str(file), examples=1)
+  page.write_report(list(map(str, evaluated)), str(file), examples=1)
   text = file.read_text()
   found = Page(text)
   assert "<script>alert" not in text
@@ -603,7 +602,7 @@ def test_a_data_set_that_is_gone_leaves_a_note(digits, tmp_path):
   }
   (folder / "config.json").write_text(json.dumps(config))
   file = tmp_path / "report.html"
-  report.write_report([str(folder)], str(file))
+  page.write_report([str(folder)], str(file))
   found = Page(file.read_text())
   (text,) = [t for _, t in found.all("ul", class_="note")]
   assert "No pictures: this data set cannot be read" in text
@@ -616,7 +615,7 @@ def test_a_damaged_checkpoint_leaves_a_note(digits, tmp_path):
   shutil.copytree(digits, folder)
   shutil.rmtree(folder / "checkpoints" / "6" / "params" / "ocdbt.process_0")
   file = tmp_path / "report.html"
-  report.write_report([str(folder)], str(file))
+  page.write_report([str(folder)], str(file))
   assert "Checkpoint 6 cannot be loaded" in note(Page(file.read_text()))
 
 
@@ -637,7 +636,7 @@ def test_a_mistake_is_one_line(arguments, said, digits):
   flags = dict(a.removeprefix("--").split("=") for a in named if "--" in a)
   paths = [a for a in named if "--" not in a]
   with pytest.raises(UserError) as error:
-    report.write_report(
+    page.write_report(
       paths,
       flags.get("output", "report.html"),
       examples=int(flags.get("examples", 300)),

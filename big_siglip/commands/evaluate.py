@@ -26,6 +26,7 @@ import sys
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from big_siglip import extras
 from big_siglip.command_line import parse_evaluation
 from big_siglip.commands import tables
 from big_siglip.errors import exit_on_error, UserError
@@ -91,6 +92,9 @@ def main(given: _Given) -> None:
     if (_CHECKPOINT.value is None) == (_WATCH.value is None):
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
     _check_rows(_ROWS.value)
+    if _OUTPUT.value is not None:
+      with extras.needed_by("--output"):  # Before what takes minutes.
+        import matplotlib  # noqa: F401
     from big_siglip import platforms
 
     platforms.prepare()

@@ -17,6 +17,7 @@ import json
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from big_siglip import extras
 from big_siglip.command_line import parse_flags
 from big_siglip.errors import exit_on_error, UserError
 
@@ -34,12 +35,13 @@ def parse(argv: list[str]) -> ConfigDict:
 def main(config: ConfigDict) -> None:
   """Draws the page and prints the numbers."""
   logging.set_verbosity(logging.ERROR)
-  from big_siglip import build, platforms, training_data
-  from big_siglip.data.first_look import first_look
-  from big_siglip.report import inspection
-  from big_siglip.trained import from_init
-
   with exit_on_error():
+    from big_siglip import build, platforms, training_data
+    from big_siglip.data.first_look import first_look
+    from big_siglip.trained import from_init
+
+    with extras.needed_by("big-siglip inspect"):
+      from big_siglip.report import inspection
     platforms.prepare()
     config, taken = from_init.fill(config)
     source = training_data.train_source(config)

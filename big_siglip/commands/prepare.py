@@ -23,6 +23,7 @@ import types
 
 from absl import flags, logging
 
+from big_siglip import extras
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
@@ -106,17 +107,11 @@ def main(given: tuple[list[str], list[str]]) -> None:
   kind = argv[1] if argv[1:] else ""
   with exit_on_error():
     _check_arguments(kind)
-    try:
+    with extras.needed_by(f"big-siglip prepare {kind}", "prepare"):
       from big_siglip.preparation.folder import Folder
 
       folder = Folder(_make_job(kind, argv[2:]))
       from big_siglip.preparation import pipelines
-    except ImportError as error:
-      if not error.name:  # What a bucket needs; it says what to install.
-        raise UserError(str(error)) from error
-      raise UserError(
-        f"{error.name} is not installed: pip install 'big_siglip[prepare]'"
-      ) from error
     arguments = pipelines.check_arguments(of_beam)
     with folder.lock():
       folder.begin()

@@ -5,7 +5,7 @@ import types
 
 from absl import app, flags
 
-from big_siglip import progress
+from big_siglip import extras, progress
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error
 
@@ -24,7 +24,9 @@ def run(command: types.ModuleType) -> None:
     with exit_on_error():
       print(help_text(command))
     sys.exit(0)
-  with progress.speaking():
+  # What a command needs and has not said itself.
+  needed = extras.needed_by(sys.argv[0])
+  with exit_on_error(), needed, progress.speaking():
     app.run(
       command.main, flags_parser=getattr(command, "parse", parse_arguments)
     )

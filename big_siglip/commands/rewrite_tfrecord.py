@@ -12,6 +12,7 @@ import json
 
 from absl import flags, logging
 
+from big_siglip import extras
 from big_siglip.errors import exit_on_error, UserError
 
 _INPUT = flags.DEFINE_string("input", None, "Folder with dataset_info.json.")
@@ -28,7 +29,8 @@ def main(argv: list[str]) -> None:
     for name, value in (("input", _INPUT.value), ("output", _OUTPUT.value)):
       if not value:
         raise UserError(f"--{name}=FOLDER must be given")
-    from big_siglip.preparation import tfrecord
+    with extras.needed_by("big-siglip rewrite_tfrecord"):
+      from big_siglip.preparation import tfrecord
 
     counts = tfrecord.rewrite(_INPUT.value, _OUTPUT.value)
   if _JSON.value:

@@ -5,7 +5,7 @@ big-siglip search --embeddings=vectors --image=dog.jpg --top=3 --json
 
 The cosine with every row is computed on the device, block by block, so that
 memory does not grow with their number. --index=hnsw looks at few of them
-instead: a graph that faiss (pip install -e '.[search]') builds once and that is
+instead: a graph that faiss (big_siglip[search]) builds once and that is
 kept beside the embeddings. faiss, because it is the most used of the libraries
 for this and has wheels for every Python; its graph and rows lie in memory.
 """

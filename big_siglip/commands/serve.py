@@ -3,8 +3,8 @@
 big-siglip serve --checkpoint=models/b16
 big-siglip serve --checkpoint=models/b16 --embeddings=vectors --port=8080
 
-Needs pip install -e '.[serve]'. Only this machine can open the page unless
---host says otherwise; it asks for no password. See docs/page.md.
+Needs pip install 'big_siglip[serve]'. Only this machine can open the page,
+unless --host says otherwise; it asks for no password. See docs/page.md.
 """
 
 import ipaddress
@@ -17,6 +17,7 @@ import warnings
 
 from absl import flags, logging
 
+from big_siglip import extras
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -101,14 +102,11 @@ def _make_server():
   Raises:
     UserError: a library is missing, or the model or the folder is none.
   """
-  try:
+  with extras.needed_by("big-siglip serve"):
     import python_multipart  # noqa: F401
     import uvicorn
 
     from big_siglip.page.app import make_app
-  except ImportError as error:
-    name = (error.name or str(error)).partition(".")[0]
-    raise UserError(f"{name} is missing: pip install -e '.[serve]'") from error
   import big_siglip
   from big_siglip import platforms
   from big_siglip.page.gallery import Gallery

@@ -9,17 +9,15 @@ import functools
 import io
 import math
 import struct
+import types
 
-import cv2
 import numpy as np
 from PIL import ExifTags, Image
 import simplejpeg
 
+from big_siglip import extras
 from big_siglip.data import images
 from big_siglip.data.images import Box
-
-# Every image has a thread already; a pool in each of them would only cost.
-cv2.setNumThreads(1)
 
 # JPEG's markers (ITU T.81, table B.1).
 _FRAMES = (0xC0, 0xC1, 0xC2)  # Baseline, extended, progressive.
@@ -46,6 +44,20 @@ def shape(
   if orientation != 1 or not 0 < math.prod(found) <= max_pixels:
     return None
   return found
+
+
+@functools.cache
+def opencv() -> types.ModuleType:
+  """Returns OpenCV, which is loaded when it is first asked for.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  with extras.needed_by("config.data.decoder='fast'"):
+    import cv2
+  # Every image has a thread already; a pool in each of them would only cost.
+  cv2.setNumThreads(1)
+  return cv2
 
 
 def scale(height: float, width: float, size: int) -> float:
@@ -146,6 +158,7 @@ def resize(
   across, down = (right - left) / size, (bottom - top) / size
   if max(across, down) > _LARGEST_SHRINK:
     return images.resize(image, size, box=box)
+  cv2 = opencv()
   if max(across, down) > 1:
     image = cv2.sepFilter2D(
       image, -1, _taps(across), _taps(down), borderType=cv2.BORDER_REPLICATE

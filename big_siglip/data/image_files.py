@@ -7,6 +7,8 @@ import contextlib
 
 from PIL import Image
 
+from big_siglip import extras
+
 # By the last part of the name, in small letters, without its dot.
 EXTENSIONS = (
   "jpg",
@@ -73,7 +75,7 @@ def why_unknown(data: bytes) -> str:
   if data[4:12] in _HEIF and "HEIF" in Image.OPEN:
     return "is HEIC, and damaged"
   if data[4:12] in _HEIF:
-    return "is HEIC, which needs pillow-heif (pip install pillow-heif)"
+    return f"is HEIC, which needs pillow-heif ({extras.how('heic')})"
   if data[4:8] == b"ftyp" and data[8:10] == b"av":
     return "is AVIF, which needs a Pillow that was built with libavif"
   if data.lstrip()[:5].lower().startswith(_SVG):

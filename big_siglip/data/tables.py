@@ -1,9 +1,10 @@
 """Tables as others wrote them: texts of any length, and such as are none."""
 
 import csv
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import pyarrow as pa
+if TYPE_CHECKING:
+  import pyarrow as pa
 
 _LARGEST_FIELD = 2**31 - 1  # Characters.
 
@@ -13,7 +14,9 @@ def allow_long_fields() -> None:
   csv.field_size_limit(_LARGEST_FIELD)
 
 
-def to_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any] | None]:
+def to_rows(
+  table: "pa.Table | pa.RecordBatch",
+) -> list[dict[str, Any] | None]:
   """Returns all rows; None for one with text that is no UTF-8."""
   try:
     return table.to_pylist()

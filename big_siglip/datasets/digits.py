@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
+from big_siglip import extras
+
 CLASS_NAMES = (
   "zero",
   "one",
@@ -58,7 +60,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
     # Slow to import, and needed only this once.
-    from sklearn.datasets import load_digits
+    with extras.needed_by("config.data.name='digits'"):
+      from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.images))

@@ -12,24 +12,9 @@ import filelock
 import tensorflow_datasets as tfds
 
 from big_siglip.datasets.digits import Digits
+from big_siglip.datasets.known import default_data_dir, is_known, NAMES
 from big_siglip.datasets.scenes import NUM_TRAIN, Scenes, ScenesConfig
 from big_siglip.errors import UserError
-
-NAMES = ("digits", "scenes", "scenes/COUNT")
-
-
-def default_data_dir() -> str:
-  """Returns $BIG_SIGLIP_DATA, or ~/.cache/big_siglip where it is not set."""
-  folder = os.environ.get("BIG_SIGLIP_DATA") or "~/.cache/big_siglip"
-  return os.path.expanduser(folder)
-
-
-def is_known(name: str) -> bool:
-  """Whether `name` is a data set of the project's own."""
-  kind, _, count = name.partition("/")
-  return name in ("digits", "scenes") or (
-    kind == "scenes" and count.isdecimal() and int(count) > 0
-  )
 
 
 def is_prepared(name: str, data_dir: str | None = None) -> bool:

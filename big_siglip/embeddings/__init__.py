@@ -5,12 +5,17 @@ writes the result, `update` finds what has changed since; `index` finds the
 nearest rows.
 """
 
-from big_siglip.data.embedding_folder import Description, Reader
-from big_siglip.embeddings.description import describe_model
-from big_siglip.embeddings.folder import Writer
+from typing import Any, TYPE_CHECKING
+
+from big_siglip import extras
 from big_siglip.embeddings.given import AnyInputs
 from big_siglip.embeddings.inputs import Inputs
 from big_siglip.embeddings.reading import read_images, read_texts
+
+if TYPE_CHECKING:
+  from big_siglip.data.embedding_folder import Description, Reader
+  from big_siglip.embeddings.description import describe_model
+  from big_siglip.embeddings.folder import Writer
 
 __all__ = [
   "AnyInputs",
@@ -22,3 +27,20 @@ __all__ = [
   "Reader",
   "Writer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  """Loads what reads and writes folders: it needs a library of an extra."""
+  with extras.needed_by("a folder of embeddings"):
+    from big_siglip.data import embedding_folder
+    from big_siglip.embeddings import description, folder
+  match name:
+    case "Description":
+      return embedding_folder.Description
+    case "Reader":
+      return embedding_folder.Reader
+    case "describe_model":
+      return description.describe_model
+    case "Writer":
+      return folder.Writer
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

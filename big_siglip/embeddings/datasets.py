@@ -3,9 +3,7 @@
 import os
 import pathlib
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from big_siglip import extras
 from big_siglip.data.sources import NAMES, open_source, Options, Source
 from big_siglip.data.sources.example import choose, TEXT_NAMES
 from big_siglip.data.sources.folder import Listing
@@ -123,6 +121,9 @@ def _check(data: str) -> None:
 
 
 def _texts_of_parquet(path: str, field: str | None) -> list[list[str]]:
+  with extras.needed_by(path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
   storage, found = Storage(), []
   for file in storage.expand(path, (".parquet",)):
     try:
@@ -146,7 +147,9 @@ def _texts_of_parquet(path: str, field: str | None) -> list[list[str]]:
   return found
 
 
-def _text_column(schema: pa.Schema, file: str) -> str:
+def _text_column(schema, file: str) -> str:
+  import pyarrow as pa
+
   names = schema.names
   found = [name for name in TEXT_NAMES if name in names]
   text = (pa.types.is_string, pa.types.is_large_string)

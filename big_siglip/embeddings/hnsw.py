@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from big_siglip import extras
 from big_siglip.data.embedding_folder import description_file, Reader
 from big_siglip.embeddings.search import choose, search_exactly
 from big_siglip.errors import UserError
@@ -86,12 +87,8 @@ def _open(reader: Reader) -> Any:
 
 
 def _import_faiss() -> Any:
-  try:
+  with extras.needed_by("--index=hnsw"):
     import faiss
-  except ImportError as error:
-    raise UserError(
-      "--index=hnsw needs faiss: pip install -e '.[search]'"
-    ) from error
   return faiss
 
 

@@ -5,20 +5,18 @@ import csv
 import io
 import itertools
 import json
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet
 
+from big_siglip import extras
 from big_siglip.data.tables import allow_long_fields
 from big_siglip.errors import UserError
 from big_siglip.evaluators.result import Table
 from big_siglip.evaluators.scores import classified, plain, recalls, Score
 from big_siglip.evaluators.tables import BETWEEN
 
-_DAMAGED = (ValueError, TypeError, KeyError, csv.Error, pa.ArrowException)
 _WHOLE = ("row", "rank", "label_rank")
 _REAL = ("score", "probability", "label_score", "right_score")
 
@@ -33,8 +31,7 @@ def write(file: epath.Path, table: Mapping[str, Sequence[Any]]) -> None:
   table = {k: list(map(_writable, values)) for k, values in table.items()}
   stream = io.BytesIO()
   if ending == ".parquet":
-    columns = {k: pa.array(v, _type(k)) for k, v in table.items()}
-    parquet.write_table(pa.table(columns), stream)
+    _write_parquet(stream, table)
   else:
     rows = zip(*table.values(), strict=True)
     text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
@@ -67,13 +64,9 @@ def read(file: epath.Path) -> Table:
     table = _parse(data, file.suffix.lower())
   except OSError as error:
     raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-  except (
-    ValueError,
-    TypeError,
-    KeyError,
-    csv.Error,
-    pa.ArrowException,
-  ) as error:
+  except UserError:
+    raise
+  except (ValueError, TypeError, KeyError, csv.Error) as error:
     reason = (str(error).strip().splitlines() or ["damaged"])[0]
     raise UserError(f"{file}: holds no rows ({reason})") from error
   needed = ("way", "query", "rank") if "way" in table else ("right", "label")
@@ -139,7 +132,7 @@ def _ranks(values: Sequence[int | None]) -> np.ndarray:
 
 def _parse(data: bytes, ending: str) -> Table:
   if ending == ".parquet":
-    return parquet.read_table(io.BytesIO(data)).to_pydict()
+    return _read_parquet(data)
   text = data.decode("utf-8-sig")
   if ending == ".jsonl":
     lines = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -164,23 +157,48 @@ def _writable(value: Any) -> Any:
   return value
 
 
-def _type(name: str) -> pa.DataType:
+def _type(name: str) -> type:
   if name.partition("@")[0] == "right":
-    return pa.bool_()
+    return bool
   if name in _WHOLE:
-    return pa.int64()
-  return pa.float64() if name in _REAL else pa.string()
+    return int
+  return float if name in _REAL else str
+
+
+def _write_parquet(stream: BinaryIO, table: Mapping[str, Sequence]) -> None:
+  with extras.needed_by("a .parquet file"):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+  types = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+  }
+  columns = {k: pa.array(v, types[_type(k)]) for k, v in table.items()}
+  parquet.write_table(pa.table(columns), stream)
+
+
+def _read_parquet(data: bytes) -> Table:
+  with extras.needed_by("a .parquet file"):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+  try:
+    return parquet.read_table(io.BytesIO(data)).to_pydict()
+  except pa.ArrowException as error:
+    raise ValueError(str(error)) from error
 
 
 def _reader(name: str) -> Callable[[str], Any]:
   """Returns what makes a value of the text of a CSV file."""
   kind = _type(name)
-  if kind == pa.bool_():
+  if kind is bool:
     return lambda text: _read_bool(text) if text else None
-  if kind == pa.string():
+  if kind is str:
     return lambda text: text or None
-  number = int if kind == pa.int64() else float
-  return lambda text: number(text) if text else None
+  return lambda text: kind(text) if text else None
 
 
 def _read_bool(text: str) -> bool:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from big_siglip import build, training_data
+from big_siglip import build, extras, training_data
 from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import epochs, opening_faults
-from big_siglip.datasets import prepare
+from big_siglip.datasets import known
 from big_siglip.errors import UserError
 from big_siglip.run import advice, workdir
 from big_siglip.trained import preview
@@ -96,7 +96,11 @@ def _evaluation_line(config: ConfigDict, mesh: Mesh, name: str) -> str:
 
 def _lies_there(name: str, path: str | None) -> bool:
   """Returns whether opening a data set would not make it first."""
-  return not prepare.is_known(name) or prepare.is_prepared(name, path)
+  if not known.is_known(name):
+    return True
+  with extras.needed_by(f"config.data.name={name!r}", "demo"):
+    from big_siglip.datasets import prepare
+  return prepare.is_prepared(name, path)
 
 
 def _is_not_given(error: UserError) -> bool:

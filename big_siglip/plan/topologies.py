@@ -9,6 +9,7 @@ import os
 import jax
 import jaxlib
 
+from big_siglip import extras
 from big_siglip.errors import UserError
 from big_siglip.models import flops
 
@@ -87,13 +88,8 @@ def _known(*kinds: str) -> str:
 
 def _tpus(kind: str, shape: str, slices: int) -> Sequence[jax.Device]:
   topology = f"{kind}:{shape}"
-  try:
+  with extras.needed_by(f"--topology={topology}"):
     import libtpu  # noqa: F401
-  except ImportError as error:
-    raise UserError(
-      f"--topology={topology}: needs the TPU compiler; install it with "
-      "pip install 'big_siglip[tpu]'"
-    ) from error
   # It would ask the cloud what TPU this machine has, and it has none.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

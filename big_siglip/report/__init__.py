@@ -4,7 +4,3 @@
 and `resources` compare, `pool` and `samples` ask the models about held-out
 examples, `page` puts it together.
 """
-
-from big_siglip.report.page import write_report
-
-__all__ = ["write_report"]

@@ -7,9 +7,8 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import shipped
+from big_siglip import extras, shipped
 from big_siglip.config import changed_fields, has_image_tower
-from big_siglip.data.embedding_folder import NAME, OLD_NAMES
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
 from big_siglip.schema.fields import complete_config
@@ -131,6 +130,9 @@ def _originals(folder: epath.Path, config: ConfigDict) -> set[str]:
 
 def _description(config: ConfigDict) -> epath.Path:
   """Returns what describes the embeddings that a run trains on."""
+  # Imported late: it needs an optional library.
+  with extras.needed_by("config.data.name='embeddings'"):
+    from big_siglip.data.embedding_folder import NAME, OLD_NAMES
   files = [epath.Path(config.data.path) / n for n in (NAME, OLD_NAMES[NAME])]
   return next((file for file in files if file.exists()), files[0])
 

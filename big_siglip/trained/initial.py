@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import sharding
+from big_siglip.config import has_image_tower
 from big_siglip.data.sources import Source
-from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.errors import raise_problems
 from big_siglip.models import merged
 from big_siglip.models.stacking import restack_leaves
@@ -81,7 +81,7 @@ def check_embeddings(source: Source, config: ConfigDict) -> None:
   Raises:
     UserError: they were made by another model.
   """
-  if isinstance(source, EmbeddedSource):
+  if not (has_image_tower(config) or config.data.mixture):
     path = saved.embedder_path(config)
     saved.load_embedder(path, source.description.parameters)
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from big_siglip import extras
 from big_siglip.errors import UserError
 from big_siglip.models.norm import EPSILON
 from big_siglip.schema import sizes
@@ -78,13 +79,9 @@ def check(model: Any) -> Any:
       raise UserError(
         f"config.model.{tower}.pooling='none': there is no embedding to export"
       )
-  try:
+  with extras.needed_by("--format=onnx"):
     import onnx
     import onnx.helper
-  except ImportError as error:
-    raise UserError(
-      "--format=onnx needs onnx: pip install -e '.[onnx]'"
-    ) from error
   return onnx
 
 

@@ -183,13 +183,8 @@ def _what_else(folder: pathlib.Path) -> str:
 
 
 def _download(path: str, repository: str, file: str | None) -> pathlib.Path:
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise UserError(
-      f"{path}: no such file or folder; to fetch a repository of that name: "
-      "pip install huggingface_hub"
-    ) from error
+  import huggingface_hub  # Imported late: it takes a second.
+
   try:
     patterns = ["*.json", "*.model", file or "*.safetensors"]
     folder = huggingface_hub.snapshot_download(

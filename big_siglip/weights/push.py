@@ -50,12 +50,8 @@ def upload(name: str, folder: pathlib.Path) -> None:
 def _api(name: str) -> Any:
   if not _NAME.fullmatch(name):
     raise UserError(f"--push={name}: must be ORG/NAME")
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise UserError(
-      f"--push={name} needs huggingface_hub: pip install huggingface_hub"
-    ) from error
+  import huggingface_hub  # Imported late: it takes a second.
+
   if not huggingface_hub.get_token():
     raise UserError(
       f"--push={name}: no login: run 'hf auth login', or set HF_TOKEN"

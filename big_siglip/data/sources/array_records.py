@@ -6,12 +6,13 @@ the table of its records stands there.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import threading
 
 from array_record.python import array_record_module
 import numpy as np
-from tensorflow_datasets.proto import tf_example_pb2
 
+from big_siglip import extras
 from big_siglip.data.faults import Fault
 from big_siglip.data.image_files import looks_like_image
 from big_siglip.data.sources.example import (
@@ -128,6 +129,18 @@ def _short(error: Exception) -> str:
   return str(error).strip().rstrip(";").split(", chunk at")[0]
 
 
+@functools.cache
+def _example_type() -> type:
+  """Returns tf.train.Example, as TFDS has it without TensorFlow.
+
+  Raises:
+    UserError: TFDS is not installed.
+  """
+  with extras.needed_by("config.data.name='arrayrecord'"):
+    from tensorflow_datasets.proto import tf_example_pb2
+  return tf_example_pb2.Example
+
+
 class SerializedExamples:
   """ArrayRecord files of tf.train.Example; see `example.Records`.
 
@@ -145,6 +158,7 @@ class SerializedExamples:
       UserError: there is no file, too many are missing or damaged, or the
         fields do not tell what they are.
     """
+    _example_type()  # Else every record would seem damaged.
     self.where = f"the ArrayRecord files {path}"
     storage = Storage(options.retry_seconds)
     files = storage.expand(path, _SUFFIXES)
@@ -223,7 +237,7 @@ class SerializedExamples:
   def _parse(self, index: int) -> dict[str, list]:
     record = self._records[index]
     try:
-      example = tf_example_pb2.Example.FromString(record)
+      example = _example_type().FromString(record)
     except Exception as error:  # DecodeError: no ValueError, as it once was.
       name = self._records.name(index)
       raise BadExample("no tf.train.Example", "record", name) from error

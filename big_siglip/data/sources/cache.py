@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 
-from big_siglip.datasets.prepare import default_data_dir
+from big_siglip.datasets.known import default_data_dir
 
 
 def cache_path(path: str, what: str) -> str:

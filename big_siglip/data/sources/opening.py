@@ -1,19 +1,16 @@
 """From the name of a data set to its examples."""
 
+from big_siglip import extras
 from big_siglip.data.sources.array_records import SerializedExamples
-from big_siglip.data.sources.embedded import EmbeddedSource
 from big_siglip.data.sources.example import Options, Records, Source
 from big_siglip.data.sources.folder import FolderRecords
-from big_siglip.data.sources.parquet import ParquetRecords
-from big_siglip.data.sources.prepared import PreparedRecords
-from big_siglip.data.sources.prepared_folder import open_prepared
 from big_siglip.data.sources.record_source import RecordSource
 from big_siglip.data.sources.tar import TarRecords
-from big_siglip.datasets import prepare
+from big_siglip.datasets import known
 from big_siglip.errors import UserError
 
 NAMES = (
-  *prepare.NAMES,
+  *known.NAMES,
   "folder",
   "tfds",
   "tfds:NAME",
@@ -22,6 +19,7 @@ NAMES = (
   "parquet",
   "embeddings",
 )
+_OF_FILES = ("folder", "arrayrecord", "tar", "parquet")
 
 
 def open_source(
@@ -48,6 +46,9 @@ def open_source(
   if name == "embeddings":
     if not path:
       raise UserError("config.data.path=None: must be the folder to read")
+    # Here and below, imported late: what needs libraries that are optional.
+    with extras.needed_by("config.data.name='embeddings'"):
+      from big_siglip.data.sources.embedded import EmbeddedSource
     return EmbeddedSource(path, split, options)
   return RecordSource(_open_records(name, split, path, options), options)
 
@@ -56,20 +57,27 @@ def _open_records(
   name: str, split: str, path: str | None, options: Options
 ) -> Records:
   if name == "tfds" or name.startswith("tfds:"):
+    with extras.needed_by(f"config.data.name={name!r}"):
+      from big_siglip.data.sources.prepared_folder import open_prepared
     return open_prepared(name, split, path, options)
-  if prepare.is_known(name):
-    builder = prepare.prepare(name, path)
-    return PreparedRecords(builder, split, options)
-  formats = {
-    "folder": FolderRecords,
-    "arrayrecord": SerializedExamples,
-    "tar": TarRecords,
-    "parquet": ParquetRecords,
-  }
-  if name not in formats:
+  if known.is_known(name):
+    with extras.needed_by(f"config.data.name={name!r}", "demo"):
+      from big_siglip.data.sources.prepared import PreparedRecords
+      from big_siglip.datasets import prepare
+    return PreparedRecords(prepare.prepare(name, path), split, options)
+  if name not in _OF_FILES:
     allowed = ", ".join(NAMES)
     raise UserError(f"config.data.name={name!r}: must be one of {allowed}")
   if not path:
     what = "the folder" if name == "folder" else "the folder or files"
     raise UserError(f"config.data.path=None: must be {what} to read")
-  return formats[name](path, split, options)
+  match name:
+    case "folder":
+      return FolderRecords(path, split, options)
+    case "tar":
+      return TarRecords(path, split, options)
+    case "arrayrecord":
+      return SerializedExamples(path, split, options)
+  with extras.needed_by("config.data.name='parquet'"):
+    from big_siglip.data.sources.parquet import ParquetRecords
+  return ParquetRecords(path, split, options)

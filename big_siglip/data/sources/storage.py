@@ -19,6 +19,7 @@ from absl import logging
 import braceexpand
 import fsspec
 
+from big_siglip import extras
 from big_siglip.data.faults import count_retry
 from big_siglip.data.sources.cache import cache_path, write_atomically
 from big_siglip.errors import BadExample, UserError
@@ -205,7 +206,11 @@ def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
   """
   try:
     return fsspec.core.url_to_fs(path)
-  except (ImportError, ValueError) as error:
+  except ImportError as error:
+    extra = extras.STORES.get(path.partition("://")[0])
+    hint = f": {extras.how(extra)}" if extra else ""
+    raise UserError(f"config.data.path={path!r}: {error}{hint}") from error
+  except ValueError as error:
     raise UserError(f"config.data.path={path!r}: {error}") from error
 
 

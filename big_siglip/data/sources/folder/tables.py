@@ -7,9 +7,7 @@ import json
 import re
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from big_siglip import extras
 from big_siglip.data import delimited, image_files
 from big_siglip.data.delimited import DELIMITERS
 from big_siglip.data.sources.folder.table import Row, Table
@@ -200,6 +198,9 @@ def json_rows(
 
 
 def _parquet(file: str, data: bytes) -> Table:
+  with extras.needed_by(file):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
   try:
     table = pq.read_table(io.BytesIO(data))
   except (pa.ArrowException, OSError, ValueError) as error:

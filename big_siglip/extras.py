@@ -1,0 +1,58 @@
+"""Packages that one tool or option needs, and what brings them: the extras."""
+
+from collections.abc import Iterator
+import contextlib
+
+from big_siglip.errors import UserError
+
+# Extras of setup.cfg, by the modules that they bring.
+BRINGS = {
+  "apache_beam": "prepare",
+  "cv2": "fast",
+  "faiss": "search",
+  "google_crc32c": "tfds",
+  "jinja2": "report",
+  "libtpu": "tpu",
+  "markupsafe": "report",
+  "matplotlib": "report",
+  "onnx": "onnx",
+  "pillow_heif": "heic",
+  "protego": "prepare",
+  "pyarrow": "parquet",
+  "python_multipart": "serve",
+  "sklearn": "demo",
+  "starlette": "serve",
+  "tensorflow_datasets": "tfds",
+  "urllib3": "prepare",
+  "uvicorn": "serve",
+  "wandb": "wandb",
+}
+# By the protocol of a path, whose module fsspec imports.
+STORES = {"gs": "gs", "gcs": "gs", "s3": "s3", "http": "http", "https": "http"}
+
+
+@contextlib.contextmanager
+def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
+  """Tells in one line how to get a package that is imported and not there.
+
+  Args:
+    what: needs it: a flag, a field, a command.
+    extra: that brings it; None: by `BRINGS`.
+
+  Raises:
+    UserError: it is not installed, or cannot be loaded.
+  """
+  try:
+    yield
+  except ImportError as error:
+    package = (error.name or "").partition(".")[0]
+    extra = extra or BRINGS.get(package)
+    if not extra or package == "big_siglip":
+      raise
+    why = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+    raise UserError(f"{what} needs {package}{why}: {how(extra)}") from error
+
+
+def how(extra: str) -> str:
+  """Returns the command that installs an extra, in a checkout or without."""
+  return f"pip install 'big_siglip[{extra}]'"
