@@ -30,6 +30,7 @@ LAYERS = (
   ("run", "metrics", "training_data", "plan.topologies"),
   ("build",),
   ("trained", "embeddings"),
+  ("labels",),
   ("loop", "plan", "evaluation", "report"),
   ("api", "page"),
   ("commands",),
