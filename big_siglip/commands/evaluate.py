@@ -63,7 +63,7 @@ def main(given: _Given) -> None:
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
     from big_siglip import platforms
 
-    platforms.prepare()
+    platforms.prepare(several=_DISTRIBUTED.value)
     if _WATCH.value is not None:
       _watch(_WATCH.value, given)
     else:

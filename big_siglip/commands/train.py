@@ -51,5 +51,5 @@ def _train(config: ConfigDict) -> None:
     # Imported late, and after the signals are heard: it takes seconds.
     from big_siglip import platforms, train
 
-    platforms.prepare()
+    platforms.prepare(several=config.distributed)
     train.train(config, _WORKDIR.value, stop)
