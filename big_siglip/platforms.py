@@ -35,20 +35,20 @@ def stay_on_cpu(min_devices: int) -> int:
   return count
 
 
-def prepare(min_devices: int = 1, *, several: bool = False) -> None:
+def prepare(min_devices: int = 1, *, keep: bool = True) -> None:
   """Keeps JAX from what is not there; call before any device is used.
 
-  Where libtpu is installed, for `tools/plan.py`, JAX would look for TPUs,
+  Where libtpu is installed, for `big-siglip plan`, JAX would look for TPUs,
   complain at length that there are none, and go on without. JAX_PLATFORMS, if
   set, is followed. A program that has one device alone keeps what it compiles,
   and finds it when it is started again (`keep_programs`).
 
   Args:
     min_devices: simulate so many CPU devices, unless more are asked for.
-    several: whether the process will join others: no device is used here then.
+    keep: False: it may not, as where it will join others, or is not ours.
   """
   _avoid_absent(min_devices)
-  if not several:
+  if keep:
     keep_programs()
 
 
@@ -85,7 +85,8 @@ def _writable(folder: pathlib.Path) -> bool:
 
 
 def _avoid_absent(min_devices: int) -> None:
-  if min_devices > jax.config.jax_num_cpu_devices:
+  # Left alone where one will do: it must not be set once devices are in use.
+  if min_devices > max(jax.config.jax_num_cpu_devices, 1):
     jax.config.update("jax_num_cpu_devices", min_devices)
   if jax.config.jax_platforms or "TPU_NAME" in os.environ:
     return

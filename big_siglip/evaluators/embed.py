@@ -69,6 +69,8 @@ class Embedders(NamedTuple):
     features: what the image tower says before it is made a unit vector.
     logits: params -> (scale, bias) of the logits; the scale is no logarithm.
     devices: how many share the rows of a batch.
+    sigmoid: whether the sigmoid of a logit means something; see
+      `inference.Model.has_trained_bias`.
   """
 
   image: Embed
@@ -76,6 +78,7 @@ class Embedders(NamedTuple):
   features: Embed
   logits: Callable[[Any], tuple[float, float]]
   devices: int
+  sigmoid: bool = True
 
 
 def exact_model(model: ConfigDict) -> ConfigDict:
@@ -164,7 +167,8 @@ def make_embed(
     apply: (params, inputs [B, ...]) -> BD.
     mesh: the mesh of `big_siglip.sharding.make_mesh`.
   """
-  multiple = max(batch_devices(mesh) // jax.process_count(), 1)
+  count = len({device.process_index for device in mesh.devices.flat})
+  multiple = max(batch_devices(mesh) // count, 1)
 
   def run(params, inputs, labels):
     return apply(params, inputs).astype(jnp.float32), labels
