@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import statistics
+import string
 import subprocess
 import sys
 import tempfile
@@ -48,9 +49,9 @@ def write_model(folder: pathlib.Path) -> None:
   tokenizer = folder / "any.model"  # Our loader asks for one; no text is read.
   with tokenizer.open("wb") as stream:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(["a photo of a dog on a beach"] * 10),
+      sentence_iterator=iter([string.printable] * 10),
       model_writer=stream,
-      vocab_size=30,
+      vocab_size=300,
       hard_vocab_limit=False,
       minloglevel=2,
       # As SigLIP's own: transformers pads with the end of a text.

@@ -56,7 +56,7 @@ def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Trained:
   if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
     raise UserError(f"folder={folder!r}: must be a string or a pathlib.Path")
   raise_problems(find_problems(config))
-  platforms.prepare()
+  platforms.prepare(keep=False)
   place = epath.Path(folder).expanduser()
   stop = Interrupts()
   try:
@@ -72,7 +72,7 @@ def evaluate(
   model: Model | str | os.PathLike[str], evals: ConfigDict | str | None
 ) -> dict[str, Result]:
   """See `big_siglip.evaluate`."""
-  platforms.prepare()
+  platforms.prepare(keep=False)
   if isinstance(evals, str):
     with naming({"--evals": "evals"}):
       evals = command_line.load_evals(evals)

@@ -1,9 +1,11 @@
 """How long things took on this machine last time, kept between programs."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
+import platform
 
 _FILE = "durations.json"
 _KEPT = 200  # The newest.
@@ -12,8 +14,8 @@ _KEPT = 200  # The newest.
 def cache_folder() -> pathlib.Path | None:
   """Returns where compiled programs are kept; None: nowhere.
 
-  It is JAX_COMPILATION_CACHE_DIR, or big_siglip/compiled in the user's cache
-  folder. JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+  It is JAX_COMPILATION_CACHE_DIR, or big_siglip/compiled/MACHINE in the user's
+  cache folder. JAX_ENABLE_COMPILATION_CACHE=false switches it off.
   """
   enabled = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower()
   if enabled in ("0", "f", "false", "n", "no", "off"):
@@ -22,7 +24,23 @@ def cache_folder() -> pathlib.Path | None:
   if named:
     return pathlib.Path(named)
   caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(caches).expanduser() / "big_siglip" / "compiled"
+  folder = pathlib.Path(caches).expanduser() / "big_siglip" / "compiled"
+  return folder / _machine()
+
+
+def _machine() -> str:
+  """Returns a name for this kind of processor.
+
+  Several machines may share a home folder, and a program that was compiled for
+  one may not run on another.
+  """
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = [f"flags {platform.processor()}"]
+  kinds = {line for line in lines if line.startswith(("flags", "Features"))}
+  digest = hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
+  return f"{platform.machine()}-{digest[:8]}"
 
 
 def last(key: str) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from big_siglip import durations
 
+_QUICK = 0.5  # Seconds, before which nothing that is over needs a word.
 _SILENCE = 4.0  # Seconds, after which a line says that it is still at it.
 _REFRESH = 1.0  # Seconds between two pictures of what a terminal shows.
 
@@ -76,7 +77,8 @@ def aside() -> Iterator[None]:
 def waiting(what: str, key: str | None = None) -> Iterator[None]:
   """Says what goes on, then again and again for how long, then how long.
 
-  A thread speaks, so that what takes long need not: compiling lets it.
+  A thread speaks, so that what takes long need not: compiling lets it. Of what
+  is over at once nothing is said.
 
   Args:
     what: such as "compiling the image tower".
@@ -91,21 +93,20 @@ def waiting(what: str, key: str | None = None) -> Iterator[None]:
   start = time.monotonic()
 
   def line() -> str:
-    return f"{what}{last} ... {in_words(time.monotonic() - start)}"
+    seconds = time.monotonic() - start
+    words = f" {in_words(seconds)}" if seconds > 2 * _QUICK else ""
+    return f"{what}{last} ...{words}"
 
-  terminal = _on_terminal()
-  if not terminal:
-    say(f"{what}{last} ...")
   ended = "stopped after"
   try:
-    with _under_way(line, _still_line(line()) if terminal else None):
+    with _under_way(line, _still_line() if _on_terminal() else None, _QUICK):
       yield
     ended = "took"
   finally:
     seconds = time.monotonic() - start
     if seconds >= 1:
       say(f"{what}: {ended} {in_words(seconds)}")
-    if key and ended == "took":
+    if key and ended == "took" and (seconds >= _QUICK or before is not None):
       durations.note(key, seconds)
 
 
@@ -144,7 +145,8 @@ class Progress:
         unit=f" {unit}",
         dynamic_ncols=True,
       )
-    self._stack.enter_context(_under_way(self.line, self._bar))
+    first = max(_SILENCE - _silent(), 0)
+    self._stack.enter_context(_under_way(self.line, self._bar, first))
 
   def add(self, count: int) -> None:
     """Counts so many more as done."""
@@ -199,6 +201,11 @@ def in_words(seconds: float) -> str:
   return f"{minutes // 60} h {minutes % 60} min"
 
 
+def _silent() -> float:
+  """Returns the seconds since anything was said."""
+  return time.monotonic() - _voice.last
+
+
 def _on_terminal() -> bool:
   """Returns whether standard error is a terminal that has a width."""
   try:
@@ -212,44 +219,50 @@ def _on_terminal() -> bool:
     return True
 
 
-def _still_line(text: str) -> Any:
-  """Returns a tqdm that shows a text and vanishes at its end."""
+def _still_line() -> Any:
+  """Returns a tqdm that shows a text alone and vanishes at its end."""
   import tqdm
 
   return tqdm.tqdm(
-    desc=text,
     file=sys.stderr,
     bar_format="{desc}",
     leave=False,
     dynamic_ncols=True,
+    delay=_QUICK,
   )
 
 
 @contextlib.contextmanager
-def _under_way(line: Callable[[], str], bar: Any) -> Iterator[None]:
+def _under_way(
+  line: Callable[[], str], bar: Any, first: float
+) -> Iterator[None]:
   """Speaks from a thread as long as the block runs.
 
   Args:
     line: returns what to say.
     bar: the tqdm that a terminal shows, closed at the end; None: no terminal.
+    first: seconds until the first line.
   """
   over, own = threading.Event(), object()
 
   def refresh() -> None:
-    while not over.wait(_REFRESH):
+    pause = min(first, _REFRESH)
+    while not over.wait(pause):
+      pause = _REFRESH
       with contextlib.suppress(OSError, ValueError):
         if bar.bar_format == "{desc}":
           bar.set_description_str(line(), refresh=False)
         bar.refresh()
 
   def speak() -> None:
-    while not over.wait(
-      max(_voice.last + _SILENCE - time.monotonic(), _SILENCE / 20)
-    ):
+    pause, spoken = first, False
+    while not over.wait(pause):
       with _voice.lock:
-        silent = time.monotonic() - _voice.last >= _SILENCE
-        if silent and not over.is_set() and _voice.under_way[-1] is own:
+        due = not spoken or _silent() >= _SILENCE
+        if due and not over.is_set() and _voice.under_way[-1] is own:
+          spoken = True
           say(line())
+        pause = max(_SILENCE - _silent(), _SILENCE / 20)
 
   _voice.under_way.append(own)
   speaker = threading.Thread(

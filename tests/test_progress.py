@@ -35,6 +35,7 @@ def stream(monkeypatch):
   """Standard error; a program speaks there, as often as it can."""
   stream = _Stream()
   _listen(monkeypatch, stream)
+  monkeypatch.setattr(progress, "_QUICK", 0.0)
   monkeypatch.setattr(progress, "_SILENCE", 0.001)
   monkeypatch.setattr(progress, "_REFRESH", 0.001)
   with progress.speaking():
@@ -50,7 +51,7 @@ def test_a_line_now_and_then(stream):
   with progress.waiting("compiling"):
     assert stream.spoken.wait(60)
   first, *between = stream.getvalue().splitlines()
-  assert first == "compiling ..."
+  assert first.startswith("compiling ...")
   assert between and all(x.startswith("compiling ... ") for x in between)
 
 
@@ -60,6 +61,13 @@ def test_a_terminal_keeps_one_line(stream):
     assert stream.spoken.wait(60)
   assert "\n" not in stream.getvalue()
   assert stream.getvalue().lstrip().startswith("compiling ... 0 s")
+
+
+def test_what_is_over_at_once_needs_no_word(stream, monkeypatch):
+  monkeypatch.setattr(progress, "_QUICK", 1000.0)
+  with progress.waiting("compiling", key="unknown"):
+    pass
+  assert not stream.getvalue()
 
 
 def test_what_fails_took_nothing_to_an_end(stream, monkeypatch):
@@ -82,7 +90,7 @@ def test_it_says_how_long_it_took_last_time(stream, monkeypatch, tmp_path):
   assert durations.last("b16") == 0.0
   durations.note("b16", 30.4)
   with progress.waiting("compiling", key="b16"):
-    pass
+    stream.spoken.wait(60)
   assert "compiling (30 s last time) ..." in stream.getvalue()
   (tmp_path / "cache" / "durations.json").write_text("[")
   assert durations.last("b16") is None, "of a damaged file nothing"
@@ -112,9 +120,11 @@ def test_where_the_cache_lies(monkeypatch):
   for name in ("JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME"):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv("HOME", "/home/ada")
-  assert str(durations.cache_folder()) == "/home/ada/.cache/big_siglip/compiled"
+  folder = str(durations.cache_folder())
+  assert folder.startswith("/home/ada/.cache/big_siglip/compiled/")
   monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-  assert str(durations.cache_folder()) == "/caches/big_siglip/compiled"
+  folder = str(durations.cache_folder())
+  assert folder.startswith("/caches/big_siglip/compiled/")
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
   assert str(durations.cache_folder()) == "/elsewhere"
   monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")

@@ -97,7 +97,7 @@ def main(given: _Given) -> None:
         import matplotlib  # noqa: F401
     from big_siglip import platforms
 
-    platforms.prepare()
+    platforms.prepare(keep=not _DISTRIBUTED.value)
     if _WATCH.value is not None:
       _watch(_WATCH.value, given)
     else:

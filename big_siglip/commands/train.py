@@ -51,5 +51,5 @@ def _train(config: ConfigDict) -> None:
     # Imported late, and after the signals are heard: it takes seconds.
     from big_siglip import loop, platforms
 
-    platforms.prepare()
+    platforms.prepare(keep=not config.distributed)
     loop.train(config, _WORKDIR.value, stop)
