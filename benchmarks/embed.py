@@ -53,6 +53,11 @@ def write_model(folder: pathlib.Path) -> None:
       vocab_size=30,
       hard_vocab_limit=False,
       minloglevel=2,
+      # As SigLIP's own: transformers pads with the end of a text.
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
     )
   model = make_model_config(
     image=sizes.TowerSize(**{**vars(sizes.TOWERS["B"]), "patch_size": 16}),

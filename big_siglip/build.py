@@ -250,6 +250,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   raise_problems(unfit_evals(config))
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
+  embedders = embedders._replace(sigmoid=not _has_softmax(config))
   prepared, made = preprocess(config), {}
   for name, spec in config.evals.items():
     if spec.kind in ("calibration", "loss_health") and _has_softmax(config):

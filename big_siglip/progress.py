@@ -7,6 +7,7 @@ library call does not. Importing this module takes no time.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import os
 import sys
 import threading
 import time
@@ -199,10 +200,16 @@ def in_words(seconds: float) -> str:
 
 
 def _on_terminal() -> bool:
+  """Returns whether standard error is a terminal that has a width."""
   try:
-    return sys.stderr is not None and sys.stderr.isatty()
+    if sys.stderr is None or not sys.stderr.isatty():
+      return False
   except ValueError:  # It was closed.
     return False
+  try:
+    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+  except OSError:  # A notebook's, say.
+    return True
 
 
 def _still_line(text: str) -> Any:

@@ -20,7 +20,7 @@ from big_siglip.data.text import SentencePieceTokenizer, Tokenizer
 from big_siglip.datasets.digits import captions, CLASS_NAMES
 from big_siglip.evaluators.classification import classifier, nearest_classes
 from big_siglip.evaluators.prompts import fill_templates
-from big_siglip.evaluators.recall import recall
+from big_siglip.evaluators.recall import rank_of_match
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NUM_VALIDATION = 240  # Of the digits' 1,437 training scans.
@@ -108,8 +108,8 @@ def _digits() -> Problem:
   def split(pixels, labels):
     def accuracy(image, text):
       classes = classifier(text, owners, len(names))
-      nearest = nearest_classes(image, classes, top=1)[:, 0]
-      return float(np.mean(nearest == labels))
+      nearest = nearest_classes(image, classes, labels[:, None])
+      return float(np.mean(nearest.rank == 1))
 
     return Split(pixels, prompts, accuracy)
 
@@ -139,8 +139,9 @@ def _scenes() -> Problem:
     ids = np.arange(len(pixels))
 
     def mean_recall(image, text):
-      to_text = recall(image, text, ids, ids)["recall@1"]
-      to_image = recall(text, image, ids, ids)["recall@1"]
+      pairs = ((image, text), (text, image))
+      ranks = [rank_of_match(*pair, ids, ids) for pair in pairs]
+      to_text, to_image = (float(np.mean(rank < 1)) for rank in ranks)
       return (to_text + to_image) / 2
 
     return Split(pixels, text, mean_recall)

@@ -130,7 +130,7 @@ def test_expected_duplicates_equal_those_of_drawn_batches():
 
 def test_sums_are_compiled_once_for_each_statistic(some_pairs):
   jax.clear_caches()
-  some_pairs.sum(calibration._newton, 1.0, 2.0)
+  some_pairs.sum(calibration._newton, 1.0, 2.0, 0.0, 0.0)
   compiled = pairs._evaluate._cache_size()
-  some_pairs.sum(calibration._newton, 3.0, 4.0)
+  some_pairs.sum(calibration._newton, 3.0, 4.0, 0.0, 0.0)
   assert pairs._evaluate._cache_size() == compiled == 1

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+from evaluator_cases import unit
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -18,9 +19,9 @@ from big_siglip.evaluators.classes import Classes, read_classes
 from big_siglip.evaluators.classification import (
   classifier,
   nearest_classes,
-  per_class,
 )
 from big_siglip.evaluators.prompts import fill_templates, read_templates
+from big_siglip.evaluators.scores import classified
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLASSES = ROOT / "configs" / "classes"
@@ -48,8 +49,8 @@ def test_nearest_class_equals_a_plain_loop():
   prompts = rng.normal(size=(5, 3, 6)).astype(np.float32)
   labels = rng.integers(5, size=50)
   classes = classifier(prompts.reshape(15, 6), np.arange(5).repeat(3), 5)
-  ranked = nearest_classes(images, classes, 3)
-  predicted = ranked[:, 0]
+  nearest = nearest_classes(images, classes, labels[:, None])
+  predicted = nearest.predicted
   expected = []
   for image in images.astype(np.float64):
     cosines = []
@@ -65,13 +66,29 @@ def test_nearest_class_equals_a_plain_loop():
   )
   assert metrics.top_k_accuracy_score(
     labels, images @ classes.T, k=3
-  ) == np.mean((ranked == labels[:, None]).any(1))
+  ) == np.mean(nearest.rank <= 3)
+  cosines = unit(images) @ classes.T
+  np.testing.assert_allclose(nearest.score, cosines.max(1), rtol=1e-6)
+  own = cosines[np.arange(50), labels]
+  np.testing.assert_allclose(nearest.right_score, own, rtol=1e-6)
 
 
 def test_embedding_that_is_not_a_number_belongs_to_no_class():
   images = np.array([[np.nan, 1.0], [0.0, 1.0]], np.float32)
-  ranked = nearest_classes(images, np.eye(2, dtype=np.float32), 5)
-  np.testing.assert_array_equal(ranked, [[-1, -1], [1, 0]])
+  answers = np.array([[0, 1], [0, -1]])
+  got = nearest_classes(images, np.eye(2, dtype=np.float32), answers)
+  np.testing.assert_array_equal(got.predicted, [-1, 1])
+  np.testing.assert_array_equal(got.rank, [np.inf, 2])
+  np.testing.assert_array_equal(got.right_score, [np.nan, 0])
+
+
+def test_of_equal_classes_the_first_is_nearest():
+  classes = np.array([[1, 0], [0, 1], [0, 1], [np.nan, 1]], np.float32)
+  images = np.float32([[0.0, 2.0]] * 5)
+  answers = np.array([[1, -1], [2, -1], [0, -1], [3, -1], [0, 2]])
+  got = nearest_classes(images, classes, answers)
+  assert got.predicted.tolist() == [1] * 5
+  assert got.rank.tolist() == [1, 2, 3, np.inf, 2]
 
 
 def test_templates_are_filled_class_by_class():
@@ -87,7 +104,7 @@ def test_templates_are_filled_class_by_class():
 def test_several_right_classes_count_for_each_of_theirs():
   right = np.array([True, False, True, True])
   answers = np.array([[0, 1], [1, -1], [2, 1], [2, -1]])
-  got = per_class(right, answers, 4)
+  got = classified(right, np.ones(4), answers)["per_class"].means(4)
   np.testing.assert_allclose(got, [1, 2 / 3, 1, np.nan])
 
 

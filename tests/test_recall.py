@@ -8,12 +8,21 @@ from sklearn import metrics
 
 from big_siglip.errors import UserError
 from big_siglip.evaluators import recall as retrieval
+from big_siglip.evaluators.scores import retrieved
+
+
+def recall(queries, candidates, query_ids, candidate_ids, **kwargs):
+  """The shares of queries whose match comes early enough."""
+  arguments = (queries, candidates, query_ids, candidate_ids)
+  rank = 1 + retrieval.rank_of_match(*arguments)
+  scores = retrieved(rank, np.arange(len(rank)), **kwargs)
+  return {name: score.mean() for name, score in scores.items()}
 
 
 def recall_of(similarities, query_ids, candidate_ids, **kwargs):
   """`recall` of given similarities: the candidates are the unit axes."""
   similarities = np.asarray(similarities, np.float32)
-  return retrieval.recall(
+  return recall(
     similarities,
     np.eye(similarities.shape[1], dtype=np.float32),
     np.asarray(query_ids),
@@ -70,7 +79,7 @@ def test_recall_equals_scikit_learn_with_one_caption_each():
   noise = rng.normal(size=(40, 8)).astype(np.float32)
   candidates = unit(queries + 0.6 * noise)
   ids = np.arange(40)
-  got = retrieval.recall(queries, candidates, ids, ids)
+  got = recall(queries, candidates, ids, ids)
   for k in (1, 5, 10):
     expected = metrics.top_k_accuracy_score(ids, queries @ candidates.T, k=k)
     assert got[f"recall@{k}"] == pytest.approx(expected)
@@ -80,7 +89,7 @@ def test_recall_equals_scikit_learn_with_one_caption_each():
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_constant_or_broken_embeddings_find_nothing(value):
   embeddings = np.full((20, 4), value, np.float32)
-  got = retrieval.recall(embeddings, embeddings, np.arange(20), np.arange(20))
+  got = recall(embeddings, embeddings, np.arange(20), np.arange(20))
   assert got == {"recall@1": 0.0, "recall@5": 0.0, "recall@10": 0.0}
 
 
@@ -136,4 +145,4 @@ def test_nothing_to_search_is_an_error(empty):
   pair = (none, some) if empty == "queries" else (some, none)
   ids = [np.arange(len(rows)) for rows in pair]
   with pytest.raises(UserError, match="there must be one of each at least"):
-    retrieval.recall(*pair, *ids)
+    recall(*pair, *ids)

@@ -1,5 +1,6 @@
 """The tools, on a run that this test trains."""
 
+import csv
 import json
 import os
 import shutil
@@ -45,13 +46,24 @@ def evaluate(*arguments, processes=1, devices=1):
   return json.loads(line)
 
 
-def test_evaluate_repeats_what_training_measured(workdir):
+def test_evaluate_repeats_what_training_measured(workdir, tmp_path):
   """Two processes of two devices say to the last bit what one device said."""
-  answer = evaluate(f"--checkpoint={workdir}", processes=2, devices=2)
+  file = tmp_path / "rows.csv"
+  flags = [f"--checkpoint={workdir}", f"--rows={file}"]
+  answer = evaluate(*flags, processes=2, devices=2)
+  with file.open(newline="") as stream:
+    table = list(csv.DictReader(stream))
+  right = sum(row["right"] == "true" for row in table) / 360
+  assert len({row["key"] for row in table}) == 360
+  assert right == answer["evals/test/accuracy"]
   trained = {k: v for m in read_metrics(workdir) for k, v in m.items()}
   assert answer.pop("step") == 6
   assert set(answer) > {"evals/test/accuracy", "evals/test/per_class"}
-  assert answer == {name: trained[name] for name in answer}
+  assert answer.pop("evals/test/images") == 360
+  limits = [answer.pop(f"evals/test/accuracy_{end}") for end in ("low", "high")]
+  assert 0 < limits[0] < answer["evals/test/accuracy"] < limits[1] < 1
+  measured = {k: v for k, v in trained.items() if k.startswith("evals/")}
+  assert measured == {k: v for k, v in answer.items() if k in measured}
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Scores images against labels of your choice.
 
-python tools/classify.py --checkpoint=models/so400m --labels="a cat,a dog" \
+big-siglip classify --checkpoint=models/so400m --labels="a cat,a dog" \
   photos/*.jpg
-python tools/classify.py --checkpoint=runs/digits --labels=labels.txt \
+big-siglip classify --checkpoint=runs/digits --labels=labels.txt \
   --template="a photo of {}" --json photos/
 
 Two numbers for each label. The sigmoid's is SigLIP's own: how likely the text
@@ -95,11 +95,12 @@ def read_labels(given: str | None) -> tuple[tuple[str, ...], ...]:
   """
   if not given:
     raise UserError("--labels=A,B or --labels=FILE must be given")
+  from big_siglip import shipped
   from big_siglip.data import class_files
   from big_siglip.data.class_names import ClassNames, distinct
 
   where = f"--labels={given if len(given) < 80 else given[:77] + '...'}"
-  file = pathlib.Path(given).expanduser()
+  file = shipped.find(given)
   try:
     is_file = file.is_file()
   except (OSError, ValueError):  # Many labels are longer than a name may be.

@@ -1,11 +1,11 @@
 """Embeds images or texts, millions of them, into Parquet files.
 
-python tools/embed.py --checkpoint=models/b16 --images=PHOTOS --output=vectors
-python tools/embed.py --checkpoint=models/b16 --images=PHOTOS --output=vectors \
+big-siglip embed --checkpoint=models/b16 --images=PHOTOS --output=vectors
+big-siglip embed --checkpoint=models/b16 --images=PHOTOS --output=vectors \
   --update
-python tools/embed.py --checkpoint=models/b16 --output=vectors \
+big-siglip embed --checkpoint=models/b16 --output=vectors \
   --images='cc12m/{00000..01242}.tar'
-python tools/embed.py --checkpoint=runs/scenes --texts=captions.csv \
+big-siglip embed --checkpoint=runs/scenes --texts=captions.csv \
   --column=caption --output=vectors --dtype=float16
 
 Started again it goes on where it ended or was killed: whole shards stay.

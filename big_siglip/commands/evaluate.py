@@ -1,17 +1,21 @@
 """Evaluates a checkpoint as its run did, or otherwise; or a run as it trains.
 
-python tools/evaluate.py --checkpoint=runs/digits
-python tools/evaluate.py --checkpoint=models/b16 --output=results \
+big-siglip evaluate --checkpoint=runs/digits
+big-siglip evaluate --checkpoint=models/b16 --output=results \
   --evals=configs/evals/imagenet.py --evals.imagenet.path=PATH
-python tools/evaluate.py --watch=runs/digits
+big-siglip evaluate --watch=runs/digits
 
 --evals names a file with evaluations alone (configs/evals/ has examples);
 --config takes those of a whole config, which must preprocess as the checkpoint
 did. Prints a table; --json prints one JSON object a checkpoint instead.
---output=FOLDER writes results.json and pictures. --watch evaluates every new
-checkpoint of a run, writes RUN/evaluations.jsonl and RUN/evaluations/, and ends
-with the run, or when it is told to (SIGTERM); started again, it goes on.
---distributed shares the work among processes, each started by the same command.
+--output=FOLDER writes results.json, pictures, and NAME.csv of each evaluation:
+a row for each image (file, label, right, predicted, score), or each query. Two
+such folders are what tools/compare.py compares. --rows=FILE.csv (or .parquet,
+.jsonl) writes the rows alone, or elsewhere; --norows none. --watch evaluates
+every new checkpoint of a run, writes RUN/evaluations.jsonl and
+RUN/evaluations/, and ends with the run, or when it is told to (SIGTERM);
+started again, it goes on. --distributed shares the work among processes, each
+started by the same command.
 docs/evaluation.md says what is measured.
 """
 
@@ -23,6 +27,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from big_siglip.command_line import parse_evaluation
+from big_siglip.commands import tables
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -37,13 +42,37 @@ _POLL = flags.DEFINE_float(
   "poll_seconds", 5.0, "How long to wait for a new checkpoint.", 0.01
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "Folder for results.json and pictures."
+  "output", None, "Folder for results.json, pictures and rows."
+)
+
+
+class _FileFlag(flags.Flag):
+  """A flag that may stand alone (--rows, --norows) or name a file."""
+
+  def __init__(self, name: str, help_string: str):
+    super().__init__(
+      flags.ArgumentParser(),
+      flags.ArgumentSerializer(),
+      name,
+      None,
+      help_string,
+      boolean=True,
+    )
+
+
+_ROWS = flags.DEFINE_flag(
+  _FileFlag(
+    "rows",
+    "Write what became of each image: --rows=FILE.csv (.parquet, .jsonl), or "
+    "with --output into that folder, as is the default there.",
+  )
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join other processes, as config.distributed does."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON objects.")
 
+_YES, _NO = "true", "false"  # What absl makes of --rows and --norows.
 _Given = tuple[ConfigDict | None, ConfigDict | None]
 
 
@@ -61,6 +90,7 @@ def main(given: _Given) -> None:
       raise UserError("--watch: must be one process, without --distributed")
     if (_CHECKPOINT.value is None) == (_WATCH.value is None):
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
+    _check_rows(_ROWS.value)
     from big_siglip import platforms
 
     platforms.prepare()
@@ -68,6 +98,20 @@ def main(given: _Given) -> None:
       _watch(_WATCH.value, given)
     else:
       _evaluate(_CHECKPOINT.value, given)
+
+
+def _check_rows(value: str | None) -> None:
+  """Checks --rows before anything is loaded."""
+  if value in (None, _NO):
+    return
+  if _WATCH.value is not None:
+    raise UserError("--rows: goes with --checkpoint, not with --watch")
+  if value != _YES:
+    tables.check(value, "--rows")
+  elif _OUTPUT.value is None:
+    raise UserError(
+      "--rows: name a file (--rows=rows.csv), or a folder (--output=FOLDER)"
+    )
 
 
 def _evaluate(path: str, given: _Given) -> None:
@@ -90,7 +134,7 @@ def _evaluate(path: str, given: _Given) -> None:
     found = results.run(evaluators, params)
   if jax.process_index() != 0:
     return  # One speaks for all.
-  files = _write_output(checkpoint, config, found)
+  files = _write(checkpoint, config, found)
   if _JSON.value:
     step = {"step": results.step_of(checkpoint)}
     print(json.dumps({**step, **results.flat(found)}))
@@ -101,17 +145,48 @@ def _evaluate(path: str, given: _Given) -> None:
     print(f"  {file}")
 
 
-def _write_output(checkpoint, config, found) -> list:
-  if _OUTPUT.value is None:
+def _write(checkpoint, config, found) -> list:
+  """Writes what --output and --rows ask for, and returns the files."""
+  if _OUTPUT.value is None and _ROWS.value in (None, _NO):
     return []
   from etils import epath
 
   from big_siglip.evaluation import pictures, results
 
-  folder = epath.Path(_OUTPUT.value).expanduser()
-  file = folder / "results.json"
-  results.write(file, checkpoint=checkpoint, evals=config.evals, results=found)
-  return [file, *pictures.draw(folder, found)]
+  folder = epath.Path(_OUTPUT.value or "").expanduser()
+  of_rows, files = {}, []
+  if _ROWS.value != _NO:
+    of_rows = results.write_rows(found, _rows_file(folder))
+  if _OUTPUT.value is not None:
+    files.append(folder / "results.json")
+    results.write(
+      files[0],
+      checkpoint=checkpoint,
+      evals=config.evals,
+      results=found,
+      files=of_rows,
+    )
+    files += pictures.draw(folder, found)
+  said = [
+    f"{file}{results.told_of_wrong(found[name])}"
+    for name, file in of_rows.items()
+  ]
+  return [*files, *said]
+
+
+def _rows_file(folder):
+  """Returns where the rows of an evaluation go, from the names of all."""
+  if _ROWS.value in (None, _YES):
+    return lambda name, several: folder / f"{name}.csv"
+  from etils import epath
+
+  file = epath.Path(_ROWS.value).expanduser()
+
+  def place(name: str, several: bool):
+    stem = f"{file.stem}-{name}" if several else file.stem
+    return file.with_name(f"{stem}{file.suffix}")
+
+  return place
 
 
 def _watch(path: str, given: _Given) -> None:

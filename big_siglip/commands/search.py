@@ -1,7 +1,7 @@
-"""Finds the images or texts nearest to a query, among those of embed.py.
+"""Finds the images or texts nearest to a query, among those of embed.
 
-python tools/search.py --embeddings=vectors --query="a dog on a beach"
-python tools/search.py --embeddings=vectors --image=dog.jpg --top=3 --json
+big-siglip search --embeddings=vectors --query="a dog on a beach"
+big-siglip search --embeddings=vectors --image=dog.jpg --top=3 --json
 
 The cosine with every row is computed on the device, block by block, so that
 memory does not grow with their number. --index=hnsw looks at few of them
@@ -93,7 +93,7 @@ def _embed_query(reader):
   if _QUERY.value:
     return model.embed_texts([_QUERY.value])
   try:
-    return model.embed_images([_IMAGE.value])
+    return model.embed_prepared([model.prepare_image(_IMAGE.value)])
   except OSError as error:
     raise UserError(f"--image={_IMAGE.value}: {error.strerror}") from error
   except BadImage as error:

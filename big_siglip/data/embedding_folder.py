@@ -138,7 +138,7 @@ def read_metadata(file: pathlib.Path) -> pq.FileMetaData:
   except (pa.ArrowException, OSError) as error:
     raise UserError(
       f"{file}: is damaged ({str(error).splitlines()[0]}); without it, "
-      "tools/embed.py makes it again"
+      "big-siglip embed makes it again"
     ) from error
 
 

@@ -1,6 +1,6 @@
 """Evaluating a checkpoint apart from its training: results, and their files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import math
 from typing import Any
@@ -10,6 +10,9 @@ from ml_collections import ConfigDict
 
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming_evaluation, raise_problems, UserError
+from big_siglip.evaluation import rows
+from big_siglip.evaluation.intervals import interval, LEVEL
+from big_siglip.evaluation.reading import IMAGES, limit_names
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.run import workdir
 from big_siglip.schema.fields import evaluation_problems
@@ -69,17 +72,56 @@ def run(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Result]:
   results = {}
   for name, evaluator in evaluators.items():
     with naming_evaluation(name):
-      results[name] = evaluator(params)
+      result = evaluator(params)
+    limits = {k: interval(score) for k, score in result.scores.items()}
+    results[name] = result._replace(intervals=limits)
   return results
 
 
 def flat(results: Mapping[str, Result]) -> dict[str, float | None]:
-  """Returns {"evals/NAME/METRIC": number}; None for what is not finite."""
-  return {
-    f"evals/{name}/{metric}": value if math.isfinite(value) else None
-    for name, result in results.items()
-    for metric, value in result.metrics.items()
-  }
+  """Returns {"evals/NAME/METRIC": number}; None for what is not finite.
+
+  "evals/NAME/images" is how many images that were, and METRIC_low and
+  METRIC_high are the limits of its interval, where it has one.
+  """
+  numbers: dict[str, float | None] = {}
+  for name, result in results.items():
+    said: dict[str, float] = {}
+    for metric, value in result.metrics.items():
+      said[metric] = value
+      if metric in result.intervals:
+        said |= zip(limit_names(metric), result.intervals[metric], strict=True)
+    if result.images is not None:
+      said[IMAGES] = result.images
+    numbers |= {f"evals/{name}/{k}": _finite(v) for k, v in said.items()}
+  return numbers
+
+
+def write_rows(
+  results: Mapping[str, Result], place: Callable[[str, bool], epath.Path]
+) -> dict[str, epath.Path]:
+  """Writes the rows of all evaluations that have some; for one process.
+
+  Args:
+    results: of `run`.
+    place: (an evaluation's name, whether it is one of several) -> its file.
+
+  Returns:
+    The files.
+  """
+  tables = {k: result.rows for k, result in results.items() if result.rows}
+  files = {name: place(name, len(tables) > 1) for name in tables}
+  for name, make in tables.items():
+    rows.write(files[name], make())
+  return files
+
+
+def told_of_wrong(result: Result) -> str:
+  """Returns ": 12 of 200 images are wrong"; "" where nothing is."""
+  if "accuracy" not in result.scores:
+    return ""
+  value = result.scores["accuracy"].value
+  return f": {int((value < 1).sum()):,} of {len(value):,} images are wrong"
 
 
 def write(
@@ -88,19 +130,31 @@ def write(
   checkpoint: epath.Path,
   evals: ConfigDict,
   results: Mapping[str, Result],
+  files: Mapping[str, epath.Path] = {},
 ) -> None:
   """Writes all results as one JSON object; nobody sees it half written.
 
   What the file says of the same checkpoint, in other evaluations, is kept.
 
   {"checkpoint": path, "step": number, "evaluations": {name: {"spec": the
-  section, "metrics": {...}, "details": {...}}}}; docs/evaluation.md says what
-  each kind's details hold.
+  section, "images": how many, "metrics": {...}, "intervals": {metric: [low,
+  high]}, "rows": name of a file beside it, "details": {...}}}};
+  docs/evaluation.md says what each kind's details hold.
+
+  Args:
+    file: to write.
+    checkpoint: what was evaluated.
+    evals: the sections.
+    results: of `run`.
+    files: {name: file of its rows}, of those that have some.
   """
   evaluations = {
     name: {
       "spec": workdir.as_json(evals)[name],
+      "images": result.images,
       "metrics": {k: _finite(v) for k, v in result.metrics.items()},
+      "intervals": result.intervals,
+      "rows": _beside(files.get(name), file),
       "details": result.details,
     }
     for name, result in results.items()
@@ -134,13 +188,33 @@ def _finite(value: float) -> float | None:
   return value if math.isfinite(value) else None
 
 
+def _beside(rows_file: epath.Path | None, file: epath.Path) -> str | None:
+  """Returns the name of a file in the same folder; the path of another."""
+  if rows_file is None:
+    return None
+  same = rows_file.parent == file.parent
+  return rows_file.name if same else str(workdir.absolute(str(rows_file)))
+
+
 def table(results: Mapping[str, Result]) -> str:
   """Returns the metrics for a terminal: a block of lines each evaluation."""
   lines = []
   for name, result in results.items():
-    lines.append(f"  {name}")
-    lines += [f"    {k:32} {_short(v)}" for k, v in result.metrics.items()]
+    images = "" if result.images is None else f": {_images(result.images)}"
+    given = f", {LEVEL:.0%} intervals" if result.intervals else ""
+    none = ", no intervals: its metrics are no means over images"
+    lines.append(f"  {name}{images}{given or (none if images else '')}")
+    for metric, value in result.metrics.items():
+      line = f"    {metric:32} {_short(value)}"
+      if metric in result.intervals:
+        low, high = result.intervals[metric]
+        line += f"  [{low:.4f}, {high:.4f}]"
+      lines.append(line)
   return "\n".join(lines)
+
+
+def _images(count: int) -> str:
+  return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _short(value: float) -> str:

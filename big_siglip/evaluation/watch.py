@@ -1,14 +1,16 @@
 """Evaluating a run's checkpoints while it trains, in a process of its own.
 
 Reads the run's folder and adds to it: `evaluations.jsonl` (a line a checkpoint,
-as in metrics.jsonl), `evaluations/STEP.json` (with the details behind the
-numbers) and `tensorboard/evaluations`. Nothing that the trainer writes is
-touched, so that the two need not know of each other.
+as in metrics.jsonl, with the number of images and intervals),
+`evaluations/STEP.json` (with the details behind the numbers) and
+`tensorboard/evaluations`. Nothing that the trainer writes is touched, so that
+the two need not know of each other.
 """
 
 from collections.abc import Callable, Mapping
 import contextlib
 import json
+import math
 import time
 from typing import Any
 
@@ -187,9 +189,10 @@ class Watcher(contextlib.AbstractContextManager):
       with path.open("a") as file:
         file.write(text)
     self._remember(step, line)
-    for name, value in line.items():
-      if name != "step" and value is not None:
-        self._events.add_scalar(name, value, step)
+    for name, result in found.items():
+      for metric, value in result.metrics.items():
+        if math.isfinite(value):
+          self._events.add_scalar(f"evals/{name}/{metric}", value, step)
     self._events.flush()
 
 

@@ -5,15 +5,13 @@ To add one: a frozen dataclass whose call takes parameters and returns a
 `big_siglip.schema.fields.EVALUATIONS`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from big_siglip.data.batch import Batch
-from big_siglip.data.pipeline import eval_batches
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, UserError
@@ -26,13 +24,13 @@ from big_siglip.evaluators.embed import (
   Embedders,
   exact_model,
   make_embedders,
-  Rows,
 )
 from big_siglip.evaluators.health import LossHealth
 from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
+from big_siglip.evaluators.loading import Loader, owners
 from big_siglip.evaluators.prompts import fill_templates, read_templates
 from big_siglip.evaluators.result import Result
-from big_siglip.evaluators.retrieval import Captions, Retrieval
+from big_siglip.evaluators.retrieval import Retrieval
 
 __all__ = [
   "Embedders",
@@ -72,7 +70,7 @@ def make_evaluator(
   where = f"data={spec.data!r}"
   if file := spec.get("captions_file"):
     where = f"captions_file={file!r}"
-  loader = _Loader(where, preprocess, spec.batch_size, embedders.devices)
+  loader = Loader(where, preprocess, spec.batch_size, embedders.devices)
   match spec.kind:
     case "classification":
       return _classification(spec, open_split(spec.split), loader, embedders)
@@ -88,14 +86,14 @@ def make_evaluator(
       source = _captioned(spec, open_split)
       return Calibration(
         images=loader.images(source),
-        captions=loader.captions(_texts(source)),
+        captions=loader.captions(texts_of(source)),
         num_images=len(source),
         embedders=embedders,
         prior=spec.prior,
       )
     case "loss_health":
       source = _captioned(spec, open_split)
-      texts = _texts(source)
+      texts = texts_of(source)
       return LossHealth(
         images=loader.images(source, _digest),
         captions=loader.captions(texts),
@@ -108,13 +106,13 @@ def make_evaluator(
 
 
 def _classification(spec, source, loader, embedders) -> ZeroShotClassification:
-  classes, answers = _labelled(spec, source)
+  classes, answers = classes_of(spec, source)
   templates = read_templates(spec.templates, spec.templates_file)
   prompts = fill_templates(templates, classes.names, spec.canonicalize)
   return ZeroShotClassification(
-    images=loader.images(source, _answers_of(answers)),
+    images=loader.images(source, answers_of(answers)),
     prompts=loader.texts([text for group in prompts for text in group]),
-    prompt_classes=_owners(prompts),
+    prompt_classes=owners(prompts),
     num_images=len(source),
     names=tuple(names[0] for names in classes.names),
     template=templates[0],
@@ -126,24 +124,34 @@ def _retrieval(spec, source, loader, embedders) -> Retrieval:
   if isinstance(source, CaptionedImages):
     captions = {k: loader.captions(texts) for k, texts in source.texts.items()}
   else:
-    captions = {"": loader.captions(_texts(source, spec.max_captions))}
+    captions = {"": loader.captions(texts_of(source, spec.max_captions))}
   return Retrieval(loader.images(source), captions, len(source), embedders)
 
 
 def _features(spec, open_split, loader, embedders) -> Features:
   sources = [open_split(split) for split in (spec.train_split, spec.split)]
-  classes, answers = _labelled(spec, sources[0])
-  train, test = (loader.images(s, _answers_of(answers)) for s in sources)
+  classes, answers = classes_of(spec, sources[0])
+  train, test = (loader.images(s, answers_of(answers)) for s in sources)
   return Features(
     train=train,
     test=test,
-    num_images=sum(map(len, sources)),
-    num_classes=len(classes.names),
+    num_images=(len(sources[0]), len(sources[1])),
+    names=tuple(names[0] for names in classes.names),
     embed=embedders.features,
   )
 
 
-def _labelled(spec, source) -> tuple[Classes, Answers]:
+def classes_of(spec: Any, source: Source) -> tuple[Classes, Answers]:
+  """Returns the classes of a data set, and which are right for an image.
+
+  Args:
+    spec: a section of `config.evals`: kind, data, label_key, classes_file and
+      answers_file.
+    source: the examples.
+
+  Raises:
+    UserError: it has no labels, or its classes have no names.
+  """
   names: Sequence[str] | None = source.class_names
   numbers: list[int] = []
   fields = getattr(source, "field_names", ())
@@ -182,7 +190,7 @@ def _captioned(spec, open_split) -> Source:
   )
 
 
-def _texts(source, most: int | None = None) -> list[tuple[str, ...]]:
+def texts_of(source, most: int | None = None) -> list[tuple[str, ...]]:
   """Returns the captions of every image; none where it is no good example."""
   if isinstance(source, CaptionedImages):  # Knows them without the images.
     by_image = zip(*source.texts.values(), strict=True)
@@ -196,12 +204,9 @@ def _texts(source, most: int | None = None) -> list[tuple[str, ...]]:
   return captions
 
 
-def _owners(groups) -> np.ndarray:
-  """Returns the number of the group that each member of all is in."""
-  return np.repeat(np.arange(len(groups)), list(map(len, groups)))
+def answers_of(answers: Answers) -> Callable[[Example], Batch]:
+  """Returns the function from an example to its array "answers", padded."""
 
-
-def _answers_of(answers: Answers) -> Callable[[Example], Batch]:
   def extra(example: Example) -> Batch:
     right = answers.of(example)
     padded = [*right, *[-1] * (answers.width - len(right))]
@@ -214,73 +219,3 @@ def _digest(example: Example) -> Batch:
   """Returns 64 bits that are equal for equal image files."""
   digest = hashlib.sha256(bytes(example.image)).digest()
   return {"digest": np.frombuffer(digest[:8], np.int32)}
-
-
-class _Loader:
-  """Starts passes over images and texts, in this process's share."""
-
-  def __init__(
-    self, where: str, preprocess: Preprocess, batch_size: int, devices: int
-  ):
-    self._where = where
-    self._preprocess = preprocess
-    self._batch_size = batch_size
-    self._devices = devices
-
-  def images(
-    self,
-    source: Source,
-    extra: Callable[[Example], Batch] = lambda example: {},
-  ) -> Rows:
-    """Returns the images, with `extra` of each."""
-
-    def load(index: int) -> Batch:
-      example = source[index]
-      try:
-        image = self._preprocess.image(example.image)
-      except BadExample as error:
-        raise BadExample(f"{example.name}: {error}", error.kind) from error
-      return {"image": image, "index": np.int32(index), **extra(example)}
-
-    return Rows(
-      "image",
-      lambda: self._batches(len(source), load),
-      lambda i: source[i].name,
-    )
-
-  def texts(self, texts: list[str]) -> Rows:
-    """Returns the texts."""
-    tokens = self._preprocess.texts(texts)
-
-    def load(index: int) -> Batch:
-      return {"text": tokens[index], "index": np.int32(index)}
-
-    return Rows(
-      "text",
-      lambda: self._batches(len(texts), load),
-      lambda i: repr(texts[i][:60]),
-    )
-
-  def captions(self, texts: list[tuple[str, ...]]) -> Captions:
-    """Returns the captions of all images."""
-    every = [text for group in texts for text in group]
-    if not every:
-      raise UserError(f"config.evals: {self._where}: has no caption to ask by")
-    return Captions(self.texts(every), _owners(texts))
-
-  def _batches(
-    self, length: int, load: Callable[[int], Batch]
-  ) -> Iterator[Batch]:
-    """Starts a pass of this process.
-
-    How many rows a device has at once must not depend on the devices.
-    """
-    processes = jax.process_count()
-    rows = min(self._batch_size, length) * self._devices
-    return eval_batches(
-      length,
-      load,
-      batch_size=-(-rows // processes) * processes,
-      process_index=jax.process_index(),
-      process_count=processes,
-    )

@@ -131,7 +131,10 @@ def measure(
 
 
 def fit(
-  pairs: Pairs, weights: Weights, start: tuple[float, float]
+  pairs: Pairs,
+  weights: Weights,
+  start: tuple[float, float],
+  doubt: Weights | None = None,
 ) -> tuple[float, float]:
   """Returns the scale and bias of least weighted log loss on the pairs.
 
@@ -143,16 +146,20 @@ def fit(
     pairs: what to fit.
     weights: of right and wrong pairs.
     start: scale and bias.
+    doubt: in [0, 1): which share of a right pair counts as wrong, and of a
+      wrong one as right; see `doubt_of`. None: 0. Above it there is always a
+      minimum.
   """
+  doubt = doubt or Weights(0.0, 0.0)
   point = np.array(start, np.float64)
-  loss, gradient, hessian = _slopes(pairs, weights, point)
+  loss, gradient, hessian = _slopes(pairs, weights, point, doubt)
   for _ in range(_MAX_STEPS):
     if np.abs(gradient).max() < _CONVERGED:
       break
     step = _newton_step(gradient, hessian)
     fraction = 1.0
     while fraction > 1e-4:
-      tried = _slopes(pairs, weights, point - fraction * step)
+      tried = _slopes(pairs, weights, point - fraction * step, doubt)
       if tried[0] <= loss:
         break
       fraction /= 2
@@ -163,8 +170,19 @@ def fit(
   # So near, whole steps go on where the loss itself shows no difference.
   for _ in range(_LAST_STEPS):
     point = point - _newton_step(gradient, hessian)
-    _, gradient, hessian = _slopes(pairs, weights, point)
+    _, gradient, hessian = _slopes(pairs, weights, point, doubt)
   return float(point[0]), float(point[1])
+
+
+def doubt_of(pairs: Pairs) -> Weights:
+  """Returns by how much few pairs are to be doubted, for `fit`.
+
+  Of N right pairs that are seen, the next one is right with (N + 1) / (N + 2),
+  by Laplace's rule of succession: Platt's targets for just this fit
+  (Probabilistic Outputs for Support Vector Machines, 1999, section 2.2).
+  """
+  counts = (pairs.num_positive, pairs.num_negative)
+  return Weights(*(1.0 / (count + 2) for count in counts))
 
 
 def _newton_step(gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
@@ -172,19 +190,23 @@ def _newton_step(gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
   return np.linalg.solve(damped, gradient)
 
 
-def _slopes(pairs, weights, point):
+def _slopes(pairs, weights, point, doubt):
   """Returns loss, gradient [2] and Hessian [2, 2] at (scale, bias)."""
-  loss, gradient, hessian = pairs.sum(_newton, *point)
+  loss, gradient, hessian = pairs.sum(_newton, *point, *doubt)
   w = np.array(weights)
   return loss @ w, gradient @ w, hessian @ w
 
 
-def _newton(cosines, positive, counts, scale, bias):
+def _newton(cosines, positive, counts, scale, bias, of_right, of_wrong):
   """Sums of loss and its slopes, over right pairs and over wrong ones."""
   logits = scale * cosines + bias
   sign = jnp.where(positive, 1.0, -1.0)
-  loss = -jax.nn.log_sigmoid(sign * logits)
-  error = -sign * jax.nn.sigmoid(-sign * logits)
+  doubt = jnp.where(positive, of_right, of_wrong)
+  sure = 1.0 - doubt
+  loss = -sure * jax.nn.log_sigmoid(sign * logits)
+  loss -= doubt * jax.nn.log_sigmoid(-sign * logits)
+  error = -sure * sign * jax.nn.sigmoid(-sign * logits)
+  error += doubt * sign * jax.nn.sigmoid(sign * logits)
   curve = jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits)
 
   def total(values):

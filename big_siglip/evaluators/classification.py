@@ -4,15 +4,18 @@ Shape letters: N images, C classes, D embedding width, A right classes an image.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from big_siglip.errors import UserError
+from big_siglip.evaluators import tables
 from big_siglip.evaluators.embed import Embedders, Rows
-from big_siglip.evaluators.result import counted, Result
+from big_siglip.evaluators.result import counted, Result, Table
+from big_siglip.evaluators.scores import classified, Score
 
-_TOP = 5
 _MATRIX_CLASSES = 100  # A confusion matrix of more could not be looked at.
 _CONFUSED = 50  # Pairs of classes that the details list.
 
@@ -22,22 +25,21 @@ class Predictions(NamedTuple):
 
   Attributes:
     index: N, the image's number in its source.
-    ranked: NK, the K nearest classes, nearest first; K is 5, or C if less. -1
-      where the embedding is not finite.
+    nearest: what lies nearest, and where the right classes stand.
     answers: NA, the right classes, padded with -1; of an image that is left
       out, -1 alone.
     nonfinite: how many embeddings of images and prompts are not finite.
   """
 
   index: np.ndarray
-  ranked: np.ndarray
+  nearest: "Nearest"
   answers: np.ndarray
   nonfinite: int = 0
 
   @property
   def predicted(self) -> np.ndarray:
     """N, the nearest class."""
-    return self.ranked[:, 0]
+    return self.nearest.predicted
 
   @property
   def label(self) -> np.ndarray:
@@ -47,7 +49,36 @@ class Predictions(NamedTuple):
   @property
   def right(self) -> np.ndarray:
     """N bool: whether the nearest class is a right one."""
-    return _hits(self.ranked[:, :1], self.answers)
+    return self.nearest.rank == 1
+
+  @property
+  def known(self) -> np.ndarray:
+    """N bool: whether the image has a class."""
+    return (self.answers >= 0).any(axis=1)
+
+  def of(self, images: np.ndarray) -> "Predictions":
+    """Returns those of some of the images, N bool."""
+    nearest = Nearest(*(values[images] for values in self.nearest))
+    return Predictions(
+      self.index[images], nearest, self.answers[images], self.nonfinite
+    )
+
+
+class Nearest(NamedTuple):
+  """Which class lies nearest to each image, and where the right ones stand.
+
+  Attributes:
+    predicted: N, the nearest class; -1 where the embedding is not finite.
+    score: N float32, its cosine; NaN where there is none.
+    rank: N, the place of the best right class, from 1 on; infinite where the
+      image has none, or it is not finite.
+    right_score: N float32, its cosine; NaN where there is none.
+  """
+
+  predicted: np.ndarray
+  score: np.ndarray
+  rank: np.ndarray
+  right_score: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +117,26 @@ class ZeroShotClassification:
       UserError: no image has a class.
     """
     everything = self.predict(params)
-    known = (everything.answers >= 0).any(axis=1)
-    if not known.any():
+    seen = everything.of(everything.known)
+    if not len(seen.index):
       raise UserError(
         "config.evals: no image has a label of classes_file or answers_file"
       )
-    seen = Predictions(*(values[known] for values in everything[:3]))
-    shares = per_class(seen.right, seen.answers, len(self.names))
+    scores = classified(seen.right, seen.nearest.rank, seen.answers)
     metrics = {
-      "accuracy": float(np.mean(seen.right)),
-      "top5": float(np.mean(_hits(seen.ranked, seen.answers))),
-      "per_class": float(np.nanmean(shares)),
-      "skipped": float(self.num_images - len(known)),
-      "left_out": float(np.sum(~known)),
+      **{name: score.mean() for name, score in scores.items()},
+      "skipped": float(self.num_images - len(everything.index)),
+      "left_out": float(len(everything.index) - len(seen.index)),
       **counted(everything.nonfinite),
     }
-    return Result(metrics, self._details(seen, shares))
+    scale_bias = self.embedders.logits(params)
+    return Result(
+      metrics,
+      self._details(seen, scores["per_class"]),
+      images=len(seen.index),
+      scores=scores,
+      rows=functools.partial(self._rows, everything, scale_bias),
+    )
 
   def predict(self, params: Any) -> Predictions:
     """Returns what it says of every image, in order; alike in each process."""
@@ -110,12 +145,31 @@ class ZeroShotClassification:
       self.embedders.image, params, labels=("answers",)
     )
     classes = classifier(text, self.prompt_classes, len(self.names))
-    ranked = nearest_classes(image, classes, _TOP)
+    nearest = nearest_classes(image, classes, values["answers"])
     nonfinite = sum(int((~v["finite"]).sum()) for v in (values, of_text))
-    return Predictions(values["index"], ranked, values["answers"], nonfinite)
+    return Predictions(values["index"], nearest, values["answers"], nonfinite)
 
-  def _details(self, seen: Predictions, shares: np.ndarray) -> dict[str, Any]:
+  def _rows(self, said: Predictions, logits: tuple[float, float]) -> Table:
+    """Returns a row for each image of the data set."""
+    nearest = said.nearest
+    further = {"score": tables.plain(nearest.score)}
+    scale, bias = logits
+    if self.embedders.sigmoid and bias:
+      logit = np.float32(scale) * nearest.score + np.float32(bias)
+      further["probability"] = tables.plain(special.expit(logit))
+    further["label_rank"] = tables.places(nearest.rank)
+    further["label_score"] = tables.plain(nearest.right_score)
+    return tables.classified(
+      *(self.images, self.num_images, said.index, self.names),
+      predicted=said.predicted,
+      answers=said.answers,
+      right=said.right,
+      further=further,
+    )
+
+  def _details(self, seen: Predictions, by_class: Score) -> dict[str, Any]:
     """Returns accuracy by class, the confusion matrix, and its worst pairs."""
+    shares = by_class.means(len(self.names))
     # A right answer that is not the first one is no confusion.
     truth = np.where(seen.right, seen.predicted, seen.label)
     finite = seen.predicted >= 0
@@ -163,9 +217,9 @@ def classifier(
 
 
 def nearest_classes(
-  image_embeddings: np.ndarray, classes: np.ndarray, top: int
-) -> np.ndarray:
-  """Returns NK classes of largest cosine, -1 where that is not a number.
+  image_embeddings: np.ndarray, classes: np.ndarray, answers: np.ndarray
+) -> Nearest:
+  """Returns the class of largest cosine of each image.
 
   A class whose vector is not finite is the nearest of none. Of equal ones the
   class of the lower number comes first, as with argmax.
@@ -173,46 +227,36 @@ def nearest_classes(
   Args:
     image_embeddings: ND.
     classes: CD unit vectors.
-    top: K; all classes if there are fewer.
+    answers: NA, the right classes, padded with -1.
   """
   rows = 2**24 // len(classes) + 1
-  return np.concatenate(
-    [
-      _nearest(_unit(image_embeddings[i : i + rows]) @ classes.T, top)
-      for i in range(0, len(image_embeddings), rows)
-    ]
-  )
+  parts = [
+    _nearest(_unit(image_embeddings[i : i + rows]) @ classes.T, right)
+    for i in range(0, len(image_embeddings), rows)
+    for right in [answers[i : i + rows]]
+  ]
+  return Nearest(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _nearest(cosines: np.ndarray, top: int) -> np.ndarray:
+def _nearest(cosines: np.ndarray, answers: np.ndarray) -> Nearest:
   cosines = np.where(np.isfinite(cosines), cosines, -np.inf)
-  order = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
-  known = np.isfinite(np.take_along_axis(cosines, order, axis=1))
-  return np.where(known, order, -1)
-
-
-def per_class(
-  right: np.ndarray, answers: np.ndarray, num_classes: int
-) -> np.ndarray:
-  """Returns C shares of right images; NaN for a class without images.
-
-  Args:
-    right: N bool.
-    answers: NA classes, padded with -1; an image counts for each of its own.
-    num_classes: C.
-  """
-  image, column = np.nonzero(answers >= 0)
-  classes = answers[image, column]
-  counts = np.bincount(classes, minlength=num_classes)
-  hits = np.bincount(classes, weights=right[image], minlength=num_classes)
-  with np.errstate(invalid="ignore"):
-    return hits / counts
-
-
-def _hits(ranked: np.ndarray, answers: np.ndarray) -> np.ndarray:
-  """Returns N bool: whether a right class is among the ranked ones."""
-  equal = ranked[:, :, None] == answers[:, None, :]
-  return (equal & (answers >= 0)[:, None, :]).any(axis=(1, 2))
+  predicted = cosines.argmax(axis=1)
+  rank = np.full(len(cosines), np.inf)
+  best = np.full(len(cosines), -np.inf, np.float32)
+  numbers = np.arange(cosines.shape[1])
+  for column in answers.T:
+    own = np.take_along_axis(cosines, column[:, None], axis=1)
+    before = (cosines > own) | ((cosines == own) & (numbers < column[:, None]))
+    there = (column >= 0) & np.isfinite(own[:, 0])
+    rank = np.where(there, np.minimum(rank, 1 + before.sum(axis=1)), rank)
+    best = np.where(there, np.maximum(best, own[:, 0]), best)
+  score = np.take_along_axis(cosines, predicted[:, None], axis=1)[:, 0]
+  return Nearest(
+    predicted=np.where(np.isfinite(score), predicted, -1),
+    score=np.where(np.isfinite(score), score, np.nan),
+    rank=rank,
+    right_score=np.where(np.isfinite(best), best, np.nan),
+  )
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -69,6 +69,8 @@ class Embedders(NamedTuple):
     features: what the image tower says before it is made a unit vector.
     logits: params -> (scale, bias) of the logits; the scale is no logarithm.
     devices: how many share the rows of a batch.
+    sigmoid: whether the sigmoid of a logit means something; see
+      `inference.Model.has_trained_bias`.
   """
 
   image: Embed
@@ -76,6 +78,7 @@ class Embedders(NamedTuple):
   features: Embed
   logits: Callable[[Any], tuple[float, float]]
   devices: int
+  sigmoid: bool = True
 
 
 def exact_model(model: ConfigDict) -> ConfigDict:

@@ -30,9 +30,9 @@ class Pairs:
 
   Attributes:
     image: ND float32 unit vectors.
-    image_ids: N.
+    image_ids: N; those of several images may be one, such as their class.
     text: MD.
-    text_ids: M, the id of the image that each describes.
+    text_ids: M, the id of the images that each describes.
   """
 
   image: np.ndarray
@@ -52,7 +52,12 @@ class Pairs:
   @property
   def num_positive(self) -> int:
     """How many pairs belong together."""
-    return int(np.isin(self.text_ids, self.image_ids).sum())
+    images, texts = (
+      np.unique(own, return_counts=True)
+      for own in (self.image_ids, self.text_ids)
+    )
+    _, i, t = np.intersect1d(images[0], texts[0], True, return_indices=True)
+    return int(images[1][i] @ texts[1][t])
 
   @property
   def num_negative(self) -> int:

@@ -94,13 +94,14 @@ class Linear(NamedTuple):
     """Returns NC scores of ND features."""
     return self.scale(features) @ self.weights + self.bias
 
-  def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of rows whose highest score is their label's.
+  def predict(self, features: np.ndarray) -> np.ndarray:
+    """Returns N classes of highest score; -1 for features not finite."""
+    finite = np.isfinite(features).all(axis=1)
+    return np.where(finite, self.scores(features).argmax(axis=1), -1)
 
-    Features that are not finite have none.
-    """
-    right = self.scores(features).argmax(axis=1) == labels
-    return float(np.mean(right & np.isfinite(features).all(axis=1)))
+  def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of rows whose highest score is their label's."""
+    return float(np.mean(self.predict(features) == labels))
 
 
 def logistic_path(

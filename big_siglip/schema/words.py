@@ -13,3 +13,5 @@ RESIZES = (
   *("nearest", "lanczos", "box", "hamming"),
 )
 CROPS = ("none", "center", "shortest", "longest")
+# Tables of rows, by the ending of their file.
+TABLES = (".csv", ".parquet", ".jsonl")
