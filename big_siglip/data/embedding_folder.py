@@ -199,6 +199,25 @@ class Reader:
           values = values.reshape(-1, self.description.width)
           yield values.astype(np.float32, copy=False)
 
+  def tables(self, size: int, chosen: np.ndarray) -> Iterator[pa.Table]:
+    """Yields some rows in order, with their ids and all columns.
+
+    Args:
+      size: rows of a table, at most.
+      chosen: bool [N], which rows.
+    """
+    start = 0
+    for file in self.shards:
+      with pq.ParquetFile(file, memory_map=True) as parquet:
+        for batch in parquet.iter_batches(size):
+          end = start + len(batch)
+          own = pa.table(batch)
+          if "id" not in own.column_names:
+            own = own.append_column("id", pa.array(self.ids[start:end]))
+          if chosen[start:end].any():
+            yield own.filter(pa.array(chosen[start:end]))
+          start = end
+
   def keys(self) -> list[str]:
     """Returns the keys of all rows."""
     tables = [pq.read_table(file, columns=["key"]) for file in self.shards]

@@ -20,10 +20,11 @@ import numpy as np
 
 from big_siglip.data.embedding_folder import Reader
 from big_siglip.embeddings.hnsw import Hnsw
+from big_siglip.embeddings.lance import Lance
 from big_siglip.embeddings.search import Exact
 from big_siglip.errors import UserError
 
-NAMES = ("exact", "hnsw")
+NAMES = ("exact", "hnsw", "lancedb")
 
 Say = Callable[[str], None]
 
@@ -56,7 +57,9 @@ class Index(Protocol):
 def check_name(name: str) -> None:
   """Raises a `UserError` unless there is an index of this name."""
   if name not in NAMES:
-    raise UserError(f"--index={name}: must be {' or '.join(NAMES)}")
+    raise UserError(
+      f"--index={name}: must be {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+    )
 
 
 def open_index(
@@ -76,4 +79,6 @@ def open_index(
   check_name(name)
   if name == "hnsw":
     return Hnsw(reader)
+  if name == "lancedb":
+    return Lance(reader)
   return Exact(reader, say)
