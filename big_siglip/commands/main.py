@@ -18,6 +18,9 @@ LINES = {
     "Evaluates a checkpoint as its run did, or otherwise; or a run as it "
     "trains."
   ),
+  "compare": (
+    "Compares two evaluations of the same images: what is better, what changed."
+  ),
   "report": "Writes one HTML page about a run, or about several side by side.",
   "classify": "Scores images against labels of your choice.",
   "embed": "Embeds images or texts, millions of them, into Parquet files.",
@@ -77,6 +80,8 @@ def find(name: str) -> types.ModuleType:  # noqa: C901
       from big_siglip.commands import train as command
     case "evaluate":
       from big_siglip.commands import evaluate as command
+    case "compare":
+      from big_siglip.commands import compare as command
     case "report":
       from big_siglip.commands import report as command
     case "classify":
