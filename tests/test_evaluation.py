@@ -65,7 +65,7 @@ def test_mistakes_in_evaluations_are_told_together():
     assert any(said in line for line in lines[1:])
   with pytest.raises(UserError, match="--evals=nowhere.py: no such file"):
     parse("--evals=nowhere.py")
-  with pytest.raises(UserError, match="must be given, once"):
+  with pytest.raises(UserError, match="--evals=FILE.py must be given"):
     parse("--evals.test.kind=retrieval")
 
 

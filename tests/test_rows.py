@@ -339,7 +339,7 @@ def test_folders_are_compared_from_the_command_line(short_run, tmp_path):
     assert file.read_text().count("\n") == 1
   # What is no result, and what has no rows.
   said = programs.said_in_one_line("tools/compare.py", short_run, folders[0])
-  assert f"evaluate.py --checkpoint={short_run} --output=FOLDER" in said
+  assert f"evaluate --checkpoint={short_run} --output=FOLDER" in said
   (folders[0] / "test.csv").unlink()
   said = programs.said_in_one_line("tools/compare.py", *folders[:1] * 2)
   assert "test.csv: cannot be read" in said

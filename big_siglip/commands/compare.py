@@ -1,8 +1,8 @@
 """Compares two evaluations of the same images: what is better, what changed.
 
-python tools/evaluate.py --checkpoint=runs/a --output=results/a
-python tools/evaluate.py --checkpoint=runs/b --output=results/b
-python tools/compare.py results/a results/b --output=changed.csv
+big-siglip evaluate --checkpoint=runs/a --output=results/a
+big-siglip evaluate --checkpoint=runs/b --output=results/b
+big-siglip compare results/a results/b --output=changed.csv
 
 Each of the two is a folder that evaluate wrote, its results.json, or a file of
 rows (evaluate --rows=FILE). Images, or queries, are paired by their key; the
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> None:
   with exit_on_error():
     if len(argv) != 3:
       raise UserError(
-        f"{len(argv) - 1} results: name two folders that tools/evaluate.py "
-        "--output wrote, the earlier one first"
+        f"{len(argv) - 1} results: name two folders that big-siglip "
+        "evaluate --output wrote, the earlier one first"
       )
     if _OUTPUT.value is not None:
       tables.check(_OUTPUT.value, "--output")

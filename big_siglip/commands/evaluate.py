@@ -10,7 +10,7 @@ big-siglip evaluate --watch=runs/digits
 did. Prints a table; --json prints one JSON object a checkpoint instead.
 --output=FOLDER writes results.json, pictures, and NAME.csv of each evaluation:
 a row for each image (file, label, right, predicted, score), or each query. Two
-such folders are what tools/compare.py compares. --rows=FILE.csv (or .parquet,
+such folders are what big-siglip compare compares. --rows=FILE.csv (or .parquet,
 .jsonl) writes the rows alone, or elsewhere; --norows none. --watch evaluates
 every new checkpoint of a run, writes RUN/evaluations.jsonl and
 RUN/evaluations/, and ends with the run, or when it is told to (SIGTERM);
@@ -121,7 +121,7 @@ def _check_rows(value: str | None) -> None:
 def _evaluate(path: str, given: _Given) -> None:
   import jax
 
-  from big_siglip import build, sharding
+  from big_siglip import build, progress, sharding
   from big_siglip.evaluation import results
   from big_siglip.run import processes
   from big_siglip.trained import saved
@@ -132,8 +132,10 @@ def _evaluate(path: str, given: _Given) -> None:
   config = results.with_evals(trained, *given)
   # How many devices trained it, and with which batch, does not matter here.
   mesh = sharding.make_mesh()
-  evaluators = build.evaluators(config, mesh)
-  params = load_params(mesh)
+  with progress.waiting("opening the data"):
+    evaluators = build.evaluators(config, mesh)
+  with progress.waiting("reading weights"):
+    params = load_params(mesh)
   with processes.stopping_together():
     found = results.run(evaluators, params)
   if jax.process_index() != 0:

@@ -19,7 +19,7 @@ LINES = {
     "trains."
   ),
   "compare": (
-    "Compares two evaluations of the same data: which is better, by how much."
+    "Compares two evaluations of the same images: what is better, what changed."
   ),
   "report": "Writes one HTML page about a run, or about several side by side.",
   "classify": "Scores images against labels of your choice.",

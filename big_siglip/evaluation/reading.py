@@ -98,7 +98,7 @@ def flat(results: Results) -> dict[str, float | None]:
 
 
 def has_results(path: str) -> bool:
-  """Returns whether a folder holds the results of tools/evaluate.py."""
+  """Returns whether a folder holds the results of big-siglip evaluate."""
   return (workdir.absolute(path) / FILE).is_file()
 
 
@@ -122,7 +122,7 @@ def read(path: str) -> Results:
     model = path if is_run else "MODEL"
     what = "is a run or model, and" if is_run else "holds"
     raise UserError(
-      f"{path}: {what} no {FILE}: evaluate first, with tools/evaluate.py "
+      f"{path}: {what} no {FILE}: evaluate first, with big-siglip evaluate "
       f"--checkpoint={model} --output=FOLDER"
     )
   try:
@@ -134,7 +134,7 @@ def read(path: str) -> Results:
     checkpoint, step = str(content["checkpoint"]), int(content["step"])
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
-      f"{file}: is no file of tools/evaluate.py ({error!r})"
+      f"{file}: is no file of big-siglip evaluate ({error!r})"
     ) from error
   return Results(path, file.parent, checkpoint, step, evaluations)
 

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from big_siglip import progress
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluation import rows
@@ -71,6 +72,7 @@ def run(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Result]:
   """Returns what every evaluator says of the parameters."""
   results = {}
   for name, evaluator in evaluators.items():
+    progress.say(f"evaluating {name}")
     with naming_evaluation(name):
       result = evaluator(params)
     limits = {k: interval(score) for k, score in result.scores.items()}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_siglip import progress
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.pairs import embed_pairs, Pairs
@@ -72,10 +73,12 @@ class Calibration:
           "config.evals: calibration needs at least four images with captions"
         )
     scale, bias = self.embedders.logits(params)
-    refit = fit(fitting, weigh(fitting, self.prior), (scale, bias))
+    with progress.waiting("fitting scale and bias"):
+      refit = fit(fitting, weigh(fitting, self.prior), (scale, bias))
     weights = weigh(measured, self.prior)
-    before, curve = measure(measured, weights, scale, bias)
-    after, curve_after = measure(measured, weights, *refit)
+    with progress.waiting("measuring all pairs"):
+      before, curve = measure(measured, weights, scale, bias)
+      after, curve_after = measure(measured, weights, *refit)
     metrics = {
       **before,
       **{f"refit/{name}": value for name, value in after.items()},
@@ -83,7 +86,8 @@ class Calibration:
       "skipped": self.num_images - counts.pop("read"),
       **counts,
     }
-    return Result(metrics, {"reliability": curve, "refit": curve_after})
+    details = {"reliability": curve, "refit": curve_after}
+    return Result(metrics, details, images=len(measured.image))
 
 
 def weigh(pairs: Pairs, prior: float | None) -> Weights:

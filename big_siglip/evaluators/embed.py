@@ -6,6 +6,8 @@ of the embedding.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
+import hashlib
+import json
 import math
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
+from big_siglip import progress
 from big_siglip.errors import UserError
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.schema.words import KERNELS
@@ -40,11 +43,13 @@ class Rows:
     inputs: the key of what is embedded: "image" or "text".
     batches: starts a pass over padded batches, see `embed_all`.
     name: what messages call the input of an index.
+    count: how many there are, with those that cannot be read.
   """
 
   inputs: str
   batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
   name: Callable[[int], str]
+  count: int
 
   def embed(
     self, embed: "Embed", params: Any, labels: tuple[str, ...] = ()
@@ -57,6 +62,7 @@ class Rows:
       inputs=self.inputs,
       labels=labels,
       name=self.name,
+      count=self.count,
     )
 
 
@@ -122,13 +128,21 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     scale, bias = jax.device_get((params["logit_scale"], params["logit_bias"]))
     return math.exp(scale), float(bias)
 
+  kind = mesh.devices.flat[0].device_kind
+  key = f"{kind} x {mesh.size} {_digest(model.config)}"
   return Embedders(
-    make_embed(embed_image, mesh),
-    make_embed(embed_text, mesh),
-    make_embed(image_features, mesh),
+    make_embed(embed_image, mesh, "the image tower", key),
+    make_embed(embed_text, mesh, "the text tower", key),
+    make_embed(image_features, mesh, "the image tower", f"{key} features"),
     logits,
     batch_devices(mesh),
   )
+
+
+def _digest(config: ConfigDict) -> str:
+  """Returns a few letters that tell one model from another."""
+  text = json.dumps(ConfigDict(config).to_dict(), sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _in_slices(
@@ -155,7 +169,10 @@ def _in_slices(
 
 
 def make_embed(
-  apply: Callable[[Any, jax.Array], jax.Array], mesh: Mesh
+  apply: Callable[[Any, jax.Array], jax.Array],
+  mesh: Mesh,
+  what: str = "",
+  key: str | None = None,
 ) -> Embed:
   """Returns `apply` as a function that runs on the whole mesh.
 
@@ -166,6 +183,8 @@ def make_embed(
   Args:
     apply: (params, inputs [B, ...]) -> BD.
     mesh: the mesh of `big_siglip.sharding.make_mesh`.
+    what: is compiled, in words.
+    key: what the time that takes depends on, beside the shape of the inputs.
   """
   count = len({device.process_index for device in mesh.devices.flat})
   multiple = max(batch_devices(mesh) // count, 1)
@@ -179,9 +198,17 @@ def make_embed(
     missing = -len(rows) % multiple
     return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
 
+  compiled: set[tuple[int, ...]] = set()
+
   def embed(params, inputs, labels):
     local = jax.tree.map(pad, (inputs, dict(labels)))
-    return run(params, *to_global(mesh, local))
+    arrays = to_global(mesh, local)
+    if inputs.shape in compiled:
+      return run(params, *arrays)
+    own = f"{what} {key} {inputs.shape}" if key else None
+    with progress.waiting(f"compiling {what}".rstrip(), own):
+      compiled.add(inputs.shape)
+      return run(params, *arrays)
 
   return embed
 
@@ -194,6 +221,7 @@ def embed_all(
   inputs: str,
   labels: tuple[str, ...] = (),
   name: Callable[[int], str] = str,
+  count: int | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Embeds a whole data set; the same in every process.
 
@@ -208,6 +236,8 @@ def embed_all(
     inputs: the key of what is embedded: "image" or "text".
     labels: keys of further values to return, [b] each.
     name: what messages call the input of an index.
+    count: how many there are, with those that cannot be read; to tell how long
+      the rest takes.
 
   Returns:
     ND float32 embeddings in the order of "index", and {"index": [N], "finite":
@@ -222,11 +252,13 @@ def embed_all(
     for batch in batches
   )
   embeddings, values = [], []
-  for rows, row_values in _one_behind(running):
-    rows, row_values = jax.device_get((rows, row_values))
-    mask = row_values.pop("mask")
-    embeddings.append(rows[mask])
-    values.append({name: value[mask] for name, value in row_values.items()})
+  with progress.Progress(count, f"{inputs}s") as show:
+    for rows, row_values in _one_behind(running):
+      rows, row_values = jax.device_get((rows, row_values))
+      mask = row_values.pop("mask")
+      embeddings.append(rows[mask])
+      values.append({name: value[mask] for name, value in row_values.items()})
+      show.add(int(mask.sum()))
   if not sum(map(len, embeddings)):
     raise UserError("evaluation: none of its examples can be read")
   joined = {

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_siglip import progress
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.pairs import embed_pairs
@@ -69,7 +70,8 @@ class LossHealth:
     count, batch = len(pairs.image), self.loss_batch_size
     self._check(count)  # Some may not have been readable.
     scale, bias = self.embedders.logits(params)
-    sums = pairs.sum(_logits, scale, bias)
+    with progress.waiting("measuring all pairs"):
+      sums = pairs.sum(_logits, scale, bias)
     numbers = np.array([pairs.num_positive, pairs.num_negative])
     mean = sums["sum"] / numbers
     spread = np.sqrt(np.maximum(sums["square"] / numbers - mean**2, 0))
@@ -98,6 +100,7 @@ class LossHealth:
         "positive": sums["histogram"][0].astype(int).tolist(),
         "negative": sums["histogram"][1].astype(int).tolist(),
       },
+      images=count,
     )
 
 

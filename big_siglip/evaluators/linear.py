@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from big_siglip import progress
 from big_siglip.errors import UserError
 from big_siglip.evaluators import probes, tables
 from big_siglip.evaluators.embed import Embed, Rows
@@ -117,14 +118,16 @@ class FewShot:
     split = self.features.of(params)
     x, y, num_classes = split.train, split.labels, len(self.features.names)
     hits = {shots: [] for shots in self.shots}
-    for seed in range(self.seeds):
-      order = probes.choose_shots(y, num_classes, seed)
-      for shots in self.shots:
-        chosen = np.concatenate([of_class[:shots] for of_class in order])
-        fitted = probes.least_squares(
-          x[chosen], y[chosen], num_classes, self.l2
-        )
-        hits[shots].append(split.right(fitted.predict(split.test)))
+    with progress.Progress(self.seeds * len(hits), "probes") as show:
+      for seed in range(self.seeds):
+        order = probes.choose_shots(y, num_classes, seed)
+        for shots in self.shots:
+          chosen = np.concatenate([of_class[:shots] for of_class in order])
+          fitted = probes.least_squares(
+            x[chosen], y[chosen], num_classes, self.l2
+          )
+          hits[shots].append(split.right(fitted.predict(split.test)))
+          show.add(1)
     accuracies = {
       shots: [float(np.mean(right)) for right in of_seeds]
       for shots, of_seeds in hits.items()
@@ -166,12 +169,14 @@ class LinearProbe:
     x, y, num_classes = split.train, split.labels, len(self.features.names)
     penalties = sorted(self.penalties, reverse=True)
     held_out = np.arange(len(x)) % _HELD_OUT == 0
-    path = probes.logistic_path(
-      x[~held_out], y[~held_out], num_classes, penalties
-    )
-    scores = [fit.accuracy(x[held_out], y[held_out]) for fit in path]
-    best = int(np.argmax(scores))  # Of equal ones the strongest.
-    final = probes.logistic_path(x, y, num_classes, penalties[: best + 1])[-1]
+    with progress.waiting("fitting the probe"):
+      path = probes.logistic_path(
+        x[~held_out], y[~held_out], num_classes, penalties
+      )
+      scores = [fit.accuracy(x[held_out], y[held_out]) for fit in path]
+      best = int(np.argmax(scores))  # Of equal ones the strongest.
+      path = probes.logistic_path(x, y, num_classes, penalties[: best + 1])
+    final = path[-1]
     predicted = final.predict(split.test)
     score = plain(split.right(predicted))
     return Result(

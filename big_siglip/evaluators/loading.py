@@ -62,7 +62,8 @@ class Loader:
       except BadExample as error:
         return error.name or f"number {index}"
 
-    return Rows("image", lambda: self._batches(len(source), load), name)
+    count = len(source)
+    return Rows("image", lambda: self._batches(count, load), name, count)
 
   def texts(self, texts: list[str]) -> Rows:
     """Returns the texts."""
@@ -75,6 +76,7 @@ class Loader:
       "text",
       lambda: self._batches(len(texts), load),
       lambda i: repr(texts[i][:60]),
+      len(texts),
     )
 
   def captions(self, texts: list[tuple[str, ...]]) -> Captions:

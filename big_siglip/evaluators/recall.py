@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_siglip import progress
 from big_siglip.errors import UserError
 
 # Similarities of unit vectors closer than this are equal: a float32 dot product
@@ -117,16 +118,18 @@ def _by_block(compare, queries, query_ids, blocks, *values):
   size = min(QUERIES, len(queries))
   # One behind, so that the device does not wait for the host.
   running: list[tuple[slice, Any]] = []
-  for start in range(0, len(queries), size):
-    part = slice(start, start + size)
-    own = [_padded(value[part], size, np.inf) for value in values]
-    ids = _padded(query_ids[part], size, _NOBODY)
-    vectors = _padded(queries[part], size, 0.0)
-    running.append((part, compare(vectors, *own, ids, *blocks)))
-    while len(running) > 1 or (running and part.stop >= len(queries)):
-      done, found = running.pop(0)
-      count = len(queries[done])
-      yield done, jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found)
+  with progress.Progress(len(queries), "queries") as show:
+    for start in range(0, len(queries), size):
+      part = slice(start, start + size)
+      own = [_padded(value[part], size, np.inf) for value in values]
+      ids = _padded(query_ids[part], size, _NOBODY)
+      vectors = _padded(queries[part], size, 0.0)
+      running.append((part, compare(vectors, *own, ids, *blocks)))
+      while len(running) > 1 or (running and part.stop >= len(queries)):
+        done, found = running.pop(0)
+        count = len(queries[done])
+        yield done, jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found)
+        show.add(count)
 
 
 @jax.jit

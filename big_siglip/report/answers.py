@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from big_siglip import progress
+from big_siglip.data.sources import Source
 from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluation import compare, rows
 from big_siglip.evaluation.reading import Evaluation
@@ -14,9 +16,10 @@ from big_siglip.report import thumbnails
 from big_siglip.report.pool import DataKey
 from big_siglip.report.runs import Run
 from big_siglip.report.samples import first_line
-from big_siglip.report.tables import Cell, number, Row, value_text
+from big_siglip.report.tables import Cell, Row, value_text
 from big_siglip.report.thumbnails import Picture
 
+NOTHING = "nothing"  # The answer of an embedding that is not finite.
 _CARDS = 48
 
 
@@ -27,13 +30,14 @@ class Card(NamedTuple):
     picture: None where the file is not at hand.
     key: what the image is called.
     asked: the right class, or the query.
-    answers: (number of the run, whether right, what it said) each.
+    answers: (number of the run, whether right, what it said, the probability of
+      that, where there is one) each.
   """
 
   picture: Picture | None
   key: str
   asked: str
-  answers: Sequence[tuple[int, bool, str]]
+  answers: Sequence[tuple[int, bool, str, float | None]]
 
 
 class Wrong(NamedTuple):
@@ -84,11 +88,11 @@ def wrong(runs: Sequence[Run], pictures: bool) -> list[Wrong]:
   """Returns the images that each run got wrong, of evaluations with rows.
 
   Args:
-    runs: those without results of tools/evaluate.py are passed by.
+    runs: those without results of big-siglip evaluate are passed by.
     pictures: whether to look for the images themselves.
   """
   found = []
-  for number_, run in enumerate(runs):
+  for number, run in enumerate(runs):
     for evaluation in run.results.evaluations.values() if run.results else ():
       table, notes = _rows(evaluation)
       if table is None or rows.is_retrieval(table):
@@ -98,7 +102,7 @@ def wrong(runs: Sequence[Run], pictures: bool) -> list[Wrong]:
       images, more = _pictures(run, evaluation, shown, pictures)
       cards = [
         Card(
-          images.get(row), key, label, [(number_, False, _said(said, score))]
+          images.get(row), key, label, [(number, False, said or NOTHING, score)]
         )
         for row, key, label, said, score in zip(
           *(shown[c] for c in ("row", "key", "label", "predicted")),
@@ -108,7 +112,7 @@ def wrong(runs: Sequence[Run], pictures: bool) -> list[Wrong]:
       ]
       count = len(table["key"])
       found.append(
-        Wrong(number_, evaluation.name, len(bad), count, cards, notes + more)
+        Wrong(number, evaluation.name, len(bad), count, cards, notes + more)
       )
   return found
 
@@ -141,8 +145,8 @@ def _compared(runs, pair, one: compare.Comparison, pictures: bool) -> Compared:
       key,
       asked,
       [
-        (pair[0], change == compare.WORSE, _said(before)),
-        (pair[1], change == compare.BETTER, _said(after)),
+        (pair[0], change == compare.WORSE, before or NOTHING, None),
+        (pair[1], change == compare.BETTER, after or NOTHING, None),
       ],
     )
     for row, key, asked, change, before, after in zip(
@@ -183,11 +187,6 @@ def _sentence(change: compare.Changes) -> str:
   )
 
 
-def _said(answer: str | None, probability: float | None = None) -> str:
-  said = "nothing" if answer is None else answer
-  return said if probability is None else f"{said} ({number(probability)})"
-
-
 def _rows(evaluation: Evaluation) -> tuple[Table | None, list[str]]:
   if evaluation.file is None:
     return None, []
@@ -209,14 +208,22 @@ def _pictures(
   try:
     key = DataKey.of(spec, config.get("data", {}))
     source = pools.open_data(key, config, evaluation.name)
-    for row, name in zip(table["row"], table["key"], strict=True):
-      try:
-        example = source[row]
-        if example.name == name:
-          found[row] = thumbnails.picture(thumbnails.shrink(example), name)
-      except (BadExample, IndexError):
-        continue  # It is not there any more.
+    with progress.waiting(f"reading images of {run.name}"):
+      for row, name in zip(table["row"], table["key"], strict=True):
+        if made := _picture(source, row, name):
+          found[row] = made
   except Exception as error:  # A data set that is gone, a config of old.
     logging.warning("%s has no pictures: %s", run.name, error)
     return {}, [f"No pictures: {first_line(error)}."]
   return found, []
+
+
+def _picture(source: Source, row: int, name: str) -> Picture | None:
+  """Returns an example's picture; None where it is not there any more."""
+  try:
+    example = source[row]
+    if example.name != name:
+      return None
+    return thumbnails.picture(thumbnails.shrink(example), name)
+  except (BadExample, IndexError):
+    return None

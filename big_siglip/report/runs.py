@@ -33,7 +33,7 @@ class Run:
     finetuning: what `finetuning.json` says, if it is there.
     checkpoint: the newest one, if there is one.
     notes: what is missing or damaged, a sentence each.
-    results: of tools/evaluate.py, if they lie in the folder.
+    results: of big-siglip evaluate, if they lie in the folder.
   """
 
   name: str

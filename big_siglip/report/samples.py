@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from absl import logging
 import numpy as np
 
+from big_siglip import progress
 from big_siglip.report import pool as pools
 from big_siglip.report import thumbnails
 from big_siglip.report.pool import Answers, DataKey, Guesses, Pool, Wanted
@@ -101,8 +102,9 @@ def _group(
   notes = []
   first, own = next(iter(asked.items()))
   try:
-    source = pools.open_data(key, runs[first].config, own.name)
-    pool = pools.read_pool(source, count)
+    with progress.waiting(f"reading {_title(key)}"):
+      source = pools.open_data(key, runs[first].config, own.name)
+      pool = pools.read_pool(source, count)
   except Exception as error:  # As below.
     logging.warning("%s cannot be shown: %s", _title(key), error)
     reason = f"this data set cannot be read ({first_line(error)})"
@@ -138,7 +140,8 @@ def _answers(runs, models, pool: Pool, asked, notes) -> dict[int, Answers]:
   answers = {}
   for number, own in asked.items():
     try:
-      answers[number] = pools.ask(models[number], pool, own)
+      with progress.waiting(f"asking {runs[number].name}"):
+        answers[number] = pools.ask(models[number], pool, own)
     except Exception as error:  # A config of other times, a file that is gone.
       logging.warning("%s cannot be shown: %s", runs[number].name, error)
       reason = first_line(error)
