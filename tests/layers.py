@@ -28,6 +28,7 @@ LAYERS = (
   ("run", "metrics", "training_data", "plan.topologies"),
   ("build",),
   ("trained", "embeddings"),
+  ("labels",),
   ("train", "plan", "evaluation", "report"),
   ("page",),
   ("commands",),

@@ -21,12 +21,13 @@ from big_siglip.data import images as image_data
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders, exact_model, make_embedders
-from big_siglip.evaluators.classification import classifier
+from big_siglip.evaluators.classification import classifier as class_vectors
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.models import make_model
 from big_siglip.schema.sizes import has_text_tower, resolve_image, TOWERS
-from big_siglip.trained import calibrated, saved
+from big_siglip.trained import calibrated, classifier, saved
 from big_siglip.trained.calibrated import Calibration
+from big_siglip.trained.classifier import Classifier
 
 # What can be embedded as an image: encoded bytes, the path of a file, a Pillow
 # image, or uint8 [H, W, 3].
@@ -186,6 +187,14 @@ class Model:
       logging.warning("this model %s", self.NO_SIGMOID)
     return sigmoid(self.logits(images, texts))
 
+  def classifier(self, folder: str) -> Classifier:
+    """Returns this model with a classifier that tools/probe.py left.
+
+    Raises:
+      UserError: none lies there, or it is one of another model.
+    """
+    return classifier.load(folder, self)
+
   def prepare_image(self, image: ImageLike) -> np.ndarray:
     """Returns what the image tower sees, uint8 [H, W, 3].
 
@@ -242,7 +251,7 @@ def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
   """
   if len(counts) == len(rows):
     return rows
-  return classifier(
+  return class_vectors(
     rows, np.repeat(np.arange(len(counts)), counts), len(counts)
   )
 
