@@ -1,25 +1,31 @@
-"""Scores images against labels of your choice.
+"""Scores images against labels of your choice, or by a classifier of yours.
 
 big-siglip classify --checkpoint=models/so400m --labels="a cat,a dog" \
   photos/*.jpg
 big-siglip classify --checkpoint=runs/digits --labels=labels.txt \
   --template="a photo of {}" --json photos/
+python tools/classify.py --checkpoint=models/b16 --labels=tags.txt \
+  --threshold=0.3 --csv=tags.csv photos/
+python tools/classify.py --checkpoint=models/b16 --classifier=birds photos/
 
 Two numbers for each label. The sigmoid's is SigLIP's own: how likely the text
 belongs to the image, each on its own, so that all may be low, or several high.
 The softmax's says which label is likeliest if one of them must be right. A
-model that was trained with a softmax has only the latter. Which files of labels
-and which images are read says docs/formats.md.
+model that was trained with a softmax has only the latter, and so has a
+classifier (tools/probe.py). --threshold tells all labels that are as likely.
+Scale and bias are those of tools/calibrate.py, if it left some. Which files of
+labels and which images are read says docs/formats.md, and docs/labels.md how to
+tag, calibrate and teach.
 """
 
-import itertools
-import json
 import pathlib
 import sys
 import warnings
 
 from absl import flags, logging
 
+from big_siglip import progress
+from big_siglip.commands import labelled
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -30,61 +36,91 @@ _LABELS = flags.DEFINE_string(
   None,
   "Labels, comma-separated, or a file: one a line, a table, or JSON.",
 )
-_TEMPLATE = flags.DEFINE_string(
-  "template", "{}", "Sentence around a label, such as 'a photo of {}'."
+_CLASSIFIER = flags.DEFINE_string(
+  "classifier", None, "In place of labels, a folder of tools/probe.py."
 )
-_TOP = flags.DEFINE_integer("top", 5, "Labels to print for each image.")
-_JSON = flags.DEFINE_bool("json", False, "Print a JSON object for each image.")
+_TEMPLATE = flags.DEFINE_multi_string(
+  "template",
+  [],
+  "Sentence around a label, such as 'a photo of {}'; several, or a file.",
+)
+_CALIBRATION = flags.DEFINE_string(
+  "calibration",
+  "kept",
+  "none: the trained scale and bias; or a file of tools/calibrate.py.",
+)
+_TOP = flags.DEFINE_integer("top", 5, "Labels to tell of each image.")
+_THRESHOLD = flags.DEFINE_float(
+  "threshold", None, "Tell all labels of at least this probability."
+)
+_FORMAT = flags.DEFINE_enum(
+  "format", "table", ["table", "json", "csv"], "What to print."
+)
+_JSON = flags.DEFINE_bool("json", False, "The same as --format=json.")
+_CSV = flags.DEFINE_string("csv", None, "A CSV file to write instead.")
 _DATA = flags.DEFINE_string(
   "data", None, "The format of data sets, as config.data.name; or seen."
 )
 _SPLIT = flags.DEFINE_string("split", None, "Of data sets; all unless given.")
 _COLUMN = flags.DEFINE_string("column", None, "Of tables and data sets.")
 _NAMES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".names"}
-_BATCH = 64  # Images in memory at once.
 
 
 def main(argv: list[str]) -> None:
-  """Prints a table, or a line of JSON for each image."""
+  """Prints a table, or a line of JSON or CSV for each image."""
   logging.set_verbosity(logging.ERROR)
   # Of Pillow; what matters of an image is said in a line of ours.
   warnings.filterwarnings("ignore", module="PIL")
   # A file's name may be any bytes, and is printed.
   sys.stdout.reconfigure(errors="backslashreplace")
   with exit_on_error():
-    if not _CHECKPOINT.value:
-      raise UserError("--checkpoint=MODEL must be given")
-    names = read_labels(_LABELS.value)
-    if "{}" not in _TEMPLATE.value:
-      raise UserError(f"--template={_TEMPLATE.value!r}: must hold {{}}")
-    if _TOP.value < 1:
-      raise UserError(f"--top={_TOP.value}: must be at least 1")
+    kind = _check_flags()
+    names = None if _CLASSIFIER.value else read_labels(_LABELS.value)
+    templates = labelled.read_templates(_TEMPLATE.value)
     inputs = find_images(argv[1:])
     import big_siglip
     from big_siglip import platforms
 
     platforms.prepare()
-    model = big_siglip.load(_CHECKPOINT.value)
-    texts = _embed_labels(model, names)
-  if not model.has_trained_bias:
-    print(f"note: {_CHECKPOINT.value}: {model.NO_SIGMOID}", file=sys.stderr)
-  images = (
-    (argument, one, index)
-    for argument, one in inputs
-    for index in range(len(one))
-  )
-  skipped = total = 0
-  while batch := list(itertools.islice(images, _BATCH)):
-    good, rows = _readable(model, batch)
-    total += len(batch)
-    skipped += len(batch) - len(good)
-    logits = model.logit_scale * (rows @ texts.T) + model.logit_bias
-    for shown, row in zip(good, logits, strict=True):
-      _print_scores(shown, names, row, model.has_trained_bias)
+    model = big_siglip.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
+    asked, logits = _ask(model, kind, names, templates)
+    from big_siglip.labels.classifying import Counts, scored
+
+    counts = Counts()
+    _write(kind, asked, scored(model, inputs, logits, counts))
+  skipped, total = counts.skipped, counts.total
   if skipped:
-    print(f"{skipped} of {total} images skipped", file=sys.stderr)
+    progress.say(f"{skipped} of {total} images skipped")
+  if _CSV.value:
+    print(f"{_CSV.value}: {total - skipped} images")
   if skipped == total:
     sys.exit(1)
+
+
+def _check_flags() -> str:
+  """Returns the format that is asked for."""
+  if not _CHECKPOINT.value:
+    raise UserError("--checkpoint=MODEL must be given")
+  if _TOP.value < 1:
+    raise UserError(f"--top={_TOP.value}: must be at least 1")
+  threshold = _THRESHOLD.value
+  if threshold is not None and not 0 <= threshold <= 1:
+    raise UserError(f"--threshold={threshold}: must lie in [0, 1]")
+  if _CLASSIFIER.value and (_LABELS.value or _TEMPLATE.value):
+    raise UserError(
+      "--classifier: has its own labels; --labels and --template are for the "
+      "model's text tower"
+    )
+  kinds = {
+    *(["json"] if _JSON.value else []),
+    *(["csv"] if _CSV.value else []),
+    *([_FORMAT.value] if flags.FLAGS["format"].present else []),
+  }
+  if len(kinds) > 1:
+    raise UserError("--format, --json and --csv=FILE: give one of them")
+  if _CSV.value:
+    labelled.check_new(_CSV.value, "--csv")
+  return kinds.pop() if kinds else "table"
 
 
 def read_labels(given: str | None) -> tuple[tuple[str, ...], ...]:
@@ -162,67 +198,72 @@ def find_images(arguments: list[str]) -> list[tuple]:
   return found
 
 
-def _embed_labels(model, names):
-  """Returns a unit vector for each label, the mean of its names' vectors.
+def _ask(model, kind, names, templates):
+  """Returns what is asked, and the function from embeddings to logits.
 
   Raises:
-    UserError: the model gives no numbers for one.
+    UserError: the model cannot answer it.
   """
-  import numpy as np
+  from big_siglip.labels import scores
+  from big_siglip.labels.classifying import embed_labels
 
-  prompts = [
-    [_TEMPLATE.value.replace("{}", name) for name in own] for own in names
-  ]
-  texts = model.embed_classes(prompts)
-  bad = np.flatnonzero(~np.isfinite(texts).all(axis=1))
-  if len(bad):
-    raise UserError(
-      f"--labels: the embeddings of {len(bad)} of {len(names)} labels are not "
-      f"finite, such as that of {names[bad[0]][0]!r}"
+  threshold = _THRESHOLD.value
+  top = _TOP.value
+  if threshold is not None and not flags.FLAGS["top"].present:
+    top = None
+  if _CLASSIFIER.value:
+    head = model.classifier(_CLASSIFIER.value).head
+    progress.say(f"note: {head}")
+    scores.check(kind, head.labels, threshold)
+    return scores.Asked(head.labels, False, top, threshold), head.logits
+  _say_which_calibration(model, templates)
+  if not model.has_trained_bias:
+    said = f"{_CHECKPOINT.value}: {model.NO_SIGMOID}"
+    if threshold is not None:
+      raise UserError(
+        f"--threshold={threshold}: {said}; tools/calibrate.py fits one"
+      )
+    progress.say(f"note: {said}")
+  labels = [own[0] for own in names]
+  scores.check(kind, labels, threshold)
+  asked = scores.Asked(labels, model.has_trained_bias, top, threshold)
+  texts = embed_labels(model, names, templates)
+  return (
+    asked,
+    lambda rows: model.logit_scale * (rows @ texts.T) + model.logit_bias,
+  )
+
+
+def _say_which_calibration(model, templates) -> None:
+  from big_siglip.trained import calibrated
+
+  found = model.calibration
+  file = calibrated.file_of(_CHECKPOINT.value)
+  if found is not None:
+    progress.say(f"note: {found}")
+    if found.templates and tuple(found.templates) != templates:
+      shown = ", ".join(map(repr, found.templates[:2]))
+      progress.say(f"note: it was calibrated with other templates ({shown})")
+  elif _CALIBRATION.value == "kept" and file is not None and file.exists():
+    progress.say(
+      f"note: {file} is of other parameters than {_CHECKPOINT.value}, and is "
+      "not used"
     )
-  return texts
 
 
-def _readable(model, batch):
-  """Returns what can be embedded, as (shown name, ...), and embeddings NE."""
-  import numpy as np
+def _write(kind, asked, scored) -> None:
+  from big_siglip.labels import scores
 
-  shown, images = [], []
-  for argument, inputs, index in batch:
-    one = inputs.prepare(model, index)
-    in_folder = not inputs.data and pathlib.Path(argument).is_dir()
-    name = str(pathlib.Path(argument) / one.key) if in_folder else one.key
-    if one.problem:
-      print(f"skipped: {name}: {one.problem}", file=sys.stderr)
-      continue
-    shown.append(name)
-    images.append(one.array)
-  rows = model.embed_prepared(images)
-  finite = np.isfinite(rows).all(axis=1)
-  for name in itertools.compress(shown, ~finite):
-    print(f"skipped: {name}: its embedding is not finite", file=sys.stderr)
-  return list(itertools.compress(shown, finite)), rows[finite]
-
-
-def _print_scores(shown: str, names, logits, has_sigmoid: bool) -> None:
-  import numpy as np
-
-  from big_siglip.trained.inference import sigmoid
-
-  probabilities = sigmoid(logits)
-  softmax = np.exp(logits - np.logaddexp.reduce(logits))
-  order = np.argsort(-logits, kind="stable")[: _TOP.value]
-  if _JSON.value:
-    scores = {
-      names[i][0]: {
-        "probability": float(probabilities[i]) if has_sigmoid else None,
-        "softmax": float(softmax[i]),
-      }
-      for i in order
-    }
-    print(json.dumps({"image": shown, "scores": scores}))
+  if not _CSV.value:
+    for line in scores.lines(kind, asked, scored):
+      with progress.aside():
+        print(line, flush=True)
     return
-  print(f"{shown}\n  {'sigmoid':>8} {'softmax':>8}")
-  for i in order:
-    first = f"{probabilities[i]:8.2%}" if has_sigmoid else f"{'-':>8}"
-    print(f"  {first} {softmax[i]:8.2%}  {names[i][0]}")
+  try:
+    with open(
+      _CSV.value, "x", encoding="utf-8", errors="backslashreplace", newline=""
+    ) as file:
+      for line in scores.lines(kind, asked, scored):
+        file.write(f"{line}\n")
+  except OSError as error:
+    raise UserError(f"--csv={_CSV.value}: {error.strerror}") from error

@@ -1,8 +1,8 @@
 """A database of the rows of a folder of embeddings follows the folder.
 
 Rows have ids that they keep, and a row that changes in anything gets another
-one (`Reader.ids`). So what a database is to take out and in follows from the ids
-that it has, whatever happened in between.
+one (`Reader.ids`). So what a database is to take out and in follows from the
+ids that it has, whatever happened in between.
 
 Shape letters: Q queries, K results.
 """

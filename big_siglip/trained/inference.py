@@ -16,12 +16,13 @@ import numpy as np
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders
-from big_siglip.evaluators.classification import classifier
+from big_siglip.evaluators.classification import classifier as class_vectors
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.models import make_model
 from big_siglip.schema.sizes import has_text_tower, resolve_image
-from big_siglip.trained import inputs
+from big_siglip.trained import classifier, inputs
 from big_siglip.trained.calibrated import Calibration
+from big_siglip.trained.classifier import Classifier
 from big_siglip.trained.described import describe, missing_blocks
 from big_siglip.trained.inputs import ImageLike
 
@@ -238,6 +239,14 @@ class Model:
       logging.warning("this model %s", self.NO_SIGMOID)
     return sigmoid(self.logits(images, texts))
 
+  def classifier(self, folder: str) -> Classifier:
+    """Returns this model with a classifier that tools/probe.py left.
+
+    Raises:
+      UserError: none lies there, or it is one of another model.
+    """
+    return classifier.load(folder, self)
+
   def prepare_image(self, image: ImageLike) -> np.ndarray:
     """Returns what the image tower sees, uint8 [H, W, 3].
 
@@ -284,7 +293,7 @@ def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
   """
   if len(counts) == len(rows):
     return rows
-  return classifier(
+  return class_vectors(
     rows, np.repeat(np.arange(len(counts)), counts), len(counts)
   )
 

@@ -1,0 +1,100 @@
+"""Teaches a classifier on a model's embeddings, and keeps it.
+
+python tools/probe.py --checkpoint=models/b16 --images=BIRDS --output=birds
+python tools/classify.py --checkpoint=models/b16 --classifier=birds photos/
+
+BIRDS is a folder for each class, a table with labels, shards: whatever training
+reads. The model stays as it is: a logistic regression on its embeddings of
+images, unit vectors. A fifth of each label's images is held out to say how good
+it is; then it learns from all. docs/labels.md tells more.
+"""
+
+import json
+
+from absl import flags, logging
+
+from big_siglip import progress
+from big_siglip.commands import labelled
+from big_siglip.errors import exit_on_error, UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "A run's or model's folder, or published weights."
+)
+_IMAGES = flags.DEFINE_string(
+  "images", None, "A folder, or another data set, with labels."
+)
+_DATA = flags.DEFINE_string(
+  "data", None, "The format of a data set, as config.data.name; or seen."
+)
+_SPLIT = flags.DEFINE_string("split", "all", "Of the data set.")
+_LABEL_KEY = flags.DEFINE_string(
+  "label_key", None, "The field that holds the label; found unless given."
+)
+_LABELS = flags.DEFINE_string(
+  "labels", None, "A file that names the labels; the data's own unless given."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+
+
+def main(argv: list[str]) -> None:
+  """Learns, writes, and prints how good it is."""
+  logging.set_verbosity(logging.WARNING)
+  with exit_on_error(), labelled.naming_flags():
+    if argv[1:]:
+      raise UserError(f"{argv[1]!r}: belongs to no flag")
+    for flag in (_CHECKPOINT, _OUTPUT):
+      if not flag.value:
+        raise UserError(f"--{flag.name}={flag.name.upper()} must be given")
+    labelled.check_data(_IMAGES.value, _DATA.value)
+    output = labelled.check_new(_OUTPUT.value, "--output")
+    import big_siglip
+    from big_siglip import platforms
+    from big_siglip.trained import classifier
+
+    platforms.prepare()
+    model = big_siglip.load(_CHECKPOINT.value)
+    model.embedder("images")
+    head = _learn(model)
+    classifier.write(output, head)
+  if _JSON.value:
+    print(json.dumps({"output": str(output), **vars(head.description)}))
+    return
+  measured = head.description.measured
+  print(output)
+  print(f"  {head}")
+  print(f"  mean over labels {measured['per_class']:.1%}")
+  print(f"  penalty {head.description.l2:g}")
+
+
+def _learn(model):
+  from big_siglip.labels import images, probing
+  from big_siglip.trained import classifier
+
+  wanted = images.Wanted(
+    _IMAGES.value, _DATA.value, _SPLIT.value, _LABEL_KEY.value, _LABELS.value
+  )
+  source = images.open_source(model, wanted, "linear_probe")
+  with progress.Progress(len(source), "images") as show:
+    found = images.embed_labelled(
+      model, wanted, source, show.add, "linear_probe"
+    )
+  for count, what in (
+    (found.skipped, "cannot be read"),
+    (found.unlabelled, "have no label"),
+  ):
+    if count:
+      progress.say(f"{count} of {len(source)} images left out: they {what}")
+  if alone := probing.divide(found.labels).alone:
+    names = ", ".join(found.names[label][0] for label in alone[:5])
+    progress.say(
+      f"note: {len(alone)} labels have a single image, which teaches and "
+      f"measures nothing: {names}{', ...' * (len(alone) > 5)}"
+    )
+  with progress.waiting(f"learning {len(found.names):,} labels"):
+    return probing.learn(
+      found,
+      str(wanted),
+      _CHECKPOINT.value,
+      classifier.describe_tower(model),
+    )
