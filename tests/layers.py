@@ -29,6 +29,7 @@ LAYERS = (
   ("run", "metrics", "training_data", "plan.topologies"),
   ("build",),
   ("trained", "embeddings"),
+  ("labels",),
   ("loop", "plan", "evaluation", "report"),
   ("api", "page"),
   ("commands",),
