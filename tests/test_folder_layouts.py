@@ -48,6 +48,14 @@ def refused(folder, split="all", **options):
   return str(e.value)
 
 
+def test_a_link_that_leads_round_in_a_ring_is_passed_by(tmp_path):
+  folder = fill(
+    tmp_path, {"captions.csv": "image,caption\n0.png,a\n", **PHOTOS}
+  )
+  (tmp_path / "ring").symlink_to(tmp_path / "ring")
+  assert opened(folder) == {"0.png": ("a",)}
+
+
 PHOTOS = {"0.png": None, "1.png": None}
 TEXTS = {"0.png": ("a red disc",), "1.png": ("a green disc",)}
 IMAGES = [{"id": i, "file_name": f"{i}.png"} for i in range(2)]

@@ -33,6 +33,12 @@ _PORT = flags.DEFINE_integer("port", 8000, "The port; 0: any that is free.")
 _NAMES = flags.DEFINE_list(
   "names", [], "More names by which browsers may call this machine."
 )
+_INDEX = flags.DEFINE_string(
+  "index", "exact", "How to search --embeddings; see big-siglip search."
+)
+_PREFIX = flags.DEFINE_string(
+  "prefix", "", "What a proxy leaves before each path, such as /siglip."
+)
 _GRACE = 5  # Seconds for requests that are under way at the end.
 
 
@@ -49,9 +55,11 @@ def main(argv: list[str]) -> None:
       raise UserError("--checkpoint=MODEL must be given")
     if argv[1:]:
       raise UserError(f"{argv[1]!r}: belongs to no flag")
+    _check_prefix(_PREFIX.value)
     listener = listen(_HOST.value, _PORT.value)  # Before what takes minutes.
-    server = _make_server()
+    server, warm_up = _make_server()
   _announce(listener)
+  warm_up()  # The page can be opened meanwhile, and says what it waits for.
   # uvicorn hears the signals, ends what it does, and raises them again.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
@@ -96,8 +104,16 @@ def _announce(listener: socket.socket) -> None:
   print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
 
 
+def _check_prefix(prefix: str) -> None:
+  good = prefix.startswith("/") and not prefix.endswith("/")
+  if prefix and not good:
+    raise UserError(
+      f"--prefix={prefix}: must begin with a slash and not end with one"
+    )
+
+
 def _make_server():
-  """Returns uvicorn's server of the model's page.
+  """Returns uvicorn's server of the model's page, and what starts to compile.
 
   Raises:
     UserError: a library is missing, or the model or the folder is none.
@@ -120,11 +136,12 @@ def _make_server():
   limits, gallery = Limits(), None
   if _EMBEDDINGS.value:
     folder = pathlib.Path(_EMBEDDINGS.value).expanduser()
-    gallery = Gallery(folder, model, _CHECKPOINT.value, limits)
+    gallery = Gallery(folder, model, _CHECKPOINT.value, limits, _INDEX.value)
   names = {"localhost", socket.gethostname(), _HOST.value, *_NAMES.value}
   hosts = {name.lower() for name in names}
   name = _CHECKPOINT.value.rstrip("/").rsplit("/", 1)[-1]
-  page = make_app(Scorer(model, limits), name, gallery, limits, hosts)
+  scorer = Scorer(model, limits)
+  page = make_app(scorer, name, gallery, limits, hosts, _PREFIX.value)
   config = uvicorn.Config(
     page,
     loop="asyncio",
@@ -136,4 +153,4 @@ def _make_server():
     proxy_headers=False,
     timeout_graceful_shutdown=_GRACE,
   )
-  return uvicorn.Server(config)
+  return uvicorn.Server(config), lambda: scorer.start(scorer.warm_up)

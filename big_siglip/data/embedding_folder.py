@@ -264,6 +264,11 @@ class Reader:
     found = self._read(numbers, ["key", "text"])
     return [(row["key"], row["text"]) for row in found]
 
+  def embeddings(self, numbers: Sequence[int]) -> np.ndarray:
+    """Returns the embeddings of some rows, NE float32."""
+    found = self._read(numbers, ["embedding"])
+    return np.array([row["embedding"] for row in found], np.float32)
+
   def records(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Returns all columns of some rows but their embeddings."""
     names = [name for name in self.schema.names if name != "embedding"]

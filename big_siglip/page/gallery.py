@@ -1,52 +1,82 @@
 """A folder of embeddings, searched and shown."""
 
+from collections.abc import Mapping, Sequence
 import io
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from big_siglip import embeddings
+from big_siglip import embeddings, progress
 from big_siglip.data.images import BadImage
+from big_siglip.data.sources.example import Options
+from big_siglip.data.sources.folder import read_folder
 from big_siglip.embeddings import description as descriptions
-from big_siglip.embeddings.search import search_exactly
+from big_siglip.embeddings.index import Index, open_index
+from big_siglip.errors import naming, UserError
 from big_siglip.page.limits import decode, Limits
 from big_siglip.trained.inference import Model
 
 _SIDE = 320  # Pixels of a thumbnail.
+_CAPTIONS = 5  # Shown of an image.
+# Columns of a row that are shown as its captions, if it has no others.
+_TEXTS = ("caption", "captions", "text", "sentence", "title", "label")
+_OWN = ("id", "key", "text")
+
+
+class _Opened(NamedTuple):
+  """The folder as it was when it was opened."""
+
+  reader: embeddings.Reader
+  index: Index
 
 
 class Gallery:
   """What big-siglip embed made, and the images that it was made of."""
 
   def __init__(
-    self, folder: pathlib.Path, model: Model, checkpoint: str, limits: Limits
+    self,
+    folder: pathlib.Path,
+    model: Model,
+    checkpoint: str,
+    limits: Limits,
+    index: str = "exact",
   ):
-    """Opens the folder; shards that come later are not seen.
+    """Opens the folder; after an update it is opened again.
 
     Args:
       folder: of embeddings.
       model: must be the one that made them.
       checkpoint: what it was loaded from.
       limits: of the images that are shown.
+      index: how it is searched, a name of `embeddings.index`.
 
     Raises:
-      UserError: the folder holds no embeddings, or those of another model.
+      UserError: the folder holds no embeddings, or those of another model;
+        there is no such index, or its package is missing.
     """
-    self._reader = embeddings.Reader(folder)
+    self._folder, self._index, self._limits = folder, index, limits
+    self._opened = self._open()
+    description = self._opened.reader.description
     made = embeddings.describe_model(model, checkpoint)
-    descriptions.check_model(folder, self._reader.description, made)
-    self._limits = limits
+    descriptions.check_model(folder, description, made)
     # Pictures are shown of files alone, and not of those within shards.
-    self._has_files = not self._reader.description.data
-    inputs = pathlib.Path(self._reader.description.inputs)
+    self._has_files = not description.data
+    inputs = pathlib.Path(description.inputs)
     self._root = (inputs if inputs.is_dir() else inputs.parent).resolve()
+    self._captions: Mapping[str, Sequence[str]] = {}
+    if self.has_pictures and inputs.is_dir():
+      self._captions = _read_captions(inputs)
+
+  def _open(self) -> _Opened:
+    reader = embeddings.Reader(self._folder)
+    return _Opened(reader, open_index(reader, self._index, progress.say))
 
   @property
   def kind(self) -> str:
     """What can be found: "images" or "texts"."""
-    return self._reader.description.kind
+    return self._opened.reader.description.kind
 
   @property
   def has_pictures(self) -> bool:
@@ -56,25 +86,70 @@ class Gallery:
   @property
   def num_rows(self) -> int:
     """How many can be found."""
-    return self._reader.num_rows
+    return self._opened.reader.num_rows
 
-  def search(self, query: np.ndarray, top: int) -> list[dict[str, Any]]:
+  @property
+  def columns(self) -> list[str]:
+    """What a filter may ask of, beside the key and the text."""
+    names = self._opened.reader.schema.names
+    return [name for name in names if name not in (*_OWN, "embedding")]
+
+  def embeddings(self, ids: Sequence[int]) -> np.ndarray:
+    """Returns NE float32 of rows by their ids.
+
+    Raises:
+      UserError: there is no such row.
+    """
+    reader = self._opened.reader
+    numbers = reader.numbers_of(np.array(ids, np.int64))
+    if (numbers < 0).any():
+      raise UserError(f"like={ids[int(np.argmin(numbers))]}: no such result")
+    return reader.embeddings(numbers.tolist())
+
+  def search(
+    self,
+    query: np.ndarray,
+    top: int,
+    where: str | None = None,
+    without: Sequence[int] = (),
+  ) -> list[dict[str, Any]]:
     """Returns the nearest rows, the best first.
 
     Args:
       query: [1, E], E the embedding's width.
       top: rows to return at most.
+      where: only rows of which this is true.
+      without: ids of rows to leave out.
+
+    Raises:
+      UserError: the filter is no good, or nothing can be found.
     """
+    if not self._opened.reader.is_current:
+      self._opened = self._open()
+    reader, index = self._opened
     # Always as many: each other number is another program to compile.
-    scores, numbers = search_exactly(self._reader, query, self._limits.results)
-    found = numbers[0, :top].tolist()
-    rows = self._reader.rows(found)
+    with naming({"--where": "where"}):
+      scores, numbers = index.search(query, self._limits.results, where)
+    ids = reader.ids[numbers[0]]
+    good = (numbers[0] >= 0) & ~np.isin(ids, np.array(without, np.int64))
+    found = numbers[0][good][:top].tolist()
     return [
-      {"number": number, "key": key, "text": text, "score": float(score)}
-      for number, (key, text), score in zip(
-        found, rows, scores[0, :top], strict=True
+      {**self._shown(row), "id": int(reader.ids[number]), "score": float(score)}
+      for number, row, score in zip(
+        found, reader.records(found), scores[0][good][:top], strict=True
       )
     ]
+
+  def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is known of a row: key, text, captions and columns."""
+    key, text = row["key"], row["text"]
+    columns = {k: _as_json(v) for k, v in row.items() if k not in _OWN}
+    captions = list(self._captions.get(key, ()))
+    if not captions:
+      named = [columns[name] for name in _TEXTS if columns.get(name)]
+      captions = [one for one in named if isinstance(one, str)]
+    captions = captions[:_CAPTIONS]
+    return {"key": key, "text": text, "captions": captions, "columns": columns}
 
   def thumbnail(self, number: int) -> bytes | None:
     """Returns a small JPEG of an image, None where there is none to show.
@@ -84,11 +159,15 @@ class Gallery:
     links and dots may lead, and only as an image of few pixels.
 
     Args:
-      number: of its row.
+      number: the id of its row.
     """
-    if not self.has_pictures or not 0 <= number < self.num_rows:
+    if not self.has_pictures or not 0 <= number < 2**62:
       return None
-    file = self._find(self._reader.rows([number])[0][0])
+    reader = self._opened.reader
+    (place,) = reader.numbers_of(np.array([number], np.int64)).tolist()
+    if place < 0:
+      return None
+    file = self._find(reader.rows([place])[0][0])
     if file is None:
       return None
     try:
@@ -111,3 +190,26 @@ class Gallery:
       except (OSError, ValueError, RuntimeError):  # No name, or links in rings.
         continue
     return None
+
+
+def _as_json(value: Any) -> Any:
+  if isinstance(value, float):
+    return value if np.isfinite(value) else None
+  return value if isinstance(value, str | int | None) else str(value)
+
+
+def _read_captions(folder: pathlib.Path) -> dict[str, list[str]]:
+  """Returns {image: its captions or its label} as far as a folder says them."""
+  try:
+    _, gathered = read_folder(str(folder), "all", Options(needs_texts=False))
+  except (UserError, OSError):  # Images alone, or several tables.
+    return {}
+  columns = gathered.columns
+  captions = {}
+  for image, fields in gathered.images.items():
+    texts = [fields.get(key) for key in (*columns.texts, columns.label) if key]
+    texts = [[one] if isinstance(one, str) else one for one in texts if one]
+    captions[image] = [
+      text for own in texts if isinstance(own, list) for text in own
+    ]
+  return {image: list(dict.fromkeys(own)) for image, own in captions.items()}

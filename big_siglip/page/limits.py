@@ -26,7 +26,8 @@ class Limits:
     images: of a request.
     pixels: of one image.
     labels: of a request.
-    label_length: characters of a label or of a query.
+    label_length: characters of a label, a text or a query.
+    queries: lines and images of a search.
     results: of a search.
     shown_bytes: of an embedded image's file.
     waiting: requests for the device, the one that it answers with them.
@@ -40,6 +41,7 @@ class Limits:
   pixels: int = 50_000_000
   labels: int = 1_000
   label_length: int = 300
+  queries: int = 16
   results: int = 100
   shown_bytes: int = 64 * 2**20
   waiting: int = 16

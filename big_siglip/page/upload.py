@@ -1,4 +1,4 @@
-"""Reads a form of images and labels, and refuses what is too much."""
+"""Reads a form of images and texts, and refuses what is too much."""
 
 from collections.abc import AsyncIterator, Sequence
 import contextlib
@@ -18,13 +18,19 @@ from big_siglip.page.limits import Limits
 
 _DRAIN_SECONDS = 10.0
 _TOO_LARGE = "Body exceeded"
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 class Upload(NamedTuple):
-  """What a form holds: images, and of each label its names, at least one."""
+  """What a form holds.
+
+  Attributes:
+    images: files of the field "images" that were chosen.
+    fields: the texts of all others, by their names.
+  """
 
   images: list[UploadFile]
-  labels: tuple[tuple[str, ...], ...]
+  fields: dict[str, list[str]]
 
 
 class Uploads:
@@ -35,28 +41,33 @@ class Uploads:
     self._limits, self._under_way = limits, 0
 
   @contextlib.asynccontextmanager
-  async def read(self, request: Request) -> AsyncIterator[Upload]:
-    """Yields a form's images and labels; the images are open within.
+  async def read(
+    self, request: Request, texts: str, others: int = 0
+  ) -> AsyncIterator[Upload]:
+    """Yields what a form holds; the images are open within.
+
+    Args:
+      request: with a form as its body.
+      texts: the field of which there may be many.
+      others: how many fields there may be besides.
 
     Raises:
-      HTTPException: it is no such form, or holds too much or nothing, or takes
-        too long, or too many others are under way.
+      HTTPException: it is no such form, or holds too much, or takes too long,
+        or too many others are under way.
     """
     self._under_way += 1
     try:
-      form = await self._read_form(request)
+      form = await self._read_form(request, texts, others)
       try:
-        labels = form.getlist("labels")
-        if any(isinstance(label, UploadFile) for label in labels):
-          raise HTTPException(400, "labels: must be text, not files")
-        images = _check_images(form.getlist("images"))
-        yield Upload(images, read_labels(labels, self._limits))
+        yield _split(form)
       finally:
         await form.close()
     finally:
       self._under_way -= 1
 
-  async def _read_form(self, request: Request) -> FormData:
+  async def _read_form(
+    self, request: Request, texts: str, others: int
+  ) -> FormData:
     limits = self._limits
     body = _Body(request.receive, limits.upload_bytes)
     try:
@@ -66,7 +77,7 @@ class Uploads:
       with anyio.fail_after(limits.upload_seconds):
         return await Request(request.scope, body).form(
           max_files=limits.images,
-          max_fields=limits.labels,
+          max_fields=limits.labels + others,
           # All labels as one field, four bytes a character.
           max_part_size=limits.labels * (4 * limits.label_length + 2),
         )
@@ -76,7 +87,7 @@ class Uploads:
       ) from error
     except HTTPException as error:
       await body.drain()
-      raise _in_our_words(error, limits) from error
+      raise _in_our_words(error, texts, limits) from error
 
 
 def read_labels(
@@ -125,23 +136,28 @@ def check_text(text: str, name: str, limits: Limits) -> None:
 
 def _check_header(request: Request, limits: Limits) -> None:
   kind = request.headers.get("content-type", "")
-  if not kind.lower().startswith("multipart/form-data"):
+  if not kind.lower().startswith(_FORMS):
     raise HTTPException(
-      400, "must be a multipart/form-data form of images and labels"
+      400, f"must be a {_FORMS[0]} form (or {_FORMS[1]}), not {kind[:80]!r}"
     )
   length = request.headers.get("content-length", "")
   if length.isdecimal() and int(length) > limits.upload_bytes:
     raise _too_large(limits)
 
 
-def _check_images(images: Sequence[UploadFile | str]) -> list[UploadFile]:
-  if any(isinstance(image, str) for image in images):
-    raise HTTPException(400, "images: must be files, not text")
-  # A form without a choice sends one file of no name and no bytes.
-  chosen = [image for image in images if image.filename or image.size]
-  if not chosen:
-    raise HTTPException(400, "images: choose at least one")
-  return chosen
+def _split(form: FormData) -> Upload:
+  images, fields = [], {}
+  for name, value in form.multi_items():
+    if name != "images":
+      if isinstance(value, UploadFile):
+        raise HTTPException(400, f"{name}: must be text, not files")
+      fields.setdefault(name, []).append(value)
+    elif isinstance(value, str):
+      raise HTTPException(400, "images: must be files, not text")
+    # A form without a choice sends one file of no name and no bytes.
+    elif value.filename or value.size:
+      images.append(value)
+  return Upload(images, fields)
 
 
 def _too_large(limits: Limits) -> HTTPException:
@@ -149,14 +165,16 @@ def _too_large(limits: Limits) -> HTTPException:
   return HTTPException(413, f"the upload is larger than {megabytes} MB")
 
 
-def _in_our_words(error: HTTPException, limits: Limits) -> HTTPException:
+def _in_our_words(
+  error: HTTPException, texts: str, limits: Limits
+) -> HTTPException:
   """Says in the form's terms what the parser says in its own."""
   if error.detail.startswith("Too many files"):
     return HTTPException(413, f"images: at most {limits.images} at once")
   if error.detail.startswith(("Too many fields", "Part exceeded")):
     return HTTPException(
       413,
-      f"labels: at most {limits.labels:,} of {limits.label_length} characters",
+      f"{texts}: at most {limits.labels:,} of {limits.label_length} characters",
     )
   if error.detail.startswith(_TOO_LARGE):
     return _too_large(limits)

@@ -1,6 +1,6 @@
 """What lies in a folder, and which of it a table means by an image's name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 import os
 import pathlib
@@ -52,7 +52,7 @@ class Listing:
       names = {first + "/" * len(rest) for first, *rest in firsts}
     else:
       with os.scandir(self.folder) as entries:
-        names = {e.name + "/" * e.is_dir() for e in entries}
+        names = {e.name + "/" * _is(e.is_dir) for e in entries}
     return tuple(sorted(n for n in names if not n.startswith(".")))
 
   @functools.cached_property
@@ -179,6 +179,14 @@ def _ends(image: str) -> list[str]:
   return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
+def _is(kind: Callable[[], bool]) -> bool:
+  """Returns what a file is; a link that leads round in a ring is nothing."""
+  try:
+    return kind()
+  except OSError:
+    return False
+
+
 def _walk(folder: str) -> Iterator[str]:
   """Yields all files below a folder; links to folders are followed once.
 
@@ -195,5 +203,5 @@ def _walk(folder: str) -> Iterator[str]:
     below = os.path.relpath(parent, folder)
     with os.scandir(parent) as entries:
       for entry in entries:
-        if not entry.name.startswith(".") and entry.is_file():
+        if not entry.name.startswith(".") and _is(entry.is_file):
           yield entry.name if below == "." else f"{below}/{entry.name}"
