@@ -2,9 +2,11 @@
 
 big-siglip plan --config=configs/so400m.py --topology=v5e:16x16 [--json]
 big-siglip plan --config=configs/b16.py --topology=v5e:4x4 --sweep
+big-siglip plan --config=configs/gpu.py --topology=gpu:h100
 
-The TPU compiler does it without a TPU (pip install 'big_siglip[tpu]'). Ends
-with 3 if the run does not fit into the chips' memory.
+The TPU compiler does it without a TPU (pip install 'big_siglip[tpu]'), that for
+GPUs without a GPU (docs/gpu.md). Ends with 3 if the run does not fit into the
+chips' memory.
 """
 
 import dataclasses
@@ -21,7 +23,14 @@ from big_siglip.schema.words import REMATS
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
   None,
-  "Chips: v5e:16x16 and the like (v4, v5e, v5p, v6e), cpu:N, or gpu:N.",
+  "Chips: v5e:16x16 and the like (v4, v5e, v5p, v6e), gpu:h100x8 and the like "
+  "(docs/gpu.md), cpu:N, or gpu:N, those that are attached.",
+)
+_UTILIZATION = flags.DEFINE_float(
+  "utilization",
+  None,
+  "The share of its peak at which a GPU that is not there is taken to work; "
+  "default: 0.5.",
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _SWEEP = flags.DEFINE_bool(
@@ -47,6 +56,9 @@ def parse(argv: list[str]) -> ConfigDict:
     config = parse_flags(argv)
     if not _TOPOLOGY.value:
       raise UserError("--topology=KIND:SHAPE must be given, such as v5e:16x16")
+    share = _UTILIZATION.value
+    if share is not None and not 0 < share <= 1:
+      raise UserError(f"--utilization={share}: must lie in (0, 1]")
     _integers("batch_sizes", _BATCH_SIZES.value)
     _integers("fsdps", _FSDPS.value)
     for remat in _REMATS.value:
@@ -62,19 +74,20 @@ def main(config: ConfigDict) -> None:
   import jax
 
   # Plans are compiled, not run: whatever is attached may stay at its work.
-  if not _TOPOLOGY.value.startswith("gpu"):
+  if not _TOPOLOGY.value.removeprefix("gpu:").isdecimal():
     jax.config.update("jax_platforms", "cpu")
-  from big_siglip.plan import plan
+  from big_siglip.plan import peaks, plan
   from big_siglip.trained import from_init
 
+  share = _UTILIZATION.value or peaks.UTILIZATION
   with exit_on_error():
     config, taken = from_init.fill(config)
     if not _JSON.value:
       print("\n".join(taken), end="\n" * bool(taken))
     if _SWEEP.value:
-      made = _sweep(plan, config)
+      made = _sweep(plan, config, share)
     else:
-      made = plan.make_plan(config, _TOPOLOGY.value)
+      made = plan.make_plan(config, _TOPOLOGY.value, share)
       if _JSON.value:
         print(json.dumps(dataclasses.asdict(made)))
       else:
@@ -85,7 +98,7 @@ def main(config: ConfigDict) -> None:
     sys.exit(_NOT_FITTING)
 
 
-def _sweep(plan, config):
+def _sweep(plan, config, share):
   """Prints every try as it comes, then the fastest that fits; or None."""
   fsdps = _FSDPS.value or sorted({str(config.mesh.fsdp), "1"})
   best, chosen = None, None
@@ -96,6 +109,7 @@ def _sweep(plan, config):
     or [config.batch_size],
     fsdps=_integers("fsdps", fsdps),
     remats=_REMATS.value,
+    utilization=share,
   ):
     said = made if isinstance(made, str) else _summary(made)
     print(" ".join(f"{k}={v}" for k, v in changes.items()), said, flush=True)
@@ -149,9 +163,7 @@ def _print_table(made) -> None:
     ("peak memory a chip", gib(made.peak_hbm_bytes_per_chip)),
     ("memory of a chip", gib(made.hbm_bytes_per_chip)),
     ("FLOPs a step", f"{made.flops_per_step:.3g}"),
-    ("cycles a step", number(made.estimated_cycles_per_step, ",")),
-    ("kernels, not timed", number(made.kernel_calls_per_step, ",", " calls")),
-    ("their cycles, at least", number(made.kernel_cycles_per_step, ",")),
+    *_own_rows(made, number),
     (
       "time a step, estimated",
       number(made.estimated_seconds_per_step, ".3f", " s"),
@@ -169,3 +181,22 @@ def _print_table(made) -> None:
   ]
   for name, value in rows:
     print(f"{name:28} {value}")
+  if made.estimates:
+    print("\nEstimates, none measured:")
+  for name, source in made.estimates.items():
+    print(f"{name}: {source}.")
+
+
+def _own_rows(made, number):
+  """Returns what is known of GPUs alone, or of all others."""
+  if made.estimates:
+    seconds = number(made.least_seconds_per_step, ".3f", " s")
+    return (
+      ("FLOPs executed a step", f"{made.executed_flops_per_step:.3g}"),
+      ("time a step, at least", seconds),
+    )
+  return (
+    ("cycles a step", number(made.estimated_cycles_per_step, ",")),
+    ("kernels, not timed", number(made.kernel_calls_per_step, ",", " calls")),
+    ("their cycles, at least", number(made.kernel_cycles_per_step, ",")),
+  )

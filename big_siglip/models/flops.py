@@ -7,8 +7,9 @@ import jax
 from big_siglip.schema import sizes
 
 # Peak bfloat16 operations a second of one device, by `device_kind`: the chips'
-# published sheets.
-_PEAK_FLOPS = {
+# published sheets. Of GPUs: dense, summed in float32; sheets that give twice as
+# much count products with zeros ("with sparsity").
+PEAK_FLOPS = {
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
   "TPU v5e": 197e12,
@@ -16,16 +17,27 @@ _PEAK_FLOPS = {
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
   "TPU v6e": 918e12,
+  "NVIDIA A10": 125e12,
+  "NVIDIA A100-PCIE-40GB": 312e12,
+  "NVIDIA A100 80GB PCIe": 312e12,
   "NVIDIA A100-SXM4-40GB": 312e12,
   "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA GeForce RTX 3090": 71e12,
+  "NVIDIA GeForce RTX 4090": 165e12,
+  "NVIDIA GeForce RTX 5090": 209e12,
   "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H100 NVL": 835e12,
+  "NVIDIA H100 PCIe": 756e12,
   "NVIDIA H200": 989e12,
+  "NVIDIA L4": 121e12,
+  "NVIDIA L40S": 362e12,
 }
 
 
 def peak_flops(device: jax.Device) -> float | None:
   """Returns the device's peak bfloat16 FLOP/s, or None where unknown."""
-  return _PEAK_FLOPS.get(device.device_kind)
+  return PEAK_FLOPS.get(device.device_kind)
 
 
 def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:

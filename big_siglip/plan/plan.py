@@ -14,7 +14,7 @@ from big_siglip import build, progress
 from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
 from big_siglip.models import flops
-from big_siglip.plan import hlo, topologies
+from big_siglip.plan import gpus, hlo, operations, peaks, topologies
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -42,10 +42,14 @@ class Plan:
     kernel_cycles_per_step: what these take at the least: the operations of the
       towers' attention at the chip's peak.
     estimated_seconds_per_step: of both together. Transfers between chips are
-      taken to hide behind computation.
+      taken to hide behind computation. Of a GPU: `executed_flops_per_step` at
+      an assumed share of its peak.
     mfu: model FLOPs utilization, of that time.
     hours: of the whole schedule.
     chip_hours: of the whole schedule.
+    executed_flops_per_step: of all chips, with what is computed again.
+    least_seconds_per_step: what no program can beat, by the chip's peaks.
+    estimates: {figure: where it comes from}, of those that are no fact.
   """
 
   chips: int
@@ -65,6 +69,9 @@ class Plan:
   mfu: float | None = None
   hours: float | None = None
   chip_hours: float | None = None
+  executed_flops_per_step: float | None = None
+  least_seconds_per_step: float | None = None
+  estimates: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def excess(self) -> str:
     """Returns in one line by how much the run does not fit."""
@@ -76,7 +83,9 @@ class Plan:
     )
 
 
-def make_plan(config: ConfigDict, topology: str) -> Plan:
+def make_plan(
+  config: ConfigDict, topology: str, utilization: float = peaks.UTILIZATION
+) -> Plan:
   """Compiles the train step of `config` for chips that need not be there.
 
   It says on standard error that it does, and for how long.
@@ -84,16 +93,27 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
   Args:
     config: without mistakes (`config.find_problems`).
     topology: see `topologies.describe`.
+    utilization: the share of its peak at which a GPU that is named is taken to
+      work.
 
   Raises:
     UserError: no such topology, or mesh or batch do not fit it.
   """
   devices, chip = topologies.describe(topology, config.mesh.slices)
+  if named := gpus.named(topology):
+    config = gpus.without_cudnn(config)
   mesh = build.mesh(config, devices)
   program = build.program(config, mesh)
   state = program.abstract_state
-  work = f"compiling for {topology} with {topologies.compiler(topology)}"
-  peak, text = _compile(program, build.abstract_batch(config, mesh), work)
+  state_bytes = sum(map(_bytes_per_chip, jax.tree.leaves(state)))
+  compiler = topologies.compiler(topology, devices)
+  traced = program.step.trace(state, build.abstract_batch(config, mesh))
+  peak, text = _compile(
+    traced,
+    f"compiling for {topology} with {compiler}",
+    devices[0].platform,
+    gpus.options(topology, devices),
+  )
   costs = hlo.costs(text) if text else hlo.Costs()
   step_flops = (
     3
@@ -101,13 +121,29 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     * flops.flops_per_example(config.model, image_tower=has_image_tower(config))
   )
   timing = {}
-  if costs.cycles and chip.cycles_per_second:
+  if named:
+    executed = operations.executed_flops(traced)
+    timing = peaks.timing(
+      chip,
+      len(devices),
+      least=peaks.least_seconds(
+        chip, executed / len(devices), state_bytes, costs.collectives
+      ),
+      executed=executed,
+      model_flops=step_flops,
+      steps=config.total_steps,
+      utilization=utilization,
+    )
+    timing["estimates"] = peaks.sources(
+      chip, compiled=devices[0].platform == "gpu", utilization=utilization
+    )
+  elif costs.cycles and chip.cycles_per_second:
     timing = _timing(config, chip, costs, step_flops, len(devices))
   return Plan(
     chips=len(devices),
     batch_size=config.batch_size,
     parameters=sum(x.size for x in jax.tree.leaves(state.params)),
-    state_bytes_per_chip=sum(map(_bytes_per_chip, jax.tree.leaves(state))),
+    state_bytes_per_chip=state_bytes,
     peak_hbm_bytes_per_chip=peak,
     hbm_bytes_per_chip=chip.hbm_bytes,
     flops_per_step=step_flops,
@@ -128,6 +164,7 @@ def sweep(
   batch_sizes: Sequence[int],
   fsdps: Sequence[int],
   remats: Sequence[str],
+  utilization: float = peaks.UTILIZATION,
 ) -> Iterator[tuple[dict[str, Any], Plan | str]]:
   """Plans every mixture; yields ({field: value}, plan or why there is none)."""
   for batch_size in batch_sizes:
@@ -139,7 +176,7 @@ def sweep(
         candidate.mesh.update({"data": -1, "fsdp": fsdp})
         candidate.model.remat = remat
         try:
-          yield changes, make_plan(candidate, topology)
+          yield changes, make_plan(candidate, topology, utilization)
         except UserError as error:
           yield changes, str(error)
 
@@ -165,18 +202,39 @@ def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
   }
 
 
-def _compile(program: build.Program, batch: Any, work: str) -> tuple[int, str]:
+def _compile(
+  traced: Any, work: str, platform: str, options: dict[str, Any] | None
+) -> tuple[int, str]:
   """Returns peak bytes and the program's text; no text if it does not fit."""
-  lowered = program.step.lower(program.abstract_state, batch)
+  lowered = traced.lower()
   try:
     with progress.waiting(work):
-      compiled = lowered.compile()
+      compiled = lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
     used = _OUT_OF_MEMORY.search(str(error))
     if not used:
       raise
     return round(float(used[1]) * _UNITS[used[2]]), ""
-  return compiled.memory_analysis().peak_memory_in_bytes, compiled.as_text()
+  peak = peak_bytes(compiled.memory_analysis(), platform)
+  return peak, compiled.as_text()
+
+
+def peak_bytes(stats: Any, platform: str) -> int:
+  """Returns the most that a program has allocated at once, on a device.
+
+  Args:
+    stats: `compiled.memory_analysis()`.
+    platform: "cpu", "gpu" or "tpu".
+  """
+  if platform != "cpu":
+    return stats.peak_memory_in_bytes
+  # Which on CPUs leaves temporary arrays out.
+  return (
+    stats.argument_size_in_bytes
+    + stats.output_size_in_bytes
+    - stats.alias_size_in_bytes
+    + stats.temp_size_in_bytes
+  )
 
 
 def _bytes_per_chip(leaf: jax.ShapeDtypeStruct) -> int:

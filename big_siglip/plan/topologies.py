@@ -1,8 +1,6 @@
 """Chips that a run may be planned for, whether they are attached or not."""
 
 from collections.abc import Sequence
-import contextlib
-import dataclasses
 import math
 import os
 
@@ -12,24 +10,8 @@ import jaxlib
 from big_siglip import extras
 from big_siglip.errors import UserError
 from big_siglip.models import flops
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """What a run may use of one chip; None where it is not known.
-
-  Attributes:
-    kind: name of the family, such as "v5e".
-    hbm_bytes: memory.
-    peak_flops: bfloat16 operations a second.
-    cycles_per_second: clock of its matrix units.
-  """
-
-  kind: str
-  hbm_bytes: int | None = None
-  peak_flops: float | None = None
-  cycles_per_second: float | None = None
-
+from big_siglip.plan import gpus
+from big_siglip.plan.chips import Chip, simulated
 
 # Google Cloud's system architecture pages. The clocks follow from the peak and
 # the matrix units: 8 of 128 x 128 on v4 and v5p, 4 on v5e, 4 of 256 x 256 on
@@ -53,7 +35,8 @@ def describe(
 
   Args:
     topology: "v5e:16x16" and the like, compiled for by the libtpu wheel without
-      a TPU; "cpu:N" for N simulated devices; "gpu:N" for N attached GPUs.
+      a TPU; "gpu:h100x8" and the like, see `gpus.describe`; "cpu:N" for N
+      simulated devices; "gpu:N" for N attached GPUs.
     slices: so many TPU topologies of that shape, joined by a slower network.
 
   Raises:
@@ -64,14 +47,18 @@ def describe(
     return _cpus(int(shape))
   if kind == "gpu" and shape.isdecimal() and int(shape):
     return _gpus(int(shape))
+  if gpus.named(topology) and shape:
+    return gpus.describe(topology)
   sides = shape.split("x")
   if kind not in _TPUS or not all(s.isdecimal() and int(s) for s in sides):
     raise UserError(f"--topology={topology}: unknown; known: {_known()}")
   return _tpus(kind, shape, slices), _TPUS[kind]
 
 
-def compiler(topology: str) -> str:
-  """Returns name and version of what compiles for a topology."""
+def compiler(topology: str, devices: Sequence[jax.Device]) -> str:
+  """Returns name and version of what compiles for a topology's devices."""
+  if gpus.named(topology) and devices[0].platform == "gpu":
+    return gpus.compiler()
   if topology.partition(":")[0] not in _TPUS:
     return f"jaxlib {jaxlib.__version__}"
   import libtpu
@@ -83,7 +70,9 @@ def _known(*kinds: str) -> str:
   tpus = [
     f"{kind}:({_SHAPES[kind].replace(' ', '|')})" for kind in kinds or _TPUS
   ]
-  return ", ".join([*tpus, *(() if kinds else ("cpu:N", "gpu:N"))])
+  return ", ".join(
+    [*tpus, *(() if kinds else ("cpu:N", "gpu:N", gpus.known()))]
+  )
 
 
 def _tpus(kind: str, shape: str, slices: int) -> Sequence[jax.Device]:
@@ -114,15 +103,8 @@ def _tpus(kind: str, shape: str, slices: int) -> Sequence[jax.Device]:
 
 
 def _cpus(count: int) -> tuple[list[jax.Device], Chip]:
-  with contextlib.suppress(RuntimeError):  # The devices may exist already.
-    jax.config.update("jax_num_cpu_devices", count)
-  devices = jax.devices("cpu")
-  if len(devices) < count:
-    raise UserError(
-      f"--topology=cpu:{count}: this process has {len(devices)} CPU devices"
-    )
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  return devices[:count], Chip("cpu", memory // count)
+  return simulated(f"cpu:{count}", count), Chip("cpu", memory // count)
 
 
 def _gpus(count: int) -> tuple[list[jax.Device], Chip]:
