@@ -1,13 +1,14 @@
 """From command-line arguments to a config, with every mistake in one error."""
 
 from collections.abc import Sequence
-import pathlib
+import difflib
 import re
 import sys
 
 from absl import flags
 from ml_collections import config_flags, ConfigDict
 
+from big_siglip import config_files
 from big_siglip.config import find_problems
 from big_siglip.errors import exit_on_error, raise_problems, UserError
 from big_siglip.schema.fields import evaluation_problems
@@ -16,8 +17,9 @@ from big_siglip.schema.fields import evaluation_problems
 def parse_flags(argv: Sequence[str]) -> ConfigDict:
   """Parses absl flags and returns the config that `--config` names.
 
-  `--config=FILE.py:key=value,other.key=value` is short for `--config=FILE.py
-  --config.key=value --config.other.key=value`.
+  `--config=NAME:key=value,other.key=value` is short for `--config=NAME
+  --config.key=value --config.other.key=value`. NAME is a file, or a config
+  that is found by its name (config_files.find).
 
   Args:
     argv: the program's name and its arguments.
@@ -27,7 +29,7 @@ def parse_flags(argv: Sequence[str]) -> ConfigDict:
   """
   config = parse_optional_config(argv)
   if config is None:
-    raise UserError("--config=configs/NAME.py must be given")
+    raise UserError(_must_be_given("config"))
   return config
 
 
@@ -75,17 +77,41 @@ def _take(
   argv: Sequence[str], name: str
 ) -> tuple[tuple[str, list[str]] | None, list[str]]:
   """Returns (a config's file, its overrides), or None, and the other flags."""
+  argv = _joined(argv, name)
   own = [a for a in argv[1:] if re.match(rf"--?{name}[.=]", a)]
   others = [a for a in argv if a not in own]
   files = [a for a in own if re.match(rf"--?{name}=", a)]
   if not own:
     return None, others
-  if len(files) != 1:
-    raise UserError(f"--{name}=configs/NAME.py must be given, once")
+  if not files:
+    raise UserError(_must_be_given(name))
+  if files[1:]:
+    raise UserError(f"{' '.join(files)}: must be given once")
   overrides = [a for a in own if a not in files]
   path, _, options = files[0].split("=", 1)[1].partition(":")
   short = [f"--{name}.{option}" for option in options.split(",") if option]
   return (path, short + overrides), others
+
+
+def _joined(argv: Sequence[str], name: str) -> list[str]:
+  """Returns the arguments, `--config NAME` as `--config=NAME`, and so on."""
+  joined = []
+  for argument in argv:
+    last = joined[-1] if joined[1:] else ""
+    if not argument.startswith("-") and re.fullmatch(
+      rf"--?{name}(\.[\w.]+)?", last
+    ):
+      joined[-1] = f"{last}={argument}"
+    else:
+      joined.append(argument)
+  return joined
+
+
+def _must_be_given(name: str) -> str:
+  return (
+    f"--{name}=NAME or --{name}=FILE.py must be given "
+    f"{config_files.by_name(name)}"
+  )
 
 
 def _parse_others(argv: Sequence[str]) -> None:
@@ -97,15 +123,23 @@ def _parse_others(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(_unknown_flag(error.flagname)) from error
   except flags.Error as error:
     raise UserError(str(error)) from error
+
+
+def _unknown_flag(name: str) -> str:
+  close = difflib.get_close_matches(name, ["help", *flags.FLAGS], n=1)
+  hint = f"did you mean --{close[0]}?" if close else "--help lists all"
+  return f"--{name}: no such flag; {hint}"
 
 
 def load_evals(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """Returns the evaluations of a file after overrides, checked and locked.
 
   Args:
-    path: a Python file with `get_config()`.
+    path: a Python file with `get_config()`, or its name.
     overrides: "--evals.NAME.FIELD=VALUE" each.
 
   Raises:
@@ -122,7 +156,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """Returns the config of a file after overrides, checked and locked.
 
   Args:
-    path: a Python file with `get_config()`.
+    path: a Python file with `get_config()`, or its name: "finetune".
     overrides: "--config.FIELD=VALUE" each; the field must exist and the value
       fit its type.
 
@@ -134,7 +168,19 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   return _load_checked(path, overrides, "config", find_problems)
 
 
+def load_unchecked(path: str) -> ConfigDict:
+  """Returns the config of a file, to be changed and checked by others.
+
+  Raises:
+    UserError: the file cannot be loaded.
+  """
+  return _load(path, [], "config")
+
+
 def _load_checked(path, overrides, name, find) -> ConfigDict:
+  _, note = config_files.find(path, name)
+  if note:
+    print(f"note: --{name}={path} {note}", file=sys.stderr)
   _load(path, [], name)  # A mistake in the file itself is told once.
   problems, right = [], []
   for override in overrides:
@@ -149,16 +195,14 @@ def _load_checked(path, overrides, name, find) -> ConfigDict:
 
 
 def _load(path: str, overrides: list[str], name: str) -> ConfigDict:
-  if not pathlib.Path(path).is_file():
-    raise UserError(f"--{name}={path}: no such file")
   # A FlagValues of its own, so that each override can be tried alone.
   values = flags.FlagValues()
-  argv = ["", f"--{name}={path}", *overrides]
-  folders = _import_folders(path)
-  sys.path[:0] = folders
+  file, _ = config_files.find(path, name)
+  argv = ["", f"--{name}={file}", *overrides]
   try:
-    config_flags.DEFINE_config_file(name, flag_values=values, sys_argv=argv)
-    values(argv)
+    with config_files.importing(file):
+      config_flags.DEFINE_config_file(name, flag_values=values, sys_argv=argv)
+      values(argv)
   except flags.Error as error:
     raise UserError(_explain(path, overrides, name, error)) from error
   except Exception as error:
@@ -172,26 +216,9 @@ def _load(path: str, overrides: list[str], name: str) -> ConfigDict:
     raise UserError(
       f"{_name(overrides[0])}: {path} has no such field{did_you_mean}"
     ) from error
-  finally:
-    for folder in folders:
-      sys.path.remove(folder)
   if not isinstance(values[name].value, ConfigDict):
     raise UserError(f"--{name}={path}: get_config() must return a ConfigDict")
   return values[name].value
-
-
-def _import_folders(path: str) -> list[str]:
-  """Returns where a config finds others: `from configs import base`.
-
-  In the folders above it, then the current one, then beside this package, so
-  that it loads from wherever a program is started. Python by itself looks in
-  the program's own folder alone.
-  """
-  above = pathlib.Path(path).resolve().parents
-  package = pathlib.Path(__file__).resolve().parents[1]
-  folders = [folder for folder in above if (folder / "configs").is_dir()]
-  folders += [pathlib.Path.cwd(), package]
-  return [str(folder) for folder in dict.fromkeys(folders)]
 
 
 def _name(override: str) -> str:

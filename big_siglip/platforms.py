@@ -34,14 +34,15 @@ def stay_on_cpu(min_devices: int) -> int:
 def prepare(min_devices: int = 1) -> None:
   """Keeps JAX from what is not there; call before any device is used.
 
-  Where libtpu is installed, for `tools/plan.py`, JAX would look for TPUs,
+  Where libtpu is installed, for `big-siglip plan`, JAX would look for TPUs,
   complain at length that there are none, and go on without. JAX_PLATFORMS, if
   set, is followed.
 
   Args:
     min_devices: simulate so many CPU devices, unless more are asked for.
   """
-  if min_devices > jax.config.jax_num_cpu_devices:
+  # Left alone where one will do: it must not be set once devices are in use.
+  if min_devices > max(jax.config.jax_num_cpu_devices, 1):
     jax.config.update("jax_num_cpu_devices", min_devices)
   if jax.config.jax_platforms or "TPU_NAME" in os.environ:
     return

@@ -1,6 +1,6 @@
 """SigLIP B/16 at 224 pixels, 203 million parameters, from scratch.
 
-python main.py --config=configs/b16.py --config.data.path=PAIRS \
+big-siglip train --config=configs/b16.py --config.data.path=PAIRS \
   --workdir=runs/b16
 
 PAIRS holds captions.csv (columns image, caption) and the images. The recipe is

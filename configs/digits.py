@@ -1,6 +1,6 @@
 """The demo: scanned handwritten digits and captions, minutes on a laptop CPU.
 
-python main.py --config=configs/digits.py --workdir=runs/digits
+big-siglip train --config=configs/digits.py --workdir=runs/digits
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """A published SigLIP, fine-tuned on a folder of images and captions.
 
-python tools/import_weights.py --weights=google/siglip-base-patch16-224 \
+big-siglip import --weights=google/siglip-base-patch16-224 \
   --output=models/b16
-python main.py --config=configs/finetune.py --config.init.path=models/b16 \
+big-siglip train --config=configs/finetune.py --config.init.path=models/b16 \
   --config.data.path=PHOTOS --workdir=runs/finetuned
 
 Sizes, tokenizer and preprocessing are those of the weights, whichever they are.

@@ -1,6 +1,6 @@
 """Any folder of images and captions: here for a few hundred photographs.
 
-python main.py --config=configs/folder.py --config.data.path=PHOTOS \
+big-siglip train --config=configs/folder.py --config.data.path=PHOTOS \
   --workdir=runs/folder
 
 PHOTOS holds images and captions.csv (columns image, caption; several rows an

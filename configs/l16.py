@@ -1,6 +1,6 @@
 """SigLIP L/16 at 256 pixels, 652 million parameters, from scratch.
 
-python main.py --config=configs/l16.py --config.data.path=PAIRS \
+big-siglip train --config=configs/l16.py --config.data.path=PAIRS \
   --workdir=runs/l16
 
 The data, the recipe and the tokenizer are those of configs/b16.py.

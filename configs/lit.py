@@ -1,8 +1,8 @@
 """SigLiT: a text tower trained to a locked, pretrained image tower.
 
-python tools/import_weights.py --weights=google/siglip-base-patch16-224 \
+big-siglip import --weights=google/siglip-base-patch16-224 \
   --output=models/b16
-python main.py --config=configs/lit.py --config.init.path=models/b16 \
+big-siglip train --config=configs/lit.py --config.init.path=models/b16 \
   --config.data.path=PHOTOS --workdir=runs/lit
 
 arXiv:2303.15343, section 4.2, after LiT (arXiv:2111.07991). The frozen tower is

@@ -1,9 +1,9 @@
 """SigLiT on few chips: a text tower trained on images embedded once, before.
 
-python tools/import_weights.py --weights=google/siglip-base-patch16-224 \
+big-siglip import --weights=google/siglip-base-patch16-224 \
   --output=models/b16
-python tools/embed.py --checkpoint=models/b16 --images=PHOTOS --output=embedded
-python main.py --config=configs/lit_precomputed.py --config.batch_size=256 \
+big-siglip embed --checkpoint=models/b16 --images=PHOTOS --output=embedded
+big-siglip train --config=configs/lit_precomputed.py --config.batch_size=256 \
   --config.total_steps=1000 --config.init.path=models/b16 \
   --config.data.path=embedded --workdir=runs/lit
 
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
   c.optimizer.weight_decay = 1e-7
   c.optimizer.rules = ()
 
-  c.data.name = "embeddings"  # A folder of tools/embed.py.
+  c.data.name = "embeddings"  # A folder of big-siglip embed.
   c.evals.photos.every = 1_000
   c.log_every = 50
   c.checkpoint.every = 1_000

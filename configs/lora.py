@@ -1,10 +1,10 @@
 """A published SigLIP, adapted to a folder of images and captions by LoRA.
 
-python tools/import_weights.py --weights=google/siglip-base-patch16-224 \
+big-siglip import --weights=google/siglip-base-patch16-224 \
   --output=models/b16
-python main.py --config=configs/lora.py --config.init.path=models/b16 \
+big-siglip train --config=configs/lora.py --config.init.path=models/b16 \
   --config.data.path=PHOTOS --workdir=runs/adapted
-python tools/export_weights.py --checkpoint=runs/adapted --output=exported
+big-siglip export --checkpoint=runs/adapted --output=exported
 
 arXiv:2106.09685: small matrices beside frozen kernels are trained, and added to
 the kernels at export. Scale and bias of the logits are trained too.

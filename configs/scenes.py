@@ -1,6 +1,6 @@
 """Drawn scenes and captions that say exactly what is in them: 15 CPU minutes.
 
-python main.py --config=configs/scenes.py --workdir=runs/scenes
+big-siglip train --config=configs/scenes.py --workdir=runs/scenes
 """
 
 from ml_collections import ConfigDict

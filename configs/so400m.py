@@ -1,6 +1,6 @@
 """SigLIP So400m/14 at 224 pixels, 877 million parameters, from scratch.
 
-python main.py --config=configs/so400m.py --config.data.path=PAIRS \
+big-siglip train --config=configs/so400m.py --config.data.path=PAIRS \
   --workdir=runs/so400m
 
 The data, the recipe and the tokenizer are those of configs/b16.py.

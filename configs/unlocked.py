@@ -1,8 +1,8 @@
 """SigLIP from a pretrained image tower that goes on learning.
 
-python tools/import_weights.py --weights=google/siglip-base-patch16-224 \
+big-siglip import --weights=google/siglip-base-patch16-224 \
   --output=models/b16
-python main.py --config=configs/unlocked.py --config.init.path=models/b16 \
+big-siglip train --config=configs/unlocked.py --config.init.path=models/b16 \
   --config.data.path=PHOTOS --workdir=runs/unlocked
 
 arXiv:2303.15343, section 4.3: a tenth of the learning rate and no weight decay

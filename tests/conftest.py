@@ -38,6 +38,11 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.get_closest_marker("torch") is None)
 
 
+def pytest_sessionfinish():
+  """Lets a worker end without looking for garbage among all it has made."""
+  gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory):
   """The folder of a finished run of six steps; copy it to change it."""

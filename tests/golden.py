@@ -13,7 +13,7 @@ import tempfile
 import jaxlib
 import runs
 
-from big_siglip import train
+from big_siglip import loop
 
 FILE = pathlib.Path(__file__).with_name("golden.json")
 STEPS = 50
@@ -56,7 +56,7 @@ def record(name):
   """Trains a run; returns {"losses": [STEPS], "fingerprint": of all bits}."""
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    train.train(runs.config(**PLAIN, **RUNS[name]), str(folder))
+    loop.train(runs.config(**PLAIN, **RUNS[name]), str(folder))
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     data = folder / "checkpoints" / str(STEPS) / "data" / "metadata"

@@ -17,21 +17,23 @@ PACKAGE = sorted((ROOT / "big_siglip").rglob("*.py"))
 # A layer imports what stands in it or below. Each module belongs to the longest
 # name that it starts with; one that none names fails.
 LAYERS = (
-  ("errors", "durations", "progress", "data.batch", "data.faults"),
+  ("errors", "shipped", "durations", "progress", "data.batch", "data.faults"),
   ("schema", "data.cleaning"),
   ("config", "sharding", "platforms", "plan.hlo"),
   ("models", "losses", "datasets", "schedules", "parameter_rules", "data"),
   ("ema", "late_start", "treatments"),
   ("optimizer", "microbatch", "objectives", "run.processes", "preparation"),
   ("train_step",),
+  ("config_files",),
   ("evaluators", "checkpoint", "command_line", "weights"),
   ("run", "metrics", "training_data", "plan.topologies"),
   ("build",),
   ("trained", "embeddings"),
   ("labels",),
-  ("train", "plan", "evaluation", "report"),
-  ("page",),
+  ("loop", "plan", "evaluation", "report"),
+  ("api", "page"),
   ("commands",),
+  ("__main__",),
 )
 _LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -9,7 +9,7 @@ import programs
 import pytest
 import runs
 
-from big_siglip import command_line, train
+from big_siglip import command_line, loop
 from big_siglip.errors import exit_on_error
 
 TOO_MANY_STEPS = "at most config.total_steps=60"
@@ -19,7 +19,7 @@ def _error(capsys, workdir, arguments, config=runs.CONFIG):
   """Returns what the program says, as main.py calls its parts."""
   runs.scratch()
   with pytest.raises(SystemExit) as end, exit_on_error():
-    train.train(command_line.load_config(config, arguments), workdir)
+    loop.train(command_line.load_config(config, arguments), workdir)
   assert end.value.code == 2
   return _one_message(capsys.readouterr().err)
 
@@ -158,7 +158,7 @@ def test_a_workdir_that_cannot_be_written_is_named(capsys, tmp_path):
   ("arguments", "said"),
   [
     (["--config=configs/no.py"], "--config=configs/no.py: no such file"),
-    ([], "--config=configs/NAME.py must be given"),
+    ([], "--config=NAME or --config=FILE.py must be given (by name: b16,"),
     (["--config=configs/digits.py", "--workdri=x"], "workdri"),
     (["--config=configs/digits.py:seed=x"], "config.seed"),
     (["--config=configs/digits.py", "runs"], "unexpected argument 'runs'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip import build, ema, sharding, train
+from big_siglip import build, ema, loop, sharding
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.trained import saved
 
@@ -81,7 +81,7 @@ def test_a_run_evaluates_and_leaves_its_average(tmp_path, monkeypatch, caplog):
 
   monkeypatch.setattr(build, "evaluators", lambda *_: {"test": evaluate})
   config = _config(evals__test__every=4)
-  train.train(config, str(tmp_path))
+  loop.train(config, str(tmp_path))
   program = build.program(config, build.mesh(config))
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
   state, _ = checkpoints.restore(program.abstract_state)

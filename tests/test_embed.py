@@ -26,9 +26,8 @@ import runs
 
 import big_siglip
 from big_siglip import embeddings
-from big_siglip.embeddings import datasets
+from big_siglip.embeddings import datasets, index
 from big_siglip.embeddings import description as descriptions
-from big_siglip.embeddings.index import open_index, search_index
 from big_siglip.embeddings.pipeline import embed_missing
 from big_siglip.embeddings.search import search_exactly
 from big_siglip.errors import UserError
@@ -324,7 +323,7 @@ def test_rows_that_are_not_finite_are_not_found(tmp_path):
     search_exactly(reader, bad[[2]], 5)
   if importlib.util.find_spec("faiss"):
     with pytest.raises(UserError, match="--index=exact passes them by"):
-      open_index(reader)
+      index.open_index(reader, "hnsw")
 
 
 def test_what_is_not_finite_is_listed_and_not_written(tmp_path):
@@ -365,15 +364,17 @@ def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
   queries = np.float32(queries / np.linalg.norm(queries, axis=1)[:, None])
   expected = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
   for _ in range(2):  # Made, and read.
-    _, found = search_index(embeddings.Reader(tmp_path), queries, 10)
+    _, found = index.open_index(embeddings.Reader(tmp_path), "hnsw").search(
+      queries, 10
+    )
     np.testing.assert_array_equal(found, expected)
     made = (tmp_path / "_hnsw.faiss").stat().st_mtime_ns
   (tmp_path / "shard-000003.parquet").unlink()
-  search_index(embeddings.Reader(tmp_path), queries, 10)
+  index.open_index(embeddings.Reader(tmp_path), "hnsw").search(queries, 10)
   assert faiss.read_index(str(tmp_path / "_hnsw.faiss")).ntotal == 1_500
   assert (tmp_path / "_hnsw.faiss").stat().st_mtime_ns > made
   (tmp_path / "_hnsw.faiss").write_bytes(b"damaged")
-  search_index(embeddings.Reader(tmp_path), queries, 10)
+  index.open_index(embeddings.Reader(tmp_path), "hnsw").search(queries, 10)
 
 
 @pytest.mark.parametrize(
@@ -572,7 +573,7 @@ def test_folders_of_older_names_are_read_and_gone_on_with(tmp_path):
     (dict(shard_size=9), "shard_size=10, now 9"),
     (dict(dtype="float16"), "dtype=float32, now float16"),
     (dict(kind="texts"), "kind=images, now texts"),
-    (dict(count=1), "count=25, now 1: inputs cannot be added"),
+    (dict(count=1), "count=25, now 1; --update takes in what is new"),
     (dict(fingerprint="f"), "fingerprint="),
     (dict(checkpoint="moved", inputs="moved"), None),
   ],

@@ -15,7 +15,7 @@ import runs
 from test_embed import make_model
 
 import big_siglip
-from big_siglip import embeddings, sharding, train
+from big_siglip import embeddings, loop, sharding
 from big_siglip.command_line import load_config
 from big_siglip.data.sources import open_source
 from big_siglip.data.sources.embedded import EmbeddedSource
@@ -140,8 +140,8 @@ def trained(tmp_path_factory, checkpoint, photos, embedded):
   """Runs that computed the locked tower, and that did not."""
   folder = tmp_path_factory.mktemp("trained")
   locked = make_config(checkpoint, "folder", photos, optimizer__rules=LOCKED)
-  train.train(locked, str(folder / "locked"))
-  train.train(
+  loop.train(locked, str(folder / "locked"))
+  loop.train(
     make_config(checkpoint, "embeddings", embedded), str(folder / "embedded")
   )
   return folder
@@ -202,6 +202,7 @@ def test_a_whole_model_comes_out(trained, photos):
   )
 
 
+@pytest.mark.slow
 def test_transformers_loads_what_is_exported(trained, photos, tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
@@ -234,7 +235,7 @@ def test_it_trains_for_longer_and_stays_whole(trained, embedded, tmp_path):
   with config.unlocked():
     config.init.state = "all"
   config.evals = {}
-  train.train(config, str(tmp_path / "longer"))
+  loop.train(config, str(tmp_path / "longer"))
   old, new = params_of(before), params_of(tmp_path / "longer")
   assert old.keys() == new.keys()
   for path, array in old.items():
@@ -249,7 +250,7 @@ def test_another_image_tower_is_refused_at_the_start_and_at_the_end(
   other = make_model(tmp_path / "other", seed=1)
   with pytest.raises(UserError) as error:
     config = make_config(other, "embeddings", embedded)
-    train.train(config, str(tmp_path / "run"))
+    loop.train(config, str(tmp_path / "run"))
   said = f"config.init.path={other}: has other parameters than the model that"
   assert said in str(error.value)
   run, step = saved.find(str(trained / "embedded"))
@@ -279,7 +280,7 @@ def test_what_does_not_fit_is_named(
 ):
   with pytest.raises(UserError) as error:
     config = make_config(checkpoint, "embeddings", embedded, **changes)
-    train.train(config, str(tmp_path / "run"))
+    loop.train(config, str(tmp_path / "run"))
   assert said in str(error.value)
   assert len(str(error.value).splitlines()) == 1
 

@@ -284,7 +284,7 @@ def test_tfrecord_names_the_tool_and_damaged_records_are_left_out(
   old = pathlib.Path(
     format_cases.as_tfrecord(formats["tfds"][2], tmp_path / "o")
   )
-  with pytest.raises(UserError, match="tools/rewrite_tfrecord.py --input="):
+  with pytest.raises(UserError, match="big-siglip rewrite_tfrecord --input="):
     sources.open_source("tfds", "train", str(old))
   (file,) = old.glob("*tfrecord-*")
   data = bytearray(file.read_bytes())

@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 import runs
 
-from big_siglip import build, train
+from big_siglip import build, loop
 from big_siglip.command_line import load_config
 from big_siglip.config import find_problems
 from big_siglip.errors import UserError
@@ -232,5 +232,5 @@ def test_a_dry_run_says_that_a_state_goes_on(short_run, capsys):
 def test_training_asks_the_weights_before_anything_else(photos, tmp_path):
   config = _load("finetune", tmp_path / "none", *_settings(photos))
   with pytest.raises(UserError, match="config.init.path=.*none: no such file"):
-    train.train(config, str(tmp_path / "run"))
+    loop.train(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize("name", golden.RUNS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    # The longest, of what tests/test_sharding.py and others have one by one.
+    pytest.param(name, marks=pytest.mark.slow) if name == "scan" else name
+    for name in golden.RUNS
+  ],
+)
 def test_fifty_steps_end_as_they_always_did(name):
   recorded = json.loads(golden.FILE.read_text())
   expected, found = recorded[name], golden.record(name)

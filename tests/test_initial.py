@@ -11,7 +11,7 @@ import programs
 import pytest
 import runs
 
-from big_siglip import build, train
+from big_siglip import build, loop
 from big_siglip.data import vocabulary
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import ByteTokenizer, make_tokenizer
@@ -268,6 +268,6 @@ def test_a_run_that_ends_in_its_first_evaluation_may_be_mended(
     }
   run = str(tmp_path / "run")
   with pytest.raises(UserError, match=r"^config\.evals\.pairs: calibration"):
-    train.train(config, run)
+    loop.train(config, run)
   mended = runs.config(**TRAINED, init__path=str(folder), seed=5)
   assert workdir.read_config(workdir.claim(run, mended))["seed"] == 5

@@ -26,8 +26,8 @@ def _model(scan=True, **lora):
 @pytest.mark.parametrize("scan", [True, False])
 def test_at_the_start_nothing_is_changed(scan):
   config, model, inputs = _model(scan)
-  params = model.init(jax.random.key(0), *inputs)["params"]
-  plain = SigLIP(config).init(jax.random.key(0), *inputs)
+  params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+  plain = jax.jit(SigLIP(config).init)(jax.random.key(0), *inputs)
   for got, wanted in zip(
     model.apply({"params": params}, *inputs),
     SigLIP(config).apply(plain, *inputs),
@@ -39,7 +39,7 @@ def test_at_the_start_nothing_is_changed(scan):
 @pytest.mark.parametrize("scan", [True, False])
 def test_merged_kernels_are_the_sums_written_out(scan):
   config, model, inputs = _model(scan)
-  params = model.init(jax.random.key(0), *inputs)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
   params["lora"] = jax.tree.map(
     lambda x: jnp.asarray(
       np.random.default_rng(x.size).normal(size=x.shape), jnp.float32

@@ -200,6 +200,7 @@ def test_embedding_is_the_pooled_encoder_output(tower, pooling, tokens, pool):
   np.testing.assert_allclose(embedding, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_leaves_the_gradients_of_the_loss():
   def gradients(remat):
     model = SigLIP(model_config(text=dict(depth=2), remat=remat))

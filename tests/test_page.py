@@ -17,6 +17,7 @@ import types
 import zipfile
 import zlib
 
+from absl import logging as absl_logging
 import numpy as np
 import pages
 from pages import ask, classify, form
@@ -62,6 +63,8 @@ def serve_here(place, folder=None, **limits):
     folder, place.model, str(place.checkpoint), limits
   )
   app = make_app(Scorer(place.model, limits), "tiny", gallery, limits)
+  # Configuring logs closes the handlers there are, and absl's its stream.
+  absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
   config = uvicorn.Config(app, lifespan="off", log_level="error")
   server = uvicorn.Server(config)
   with socket.create_server(("127.0.0.1", 0)) as listener:

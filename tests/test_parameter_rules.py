@@ -260,6 +260,7 @@ def test_frozen_blocks_are_marked_one_by_one():
     )
 
 
+@pytest.mark.slow
 def test_blocks_that_are_frozen_in_a_run_stay_as_they_were():
   rules = (
     (r"image/encoder/blocks[:1]/.*|text/.*embedding.*", dict(freeze=True)),

@@ -10,7 +10,7 @@ import time
 import pytest
 import runs
 
-from big_siglip import build, metrics, train
+from big_siglip import build, loop, metrics
 from big_siglip.run.meter import Meter
 from big_siglip.run.preemption import Interrupted, StopSignal
 from big_siglip.run.skipped import Skipped
@@ -43,13 +43,13 @@ def test_an_evaluation_is_left_at_once_and_done_at_the_next_start(
     return {"test": evaluate}
 
   monkeypatch.setattr(build, "evaluators", slowly)
-  train.train(runs.config(**SHORT), str(tmp_path))
+  loop.train(runs.config(**SHORT), str(tmp_path))
   output = capfd.readouterr().out
   assert output.count("SIGTERM: will save and stop") == 1
   assert "stopped after step 2; run again" in output
   assert _steps(tmp_path) == [2] and len(calls) == 1
 
-  train.train(runs.config(**SHORT), str(tmp_path))
+  loop.train(runs.config(**SHORT), str(tmp_path))
   evaluated = [
     line["step"]
     for line in metrics.read_metrics(tmp_path)
@@ -75,13 +75,13 @@ def test_the_look_at_a_step_is_not_interrupted(tmp_path, monkeypatch, capfd):
   monkeypatch.setattr(Meter, "step_done", step_done)
   monkeypatch.setattr(Skipped, "count", counted)
   config = runs.config(**SHORT, log_every=4)  # The evaluation waits for step 2.
-  train.train(config, str(tmp_path))
+  loop.train(config, str(tmp_path))
   assert len(looked) == 2 and _steps(tmp_path) == [2]
   assert "stopped after step 2; run again" in capfd.readouterr().out
 
 
 def test_slow_data_do_not_keep_a_run_from_saving(tmp_path, monkeypatch, capfd):
-  train_batches = train.train_batches
+  train_batches = loop.train_batches
 
   class Slow:
     def __init__(self, *arguments, **options):
@@ -96,8 +96,8 @@ def test_slow_data_do_not_keep_a_run_from_saving(tmp_path, monkeypatch, capfd):
       self._taken += 1
       return next(self._batches)
 
-  monkeypatch.setattr(train, "train_batches", Slow)
-  train.train(runs.config(**SHORT), str(tmp_path))
+  monkeypatch.setattr(loop, "train_batches", Slow)
+  loop.train(runs.config(**SHORT), str(tmp_path))
   assert "stopped after step 3; run again" in capfd.readouterr().out
   assert _steps(tmp_path) == [3]
 

@@ -123,7 +123,7 @@ def test_two_then_one_then_four_processes_train_one_run(
 @pytest.mark.parametrize(
   ("count", "lost"),
   [
-    (2, 1),
+    pytest.param(2, 1, marks=pytest.mark.slow),
     pytest.param(4, 3, marks=pytest.mark.slow),
     pytest.param(4, 0, marks=pytest.mark.slow),
   ],

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 
+from etils import epath
+import ml_collections
 import numpy as np
 from PIL import Image
 import programs
@@ -16,7 +18,9 @@ import big_siglip
 from big_siglip import report
 from big_siglip.data.sources import open_source
 from big_siglip.errors import UserError
+from big_siglip.evaluation import rows
 from big_siglip.report import (
+  answers,
   axes,
   charts,
   curves,
@@ -25,7 +29,7 @@ from big_siglip.report import (
   resources,
   samples,
 )
-from big_siglip.report.runs import read_runs
+from big_siglip.report.opening import read_runs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = '<script>alert("caption")</script> & <img src=x onerror=alert(1)>'
@@ -151,6 +155,13 @@ def render(*folders, price=None):
   """Returns the page of runs without pictures."""
   text = page.render(read_runs([str(f) for f in folders]), [], price)
   return Page(text)
+
+
+def read_pool(spec, data):
+  """Returns the pool of an evaluation of a run with this `config.data`."""
+  config = {"evals": {"shown": spec}, "data": data}
+  source = pool.open_data(pool.DataKey.of(spec, data), config, "shown")
+  return pool.read_pool(source, 300)
 
 
 def note(found):
@@ -350,7 +361,7 @@ def test_captions_may_lie_in_a_file_of_their_own(photos, tmp_path):
     "captions_file": str(tmp_path / "split.json"),
     "max_captions": 1,
   }
-  found = pool.read_pool(pool.DataKey.of(spec, {}), 300)
+  found = read_pool(spec, {})
   assert found.index == [0, 1, 2, 4]
   assert found.texts == ["a square"]
   assert found.skipped == ["number 3: is no image of a known format"]
@@ -363,8 +374,7 @@ def test_fields_of_a_table_are_those_of_training(photos, tmp_path):
   place = {"path": str(tmp_path / "some.parquet"), "split": "all"}
   spec = {"data": "parquet", **place}
   data = {"name": "parquet", **place, "text_keys": ["title"]}
-  key = pool.DataKey.of(spec, data)
-  assert pool.read_pool(key, 300).texts == ["x", "y", "z"]
+  assert read_pool(spec, data).texts == ["x", "y", "z"]
 
 
 def test_a_config_of_other_times_is_understood(digits, model, tmp_path):
@@ -374,8 +384,9 @@ def test_a_config_of_other_times_is_understood(digits, model, tmp_path):
     del config["evals"]["test"][field]
   (tmp_path / "config.json").write_text(json.dumps(config))
   (run,) = read_runs([str(tmp_path)])
-  ((key, spec),) = pool.wanted(run).items()
-  answers = pool.ask(model, pool.read_pool(key, 20), spec)
+  ((key, asked),) = pool.wanted(run).items()
+  source = pool.open_data(key, run.config, asked.name)
+  answers = pool.ask(model, pool.read_pool(source, 20), asked)
   assert len(answers.guesses.names) == 20
 
 
@@ -459,6 +470,109 @@ def test_probabilities_of_a_softmax_are_told_to_mean_nothing(digits, copy):
   samples.groups(runs, 1)
   (said,) = runs[0].notes
   assert "never trained, so there are no sigmoid probabilities that" in said
+
+
+@pytest.fixture(scope="module")
+def evaluated(digits, tmp_path_factory):
+  """Two folders of results of the run; in the second one other answers."""
+  folders = [tmp_path_factory.mktemp("results") / name for name in "ab"]
+  status, _, said = programs.call(
+    "tools/evaluate.py", f"--checkpoint={digits}", f"--output={folders[0]}"
+  )
+  assert status == 0, said
+  shutil.copytree(*folders)
+  file = epath.Path(folders[1]) / "test.csv"
+  table = rows.read(file)
+  for place in range(5, 15):
+    right = not table["right"][place]
+    table["right"][place], table["label_rank"][place] = right, 1 + (not right)
+    table["predicted"][place] = table["label"][place] if right else EVIL
+  rows.write(file, table)
+  return folders
+
+
+def test_evaluations_are_compared_with_their_images(evaluated, tmp_path):
+  file = tmp_path / "report.html"
+  report.write_report(list(map(str, evaluated)), str(file), examples=1)
+  text = file.read_text()
+  found = Page(text)
+  assert "<script>alert" not in text
+  table = rows.read(epath.Path(evaluated[0]) / "test.csv")
+  wrong = [i for i, right in enumerate(table["right"]) if not right]
+  (said,) = [t for _, t in found.all("p") if "from wrong to right" in t]
+  better = len([i for i in range(5, 15) if i in wrong])
+  assert said.startswith(
+    f"{better} went from wrong to right, {10 - better} from right to wrong."
+  )
+  compared = found.rows("b against a, test")
+  assert [row[0] for row in compared] == [
+    *("metric", "accuracy", "top5", "per_class")
+  ]
+  change = 100 * (2 * better - 10) / 360
+  assert compared[1][3].startswith(f"{change:+.1f} points ")
+  evaluation = json.loads((evaluated[0] / "results.json").read_text())
+  low, high = evaluation["evaluations"]["test"]["intervals"]["accuracy"]
+  told = dict((row[0], row[1]) for row in found.rows(
+    "The last value of every metric"))  # fmt: skip
+  assert f"{100 * low:.1f} to {100 * high:.1f} %" in told["test/accuracy"]
+  assert ["test", "360", "360"] in found.rows("How many images they are of")
+  assert f"{len(wrong)} of 360 images are wrong" in text
+  # Each of those that changed and of those that are wrong has its picture.
+  keys = [t for _, t in found.all("p", class_="key")]
+  assert len(keys) == 10 + 2 * 48
+  pictures = {a["alt"] for a, _ in found.all("img")}
+  assert set(keys) <= pictures
+
+
+def test_results_in_a_runs_folder_are_its_own(evaluated, digits, copy):
+  own, other = copy("own"), copy("other")
+  for folder in (own, other):
+    for name in ("results.json", "test.csv"):
+      shutil.copy(evaluated[0] / name, folder / name)
+  content = json.loads((own / "results.json").read_text())
+  content["checkpoint"] = str(own / "checkpoints" / "6")
+  (own / "results.json").write_text(json.dumps(content))
+  first, second = read_runs([str(own), str(other)])
+  assert first.results and not second.results
+  assert f"is of another model, {digits}" in second.notes[-1]
+  found = Page(page.render([first], [], None, answers.wrong([first], False)))
+  assert [row[0] for row in found.rows("The last value of every metric")] == [
+    *("metric", "test/accuracy", "test/per_class", "test/top5")
+  ]
+  assert found.all("section", id="wrong") and not found.all("img")
+
+
+def test_what_cannot_be_compared_or_seen_leaves_a_note(evaluated, tmp_path):
+  folder = tmp_path / "c"
+  shutil.copytree(evaluated[0], folder)
+  content = json.loads((folder / "results.json").read_text())
+  spec = content["evaluations"]["test"]["spec"]
+  spec |= {"data": "folder", "path": "/no/such/folder", "split": "all"}
+  content["checkpoint"] = "/no/such/model"
+  (folder / "results.json").write_text(json.dumps(content))
+  runs = read_runs([str(folder), str(evaluated[0])])
+  assert runs[0].notes == ["The model is gone: /no/such/model."]
+  (said,) = answers.wrong(runs[:1], True)[0].notes
+  assert "No pictures: config.evals.test.path='/no/such/folder'" in said
+  (folder / "test.csv").unlink()
+  (one,) = answers.compared(runs, True)
+  assert "Not compared" in one.notes[0] and "test.csv" in one.notes[0]
+  text = page.render(runs, [], None, answers.wrong(runs, False), [one])
+  assert Page(text).all("section", id="compared")
+
+
+def test_a_data_set_names_its_evaluation(model, photos):
+  spec = {
+    "kind": "classification", "data": "folder", "split": "all",
+    "path": str(photos), "classes_file": None, "answers_file": None,
+    "templates": ("{}",), "templates_file": None, "batch_size": 4,
+    "canonicalize": False,
+  }  # fmt: skip
+  shown = read_pool(spec, {})
+  asked = pool.Wanted("shown", ml_collections.ConfigDict(spec))
+  with pytest.raises(UserError) as error:
+    pool.ask(model, shown, asked)
+  assert str(error.value).startswith("config.evals.shown.data='folder'")
 
 
 def test_fine_tuning_and_skipped_data_are_shown(copy):

@@ -131,7 +131,11 @@ def _train(shape, changes, steps=2):
       marks=pytest.mark.slow,
     ),
     # Here the partitioner, not our own code, splits the logits.
-    (DIVISIBLE | {"loss__name": "sigmoid"}, (MESHES[0], MESHES[2])),
+    pytest.param(
+      DIVISIBLE | {"loss__name": "sigmoid"},
+      (MESHES[0], MESHES[2]),
+      marks=pytest.mark.slow,
+    ),
     (DIVISIBLE | {"loss__name": "softmax"}, (MESHES[0], MESHES[2])),
     (INDIVISIBLE, (MESHES[0], MESHES[2])),
   ],

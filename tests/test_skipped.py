@@ -166,6 +166,7 @@ def test_shards_of_a_mixture_are_listed_by_its_sources(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_two_processes_list_what_one_would_skip(tmp_path):
   images = format_cases.photos()
   images["00004"] = images["00004"][0][:200], images["00004"][1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 
-from big_siglip import build, metrics, sharding, train
+from big_siglip import build, loop, metrics, sharding
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.errors import UserError
 from big_siglip.run import workdir
@@ -77,7 +77,7 @@ def _logged(folder):
 def half(tmp_path_factory):
   """The folder of a finished run of `HALF` steps, with an average."""
   folder = tmp_path_factory.mktemp("stages") / "half"
-  train.train(_config(decay=0.9, total_steps=HALF), str(folder))
+  loop.train(_config(decay=0.9, total_steps=HALF), str(folder))
   return folder
 
 
@@ -85,10 +85,10 @@ def test_a_finished_run_trains_for_longer_as_if_it_had_never_ended(
   half, tmp_path, capsys
 ):
   config = _config(decay=0.9, total_steps=2 * HALF)
-  train.train(config, str(tmp_path / "whole"))
+  loop.train(config, str(tmp_path / "whole"))
   capsys.readouterr()
   longer = _config(half, decay=0.9, total_steps=2 * HALF)
-  train.train(longer, str(tmp_path / "longer"))
+  loop.train(longer, str(tmp_path / "longer"))
   said = capsys.readouterr().out
   state, data = _final(tmp_path / "longer", longer)
   expected, expected_data = _final(tmp_path / "whole", config)
@@ -117,13 +117,14 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 def test_a_changed_stage_that_is_killed_ends_as_one_that_is_not(
   half, tmp_path, capsys
 ):
   source = tmp_path / "source"
   shutil.copytree(half, source)
   config = _config(source, decay=0.9, **CHANGED)
-  train.train(config, str(tmp_path / "whole"))
+  loop.train(config, str(tmp_path / "whole"))
   said = capsys.readouterr().out
   positions = "image/position_embedding, text/position_embedding"
   assert f"parameters resampled: {positions}" in said
@@ -136,7 +137,7 @@ def test_a_changed_stage_that_is_killed_ends_as_one_that_is_not(
   for step in (8, 9):
     shutil.rmtree(killed / "checkpoints" / str(step))
   shutil.rmtree(source)
-  train.train(config, str(killed))
+  loop.train(config, str(killed))
   assert "resuming from step 6\n" in capsys.readouterr().out
 
   state, data = _final(killed, config)
@@ -250,8 +251,15 @@ def test_what_a_rule_frees_begins_and_what_it_freezes_ends(tmp_path, name):
   assert "moments left behind: text/encoder (18), text/head (2)" in report
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+  ("scan", "name"),
+  [
+    (True, "adamw"),
+    (False, "adafactor"),
+    pytest.param(True, "adafactor", marks=pytest.mark.slow),
+    pytest.param(False, "adamw", marks=pytest.mark.slow),
+  ],
+)
 def test_blocks_and_their_moments_may_be_stacked_or_not(tmp_path, name, scan):
   sizes = {"model__image__depth": 2, "model__text__depth": 2}
   sizes["optimizer__name"] = name

@@ -109,9 +109,7 @@ def test_a_calibration_is_the_likeliest_and_is_used_by_who_loads(place, kept):
   )
   # Scikit-learn's, with the same doubt: each pair counts as both.
   doubt = np.where(right, 1 / (30 + 2), 1 / (60 + 2)).ravel()
-  fitted = LogisticRegression(
-    C=np.inf, tol=1e-9, solver="newton-cholesky"
-  ).fit(
+  fitted = LogisticRegression(C=np.inf, tol=1e-9, solver="newton-cholesky").fit(
     np.tile(cosines.ravel(), 2)[:, None],
     np.concatenate([right.ravel(), ~right.ravel()]),
     sample_weight=np.concatenate([1 - doubt, doubt]),

@@ -343,6 +343,7 @@ def _train(towers, workdir, weights, *flags):
   )
 
 
+@pytest.mark.slow
 def test_a_text_tower_is_trained_to_it(towers, tmp_path):
   tokenizer = "--config.data.tokenizer=bytes"
   status, _, said = _train(towers, tmp_path / "run", "vision", tokenizer)

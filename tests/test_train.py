@@ -12,7 +12,7 @@ import programs
 import pytest
 import runs
 
-from big_siglip import build, metrics, train
+from big_siglip import build, loop, metrics
 from big_siglip.errors import RunStopped, UserError
 
 SHORT = {"total_steps": 12, "checkpoint__every": 4, "evals__test__every": 6}
@@ -128,7 +128,7 @@ def test_checkpoints_that_are_all_damaged_are_one_line(finished, tmp_path):
   with pytest.raises(
     UserError, match=r"can be read \(tried steps 12, 8\)"
   ) as e:
-    train.train(runs.config(**SHORT), str(workdir))
+    loop.train(runs.config(**SHORT), str(workdir))
   assert len(str(e.value).splitlines()) == 1
   assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"8", "12"}
 
@@ -185,7 +185,7 @@ def test_skip_mode_leaves_such_steps_out_and_counts_them(tmp_path, monkeypatch):
   _spoil(monkeypatch, {2, 3})
   config = runs.config(**{**SHORT, "total_steps": 6}, nonfinite="skip")
   config.evals = {}
-  train.train(config, str(tmp_path))
+  loop.train(config, str(tmp_path))
   lines = metrics.read_metrics(tmp_path)
   assert [line["skipped_steps"] for line in lines] == [2, 2]
   assert lines[0]["loss"] is None
@@ -212,7 +212,7 @@ def test_stop_mode_saves_nothing_that_is_not_finite(tmp_path, monkeypatch):
 
   monkeypatch.setattr(build, "program", poisoned)
   with pytest.raises(RunStopped, match="^step 4: the loss is nan") as error:
-    train.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
   assert f"last good checkpoint: {tmp_path}/checkpoints/2 " in str(error.value)
   assert len(str(error.value).splitlines()) == 1
   assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
@@ -222,10 +222,10 @@ def test_rules_reach_the_optimizer(tmp_path):
   config = runs.config(**{**SHORT, "total_steps": 2})
   config.evals = {}
   config.optimizer.rules = (("image/.*", {"freeze": True}),)
-  train.train(config, str(tmp_path))
+  loop.train(config, str(tmp_path))
   program = build.program(config, build.mesh(config))
   before = runs.flatten(program.init().params)
-  checkpoints = train.Checkpoints(tmp_path / "checkpoints", keep=2)
+  checkpoints = loop.Checkpoints(tmp_path / "checkpoints", keep=2)
   state, _ = checkpoints.restore(program.abstract_state)
   checkpoints.close()
   for path, array in runs.flatten(state.params).items():
@@ -238,12 +238,12 @@ def test_rules_reach_the_optimizer(tmp_path):
 def test_rates_are_read_over_whole_windows(tmp_path, monkeypatch):
   windows = []
 
-  class Meter(train.Meter):
+  class Meter(loop.Meter):
     def read(self):
       windows.append(self._steps)
       return super().read()
 
-  monkeypatch.setattr(train, "Meter", Meter)
-  train.train(runs.config(**SHORT, checkpoint__keep=3), str(tmp_path))
+  monkeypatch.setattr(loop, "Meter", Meter)
+  loop.train(runs.config(**SHORT, checkpoint__keep=3), str(tmp_path))
   # The first step, which compiles, counts in none.
   assert windows == [2, 3, 3, 3]

@@ -1,27 +1,32 @@
 """Embeds images or texts, millions of them, into Parquet files.
 
-python tools/embed.py --checkpoint=models/b16 --images=PHOTOS --output=vectors
-python tools/embed.py --checkpoint=models/b16 --output=vectors \
+big-siglip embed --checkpoint=models/b16 --images=PHOTOS --output=vectors
+big-siglip embed --checkpoint=models/b16 --images=PHOTOS --output=vectors \
+  --update
+big-siglip embed --checkpoint=models/b16 --output=vectors \
   --images='cc12m/{00000..01242}.tar'
-python tools/embed.py --checkpoint=runs/scenes --texts=captions.csv \
+big-siglip embed --checkpoint=runs/scenes --texts=captions.csv \
   --column=caption --output=vectors --dtype=float16
 
-Started again it goes on where it ended or was killed: whole shards stay. Rows
-have a key (an image's path in the folder, or the number of a line), the text,
-and the embedding, of length 1. _skipped.jsonl lists what cannot be read. Tar
-shards, Parquet, ArrayRecord and TFDS are taken as well: docs/formats.md.
+Started again it goes on where it ended or was killed: whole shards stay.
+--update takes in what is new or has changed since, and drops what is gone; it
+can be killed, too. --distributed shares the work among processes, each started
+by the same command. Rows have a key (an image's path in the folder, or the
+number of a line), the text, the embedding, of length 1, and columns to filter
+by. _skipped.jsonl lists what cannot be read. docs/embeddings.md says more.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
-import sys
 import time
+from typing import Any
 import warnings
 
 from absl import flags, logging
 
-from big_siglip.errors import exit_on_error, RunStopped, UserError
+from big_siglip.errors import exit_on_error, naming, RunStopped, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or published weights."
@@ -40,7 +45,15 @@ _DATA = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", None, "Of a data set; all unless given.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
-_SHARD_SIZE = flags.DEFINE_integer("shard_size", 10_000, "Inputs of a file.")
+_UPDATE = flags.DEFINE_bool(
+  "update", False, "Embed what is new or has changed; drop what is gone."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join other processes, as config.distributed does."
+)
+_SHARD_SIZE = flags.DEFINE_integer(
+  "shard_size", None, "Inputs of a file; 10,000, or as the folder has."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Rows at once.")
 _NUM_THREADS = flags.DEFINE_integer(
   "num_threads", os.cpu_count() or 1, "Threads that read and decode."
@@ -48,7 +61,7 @@ _NUM_THREADS = flags.DEFINE_integer(
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Or float16: half the size.")
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON.")
 _DTYPES = ("float32", "float16")
-_SECONDS = 10.0  # Between lines of progress.
+_SHARD = 10_000  # Inputs of a file.
 
 
 def main(argv: list[str]) -> None:
@@ -58,9 +71,8 @@ def main(argv: list[str]) -> None:
   warnings.filterwarnings("ignore", module="PIL")
   with exit_on_error():
     _check_flags(argv[1:])
-    import big_siglip
     from big_siglip import embeddings, platforms
-    from big_siglip.embeddings import description as descriptions
+    from big_siglip.run import processes
 
     if _IMAGES.value:
       path, read = _IMAGES.value, embeddings.read_images
@@ -68,20 +80,139 @@ def main(argv: list[str]) -> None:
       path, read = _TEXTS.value, embeddings.read_texts
     inputs = read(path, _COLUMN.value, _DATA.value, _SPLIT.value)
     platforms.prepare()
-    model = big_siglip.load(_CHECKPOINT.value)
-    model.embedder(inputs.kind)  # Before a folder is made.
-    description = descriptions.describe(
-      inputs,
-      embeddings.describe_model(model, _CHECKPOINT.value),
-      _DTYPE.value,
-      _SHARD_SIZE.value,
-    )
-    folder = pathlib.Path(_OUTPUT.value).expanduser()
-    writer = embeddings.Writer(folder, description)
-    result = _embed(writer, model, inputs, description)
+    if _DISTRIBUTED.value:
+      with naming({"config.distributed": "--distributed"}):
+        processes.join()
+    with processes.stopping_together():
+      _embed(inputs)
+
+
+def _embed(inputs) -> None:
+  """Embeds, and prints what was done."""
+  import jax
+
+  import big_siglip
+  from big_siglip import embeddings
+  from big_siglip.data import embedding_folder
+  from big_siglip.embeddings import description as descriptions
+
+  # Each process computes for itself: what one has to do is not the others'.
+  alone = jax.process_count() == 1
+  model = big_siglip.load(
+    _CHECKPOINT.value, **({} if alone else {"device": jax.local_devices()})
+  )
+  model.embedder(inputs.kind)  # Before a folder is made.
+  folder = pathlib.Path(_OUTPUT.value).expanduser()
+  is_there = embedding_folder.description_file(folder).exists()
+  size = _SHARD_SIZE.value or (
+    embedding_folder.read(folder).shard_size if is_there else _SHARD
+  )
+  made = embeddings.describe_model(model, _CHECKPOINT.value)
+  description = descriptions.describe(inputs, made, _DTYPE.value, size)
+  run = _update if _UPDATE.value and is_there else _go_on
+  result = run(folder, description, model, inputs)
+  if jax.process_index() == 0:  # One speaks for all.
     _print_result(result, inputs.kind)
-    if not writer.num_rows:
-      raise RunStopped(f"none of {len(inputs)} {inputs.kind} can be read")
+  if not result["rows"]:
+    raise RunStopped(f"none of {len(inputs)} {inputs.kind} can be read")
+
+
+def _go_on(folder, description, model, inputs) -> dict[str, Any]:
+  """Embeds the shards that the folder has not."""
+  import jax
+
+  from big_siglip import embeddings
+  from big_siglip.run import processes
+
+  leads = jax.process_index() == 0
+  if not leads:
+    processes.wait_for_all("the folder is described")
+  writer = embeddings.Writer(folder, description, leads)
+  if leads:
+    processes.wait_for_all("the folder is described")
+  skipped = writer.num_skipped
+  done = writer.num_rows + skipped
+  missing = {number: description.shard(number) for number in writer.missing}
+  # All have listed what is missing before one writes any of it.
+  processes.wait_for_all("the shards are listed")
+  now = _run(writer, model, inputs, missing, len(inputs) - done)
+  writer.look_again()
+  writer.close()
+  return {
+    "output": _OUTPUT.value,
+    "rows": writer.num_rows,
+    "skipped": writer.num_skipped,
+    "skipped_now": writer.num_skipped - skipped,
+    **now,
+  }
+
+
+def _update(folder, description, model, inputs) -> dict[str, Any]:
+  """Brings a folder up to what the inputs are now."""
+  from big_siglip import progress
+  from big_siglip.embeddings import folder as folders
+  from big_siglip.embeddings.update import Update
+  from big_siglip.run import processes
+
+  with folders.writing(folder):
+    update = Update(folder, description, inputs, _NUM_THREADS.value)
+    if len(set(processes.gather(update.token))) > 1:
+      raise RunStopped(
+        f"{inputs.path}: changed while the processes looked at it; start again"
+      )
+    counts = update.counts
+    progress.say(
+      f"{counts.added} {inputs.kind} are new, {counts.changed} have changed, "
+      f"{counts.removed} are gone, {counts.same} are the same"
+    )
+    if update.is_old:
+      progress.say(
+        f"{folder} was made before it was noted what its images were: all are "
+        "embedded again, this once"
+      )
+    now = _run(
+      update, model, inputs, update.shards, update.num_new, update.before
+    )
+    rows, skipped = update.commit()
+  return {
+    "output": _OUTPUT.value,
+    "rows": rows,
+    "skipped": skipped,
+    **dataclasses.asdict(counts),
+    **now,
+  }
+
+
+def _run(writer, model, inputs, shards, total, before=None) -> dict[str, Any]:
+  """Embeds this process's part of some shards; returns what all did."""
+  import jax
+
+  from big_siglip import progress
+  from big_siglip.embeddings.pipeline import embed_missing
+  from big_siglip.run import processes
+
+  count = jax.process_count()
+  own = dict(list(shards.items())[jax.process_index() :: count])
+  start = time.perf_counter()
+  with progress.Progress(-(-total // count), inputs.kind) as show:
+    embedded = embed_missing(
+      writer,
+      model,
+      inputs,
+      own,
+      batch_size=_BATCH_SIZE.value,
+      num_threads=_NUM_THREADS.value,
+      progress=show.add,
+      before=before,
+    )
+  # Which waits for all, too.
+  embedded = sum(map(int, processes.gather(str(embedded))))
+  seconds = time.perf_counter() - start
+  return {
+    "embedded_now": embedded,
+    "seconds": seconds,
+    "per_second": embedded / seconds,
+  }
 
 
 def _check_flags(arguments: list[str]) -> None:
@@ -91,78 +222,13 @@ def _check_flags(arguments: list[str]) -> None:
   if bool(_IMAGES.value) == bool(_TEXTS.value):
     raise UserError("either --images=FOLDER or --texts=FILE must be given")
   for flag in (_SHARD_SIZE, _BATCH_SIZE, _NUM_THREADS):
-    if flag.value < 1:
+    if flag.value is not None and flag.value < 1:
       raise UserError(f"--{flag.name}={flag.value}: must be at least 1")
   if _DTYPE.value not in _DTYPES:
     allowed = " or ".join(_DTYPES)
     raise UserError(f"--dtype={_DTYPE.value}: must be {allowed}")
   if arguments:
     raise UserError(f"{arguments[0]!r}: belongs to no flag")
-
-
-def _embed(writer, model, inputs, description) -> dict[str, float]:
-  from big_siglip.embeddings.pipeline import embed_missing
-
-  rows, skipped = writer.num_rows, writer.num_skipped
-  shards = {number: description.shard(number) for number in writer.missing}
-  show = _Progress(rows + skipped, len(inputs), inputs.kind)
-  start = time.perf_counter()
-  embed_missing(
-    writer,
-    model,
-    inputs,
-    shards,
-    batch_size=_BATCH_SIZE.value,
-    num_threads=_NUM_THREADS.value,
-    progress=show.add,
-  )
-  seconds = time.perf_counter() - start
-  show.close()
-  writer.close()
-  embedded = writer.num_rows - rows
-  return {
-    "output": _OUTPUT.value,
-    "rows": writer.num_rows,
-    "skipped": writer.num_skipped,
-    "embedded_now": embedded,
-    "skipped_now": writer.num_skipped - skipped,
-    "seconds": seconds,
-    "per_second": embedded / seconds,
-  }
-
-
-class _Progress:
-  """A bar on a terminal, elsewhere a line now and then."""
-
-  def __init__(self, done: int, total: int, unit: str):
-    self._done, self._total, self._unit = done, total, unit
-    self._first, self._start = done, time.perf_counter()
-    self._next = self._start + _SECONDS
-    self._bar = None
-    if sys.stderr.isatty():
-      import tqdm
-
-      self._bar = tqdm.tqdm(initial=done, total=total, unit=f" {unit}")
-
-  def add(self, count: int) -> None:
-    self._done += count
-    if self._bar:
-      self._bar.update(count)
-      return
-    now = time.perf_counter()
-    if now < self._next:
-      return
-    self._next = now + _SECONDS
-    speed = (self._done - self._first) / (now - self._start)
-    print(
-      f"{self._done} of {self._total} {self._unit}, {speed:.1f} a second",
-      file=sys.stderr,
-      flush=True,
-    )
-
-  def close(self) -> None:
-    if self._bar:
-      self._bar.close()
 
 
 def _print_result(result, kind) -> None:
@@ -173,7 +239,12 @@ def _print_result(result, kind) -> None:
     f"{result['output']}: {result['rows']} {kind} embedded, "
     f"{result['skipped']} skipped"
   )
+  if "added" in result:
+    print(
+      f"{result['added']} new, {result['changed']} changed, "
+      f"{result['removed']} dropped, {result['same']} as they were"
+    )
   print(
-    f"of these now: {result['embedded_now']} and {result['skipped_now']}, in "
-    f"{result['seconds']:.1f} s: {result['per_second']:.1f} {kind}/s"
+    f"of these now: {result['embedded_now']}, in {result['seconds']:.1f} s: "
+    f"{result['per_second']:.1f} {kind}/s"
   )

@@ -1,9 +1,9 @@
 """Evaluates a checkpoint as its run did, or otherwise; or a run as it trains.
 
-python tools/evaluate.py --checkpoint=runs/digits
-python tools/evaluate.py --checkpoint=models/b16 --output=results \
+big-siglip evaluate --checkpoint=runs/digits
+big-siglip evaluate --checkpoint=models/b16 --output=results \
   --evals=configs/evals/imagenet.py --evals.imagenet.path=PATH
-python tools/evaluate.py --watch=runs/digits
+big-siglip evaluate --watch=runs/digits
 
 --evals names a file with evaluations alone (configs/evals/ has examples);
 --config takes those of a whole config, which must preprocess as the checkpoint

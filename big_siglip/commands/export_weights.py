@@ -1,6 +1,6 @@
 """Writes a trained model in another project's format.
 
-python tools/export_weights.py --checkpoint=runs/photos --format=huggingface \
+big-siglip export --checkpoint=runs/photos --format=huggingface \
   --output=exported
 
 `huggingface` makes a folder that transformers' AutoModel and AutoProcessor

@@ -1,13 +1,13 @@
 """Makes a model folder of published SigLIP or SigLIP 2 weights.
 
-python tools/import_weights.py --weights=google/siglip-so400m-patch14-384 \
+big-siglip import --weights=google/siglip-so400m-patch14-384 \
   --output=models/so400m
-python tools/import_weights.py --weights=webli_en_b16_224.npz \
+big-siglip import --weights=webli_en_b16_224.npz \
   --tokenizer=c4_en/sentencepiece.model --output=models/b16
 
 Reads safetensors of transformers and open_clip (a file, a folder, or the id of
 a repository on the Hugging Face hub) and .npz of big_vision. The folder serves
-wherever a run's folder does: tools/evaluate.py, tools/classify.py, config.init,
+wherever a run's folder does: big-siglip evaluate, classify, config.init,
 big_siglip.load.
 """
 

@@ -1,6 +1,6 @@
 """Shows what a config's model will see of its data, and how fast it comes.
 
-python tools/inspect_data.py --config=configs/folder.py \
+big-siglip inspect --config=configs/folder.py \
   --config.data.path=PHOTOS --output=data.png
 
 Loads the first batches of the training order, draws a page of the images, after

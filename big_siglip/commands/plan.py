@@ -1,7 +1,7 @@
 """Says what a run will need before anyone rents the chips.
 
-python tools/plan.py --config=configs/so400m.py --topology=v5e:16x16 [--json]
-python tools/plan.py --config=configs/b16.py --topology=v5e:4x4 --sweep
+big-siglip plan --config=configs/so400m.py --topology=v5e:16x16 [--json]
+big-siglip plan --config=configs/b16.py --topology=v5e:4x4 --sweep
 
 The TPU compiler does it without a TPU (pip install 'big_siglip[tpu]'). Ends
 with 3 if the run does not fit into the chips' memory.

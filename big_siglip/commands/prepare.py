@@ -1,11 +1,11 @@
 """Prepares WIT, tar shards or Parquet as a TFDS data set, through Apache Beam.
 
-python tools/prepare.py wit wit_v1.train.all-*.tsv.gz --output=DATA/wit/1.0.0 \
+big-siglip prepare wit wit_v1.train.all-*.tsv.gz --output=DATA/wit/1.0.0 \
   --languages=en,de --min_size=128 \
   --user_agent="my-lab/1.0 (https://example.org/crawl; me@example.org)"
-python tools/prepare.py wit_base data/train-*.parquet --output=DATA/wit/1.0.0
-python tools/prepare.py tar cc12m/*.tar --output=DATA/cc12m/1.0.0 --name=cc12m
-python tools/prepare.py parquet *.parquet --output=DATA/p/1.0.0 --captions=text
+big-siglip prepare wit_base data/train-*.parquet --output=DATA/wit/1.0.0
+big-siglip prepare tar cc12m/*.tar --output=DATA/cc12m/1.0.0 --name=cc12m
+big-siglip prepare parquet *.parquet --output=DATA/p/1.0.0 --captions=text
 
 wit: Google's tables, whose images are fetched, politely. wit_base: Wikimedia's
 files, which hold them. tar: what img2dataset writes. parquet: any with image

@@ -1,7 +1,7 @@
 """Writes one HTML page about a run, or about several side by side.
 
-python tools/report.py runs/digits
-python tools/report.py runs/a runs/b --output=compared.html --price=1.2
+big-siglip report runs/digits
+big-siglip report runs/a runs/b --output=compared.html --price=1.2
 
 The page holds configs, curves, evaluations, predictions, similarities and
 retrieval on held-out examples, skipped data, hardware, time and cost. It is one

@@ -1,6 +1,6 @@
 """Rewrites a prepared TFDS data set from TFRecord to ArrayRecord.
 
-python tools/rewrite_tfrecord.py --input=~/tensorflow_datasets/coco/2017/1.1.0 \
+big-siglip rewrite_tfrecord --input=~/tensorflow_datasets/coco/2017/1.1.0 \
   --output=DATA/coco/1.1.0
 
 TFRecord can only be read from its start; config.data.name=tfds reads

@@ -1,7 +1,7 @@
-"""Finds the images or texts nearest to a query, among those of embed.py.
+"""Finds the images or texts nearest to a query, among those of embed.
 
-python tools/search.py --embeddings=vectors --query="a dog on a beach"
-python tools/search.py --embeddings=vectors --image=dog.jpg --top=3 --json
+big-siglip search --embeddings=vectors --query="a dog on a beach"
+big-siglip search --embeddings=vectors --image=dog.jpg --top=3 --json
 
 The cosine with every row is computed on the device, block by block, so that
 memory does not grow with their number. --index=hnsw looks at few of them
@@ -28,6 +28,9 @@ _QUERY = flags.DEFINE_string("query", None, "A text to look for.")
 _IMAGE = flags.DEFINE_string("image", None, "Or the file of an image.")
 _TOP = flags.DEFINE_integer("top", 10, "Results to print.")
 _INDEX = flags.DEFINE_string("index", "exact", "How to search: exact or hnsw.")
+_WHERE = flags.DEFINE_string(
+  "where", None, "Rows to look at: 'width > 100 and key like \"holiday/%\"'."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print the results as JSON.")
 
 
@@ -39,7 +42,9 @@ def main(argv: list[str]) -> None:
   with exit_on_error():
     _check_flags(argv[1:])
     from big_siglip import embeddings, platforms
+    from big_siglip.embeddings import index
 
+    index.check_name(_INDEX.value)
     folder = pathlib.Path(_EMBEDDINGS.value).expanduser()
     reader = embeddings.Reader(folder)
     if not reader.is_whole:
@@ -48,10 +53,10 @@ def main(argv: list[str]) -> None:
     platforms.prepare()
     query = _embed_query(reader)
     scores, numbers = _search(reader, query)
-    rows = reader.rows(numbers[0])
+    rows = reader.records(numbers)
   results = [
-    {"key": key, "text": text, "score": float(score)}
-    for (key, text), score in zip(rows, scores[0], strict=True)
+    {**row, "score": float(score)}
+    for row, score in zip(rows, scores, strict=True)
   ]
   if _JSON.value:
     print(
@@ -70,8 +75,6 @@ def _check_flags(arguments: list[str]) -> None:
     raise UserError("either --query=TEXT or --image=FILE must be given")
   if _TOP.value < 1:
     raise UserError(f"--top={_TOP.value}: must be at least 1")
-  if _INDEX.value not in ("exact", "hnsw"):
-    raise UserError(f"--index={_INDEX.value}: must be exact or hnsw")
   if arguments:
     raise UserError(f"{arguments[0]!r}: belongs to no flag")
 
@@ -90,7 +93,7 @@ def _embed_query(reader):
   if _QUERY.value:
     return model.embed_texts([_QUERY.value])
   try:
-    return model.embed_images([_IMAGE.value])
+    return model.embed_prepared([model.prepare_image(_IMAGE.value)])
   except OSError as error:
     raise UserError(f"--image={_IMAGE.value}: {error.strerror}") from error
   except BadImage as error:
@@ -98,14 +101,14 @@ def _embed_query(reader):
 
 
 def _search(reader, query):
-  from big_siglip.embeddings.index import search_index
-  from big_siglip.embeddings.search import search_exactly
+  """Returns cosines and numbers of the rows, the best first."""
+  from big_siglip.embeddings import index
 
-  if _INDEX.value == "hnsw":
-    return search_index(reader, query, _TOP.value)
-  return search_exactly(
-    reader,
-    query,
-    _TOP.value,
-    say=lambda line: print(f"note: {line}", file=sys.stderr),
-  )
+  found = index.open_index(reader, _INDEX.value, _say)
+  scores, numbers = found.search(query, _TOP.value, _WHERE.value)
+  there = numbers[0] >= 0
+  return scores[0][there], numbers[0][there]
+
+
+def _say(line: str) -> None:
+  print(f"note: {line}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Serves a page for a trained model: images against labels, and search.
 
-python tools/serve.py --checkpoint=models/b16
-python tools/serve.py --checkpoint=models/b16 --embeddings=vectors --port=8080
+big-siglip serve --checkpoint=models/b16
+big-siglip serve --checkpoint=models/b16 --embeddings=vectors --port=8080
 
 Needs pip install -e '.[serve]'. Only this machine can open the page unless
 --host says otherwise; it asks for no password. See docs/page.md.
@@ -23,7 +23,7 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or published weights."
 )
 _EMBEDDINGS = flags.DEFINE_string(
-  "embeddings", None, "A folder of tools/embed.py to search."
+  "embeddings", None, "A folder of big-siglip embed to search."
 )
 _HOST = flags.DEFINE_string(
   "host", "127.0.0.1", "The address to listen at; 0.0.0.0: all of them."

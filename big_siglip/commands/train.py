@@ -1,8 +1,8 @@
 """Trains a SigLIP, and resumes where it stopped.
 
-python main.py --config=configs/digits.py --workdir=runs/digits
-python main.py --config=configs/so400m.py:batch_size=4096 --workdir=gs://b/run \
-  --config.mesh.fsdp=8 --dry_run
+big-siglip train --config=configs/digits.py --workdir=runs/digits
+big-siglip train --config=configs/so400m.py:batch_size=4096 \
+  --config.mesh.fsdp=8 --workdir=gs://b/run --dry_run
 """
 
 from absl import flags, logging
@@ -49,7 +49,7 @@ def _train(config: ConfigDict) -> None:
   stop = StopSignal(several=config.distributed)
   with exit_on_error():
     # Imported late, and after the signals are heard: it takes seconds.
-    from big_siglip import platforms, train
+    from big_siglip import loop, platforms
 
     platforms.prepare()
-    train.train(config, _WORKDIR.value, stop)
+    loop.train(config, _WORKDIR.value, stop)

@@ -1,8 +1,8 @@
 """Trains a SentencePiece tokenizer on the captions of any data set.
 
-python tools/train_tokenizer.py --data=folder --path=PHOTOS --split=train \
+big-siglip tokenizer --data=folder --path=PHOTOS --split=train \
   --vocab_size=8000 --output=models/mine.model
-python main.py --config=configs/folder.py --config.data.path=PHOTOS \
+big-siglip train --config=configs/folder.py --config.data.path=PHOTOS \
   --config.data.tokenizer=models/mine.model --config.model.text.vocab_size=8000
 
 --data, --path and --split are those of config.data. Captions are streamed, and

@@ -7,10 +7,10 @@ others say what data call them; what torchvision, Keras and transformers write.
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 import json
-import pathlib
 import re
 from typing import Any
 
+from big_siglip import shipped
 from big_siglip.data import delimited
 from big_siglip.data.class_names import ClassNames, is_number
 from big_siglip.errors import UserError
@@ -43,7 +43,7 @@ def read(file: str, where: str) -> ClassNames:
   Raises:
     UserError: it cannot be read, or holds no names.
   """
-  path = pathlib.Path(file).expanduser()
+  path = shipped.find(file)
   try:
     text = path.read_text("utf-8-sig")
     return parse(text, where, path.suffix.lower(), display=True)

@@ -1,16 +1,24 @@
 """What lies in a folder of embeddings, and who made it; `embeddings` makes it.
 
+Its description names the shards, so that writing that file is what turns an old
+state of the folder into a new one, at once. An update lays its shards beside
+the old ones, under hidden names (`staged_name`), describes them, and only then
+gives them their names: whatever a kill leaves, `shard_file` finds.
+
 Shape letters: N rows, E width of an embedding.
 """
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import dataset
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from big_siglip.errors import UserError
@@ -37,6 +45,12 @@ class Description:
     dtype: of the embeddings: "float32" or "float16".
     shard_size: inputs of a shard, unreadable ones with them.
     data: the format of the data set that they are of, or "" (files).
+    columns: of the rows beside key, text, embedding and id, and their Arrow
+      types; None: it was made before rows had any, and has no ids.
+    numbers: of the shards, after an update; None: there was none, and they are
+      those of `count` inputs.
+    next_id: more than any row's id, after an update.
+    update: names the last update, or "".
   """
 
   kind: str
@@ -50,14 +64,25 @@ class Description:
   dtype: str
   shard_size: int
   data: str = ""
+  columns: dict[str, str] | None = None
+  numbers: list[int] | None = None
+  next_id: int = 0
+  update: str = ""
+
+  @property
+  def shard_numbers(self) -> Sequence[int]:
+    """The numbers of all shards of a finished folder, in order."""
+    if self.numbers is not None:
+      return self.numbers
+    return range(-(-self.count // self.shard_size))
 
   @property
   def num_shards(self) -> int:
     """How many shards a finished folder has."""
-    return -(-self.count // self.shard_size)
+    return len(self.shard_numbers)
 
   def shard(self, number: int) -> range:
-    """Returns the numbers of a shard's inputs."""
+    """Returns the numbers of a shard's inputs, where there was no update."""
     start = number * self.shard_size
     return range(start, min(start + self.shard_size, self.count))
 
@@ -91,6 +116,21 @@ def shard_name(shard: int) -> str:
   return f"shard-{shard:06}.parquet"
 
 
+def staged_name(shard: int, update: str) -> str:
+  """Returns the name of a shard's file until an update is described."""
+  return f".{shard_name(shard)}.{update}"
+
+
+def shard_file(
+  folder: pathlib.Path, description: Description, shard: int
+) -> pathlib.Path:
+  """Returns the file of a shard, whether or not it has its name yet."""
+  staged = folder / staged_name(shard, description.update)
+  if description.update and staged.exists():
+    return staged
+  return folder / shard_name(shard)
+
+
 def read_metadata(file: pathlib.Path) -> pq.FileMetaData:
   """Returns what stands at the end of a shard; a damaged one is named."""
   try:
@@ -98,7 +138,7 @@ def read_metadata(file: pathlib.Path) -> pq.FileMetaData:
   except (pa.ArrowException, OSError) as error:
     raise UserError(
       f"{file}: is damaged ({str(error).splitlines()[0]}); without it, "
-      "tools/embed.py makes it again"
+      "big-siglip embed makes it again"
     ) from error
 
 
@@ -110,6 +150,8 @@ class Reader:
     description: what it says of itself.
     shards: its files, in order.
     num_rows: embeddings in all of them.
+    schema: the columns of a row; those beside key, text and embedding are for
+      filters (`embeddings.filters`).
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -119,20 +161,31 @@ class Reader:
       UserError: it holds no embeddings, or a damaged shard.
     """
     self.folder = folder
+    self._seen = _seen(folder)
     self.description = read(folder)
-    numbers = range(self.description.num_shards)
-    files = [folder / shard_name(number) for number in numbers]
-    self.shards = [file for file in files if file.exists()]
-    counts = [read_metadata(file).num_rows for file in self.shards]
+    self._numbers, self.shards = [], []
+    for number in self.description.shard_numbers:
+      file = shard_file(folder, self.description, number)
+      if file.exists():
+        self._numbers.append(number)
+        self.shards.append(file)
+    metadata = [read_metadata(file) for file in self.shards]
+    counts = [one.num_rows for one in metadata]
     self._ends = np.cumsum(counts, dtype=np.int64)
     self.num_rows = sum(counts)
     if not self.num_rows:
       raise UserError(f"{folder}: holds no embeddings yet")
+    self.schema: pa.Schema = metadata[0].schema.to_arrow_schema()
 
   @property
   def is_whole(self) -> bool:
     """Whether every shard is there."""
     return len(self.shards) == self.description.num_shards
+
+  @property
+  def is_current(self) -> bool:
+    """Whether the folder is as it was when this reader was made."""
+    return self._seen == _seen(self.folder)
 
   def blocks(self, size: int) -> Iterator[np.ndarray]:
     """Yields all embeddings in order, NE float32 with N up to `size`.
@@ -151,15 +204,79 @@ class Reader:
     tables = [pq.read_table(file, columns=["key"]) for file in self.shards]
     return [key for table in tables for key in table["key"].to_pylist()]
 
+  @functools.cached_property
+  def ids(self) -> np.ndarray:
+    """The number [N] int64 of each row that it keeps through updates.
+
+    A row that changes in anything gets another one.
+    """
+    parts, start = [np.zeros(0, np.int64)], 0
+    for number, file, end in zip(
+      self._numbers, self.shards, self._ends.tolist(), strict=True
+    ):
+      if self.description.columns is None:
+        first = number * self.description.shard_size
+        parts.append(np.arange(first, first + end - start))
+      else:
+        parts.append(pq.read_table(file, columns=["id"])["id"].to_numpy())
+      start = end
+    return np.concatenate(parts)
+
+  def numbers_of(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the rows' numbers of ids; -1 where there is none."""
+    order = self._order_of_ids
+    places = np.searchsorted(self.ids, ids, sorter=order)
+    numbers = order[np.minimum(places, len(order) - 1)]
+    return np.where(self.ids[numbers] == ids, numbers, -1)
+
+  @functools.cached_property
+  def _order_of_ids(self) -> np.ndarray:
+    return np.argsort(self.ids)
+
+  def matching(self, condition: pc.Expression) -> np.ndarray:
+    """Returns bool [N]: of which rows it is true."""
+    files = [str(file) for file in self.shards]
+    rows = dataset.dataset(files, schema=self.schema, format="parquet")
+    found = rows.to_table(columns={"is": condition})["is"]
+    return found.fill_null(False).to_numpy()
+
   def rows(self, numbers: Sequence[int]) -> list[tuple[str, str | None]]:
     """Returns (key, text) of some rows, text None for an image."""
-    found = {}
-    shards = np.searchsorted(self._ends, numbers, side="right")
-    for shard in sorted(set(shards.tolist())):
-      columns = ["key", "text"]
-      table = pq.read_table(self.shards[shard], columns=columns)
-      start = self._ends[shard] - table.num_rows
-      for number in np.asarray(numbers)[shards == shard]:
-        at = int(number - start)
-        found[int(number)] = tuple(table[c][at].as_py() for c in columns)
-    return [found[int(number)] for number in numbers]
+    found = self._read(numbers, ["key", "text"])
+    return [(row["key"], row["text"]) for row in found]
+
+  def records(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns all columns of some rows but their embeddings."""
+    names = [name for name in self.schema.names if name != "embedding"]
+    return self._read(numbers, names)
+
+  def _read(
+    self, numbers: Sequence[int], names: Sequence[str]
+  ) -> list[dict[str, Any]]:
+    """Returns columns of some rows, from their groups of rows alone."""
+    wanted, found = np.asarray(numbers, np.int64), {}
+    shards = np.searchsorted(self._ends, wanted, side="right")
+    for shard in np.unique(shards).tolist():
+      with pq.ParquetFile(self.shards[shard], memory_map=True) as parquet:
+        whole = parquet.metadata
+        groups = [
+          whole.row_group(g).num_rows for g in range(parquet.num_row_groups)
+        ]
+        starts = self._ends[shard] - whole.num_rows + np.cumsum([0, *groups])
+        own = np.unique(wanted[shards == shard])
+        of_rows = np.searchsorted(starts, own, side="right") - 1
+        for group in np.unique(of_rows).tolist():
+          table = parquet.read_row_group(group, columns=list(names))
+          rows = own[of_rows == group]
+          values = table.take(rows - starts[group]).to_pylist()
+          found.update(zip(rows.tolist(), values, strict=True))
+    return [found[number] for number in wanted.tolist()]
+
+
+def _seen(folder: pathlib.Path) -> tuple[int, ...]:
+  """Returns what changes whenever a folder is described anew."""
+  try:
+    stat = description_file(folder).stat()
+  except OSError:
+    return ()
+  return stat.st_ino, stat.st_size, stat.st_mtime_ns

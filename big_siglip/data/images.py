@@ -85,6 +85,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     raise BadImage(f"{type(e).__name__}: {e}") from e
 
 
+def size_of(data: bytes) -> tuple[int, int] | tuple[None, None]:
+  """Returns (width, height) of an image, upright, without decoding it.
+
+  Both are None where its header cannot be read.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      width, height = image.size
+      # From 5 on the image lies on its side.
+      turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+      return (height, width) if turned else (width, height)
+  except Exception:  # Of damaged bytes nearly every one; `decode` names it.
+    return None, None
+
+
 def from_pillow(image: Image.Image) -> np.ndarray:
   """Returns an opened image as `decode` would its file: uint8 [H, W, 3].
 

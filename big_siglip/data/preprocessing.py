@@ -9,9 +9,9 @@ import dataclasses
 import hashlib
 from typing import Any
 
-from etils import epath
 import numpy as np
 
+from big_siglip import shipped
 from big_siglip.data import decoding
 from big_siglip.data.squares import BLACK, Square
 from big_siglip.data.text import make_tokenizer, Tokenizer
@@ -222,7 +222,7 @@ def _identity(tokenizer: str | None) -> str | None:
   """Returns what is equal for equal tokenizers: a hash of the file."""
   if tokenizer is None:
     return None
-  file = epath.Path(tokenizer).expanduser()
+  file = shipped.find(tokenizer)
   if tokenizer == "bytes" or not file.exists():
     return tokenizer
   return hashlib.sha256(file.read_bytes()).hexdigest()

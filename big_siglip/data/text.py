@@ -16,6 +16,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from big_siglip import shipped
 from big_siglip.data.cleaning import prepare
 from big_siglip.errors import UserError
 
@@ -255,7 +256,7 @@ def is_json(path: str) -> bool:
 
 
 def _find(path: str) -> pathlib.Path:
-  file = pathlib.Path(path).expanduser()
+  file = shipped.find(path)
   if not file.is_file():
     raise UserError(
       f"config.data.tokenizer={str(path)!r}: no such file; must be bytes, a "

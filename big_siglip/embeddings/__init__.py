@@ -1,18 +1,16 @@
 """Embeddings of millions of images or texts: made, kept in a folder, searched.
 
-`inputs` lists what is embedded, `pipeline` embeds it, `folder` writes and reads
-the result, `search` and `index` find the nearest rows, exactly and nearly so.
+`reading` lists what is embedded (`inputs`), `pipeline` embeds it, `folder`
+writes the result, `update` finds what has changed since; `index` finds the
+nearest rows.
 """
 
 from big_siglip.data.embedding_folder import Description, Reader
 from big_siglip.embeddings.description import describe_model
 from big_siglip.embeddings.folder import Writer
-from big_siglip.embeddings.inputs import (
-  AnyInputs,
-  Inputs,
-  read_images,
-  read_texts,
-)
+from big_siglip.embeddings.given import AnyInputs
+from big_siglip.embeddings.inputs import Inputs
+from big_siglip.embeddings.reading import read_images, read_texts
 
 __all__ = [
   "AnyInputs",

@@ -13,7 +13,7 @@ from big_siglip.data.embedding_folder import (
   read,
 )
 from big_siglip.data.preprocessing import Preprocessing
-from big_siglip.embeddings.inputs import AnyInputs
+from big_siglip.embeddings.given import AnyInputs
 from big_siglip.errors import UserError
 from big_siglip.run import workdir
 from big_siglip.schema.sizes import resolve_image
@@ -43,6 +43,7 @@ def describe(
     dtype=dtype,
     shard_size=shard_size,
     data=inputs.data,
+    columns=inputs.columns,
     **model,
   )
 
@@ -64,6 +65,24 @@ def check_same(description: Description, folder: pathlib.Path) -> None:
     description,
     ("kind", *MODEL_FIELDS, "dtype", "shard_size", "count", "fingerprint"),
     "go on with what it was made of, or name another --output",
+  )
+
+
+def check_update(description: Description, folder: pathlib.Path) -> None:
+  """Compares with the description of a folder that is to be updated.
+
+  Args:
+    description: of what it will be.
+    folder: of embeddings.
+
+  Raises:
+    UserError: names the first field that differs and must not.
+  """
+  _check_fields(
+    folder,
+    description,
+    ("kind", *MODEL_FIELDS, "dtype", "shard_size"),
+    "an update keeps it; or name another --output",
   )
 
 
@@ -137,6 +156,6 @@ def _check_fields(
       difference = (
         f"other parameters, made by {before.checkpoint}, now {now.checkpoint}"
       )
-    if field == "count":
-      difference += ": inputs cannot be added to a folder"
+    if field in ("count", "fingerprint"):
+      advice = "--update takes in what is new; or name another --output"
     raise UserError(f"{description_file(folder)}: {difference}; {advice}")

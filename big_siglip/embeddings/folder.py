@@ -1,12 +1,12 @@
 """A folder of embeddings: Parquet shards beside a description of them all.
 
     _embedding.json       see `Description`
-    shard-000000.parquet  key, text, embedding of inputs 0 to shard_size - 1 ...
+    shard-000000.parquet  key, text, embedding of inputs 0 to shard_size - 1,
+                          an id, and further columns (`AnyInputs.columns`) ...
     _skipped.jsonl        inputs that cannot be read, and why
 
-A shard is written under another name and gets its own when it is whole. What
-it left out stands in its own metadata, so that _skipped.jsonl follows from the
-shards alone, and a program that is killed between the two loses nothing.
+_skipped.jsonl follows from the shards alone, so that a program that is killed
+between the two loses nothing.
 
 Names that begin with a line are passed by where a folder of Parquet files is
 read: `pyarrow.parquet.read_table(FOLDER)` gives all rows.
@@ -14,15 +14,15 @@ read: `pyarrow.parquet.read_table(FOLDER)` gives all rows.
 Shape letters: N rows, E width of an embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import json
-import os
 import pathlib
+from typing import Any
 
 import filelock
+import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from big_siglip.data.embedding_folder import (
   Description,
@@ -30,26 +30,32 @@ from big_siglip.data.embedding_folder import (
   read_metadata,
   shard_name,
   SKIPPED,
+  staged_name,
 )
 from big_siglip.embeddings import description as descriptions
+from big_siglip.embeddings.shards import (
+  read_skipped,
+  Rows,
+  Skipped,
+  write_shard,
+)
 from big_siglip.errors import UserError
-from big_siglip.run import workdir
-
-_SKIPPED = b"skipped"
-_ROW_GROUP = 4096  # Rows; what a reader holds in memory at least.
-
-Skipped = Sequence[tuple[str, str]]  # (key, reason) of each.
+from big_siglip.run import processes, workdir
 
 
 class Writer:
   """Writes the shards of a folder; goes on where another writer ended."""
 
-  def __init__(self, folder: pathlib.Path, description: Description):
+  def __init__(
+    self, folder: pathlib.Path, description: Description, leads: bool = True
+  ):
     """Makes the folder, or finds the shards that are there.
 
     Args:
       folder: a new one, or one of the same description.
       description: of what will be written.
+      leads: of several processes that write other shards each, one does: it
+        makes and describes the folder, before the others come.
 
     Raises:
       UserError: the folder was made otherwise, is damaged, cannot be written,
@@ -58,13 +64,10 @@ class Writer:
     self._folder = folder
     self._description = description
     self._shards = {}  # Number -> (rows, skipped).
-    self._lock = filelock.FileLock(folder / ".lock")
+    self._leads = leads
+    self._lock = lock(folder) if leads else None
     try:
-      folder.mkdir(parents=True, exist_ok=True)
-      self._lock.acquire(timeout=0)
       self._go_on()
-    except filelock.Timeout as error:
-      raise UserError(f"{folder}: another program writes here") from error
     except OSError as error:
       self.close()
       raise UserError(f"{folder}: not writable ({error.strerror})") from error
@@ -75,7 +78,7 @@ class Writer:
   @property
   def missing(self) -> list[int]:
     """The numbers of the shards that are still to be written."""
-    everything = range(self._description.num_shards)
+    everything = self._description.shard_numbers
     return [number for number in everything if number not in self._shards]
 
   @property
@@ -92,9 +95,11 @@ class Writer:
     self,
     shard: int,
     keys: Sequence[str],
-    texts: Sequence[str] | None,
+    texts: Sequence[str | None] | None,
     embeddings: np.ndarray,
     skipped: Skipped,
+    ids: Sequence[int] | None = None,
+    fields: Sequence[Mapping[str, Any]] | None = None,
   ) -> None:
     """Writes one shard.
 
@@ -104,83 +109,148 @@ class Writer:
       texts: of its rows; None if they are of images.
       embeddings: NE.
       skipped: what was left out.
+      ids: of its rows; None: those of its first inputs.
+      fields: values of the further columns; None: there are none.
 
     Raises:
       UserError: the disk is full, or something else keeps it from being
         written.
     """
-    table = _table(self._description, keys, texts, embeddings, skipped)
+    if ids is None:
+      first = self._description.shard(shard).start
+      ids = range(first, first + len(keys))
+    rows = Rows(ids, keys, texts, embeddings, fields or [{}] * len(keys))
     file = self._folder / shard_name(shard)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-      with partial.open("wb") as stream:
-        # Embeddings are noise to a compressor, and to a dictionary.
-        pq.write_table(
-          table,
-          stream,
-          row_group_size=_ROW_GROUP,
-          compression="none",
-          use_dictionary=False,
-          write_statistics=False,
-        )
-        stream.flush()
-        os.fsync(stream.fileno())  # Or a power cut may leave a name alone.
-      partial.replace(file)
-      self._shards[shard] = len(keys), list(skipped)
-      if skipped:
-        self._list_skipped()
-    except OSError as error:
-      raise UserError(f"{file}: not writable ({error.strerror})") from error
+    write_shard(file, self._description, rows, skipped)
+    self._shards[shard] = len(keys), list(skipped)
+    if skipped and self._leads:
+      self._list_skipped()
+
+  def look_again(self) -> None:
+    """Finds the shards that other processes have written."""
+    self._find_shards()
+    if self._leads:
+      self._list_skipped()
 
   def close(self) -> None:
     """Lets other programs write here."""
-    self._lock.release()
+    if self._lock is not None:
+      self._lock.release()
 
   def _go_on(self) -> None:
     """Finds what is there, or says what will be."""
-    if descriptions.description_file(self._folder).name in OLD_NAMES.values():
-      # The description last: with it the folder is one of the new kind.
-      for new, old in reversed(OLD_NAMES.items()):
-        if (self._folder / old).exists():
-          (self._folder / old).replace(self._folder / new)
-    if (self._folder / descriptions.NAME).exists():
-      descriptions.check_same(self._description, self._folder)
-    else:
-      _check_empty(self._folder)
-      descriptions.write(self._folder, self._description)
-    for number in range(self._description.num_shards):
+    if self._leads:
+      finish(self._folder)
+      if not (self._folder / descriptions.NAME).exists():
+        _check_empty(self._folder)
+        descriptions.write(self._folder, self._description)
+    descriptions.check_same(self._description, self._folder)
+    # An update has other shards; rows that were begun without ids have none.
+    self._description = descriptions.read(self._folder)
+    self.look_again()
+    if self._description.numbers is not None and self.missing:
+      raise UserError(
+        f"{self._folder / shard_name(self.missing[0])}: is missing; --update "
+        "makes its rows again"
+      )
+
+  def _find_shards(self) -> None:
+    for number in self.missing:
       file = self._folder / shard_name(number)
       if file.exists():
         metadata = read_metadata(file)
-        self._shards[number] = metadata.num_rows, _skipped(metadata)
-    self._list_skipped()
+        self._shards[number] = metadata.num_rows, read_skipped(metadata)
 
   def _list_skipped(self) -> None:
-    name = "path" if self._description.kind == "images" else "line"
-    lines = [
-      json.dumps({name: key, "reason": reason}) + "\n"
-      for _, (_, skipped) in sorted(self._shards.items())
-      for key, reason in skipped
-    ]
-    workdir.write_whole(self._folder / SKIPPED, "".join(lines))
+    skipped = [own for _, (_, own) in sorted(self._shards.items())]
+    list_skipped(self._folder, self._description.kind, skipped)
 
 
-def _table(
-  description: Description,
-  keys: Sequence[str],
-  texts: Sequence[str] | None,
-  embeddings: np.ndarray,
-  skipped: Skipped,
-) -> pa.Table:
-  values = embeddings.astype(description.dtype).reshape(-1)
-  arrays = [
-    pa.array(keys, pa.string()),
-    pa.array(texts or [None] * len(keys), pa.string()),
-    pa.FixedSizeListArray.from_arrays(pa.array(values), description.width),
+def lock(folder: pathlib.Path) -> filelock.BaseFileLock:
+  """Makes a folder and keeps other programs from writing there.
+
+  Raises:
+    UserError: another one does, or it is not writable.
+  """
+  held = filelock.FileLock(folder / ".lock")
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    held.acquire(timeout=0)
+  except filelock.Timeout as error:
+    raise UserError(f"{folder}: another program writes here") from error
+  except OSError as error:
+    raise UserError(f"{folder}: not writable ({error.strerror})") from error
+  return held
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps other programs from writing a folder that is there.
+
+  What a program that was killed had nearly done is ended. Of several processes,
+  which must all come here, the first does that.
+
+  Raises:
+    UserError: another program writes there, or it is not writable.
+  """
+  held = lock(folder) if jax.process_index() == 0 else None
+  try:
+    if held is not None:
+      finish(folder)
+    processes.wait_for_all("the folder is ours")
+    yield
+  finally:
+    if held is not None:
+      held.release()
+
+
+def finish(folder: pathlib.Path) -> None:
+  """Ends what a program that was killed had nearly done.
+
+  Files get the names of now; those of an update that is described get theirs,
+  and shards that it has not go.
+
+  Raises:
+    UserError: it is not writable.
+  """
+  try:
+    _finish(folder)
+  except OSError as error:
+    raise UserError(f"{folder}: not writable ({error.strerror})") from error
+
+
+def _finish(folder: pathlib.Path) -> None:
+  if descriptions.description_file(folder).name in OLD_NAMES.values():
+    # The description last: with it the folder is one of the new kind.
+    for new, old in reversed(OLD_NAMES.items()):
+      if (folder / old).exists():
+        (folder / old).replace(folder / new)
+  if not (folder / descriptions.NAME).exists():
+    return
+  described = descriptions.read(folder)
+  if not described.update:
+    return
+  names = {shard_name(number) for number in described.shard_numbers}
+  for number in described.shard_numbers:
+    staged = folder / staged_name(number, described.update)
+    if staged.exists():
+      staged.replace(folder / shard_name(number))
+  for file in folder.glob("shard-*.parquet"):
+    if file.name not in names:
+      file.unlink()
+
+
+def list_skipped(
+  folder: pathlib.Path, kind: str, skipped: Iterable[Skipped]
+) -> None:
+  """Writes _skipped.jsonl, of what each shard has left out."""
+  name = "path" if kind == "images" else "line"
+  lines = [
+    json.dumps({name: key, "reason": reason}) + "\n"
+    for own in skipped
+    for key, reason, *_ in own
   ]
-  return pa.table(arrays, ["key", "text", "embedding"]).replace_schema_metadata(
-    {_SKIPPED: json.dumps(list(skipped)).encode()}
-  )
+  workdir.write_whole(folder / SKIPPED, "".join(lines))
 
 
 def _check_empty(folder: pathlib.Path) -> None:
@@ -189,7 +259,3 @@ def _check_empty(folder: pathlib.Path) -> None:
     raise UserError(
       f"{folder}: holds shards but no {descriptions.NAME}; name another folder"
     )
-
-
-def _skipped(metadata: pq.FileMetaData) -> Skipped:
-  return json.loads((metadata.metadata or {}).get(_SKIPPED, b"[]"))

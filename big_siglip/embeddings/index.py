@@ -1,111 +1,79 @@
-"""The nearest rows of a folder of embeddings, nearly all of them, at once.
+"""The nearest rows of a folder of embeddings, by whatever finds them.
 
-An HNSW graph (arXiv:1603.09320) by faiss: of the libraries that have one,
-faiss-cpu, usearch and hnswlib, it is the most widely used, is maintained by the
-group that makes it, and one wheel serves all Pythons from 3.10 on (hnswlib has
-none and must be compiled). The graph and all rows lie in memory.
+    reader = embeddings.Reader(folder)
+    found = index.open_index(reader, "lancedb", say=print)
+    scores, numbers = found.search(queries, 10, where="width > 100")
+    rows = reader.records(numbers[0])  # key, text and further columns of each.
+
+The command line and the page open one so, with what --index says. It is made
+when it is first opened, and follows the folder when it is opened after an
+update of it; `reader.is_current` says when to open both anew.
 
 Shape letters: Q queries, E width of an embedding, K results.
 """
 
-import hashlib
-import json
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
+from absl import logging
 import numpy as np
 
-from big_siglip.data.embedding_folder import description_file, Reader
+from big_siglip.data.embedding_folder import Reader
+from big_siglip.embeddings.hnsw import Hnsw
+from big_siglip.embeddings.search import Exact
 from big_siglip.errors import UserError
 
-_INDEX, _STAMP = "_hnsw.faiss", "_hnsw.json"
-_NEIGHBOURS = 32  # Of each row in the graph, on its lowest level twice as many.
-_BUILD_WIDTH = 200  # Candidates kept while a row is added ...
-_SEARCH_WIDTH = 256  # ... and while a query is answered.
-_BLOCK = 16_384  # Rows added at once.
+NAMES = ("exact", "hnsw")
+
+Say = Callable[[str], None]
 
 
-def search_index(
-  reader: Reader, queries: np.ndarray, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Asks the index beside the embeddings; makes it first where need be.
+class Index(Protocol):
+  """The rows of a folder, asked for those nearest to a query."""
+
+  def search(
+    self, queries: np.ndarray, top: int, where: str | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the nearest rows of each query.
+
+    Args:
+      queries: QE float32 of length 1.
+      top: results of each query; at most so many.
+      where: only rows of which this is true, such as "width > 100".
+
+    Returns:
+      Cosines QK float32, the highest first, and the rows' numbers QK, as
+      `Reader.records` takes them. K is less than `top` where no query has so
+      many; where one has fewer than another, its last numbers are -1.
+
+    Raises:
+      UserError: the filter is malformed or names a column that is not there; no
+        row can be found.
+    """
+    ...
+
+
+def check_name(name: str) -> None:
+  """Raises a `UserError` unless there is an index of this name."""
+  if name not in NAMES:
+    raise UserError(f"--index={name}: must be {' or '.join(NAMES)}")
+
+
+def open_index(
+  reader: Reader, name: str = "exact", say: Say = logging.warning
+) -> Index:
+  """Returns an index of a folder's rows, made or brought up to date.
 
   Args:
     reader: of the folder.
-    queries: QE float32 of length 1.
-    top: results of each query; at most so many.
-
-  Returns:
-    Cosines QK float32, the highest first, and the rows' numbers QK.
+    name: one of `NAMES`.
+    say: told of what takes long, and of rows that are left out.
 
   Raises:
-    UserError: faiss is not installed, the folder cannot be written, or holds
-      what is not finite.
+    UserError: there is no such index; its package is not installed; the folder
+      cannot be written.
   """
-  index = open_index(reader)
-  top = min(top, reader.num_rows)
-  index.hnsw.efSearch = max(_SEARCH_WIDTH, 2 * top)
-  return index.search(np.ascontiguousarray(queries, np.float32), top)
-
-
-def open_index(reader: Reader) -> Any:
-  """Returns faiss's index of all rows, read or made and kept.
-
-  It is made anew when a shard or the description has changed.
-
-  Raises:
-    UserError: faiss is not installed, or the folder cannot be written.
-  """
-  faiss = _import_faiss()
-  file, stamp = reader.folder / _INDEX, _stamp(reader)
-  try:
-    if json.loads((reader.folder / _STAMP).read_text()) == stamp:
-      return faiss.read_index(str(file))
-  except (OSError, ValueError, RuntimeError):
-    pass  # There is none, or it is damaged: it follows from the shards.
-  index = _build(reader)
-  partial = file.with_name(f".{_INDEX}.partial")
-  try:
-    # Without its stamp until it is whole.
-    (reader.folder / _STAMP).unlink(missing_ok=True)
-    faiss.write_index(index, str(partial))
-    partial.replace(file)
-    (reader.folder / _STAMP).write_text(json.dumps(stamp))
-  except (OSError, RuntimeError) as error:  # faiss's own are RuntimeErrors.
-    raise UserError(f"{file}: not writable") from error
-  return index
-
-
-def _import_faiss() -> Any:
-  try:
-    import faiss
-  except ImportError as error:
-    raise UserError(
-      "--index=hnsw needs faiss: pip install -e '.[search]'"
-    ) from error
-  return faiss
-
-
-def _build(reader: Reader) -> Any:
-  faiss = _import_faiss()
-  index = faiss.IndexHNSWFlat(
-    reader.description.width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT
-  )
-  index.hnsw.efConstruction = _BUILD_WIDTH
-  for rows in reader.blocks(_BLOCK):
-    if not np.isfinite(rows).all():
-      raise UserError(
-        f"{reader.folder}: holds embeddings that are not finite, which a graph "
-        "cannot hold; --index=exact passes them by"
-      )
-    index.add(np.ascontiguousarray(rows))
-  return index
-
-
-def _stamp(reader: Reader) -> dict[str, Any]:
-  """Returns what changes when the embeddings do."""
-  text = description_file(reader.folder).read_bytes()
-  sizes = [(file.name, file.stat()) for file in reader.shards]
-  return {
-    "description": hashlib.sha256(text).hexdigest(),
-    "shards": [[name, s.st_size, s.st_mtime_ns] for name, s in sizes],
-  }
+  check_name(name)
+  if name == "hnsw":
+    return Hnsw(reader)
+  return Exact(reader, say)

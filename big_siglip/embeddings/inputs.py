@@ -1,66 +1,30 @@
-"""What is to be embedded: images or texts of files, or of a data set.
+"""What is to be embedded: images or texts of files, or of a data set."""
 
-`read_images` and `read_texts` take a folder, a list, a table, or whatever
-`data.sources` opens: tar shards, Parquet, ArrayRecord, TFDS.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
-from typing import NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from big_siglip.data.images import BadImage
+from big_siglip.data import images
 from big_siglip.data.sources import Source
-from big_siglip.embeddings import datasets, tables
-from big_siglip.errors import BadExample, UserError
+from big_siglip.embeddings.given import (
+  Known,
+  Prepared,
+  Seen,
+  SIZE,
+  STAMP,
+  Stamp,
+  unknown,
+)
+from big_siglip.errors import BadExample
 from big_siglip.trained.inference import Model
 
-_IMAGE_COLUMNS = ("image", "file_name", "filename", "path", "image_path")
-_TEXT_COLUMNS = ("caption", "text", "captions", "texts", "sentence", "title")
 _COMPARED = 64  # Examples of a data set that its fingerprint names.
-
-
-class Prepared(NamedTuple):
-  """One input as a tower sees it, or why it cannot.
-
-  Attributes:
-    key: what it is called.
-    text: None of an image.
-    array: [H, W, 3] uint8 or [L] int32; None where there is a problem.
-    problem: why it cannot be embedded, or "".
-  """
-
-  key: str
-  text: str | None
-  array: np.ndarray | None
-  problem: str = ""
-
-
-class AnyInputs(Protocol):
-  """Images or texts in a fixed order.
-
-  Attributes:
-    path: where they lie.
-    data: the format of the data set that they are of (`sources.NAMES`), or "".
-  """
-
-  path: str | pathlib.Path
-  data: str
-
-  @property
-  def kind(self) -> str:
-    """What they are: "images" or "texts"."""
-
-  def __len__(self) -> int: ...
-
-  def fingerprint(self) -> str:
-    """Returns a hash of what they are."""
-
-  def prepare(self, model: Model, index: int) -> Prepared:
-    """Returns one of them as a tower of the model sees it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +37,29 @@ class Inputs:
       numbers of lines.
     texts: one for each key; None: these are images.
     data: the format of the data set that texts are of, or "".
+    captions: of images, one for each key; None: there are none.
+    others: a table's other columns, of a value for each key.
   """
 
   path: pathlib.Path
   keys: Sequence[str]
   texts: Sequence[str] | None = None
   data: str = ""
+  captions: Sequence[str | None] | None = None
+  others: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
   @property
   def kind(self) -> str:
     """What they are: "images" or "texts"."""
     return "images" if self.texts is None else "texts"
+
+  @functools.cached_property
+  def columns(self) -> dict[str, str]:
+    """See `AnyInputs.columns`."""
+    others = {name: _type(values) for name, values in self.others.items()}
+    if self.texts is None:
+      return {**SIZE, **others, **STAMP}
+    return {**others, "sha256": "string"}
 
   def __len__(self) -> int:
     return len(self.keys)
@@ -97,27 +73,53 @@ class Inputs:
       digest.update(b"\0")
     return digest.hexdigest()
 
-  def prepare(self, model: Model, index: int) -> Prepared:
-    """Returns what a tower sees of one; an image is read and decoded."""
-    key = self.keys[index]
-    if self.texts is None:
-      return self._prepare_image(model, key)
-    text = self.texts[index]
-    if not text.strip():
-      return Prepared(key, text, None, "is empty")
-    return Prepared(key, text, model.preprocess.texts([text])[0])
+  def look(self, index: int) -> Seen:
+    """See `AnyInputs.look`."""
+    fields = {name: values[index] for name, values in self.others.items()}
+    if self.texts is not None:
+      text = self.texts[index]
+      stamp = Stamp(None, None, _sha256(_bytes(text)))
+      return Seen(self.keys[index], text, stamp, fields)
+    caption = self.captions[index] if self.captions else None
+    stamp = None
+    with contextlib.suppress(OSError, ValueError):
+      stat = self._file(index).stat()
+      stamp = Stamp(stat.st_size, stat.st_mtime_ns, None)
+    return Seen(self.keys[index], caption, stamp, fields)
 
-  def _prepare_image(self, model: Model, key: str) -> Prepared:
-    folder = self.path if self.path.is_dir() else self.path.parent
-    file = folder / key
-    if not file.exists():  # Captions name images in images/ so, too.
-      file = folder / "images" / key
+  def digest(self, index: int) -> str | None:
+    """See `AnyInputs.digest`."""
+    if self.texts is not None:
+      return _sha256(_bytes(self.texts[index]))
     try:
-      return Prepared(key, None, model.prepare_image(file))
+      return _sha256(self._file(index).read_bytes())
+    except (OSError, ValueError):
+      return None
+
+  def prepare(
+    self, model: Model, index: int, known: Known = unknown
+  ) -> Prepared:
+    """See `AnyInputs.prepare`; an image is read and decoded."""
+    seen = self.look(index)  # Before it is read: what is written later is seen.
+    one = Prepared(seen.key, seen.text, None, fields=_fields(seen))
+    if self.texts is not None:
+      if not self.texts[index].strip():
+        return one._replace(problem="is empty")
+      if (row := known(one.fields["sha256"])) is not None:
+        return one._replace(embedding=row)
+      return one._replace(array=model.preprocess.texts([seen.text or ""])[0])
+    try:
+      data = self._file(index).read_bytes()
     except OSError as error:  # Its own words hold the path again.
-      return Prepared(key, None, None, error.strerror or str(error))
-    except BadImage as error:
-      return Prepared(key, None, None, str(error))
+      return one._replace(problem=error.strerror or str(error))
+    return _prepare_image(model, one, data, known)
+
+  def _file(self, index: int) -> pathlib.Path:
+    folder = self.path if self.path.is_dir() else self.path.parent
+    file = folder / self.keys[index]
+    if not file.exists():  # Captions name images in images/ so, too.
+      file = folder / "images" / self.keys[index]
+    return file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,11 @@ class DataImages:
   source: Source
   kind = "images"
 
+  @property
+  def columns(self) -> dict[str, str]:
+    """See `AnyInputs.columns`."""
+    return {**SIZE, "file_bytes": "int64", "sha256": "string"}
+
   def __len__(self) -> int:
     return len(self.source)
 
@@ -150,103 +157,69 @@ class DataImages:
       digest.update(name.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
-  def prepare(self, model: Model, index: int) -> Prepared:
-    """Returns what the tower sees of one, which is read and decoded."""
+  def look(self, index: int) -> Seen:
+    """See `AnyInputs.look`; the example is read."""
+    one, data = self._read(index)
+    stamp = Stamp(len(data), None, _sha256(data)) if data is not None else None
+    return Seen(one.key, None, stamp, {})
+
+  def digest(self, index: int) -> str | None:
+    """See `AnyInputs.digest`."""
+    data = self._read(index)[1]
+    return None if data is None else _sha256(data)
+
+  def prepare(
+    self, model: Model, index: int, known: Known = unknown
+  ) -> Prepared:
+    """See `AnyInputs.prepare`; the example is read and decoded."""
+    one, data = self._read(index)
+    if data is None:
+      return one
+    one = one._replace(fields={"file_bytes": len(data)})
+    return _prepare_image(model, one, data, known)
+
+  def _read(self, index: int) -> tuple[Prepared, bytes | None]:
+    """Returns what an example is called, and its image."""
     name = f"{self.path}#{index}"
     try:
       example = self.source[index]
-      name = example.name.encode(errors="replace").decode()
-      return Prepared(name, None, model.prepare_image(example.image))
     except BadExample as error:
-      return Prepared(error.name or name, None, None, str(error))
+      return Prepared(error.name or name, None, None, str(error)), None
+    name = example.name.encode(errors="replace").decode()
+    return Prepared(name, None, None), example.image
 
 
-def read_images(
-  path: str,
-  column: str | None = None,
-  data: str | None = None,
-  split: str | None = None,
-  flag: str = "--images",
-) -> Inputs | DataImages:
-  """Returns the images of a folder, with all in it, of a list or a data set.
-
-  Args:
-    path: a folder; or a text file with a path in each line; or a table (.csv,
-      .tsv, .jsonl): an image that it names twice, as one with several captions,
-      counts once; or a data set.
-    column: of a table, or the field of a data set; None: found.
-    data: the format of a data set, one of `sources.NAMES`; None: seen from the
-      names of the files, if it is one.
-    split: of a data set; None: all of it.
-    flag: what messages call the path.
-
-  Raises:
-    UserError: there is no such folder, file or column, or there are no images.
-  """
-  if data or (data := datasets.find_format(path)):
-    source = datasets.open_images(path, data, split, column, flag)
-    return DataImages(path, data, source)
-  _check_split(split)
-  place = _existing(path, flag)
-  if place.is_dir():
-    tables.check_no_column(place, column)
-    keys = datasets.find_images(place)
-  else:
-    rows = tables.read(place, column, _IMAGE_COLUMNS, flag)
-    keys = [text.strip() for _, text in rows if text.strip()]
-  keys = list(dict.fromkeys(keys))
-  if not keys:
-    raise UserError(f"{flag}={path}: holds no images")
-  return Inputs(place, keys)
+def _prepare_image(
+  model: Model, one: Prepared, data: bytes, known: Known
+) -> Prepared:
+  fields = {**one.fields, "sha256": _sha256(data)}
+  for name, pixels in zip(SIZE, images.size_of(data), strict=True):
+    fields.setdefault(name, pixels)
+  one = one._replace(fields=fields)
+  if (row := known(fields["sha256"])) is not None:
+    return one._replace(embedding=row)
+  try:
+    return one._replace(array=model.prepare_image(data))
+  except BadExample as error:  # A BadImage as a rule.
+    return one._replace(problem=str(error))
 
 
-def read_texts(
-  path: str,
-  column: str | None = None,
-  data: str | None = None,
-  split: str | None = None,
-) -> Inputs:
-  """Returns the texts of a file or of a data set.
-
-  Their keys are the numbers of their lines, or those of rows and examples from
-  0 on: 7, and 7#1 for its second text.
-
-  Args:
-    path: a text file with a text in each line; a table (.csv, .tsv, .jsonl,
-      .parquet), or a data set.
-    column: of a table, or the field of a data set; None: found.
-    data: the format of a data set; None: seen from the names of the files.
-    split: of a data set; None: all of it.
-
-  Raises:
-    UserError: there is no such file or column, or there are no texts.
-  """
-  if data or (data := datasets.find_format(path, texts=True)):
-    texts = datasets.read_texts(path, data, split, column)
-    rows = [
-      (f"{number}#{i}" if i else str(number), text)
-      for number, found in enumerate(texts)
-      for i, text in enumerate(found)
-    ]
-    place = pathlib.Path(path)
-  else:
-    _check_split(split)
-    place = _existing(path, "--texts")
-    rows = tables.read(place, column, _TEXT_COLUMNS, "--texts")
-    rows = [(str(number), text) for number, text in rows]
-  if not rows:
-    raise UserError(f"--texts={path}: holds no texts")
-  keys, found = zip(*rows, strict=True)
-  return Inputs(place, keys, found, data or "")
+def _fields(seen: Seen) -> dict[str, Any]:
+  stamp = seen.stamp._asdict() if seen.stamp else {}
+  there = {name: value for name, value in stamp.items() if value is not None}
+  return {**seen.fields, **there}
 
 
-def _existing(path: str, flag: str) -> pathlib.Path:
-  place = pathlib.Path(path).expanduser().resolve()
-  if not place.exists():
-    raise UserError(f"{flag}={path}: no such file or folder")
-  return place
+def _sha256(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()
 
 
-def _check_split(split: str | None) -> None:
-  if split is not None:
-    raise UserError(f"--split={split}: only a data set has splits (--data)")
+def _bytes(text: str) -> bytes:
+  return text.encode("utf-8", "surrogateescape")
+
+
+def _type(values: Sequence[Any]) -> str:
+  """Returns the Arrow type of a column that `tables.columns_of` made."""
+  there = next((v for v in values if v is not None), "")
+  names = {bool: "bool", int: "int64", float: "double"}
+  return names.get(type(there), "string")

@@ -1,6 +1,6 @@
 """Evaluations that were written before, found again with their rows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import json
 from typing import Any
@@ -14,6 +14,8 @@ from big_siglip.run import workdir
 from big_siglip.schema import words
 
 FILE = "results.json"
+IMAGES = "images"
+_ENDS = ("_low", "_high")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,31 @@ class Results:
   checkpoint: str
   step: int
   evaluations: Mapping[str, Evaluation]
+
+
+def limit_names(metric: str) -> tuple[str, str]:
+  """Returns what the limits of a metric's interval are called."""
+  low, high = (f"{metric}{end}" for end in _ENDS)
+  return low, high
+
+
+def is_about(name: str, names: Collection[str]) -> bool:
+  """Whether a number says how sure another is, or of how many images it is."""
+  ends = (name.removesuffix(end) for end in _ENDS if name.endswith(end))
+  return name.endswith(f"/{IMAGES}") or any(base in names for base in ends)
+
+
+def flat(results: Results) -> dict[str, float | None]:
+  """Returns {"evals/NAME/METRIC": number}, as `results.flat` does."""
+  numbers: dict[str, float | None] = {}
+  for name, one in results.evaluations.items():
+    said = dict(one.metrics)
+    for metric, limits in one.intervals.items():
+      said |= zip(limit_names(metric), limits, strict=True)
+    if one.images is not None:
+      said[IMAGES] = one.images
+    numbers |= {f"evals/{name}/{k}": v for k, v in said.items()}
+  return numbers
 
 
 def has_results(path: str) -> bool:

@@ -12,6 +12,7 @@ from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluation import rows
 from big_siglip.evaluation.intervals import interval, LEVEL
+from big_siglip.evaluation.reading import IMAGES, limit_names
 from big_siglip.evaluators import Evaluator, Result
 from big_siglip.run import workdir
 from big_siglip.schema.fields import evaluation_problems
@@ -91,14 +92,9 @@ def flat(results: Mapping[str, Result]) -> dict[str, float | None]:
       if metric in result.intervals:
         said |= zip(limit_names(metric), result.intervals[metric], strict=True)
     if result.images is not None:
-      said["images"] = result.images
+      said[IMAGES] = result.images
     numbers |= {f"evals/{name}/{k}": _finite(v) for k, v in said.items()}
   return numbers
-
-
-def limit_names(metric: str) -> tuple[str, str]:
-  """Returns what the limits of a metric's interval are called."""
-  return f"{metric}_low", f"{metric}_high"
 
 
 def write_rows(

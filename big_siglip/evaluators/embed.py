@@ -167,7 +167,8 @@ def make_embed(
     apply: (params, inputs [B, ...]) -> BD.
     mesh: the mesh of `big_siglip.sharding.make_mesh`.
   """
-  multiple = max(batch_devices(mesh) // jax.process_count(), 1)
+  count = len({device.process_index for device in mesh.devices.flat})
+  multiple = max(batch_devices(mesh) // count, 1)
 
   def run(params, inputs, labels):
     return apply(params, inputs).astype(jnp.float32), labels

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 import json
-import pathlib
 from typing import Any
 
+from big_siglip import shipped
 from big_siglip.data.cleaning import canonicalize
 from big_siglip.errors import raise_problems, UserError
 
@@ -76,7 +76,7 @@ def read_content(file: str, field: str) -> Any:
   Raises:
     UserError: it cannot be read, or holds nothing.
   """
-  path = pathlib.Path(file).expanduser()
+  path = shipped.find(file)
   try:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":

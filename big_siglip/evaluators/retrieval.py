@@ -156,10 +156,10 @@ def _scores(asked: Sequence[Asked]) -> dict[str, Score]:
 def _rows(asked: Sequence[Asked]) -> Table:
   """Returns a row for each query.
 
-  Columns: "way", "language" (if there are several), "key" (of the image that
-  the query is or describes), "query", "right@1" ..., "rank" (of the first right
-  one), "first" (what came first), "score", its cosine, and "right_score", that
-  of the best right one.
+  Columns: "way", "language" (if there are several), "key" and "row" (of the
+  image that the query is or describes), "query", "right@1" ..., "rank" (of the
+  first right one), "first" (what came first), "score", its cosine, and
+  "right_score", that of the best right one.
   """
   table: dict[str, list[Any]] = {}
   for one in asked:
@@ -171,6 +171,7 @@ def _rows(asked: Sequence[Asked]) -> Table:
       "way": [one.way] * count,
       "language": [one.language] * count,
       "key": list(map(images.name, queries.ids.tolist())),
+      "row": queries.ids.tolist(),
       "query": list(map(queries.name, queries.rows.tolist())),
       **{f"right@{k}": (one.rank <= k).tolist() for k in KS},
       "rank": tables.places(one.rank),

@@ -18,7 +18,7 @@ _SIDE = 320  # Pixels of a thumbnail.
 
 
 class Gallery:
-  """What tools/embed.py made, and the images that it was made of."""
+  """What big-siglip embed made, and the images that it was made of."""
 
   def __init__(
     self, folder: pathlib.Path, model: Model, checkpoint: str, limits: Limits
@@ -103,7 +103,7 @@ class Gallery:
     return buffer.getvalue()
 
   def _find(self, key: str) -> pathlib.Path | None:
-    for folder in (self._root, self._root / "images"):  # As tools/embed.py.
+    for folder in (self._root, self._root / "images"):  # As big-siglip embed.
       try:
         file = (folder / key).resolve()
         if file.is_relative_to(self._root) and file.is_file():

@@ -1,4 +1,4 @@
-"""One HTML page that shows what runs have done; see tools/report.py.
+"""One HTML page that shows what runs have done; see big-siglip report.
 
 `runs` reads their folders, `curves` and `charts` draw what was logged, `tables`
 and `resources` compare, `pool` and `samples` ask the models about held-out

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 import re
 
+from big_siglip.evaluation.reading import is_about
 from big_siglip.report.charts import Chart, Curve
 from big_siglip.report.runs import Run
 
@@ -43,11 +44,11 @@ def other_charts(runs: Sequence[Run]) -> list[Chart]:
   """Returns a chart for every other number that was logged in training."""
   known = {name for _, named, *_ in _TRAINING for name in named.values()}
   names = {name for run in runs for name in run.names()}
-  rest = sorted(names - known - {*_COUNTS, *evaluated(runs)})
+  rest = sorted(names - known - set(_COUNTS))
   charts = [
     _chart(runs, name.replace("_", " "), {"": name}, False, True)
     for name in rest
-    if not name.startswith("skipped/")
+    if not name.startswith(("skipped/", "evals/"))
   ]
   return [chart for chart in charts if chart]
 
@@ -74,11 +75,10 @@ def evaluation_charts(
 
 
 def evaluated(runs: Iterable[Run]) -> list[str]:
-  """Returns the names of all evaluations, evals/NAME/METRIC."""
+  """Returns the names of all metrics of evaluations, evals/NAME/METRIC."""
   names = {name for run in runs for name in run.names()}
-  return sorted(
-    (name for name in names if name.startswith("evals/")), key=_natural
-  )
+  metrics = [n for n in names if n.startswith("evals/")]
+  return sorted((n for n in metrics if not is_about(n, names)), key=_natural)
 
 
 def direction(name: str) -> int:

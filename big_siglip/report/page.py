@@ -17,8 +17,9 @@ import jinja2
 from markupsafe import Markup
 
 from big_siglip.errors import UserError
-from big_siglip.report import curves, resources, samples, tables
-from big_siglip.report.runs import read_runs, Run
+from big_siglip.report import answers, curves, resources, samples, tables
+from big_siglip.report.opening import read_runs
+from big_siglip.report.runs import Run
 from big_siglip.run import workdir
 
 MAX_RUNS = 8  # As many colours can be told apart.
@@ -60,14 +61,25 @@ def write_report(
     probe = file.with_name(f".{file.name}.probe")
     probe.write_text("")
     probe.unlink()
-  page = render(runs, samples.groups(runs, examples), price)
+  pictures = examples > 0
+  page = render(
+    runs,
+    samples.groups(runs, examples),
+    price,
+    answers.wrong(runs, pictures),
+    answers.compared(runs, pictures),
+  )
   with _told(file):
     workdir.write_whole(file, page)
   return file
 
 
 def render(
-  runs: Sequence[Run], groups: Sequence[samples.Group], price: float | None
+  runs: Sequence[Run],
+  groups: Sequence[samples.Group],
+  price: float | None,
+  wrong: Sequence[answers.Wrong] = (),
+  compared: Sequence[answers.Compared] = (),
 ) -> str:
   """Returns the page as text."""
   environment = jinja2.Environment(
@@ -95,6 +107,9 @@ def render(
     headlines=[tables.headline(run) for run in runs],
     overview=tables.overview(runs),
     evaluations=tables.evaluations(runs),
+    evaluated_images=tables.evaluated_images(runs),
+    wrong=wrong,
+    compared=compared,
     evaluation_charts=curves.evaluation_charts(runs),
     training_charts=training,
     long_curves=any(chart.is_long for chart in training),

@@ -5,23 +5,19 @@ Shape letters: I images, T different captions.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import io
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 
 from big_siglip import training_data
-from big_siglip.data import images
 from big_siglip.data.sources import Example, open_source, Options, Source
-from big_siglip.errors import BadExample, UserError
+from big_siglip.errors import BadExample, naming_evaluation, UserError
 from big_siglip.evaluators import make_evaluator
 from big_siglip.evaluators.captions import open_captions
 from big_siglip.report.runs import Run
+from big_siglip.report.thumbnails import shrink
 from big_siglip.trained import inference
-
-_THUMBNAIL = 128  # Pixels of the longer side.
 
 
 class DataKey(NamedTuple):
@@ -118,23 +114,37 @@ class _Part:
     return self.source[self.index[number]]
 
 
-def wanted(run: Run) -> dict[DataKey, ConfigDict | None]:
+class Wanted(NamedTuple):
+  """What a run wants of a data set.
+
+  Attributes:
+    name: of the section in `config.evals` that asks for it; None for what the
+      run trains on.
+    spec: of the classification; None without one.
+  """
+
+  name: str | None
+  spec: ConfigDict | None
+
+
+def wanted(run: Run) -> dict[DataKey, Wanted]:
   """Returns what a run is evaluated on, and how it is classified there.
 
   A run without evaluations is shown on what it trains on.
   """
   config = ConfigDict(run.config)
-  found: dict[DataKey, ConfigDict | None] = {}
-  for spec in config.get("evals", {}).values():
+  found: dict[DataKey, Wanted] = {}
+  for name, spec in config.get("evals", {}).items():
     if "data" in spec and "split" in spec:
       key = DataKey.of(spec, config.get("data", {}))
       classifies = spec.get("kind") == "classification"
-      found[key] = found.get(key) or (spec if classifies else None)
+      if key not in found or classifies and not found[key].spec:
+        found[key] = Wanted(name, spec if classifies else None)
   if not found and "name" in config.get("data", {}) and "split" in config.data:
     data = config.data
     path = data.get("path")
     spec = {"data": data.name, "split": data.split, "path": path}
-    found[DataKey.of(spec, data)] = None
+    found[DataKey.of(spec, data)] = Wanted(None, None)
   return found
 
 
@@ -145,28 +155,25 @@ def trained_on(run: Run, key: DataKey) -> bool:
   return found == training_data.TRAINED
 
 
-def read_pool(key: DataKey, count: int) -> Pool:
+def read_pool(source: Source, count: int) -> Pool:
   """Returns `count` examples, evenly spread over the data set.
 
   Raises:
-    UserError: the data set is gone, or nothing of it can be read.
+    UserError: nothing of it can be read.
   """
-  source = _open(key)
   chosen = np.linspace(0, len(source) - 1, min(count, len(source)))
   index, thumbnails, captions, skipped = [], [], [], []
   for number in dict.fromkeys(chosen.astype(int).tolist()):
     try:
       example = source[number]
-      if isinstance(example.image, np.ndarray):
-        raise UserError(f"{key.name}: holds embeddings, and no images")
-      thumbnails.append(_thumbnail(images.decode(example.image)))
+      thumbnails.append(shrink(example))
     except BadExample as error:
       skipped.append(f"number {number}: {error}")
       continue
     index.append(number)
     captions.append(example.texts)
   if not index:
-    raise UserError(f"{key.name}: none of {len(skipped)} images can be read")
+    raise UserError(f"none of {len(skipped)} images can be read")
   texts = list(dict.fromkeys(text for group in captions for text in group))
   place = {text: number for number, text in enumerate(texts)}
   right = np.zeros((len(index), len(texts)), bool)
@@ -175,28 +182,44 @@ def read_pool(key: DataKey, count: int) -> Pool:
   return Pool(source, index, thumbnails, texts, right, skipped)
 
 
-def _open(key: DataKey) -> Source:
-  if key.captions_file is None:
+def open_data(
+  key: DataKey, config: Mapping[str, Any], name: str | None
+) -> Source:
+  """Returns the examples of a data set, as an evaluation of a run opens it.
+
+  Args:
+    key: the data set.
+    config: of the run that asks for it.
+    name: see `Wanted`.
+
+  Raises:
+    UserError: the data set is gone; the message names the evaluation.
+  """
+  if name is None:
     return open_source(key.name, key.split, key.path, key.options)
-  return open_captions(
-    key.captions_file,
-    key.path,
-    split=key.split,
-    max_captions=key.max_captions,
-    language=key.language,
-  )
+  with naming_evaluation(name):
+    if key.captions_file is None:
+      whole = ConfigDict(dict(config))
+      return training_data.evaluation_source(whole, name, key.split)
+    return open_captions(
+      key.captions_file,
+      key.path,
+      split=key.split,
+      max_captions=key.max_captions,
+      language=key.language,
+    )
 
 
-def ask(model: inference.Model, pool: Pool, spec: ConfigDict | None) -> Answers:
+def ask(model: inference.Model, pool: Pool, asked: Wanted) -> Answers:
   """Returns what a model says of a pool.
 
   Args:
-    model: see `inference.load`.
+    model: see `big_siglip.load`.
     pool: the examples.
-    spec: of the run's classification; None without one.
+    asked: how the run classifies them, if it does.
 
   Raises:
-    UserError: classes or templates are wrong.
+    UserError: classes or templates are wrong; the message names the evaluation.
   """
   part = _Part(pool.source, pool.index)
   image = model.embed_images(part[i].image for i in range(len(part)))
@@ -208,15 +231,16 @@ def ask(model: inference.Model, pool: Pool, spec: ConfigDict | None) -> Answers:
     return np.nan_to_num(inference.sigmoid(logits), nan=0.0)
 
   texts = probabilities(pool.texts)
-  if spec is None:
+  if asked.spec is None:
     return Answers(texts, None)
-  evaluator = make_evaluator(
-    ConfigDict(dict(spec)),
-    open_split=lambda split: part,
-    preprocess=model.preprocess,
-    embedders=model.embedders,
-  )
-  said = evaluator.predict(model.params)
+  with naming_evaluation(asked.name or ""):
+    evaluator = make_evaluator(
+      ConfigDict(dict(asked.spec)),
+      open_split=lambda split: part,
+      preprocess=model.preprocess,
+      embedders=model.embedders,
+    )
+    said = evaluator.predict(model.params)
   names = evaluator.names
   prompts = [evaluator.template.replace("{}", name) for name in names]
   # -1 is no class: the model's answer is not a number.
@@ -252,20 +276,3 @@ def distinct(pool: Pool, count: int) -> list[tuple[int, int]]:
     if len(chosen) == count:
       break
   return chosen
-
-
-def encode(thumbnail: np.ndarray) -> bytes:
-  """Returns a small WebP file; lossless where the image is tiny."""
-  file = io.BytesIO()
-  tiny = max(thumbnail.shape) <= _THUMBNAIL // 2
-  options: dict[str, Any] = {"lossless": True} if tiny else {"quality": 72}
-  Image.fromarray(thumbnail).save(file, format="WEBP", **options)
-  return file.getvalue()
-
-
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-  """Shrinks to at most `_THUMBNAIL` pixels a side; never enlarges."""
-  height, width = image.shape[:2]
-  factor = min(_THUMBNAIL / max(height, width), 1.0)
-  size = (max(round(height * factor), 1), max(round(width * factor), 1))
-  return images.resize(image, size, "bicubic")

@@ -1,6 +1,6 @@
 """All that a run's folder says of it, read without trusting any of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import dataclasses
 import datetime
 import json
@@ -10,6 +10,8 @@ from typing import Any
 from etils import epath
 
 from big_siglip.errors import UserError
+from big_siglip.evaluation import reading
+from big_siglip.evaluation.reading import is_about, Results
 from big_siglip.run import workdir
 from big_siglip.run.starts import FILE as STARTS
 
@@ -31,6 +33,7 @@ class Run:
     finetuning: what `finetuning.json` says, if it is there.
     checkpoint: the newest one, if there is one.
     notes: what is missing or damaged, a sentence each.
+    results: of tools/evaluate.py, if they lie in the folder.
   """
 
   name: str
@@ -42,13 +45,14 @@ class Run:
   finetuning: dict[str, Any]
   checkpoint: epath.Path | None
   notes: list[str]
+  results: Results | None = None
 
   @property
   def step(self) -> int:
     """The last step that anything is known of."""
     steps = [line["step"] for line in self.lines]
-    saved = [int(self.checkpoint.name)] if self.checkpoint else []
-    return max([0, *steps, *saved])
+    saved = self.checkpoint.name if self.checkpoint else ""
+    return max([0, *steps, *([int(saved)] if saved.isdecimal() else [])])
 
   @property
   def total_steps(self) -> int | None:
@@ -92,23 +96,6 @@ class Run:
     return values[-1] if values else None
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
-  """Returns the runs in the order given.
-
-  Raises:
-    UserError: a folder holds no run, or stands twice.
-  """
-  folders = []
-  for path in paths:
-    folder = epath.Path(path)
-    folder = folder if "://" in path else folder.expanduser().resolve()
-    if folder in folders:
-      raise UserError(f"{path}: stands twice among the runs")
-    folders.append(folder)
-  names = _short_names(folders)
-  return [_read(*pair) for pair in zip(folders, names, strict=True)]
-
-
 def evaluations_of(checkpoint: epath.Path) -> dict[str, tuple[int, float]]:
   """Returns the last evaluations up to a checkpoint.
 
@@ -120,10 +107,11 @@ def evaluations_of(checkpoint: epath.Path) -> dict[str, tuple[int, float]]:
   """
   if checkpoint.parent.name != "checkpoints":
     return {}
-  run = _read(checkpoint.parent.parent, "")
+  run = read_run(checkpoint.parent.parent, "")
   found = {}
-  for name in run.names():
-    if not name.startswith("evals/"):
+  names = run.names()
+  for name in names:
+    if not name.startswith("evals/") or is_about(name, names):
       continue
     for step, value in run.points(name):
       if value is not None and step <= int(checkpoint.name):
@@ -143,7 +131,16 @@ def seconds(start: dict[str, Any]) -> float | None:
     return None
 
 
-def _read(folder: epath.Path, name: str) -> Run:
+def read_run(folder: epath.Path, name: str) -> Run:
+  """Returns what a run's folder says.
+
+  Args:
+    folder: of the run.
+    name: what the report calls it.
+
+  Raises:
+    UserError: no run lies there.
+  """
   config = workdir.read_config(folder)
   if not isinstance(config, dict):
     raise UserError(f"{folder / 'config.json'}: must be a JSON object")
@@ -166,6 +163,10 @@ def _read(folder: epath.Path, name: str) -> Run:
   if not starts:
     notes.append(f"Hardware and time were not recorded ({STARTS} is missing).")
   skipped = list(_json_lines(folder / "skipped.jsonl", notes))
+  results = _results(folder, notes)
+  if results:
+    lines.append({"step": results.step, **reading.flat(results)})
+    lines.sort(key=lambda line: line["step"])
   return Run(
     name=name,
     folder=folder,
@@ -176,7 +177,26 @@ def _read(folder: epath.Path, name: str) -> Run:
     finetuning=_json_object(folder / "finetuning.json", notes),
     checkpoint=checkpoint,
     notes=notes,
+    results=results,
   )
+
+
+def _results(folder: epath.Path, notes: list[str]) -> Results | None:
+  """Returns the results that lie in a run's own folder."""
+  if not reading.has_results(str(folder)):
+    return None
+  try:
+    results = reading.read(str(folder))
+  except UserError as error:
+    notes.append(f"{error}.")
+    return None
+  if epath.Path(results.checkpoint).parent != folder / "checkpoints":
+    notes.append(
+      f"{reading.FILE}: is of another model, {results.checkpoint}, and is left "
+      "out."
+    )
+    return None
+  return results
 
 
 def _json_lines(
@@ -229,16 +249,6 @@ def _newest(checkpoints: epath.Path) -> epath.Path | None:
 
 def _is_dir(path: epath.Path) -> bool:
   return path.exists() and path.is_dir()
-
-
-def _short_names(folders: Sequence[epath.Path]) -> list[str]:
-  """Returns the shortest ends of the paths that differ from each other."""
-  names: list[str] = []
-  for count in range(1, 1 + max(len(folder.parts) for folder in folders)):
-    names = ["/".join(folder.parts[-count:]) for folder in folders]
-    if len(set(names)) == len(names):
-      break
-  return names
 
 
 def _is_number(value: Any) -> bool:

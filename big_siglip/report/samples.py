@@ -1,38 +1,23 @@
 """What a report shows of a pool: predictions, heat map, retrieval."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
-from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip.errors import UserError
 from big_siglip.report import pool as pools
-from big_siglip.report.pool import Answers, DataKey, Guesses, Pool
+from big_siglip.report import thumbnails
+from big_siglip.report.pool import Answers, DataKey, Guesses, Pool, Wanted
 from big_siglip.report.runs import Run
-from big_siglip.trained import inference
+from big_siglip.report.thumbnails import Picture
+from big_siglip.trained import inference, loading
 
 _CARDS = 24  # Predictions.
 _HEAT = 8  # Images and captions of the heat map.
 _QUERIES = 5
 _TOP = 5
 _MAX_GROUPS = 3  # Data sets of one report.
-
-
-class Picture(NamedTuple):
-  """An image of the page.
-
-  Attributes:
-    uri: a data URI.
-    alt: its right captions, for those who cannot see it.
-    tiny: whether its pixels are to be seen as they are.
-  """
-
-  uri: str
-  alt: str
-  tiny: bool
 
 
 class Group(NamedTuple):
@@ -79,10 +64,10 @@ def groups(runs: Sequence[Run], count: int) -> list[Group]:
     return []
   models = {number: _load(run) for number, run in enumerate(runs)}
   models = {number: model for number, model in models.items() if model}
-  keys: dict[DataKey, dict[int, ConfigDict | None]] = {}
+  keys: dict[DataKey, dict[int, Wanted]] = {}
   for number in models:
-    for key, spec in pools.wanted(runs[number]).items():
-      keys.setdefault(key, {})[number] = spec
+    for key, asked in pools.wanted(runs[number]).items():
+      keys.setdefault(key, {})[number] = asked
   shown = list(keys.items())[:_MAX_GROUPS]
   made = [_group(runs, models, *item, count) for item in shown]
   if left := [_title(key) for key in keys][_MAX_GROUPS:]:
@@ -94,12 +79,12 @@ def _load(run: Run) -> inference.Model | None:
   if run.checkpoint is None:
     return None
   try:
-    model = inference.load(str(run.checkpoint))
+    model = loading.load(str(run.checkpoint))
   except Exception as error:  # Whatever the file system made of the bytes.
     logging.warning("%s cannot be loaded: %s", run.checkpoint, error)
     run.notes.append(
       f"Checkpoint {run.checkpoint.name} cannot be loaded, so there are no "
-      f"pictures of this run: {_first_line(error)}"
+      f"pictures of this run: {first_line(error)}"
     )
     return None
   if not model.has_trained_bias:
@@ -110,14 +95,19 @@ def _load(run: Run) -> inference.Model | None:
   return model
 
 
-def _group(runs, models, key: DataKey, specs, count: int) -> Group:
+def _group(
+  runs, models, key: DataKey, asked: Mapping[int, Wanted], count: int
+) -> Group:
   notes = []
+  first, own = next(iter(asked.items()))
   try:
-    pool = pools.read_pool(key, count)
-  except (UserError, OSError) as error:
-    reason = f"No pictures: this data set cannot be read ({error})."
-    return Group(_title(key), [reason])
-  answers = _answers(runs, models, pool, specs, notes)
+    source = pools.open_data(key, runs[first].config, own.name)
+    pool = pools.read_pool(source, count)
+  except Exception as error:  # As below.
+    logging.warning("%s cannot be shown: %s", _title(key), error)
+    reason = f"this data set cannot be read ({first_line(error)})"
+    return Group(_title(key), [f"No pictures: {reason}."])
+  answers = _answers(runs, models, pool, asked, notes)
   if not answers:
     return Group(_title(key), notes)
   seen = [runs[n].name for n in answers if pools.trained_on(runs[n], key)]
@@ -144,31 +134,28 @@ def _group(runs, models, key: DataKey, specs, count: int) -> Group:
   )
 
 
-def _answers(runs, models, pool: Pool, specs, notes) -> dict[int, Answers]:
+def _answers(runs, models, pool: Pool, asked, notes) -> dict[int, Answers]:
   answers = {}
-  for number, spec in specs.items():
+  for number, own in asked.items():
     try:
-      answers[number] = pools.ask(models[number], pool, spec)
+      answers[number] = pools.ask(models[number], pool, own)
     except Exception as error:  # A config of other times, a file that is gone.
       logging.warning("%s cannot be shown: %s", runs[number].name, error)
-      reason = _first_line(error)
+      reason = first_line(error)
       notes.append(f"No pictures of {runs[number].name}: {reason}")
   return answers
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+  """Returns what an error says, in one line."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return lines[0][:200]
 
 
 def picture(pool: Pool, image: int) -> Picture:
   """Returns an image of the pool for the page."""
-  thumbnail = pool.thumbnails[image]
-  data = base64.b64encode(pools.encode(thumbnail)).decode()
-  alt = pool.captions(image)[0]
-  return Picture(
-    f"data:image/webp;base64,{data}", alt, max(thumbnail.shape) <= 64
-  )
+  captions = pool.captions(image)
+  return thumbnails.picture(pool.thumbnails[image], captions[0])
 
 
 def _title(key: DataKey) -> str:

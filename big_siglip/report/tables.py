@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from big_siglip.config import flatten
+from big_siglip.evaluation.reading import IMAGES, limit_names
 from big_siglip.report.curves import direction, evaluated, is_count, is_share
 from big_siglip.report.runs import Run
 
@@ -72,13 +73,28 @@ def evaluations(runs: Sequence[Run]) -> list[Row]:
     cells = [
       Cell(
         value_text(name, value),
-        _peak(run, name, value),
+        "; ".join(
+          filter(None, (_interval(run, name), _peak(run, name, value)))
+        ),
         best is not None and value == best,
       )
       for run, value in zip(runs, values, strict=True)
     ]
     rows.append(Row(name.removeprefix("evals/"), cells))
   return rows
+
+
+def evaluated_images(runs: Sequence[Run]) -> list[Row]:
+  """Returns how many images each evaluation is of, where it is known."""
+  names = dict.fromkeys(name.split("/")[1] for name in evaluated(runs))
+  return worth_showing(
+    [
+      row(
+        name, runs, lambda run, n=name: number(run.last(f"evals/{n}/{IMAGES}"))
+      )
+      for name in names
+    ]
+  )
 
 
 def differences(runs: Sequence[Run]) -> list[Row]:
@@ -181,6 +197,19 @@ def _best(name: str, values: Sequence[float | None]) -> float | None:
   if len(known) < 2 or not better or min(known) == max(known):
     return None
   return max(known) if better > 0 else min(known)
+
+
+def _interval(run: Run, name: str) -> str:
+  """Returns the limits of the last value, where they are known."""
+  values = run.points(name)
+  limits = [dict(run.points(limit)) for limit in limit_names(name)]
+  last = next((step for step, v in reversed(values) if v is not None), None)
+  low, high = (of_step.get(last) for of_step in limits)
+  if low is None or high is None:
+    return ""
+  return (
+    f"{value_text(name, low).removesuffix(' %')} to {value_text(name, high)}"
+  )
 
 
 def _peak(run: Run, name: str, last: float | None) -> str:

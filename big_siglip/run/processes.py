@@ -28,6 +28,8 @@ def join() -> None:
   Raises:
     UserError: the environment does not say who the others are.
   """
+  if jax.distributed.is_initialized():  # An earlier run of this process did it.
+    return
   try:
     jax.distributed.initialize(
       num_processes=_integer("JAX_NUM_PROCESSES"),

@@ -7,7 +7,7 @@ from big_siglip.errors import drop_output
 def say(text: str) -> None:
   """Prints a line at once.
 
-  Where nobody reads any more, as after `python main.py ... | head` or when a
+  Where nobody reads any more, as after `big-siglip train ... | head` or when a
   terminal was closed, this line and all that follow are dropped: a run does not
   end for that.
   """

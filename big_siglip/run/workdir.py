@@ -7,6 +7,7 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
+from big_siglip import shipped
 from big_siglip.config import changed_fields, has_image_tower
 from big_siglip.data.embedding_folder import NAME, OLD_NAMES
 from big_siglip.data.text import is_json
@@ -146,7 +147,7 @@ def keep_tokenizer(folder: epath.Path, tokenizer: str | None) -> None:
   """Copies the tokenizer's file into a run's folder, where it has one."""
   if tokenizer not in (None, "bytes") and not find_tokenizer(folder):
     name = _TOKENIZERS[is_json(tokenizer)]
-    _copy(epath.Path(tokenizer), folder / name)
+    _copy(epath.Path(shipped.find(tokenizer)), folder / name)
 
 
 def find_tokenizer(folder: epath.Path) -> str | None:

@@ -3,40 +3,38 @@
 Shape letters: I images, T texts, E embedding width.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
-import itertools
-import os
 from typing import Any, ClassVar
 
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 
-from big_siglip import build, sharding
-from big_siglip.data import images as image_data
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
-from big_siglip.evaluators import Embedders, exact_model, make_embedders
+from big_siglip.evaluators import Embedders
 from big_siglip.evaluators.classification import classifier as class_vectors
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.models import make_model
-from big_siglip.schema.sizes import has_text_tower, resolve_image, TOWERS
-from big_siglip.trained import calibrated, classifier, saved
+from big_siglip.schema.sizes import has_text_tower, resolve_image
+from big_siglip.trained import classifier, inputs
 from big_siglip.trained.calibrated import Calibration
 from big_siglip.trained.classifier import Classifier
-
-# What can be embedded as an image: encoded bytes, the path of a file, a Pillow
-# image, or uint8 [H, W, 3].
-ImageLike = bytes | str | os.PathLike | Image.Image | np.ndarray
+from big_siglip.trained.described import describe, missing_blocks
+from big_siglip.trained.inputs import ImageLike
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Model:
   """Two towers with their parameters and their preprocessing.
+
+  Example:
+    model = big_siglip.load("models/b16")
+    model.embed_images(["cat.jpg"])  # [1, 768] float32, of length 1
+    model.probabilities(["cat.jpg"], ["a cat", "a dog"])  # [1, 2]
 
   Attributes:
     config: `model` and `data` (preprocessing) of its training.
@@ -62,6 +60,11 @@ class Model:
     "was trained with a softmax, which does not see the logits' bias: it was "
     "never trained, so there are no sigmoid probabilities"
   )
+
+  def __repr__(self) -> str:
+    """Returns one line: kind, sizes, parameters, devices, where from."""
+    model = self.config.model
+    return describe(model, self.params, self.mesh, self.path)
 
   @property
   def has_trained_bias(self) -> bool:
@@ -92,35 +95,81 @@ class Model:
       return self.calibration.bias
     return float(self.params["logit_bias"])
 
-  def embed_images(self, images: Iterable[ImageLike]) -> np.ndarray:
-    """Returns IE float32 of length 1.
+  def embed_images(
+    self,
+    images: Iterable[ImageLike],
+    *,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Returns IE float32 of length 1, in the order of the images.
+
+    Example:
+      model.embed_images(["cat.jpg", pathlib.Path("dog.png")])
+      model.embed_images(PHOTOS.glob("*.jpg"), progress=True)
+
+    Args:
+      images: paths, the bytes of files, Pillow images, or uint8 [H, W, 3]. A
+        list, or what makes one after the other: they are read as they are
+        needed, a batch at a time.
+      batch_size: images on the devices at once; None: the model's.
+      progress: whether to say how far it is, on standard error.
 
     Raises:
-      BadImage: one of them cannot be decoded.
-      UserError: the image tower has no pool.
+      UserError: one of them cannot be read, and which; or the image tower has
+        no pool.
     """
     embed = self.embedder("images")
-    return self._embed(embed, map(self.prepare_image, images))
+    count = inputs.check_list(images, "images")
+    rows = inputs.each(images, "images", self.prepare_image)
+    with inputs.showing(progress, count, "images") as add:
+      return self._embed(embed, rows, batch_size, add)
 
-  def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-    """Returns TE float32 of length 1.
+  def embed_texts(
+    self,
+    texts: Iterable[str],
+    *,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Returns TE float32 of length 1, in the order of the texts.
+
+    Example:
+      model.embed_texts(["a photo of a cat", "a photo of a dog"])
+
+    Args:
+      texts: a list of strings, or what makes one after the other.
+      batch_size: texts on the devices at once; None: the model's.
+      progress: whether to say how far it is, on standard error.
 
     Raises:
-      UserError: there is no text tower.
+      UserError: one of them is no string, and which; or there is no text tower.
     """
     embed = self.embedder("texts")
-    if isinstance(texts, str):
-      raise UserError("texts: must be a list of strings, not one string")
-    tokens = self.preprocess.texts(list(texts))
-    return self._embed(embed, tokens)
+    count = inputs.check_list(texts, "texts")
+    rows = self._tokenized(inputs.each(texts, "texts", inputs.read_text))
+    with inputs.showing(progress, count, "texts") as add:
+      return self._embed(embed, rows, batch_size, add)
 
-  def image_tokens(self, images: Iterable[ImageLike]) -> np.ndarray:
+  def _tokenized(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    for some in inputs.batches(texts, self.batch_size):
+      yield from self.preprocess.texts(some)
+
+  def image_tokens(
+    self, images: Iterable[ImageLike], *, batch_size: int | None = None
+  ) -> np.ndarray:
     """Returns ILD float32: the patches after the final norm, before a pool.
 
+    Args:
+      images: as for `embed_images`.
+      batch_size: as well.
+
     Raises:
-      BadImage: one of them cannot be decoded.
+      UserError: one of them cannot be read, and which.
     """
-    return self._embed(self._see, map(self.prepare_image, images))
+    inputs.check_list(images, "images")
+    rows = inputs.each(images, "images", self.prepare_image)
+    return self._embed(self._see, rows, batch_size)
 
   @functools.cached_property
   def _see(self) -> Embed:
@@ -146,7 +195,7 @@ class Model:
       return self.embedders.text
     if config.image.pooling == "none":
       raise UserError(
-        f"{self.path}: its image tower has no pool{_missing_blocks(config)}: "
+        f"{self.path}: its image tower has no pool{missing_blocks(config)}: "
         "it has no embedding of an image; Model.image_tokens gives its tokens, "
         "and config.model.image.pooling=gap trains on their mean"
       )
@@ -166,7 +215,7 @@ class Model:
     return of_classes(rows, list(map(len, prompts)))
 
   def logits(
-    self, images: Iterable[ImageLike], texts: Sequence[str]
+    self, images: Iterable[ImageLike], texts: Iterable[str]
   ) -> np.ndarray:
     """Returns IT float32: scaled cosines plus the bias."""
     embedded = self.embed_texts(texts)
@@ -174,9 +223,12 @@ class Model:
     return self.logit_scale * cosines + self.logit_bias
 
   def probabilities(
-    self, images: Iterable[ImageLike], texts: Sequence[str]
+    self, images: Iterable[ImageLike], texts: Iterable[str]
   ) -> np.ndarray:
     """Returns IT float32: how likely each text belongs to each image.
+
+    Example:
+      model.probabilities(["cat.jpg"], ["a cat", "a dog"])
 
     Each pair is a question of its own (arXiv:2303.15343, section 3.2), so that
     the texts of an image add up to anything from 0 to T. A model without a
@@ -188,38 +240,33 @@ class Model:
     return sigmoid(self.logits(images, texts))
 
   def classifier(self, folder: str) -> Classifier:
-    """Returns this model with a classifier that tools/probe.py left.
-
-    Raises:
-      UserError: none lies there, or it is one of another model.
-    """
+    """See `big_siglip.trained.classifier.load`."""
     return classifier.load(folder, self)
 
   def prepare_image(self, image: ImageLike) -> np.ndarray:
     """Returns what the image tower sees, uint8 [H, W, 3].
 
     Raises:
+      UserError: it is nothing that may be an image.
+      OSError: its file cannot be read.
       BadImage: it cannot be decoded.
     """
-    if isinstance(image, str | os.PathLike):
-      with open(image, "rb") as file:
-        image = file.read()
-    if isinstance(image, bytes):
-      return self.preprocess.image(image)
-    if isinstance(image, Image.Image):
-      image = image_data.from_pillow(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-      raise UserError(
-        f"an image of dtype {image.dtype} and shape {list(image.shape)}: must "
-        "be uint8 [height, width, 3]"
-      )
-    return self.preprocess.image(image)
+    return self.preprocess.image(inputs.read_image(image))
 
-  def _embed(self, embed, rows: Iterable[np.ndarray]) -> np.ndarray:
-    parts = [
-      np.asarray(embed(self.params, batch, {})[0])[:count]
-      for batch, count in _batches(rows, self.batch_size)
-    ]
+  def _embed(
+    self,
+    embed: Embed,
+    rows: Iterable[np.ndarray],
+    batch_size: int | None = None,
+    add: Callable[[int], None] = lambda count: None,
+  ) -> np.ndarray:
+    size = self.batch_size
+    if batch_size is not None:
+      size = inputs.check_batch_size(batch_size)
+    parts = []
+    for batch, count in inputs.padded(rows, size):
+      parts.append(np.asarray(embed(self.params, batch, {})[0])[:count])
+      add(count)
     if not parts:
       return np.zeros((0, *self._width(embed)), np.float32)
     return np.concatenate(parts)
@@ -231,15 +278,6 @@ class Model:
     if embed is self._see:
       return (model.image.image_size // size.patch_size) ** 2, size.width
     return (model.embed_dim or size.width,)
-
-
-def load(path: str, *, calibration: str = calibrated.KEPT) -> Model:
-  """See `big_siglip.load`."""
-  mesh = sharding.make_mesh()
-  config, params = saved.load(path, mesh)
-  config.model = exact_model(config.model)
-  kept = calibrated.load(path, params, calibration)
-  return _model(config, params, mesh, path, kept)
 
 
 def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
@@ -259,42 +297,3 @@ def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
   """Returns 1 / (1 + exp(-logits)), without overflow."""
   return np.exp(-np.logaddexp(0, -logits))
-
-
-def _missing_blocks(model: ConfigDict) -> str:
-  """Returns what to say of an image tower that was cut off before its end."""
-  name = model.image.size.partition("/")[0]
-  here, whole = resolve_image(model.image).depth, TOWERS[name].depth
-  if here >= whole:
-    return ""
-  return f" and just {here} of the {whole} blocks of {name}"
-
-
-def _model(
-  config: ConfigDict,
-  params: Any,
-  mesh: Mesh,
-  path: str,
-  calibration: Calibration | None,
-) -> Model:
-  embedders = make_embedders(make_model(config.model), mesh)
-  preprocess = build.preprocess(config)
-  return Model(
-    *(config, params, mesh, preprocess, embedders),
-    path=path,
-    calibration=calibration,
-  )
-
-
-def _batches(
-  rows: Iterable[np.ndarray], size: int
-) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields (batch of `size` or less, how many count): few shapes to compile."""
-  rows = iter(rows)
-  first = True
-  while batch := list(itertools.islice(rows, size)):
-    count = len(batch)
-    if not first:  # The last of several takes the others' shape.
-      batch += [batch[-1]] * (size - count)
-    first = False
-    yield np.stack(batch), count

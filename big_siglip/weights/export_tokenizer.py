@@ -16,6 +16,7 @@ from typing import Any
 from absl import logging
 import tokenizers
 
+from big_siglip import shipped
 from big_siglip.data.cleaning import prepare
 from big_siglip.data.text import (
   HuggingFaceTokenizer,
@@ -90,7 +91,7 @@ def make(data: Any, length: int) -> Exported:
   if isinstance(ours, HuggingFaceTokenizer):
     name = "tokenizer.json"
   elif data.tokenizer != "bytes":
-    source = pathlib.Path(data.tokenizer).expanduser()
+    source = shipped.find(data.tokenizer)
     # As SigLIP's and as SigLIP 2's is called.
     name = "spiece.model" if data.pad_id == ours.eos_id else "tokenizer.model"
   names = {number: token for token, number in ours.vocabulary().items()}
@@ -139,7 +140,7 @@ def _library(data: Any, ours: Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(ours.to_json())
   if data.tokenizer == "bytes":
     return tokenizer_json.of_bytes()
-  file = pathlib.Path(data.tokenizer).expanduser()
+  file = shipped.find(data.tokenizer)
   return tokenizer_json.of_sentencepiece(file)
 
 

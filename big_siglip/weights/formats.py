@@ -103,7 +103,7 @@ def _with_adapter(adapter: adapters.Adapter, given: str | None) -> Weights:
   except UserError as error:
     raise UserError(
       f"{path}: is an adapter (LoRA) of {base!r}, which cannot be read "
-      f"({error}); name the weights, tools/import_weights.py --base=FOLDER"
+      f"({error}); name the weights, big-siglip import --base=FOLDER"
     ) from error
   if weights.format != "huggingface":
     raise UserError(

@@ -14,6 +14,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from big_siglip import shipped
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.data.text import is_json
 from big_siglip.errors import UserError
@@ -53,7 +54,7 @@ def copy_tokenizer(file: pathlib.Path, tokenizer: str) -> str:
     return tokenizer
   ending = ".tokenizer.json" if is_json(tokenizer) else ".tokenizer.model"
   copy = file.with_suffix(ending)
-  shutil.copyfile(pathlib.Path(tokenizer).expanduser(), copy)
+  shutil.copyfile(shipped.find(tokenizer), copy)
   return copy.name
 
 

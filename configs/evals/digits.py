@@ -1,6 +1,6 @@
 """Every kind of evaluation, on scanned digits: a tour that takes a minute.
 
-python tools/evaluate.py --checkpoint=runs/digits --output=runs/evaluated \
+big-siglip evaluate --checkpoint=runs/digits --output=runs/evaluated \
   --evals=configs/evals/digits.py
 """
 

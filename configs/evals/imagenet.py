@@ -1,6 +1,6 @@
 """ImageNet and its variants, zero-shot, as the SigLIP papers report them.
 
-python tools/evaluate.py --checkpoint=models/b16 \
+big-siglip evaluate --checkpoint=models/b16 \
   --evals=configs/evals/imagenet.py --evals.imagenet.path=PATH ...
 
 docs/evaluation.md says where the data comes from and what ReaL and ObjectNet

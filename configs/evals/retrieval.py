@@ -1,6 +1,6 @@
 """Retrieval on COCO, Flickr30k (Karpathy's splits) and XM3600.
 
-python tools/evaluate.py --checkpoint=models/b16 \
+big-siglip evaluate --checkpoint=models/b16 \
   --evals=configs/evals/retrieval.py --evals.coco.path=COCO \
   --evals.coco.captions_file=COCO/dataset_coco.json ...
 

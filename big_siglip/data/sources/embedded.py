@@ -1,4 +1,4 @@
-"""A folder of embeddings (tools/embed.py), as data to train and evaluate on.
+"""A folder of embeddings (big-siglip embed), as data to train and evaluate on.
 
 A locked image tower says the same of an image in every epoch: its embeddings
 are made once, and a text tower trained on them and on the images' captions
@@ -83,7 +83,7 @@ class _EmbeddedRecords:
     if not reader.is_whole:
       raise UserError(
         f"{field}: holds {len(reader.shards)} of {self.description.num_shards} "
-        "shards; tools/embed.py, started again, makes the others"
+        "shards; big-siglip embed, started again, makes the others"
       )
     rows, captions = _join(reader, split, options, field)
     self.text_keys = captions.columns.texts
@@ -213,11 +213,14 @@ def _random_access(reader: Reader) -> pathlib.Path:
   """
   made = reader.description
   whose = f"{made.parameters} {made.fingerprint} {made.preprocessing}"
+  whose += f" {made.update}" * bool(made.update)  # Files of before are known.
   digest = hashlib.sha256(whose.encode()).hexdigest()[:16]
   file = reader.folder / f".rows-{digest}.npy"
   try:
     with filelock.FileLock(reader.folder / ".rows.lock"):
       if not file.exists():
+        for other in reader.folder.glob(".rows-*.npy"):  # Of before an update.
+          other.unlink()
         _write_rows(reader, file)
   except OSError as error:
     raise UserError(

@@ -58,7 +58,7 @@ class PreparedRecords:
       raise UserError(
         f"{builder.info.full_name} is prepared as"
         f" {file_format and file_format.value}, which cannot be read by"
-        " number: python tools/rewrite_tfrecord.py --input="
+        " number: big-siglip rewrite_tfrecord --input="
         f"{folder or builder.data_path} --output=FOLDER writes it as"
         " ArrayRecord"
       )

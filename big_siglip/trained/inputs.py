@@ -1,0 +1,180 @@
+"""What a user gives a model to embed: lists of images and of texts.
+
+What is no good is named in one line: the argument, the place in it, and what it
+may be.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+import contextlib
+import io
+import itertools
+import os
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from big_siglip.data import images as image_data
+from big_siglip.errors import UserError
+from big_siglip.progress import Progress, speaking
+
+# What can be embedded as an image: encoded bytes, the path of a file, a Pillow
+# image, or uint8 [H, W, 3].
+ImageLike = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
+
+_IMAGE = "the path of a file, its bytes, a Pillow image or uint8 [H, W, 3]"
+# One of what a list was meant of, though some can be iterated over.
+_ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, io.IOBase)
+_UNORDERED = (Mapping, set, frozenset)  # Rows come back in the order of a list.
+_SHOWN = 60  # Characters of a value in a message.
+_T = TypeVar("_T")
+
+
+def check_list(values: Any, name: str) -> int | None:
+  """Returns how many values there are, None where only the end will tell.
+
+  Args:
+    values: a list, or anything else that can be iterated over in order.
+    name: "images" or "texts", the argument.
+
+  Raises:
+    UserError: it is a single image or text, or no list at all.
+  """
+  one = isinstance(values, _ONE)
+  if isinstance(values, np.ndarray):
+    one = values.ndim < (4 if values.dtype == np.uint8 else 1)
+  if one or isinstance(values, _UNORDERED) or not isinstance(values, Iterable):
+    shown, said = _shown(values), ""
+    if isinstance(values, str | os.PathLike):
+      said = f", such as [{shown}]"
+    elif one:
+      said = ", not one alone"
+    raise UserError(f"{name}={shown}: must be a list of {name}{said}")
+  return len(values) if isinstance(values, Sized) else None
+
+
+def read_image(image: ImageLike) -> bytes | np.ndarray:
+  """Returns an image as its file's bytes, or as uint8 [H, W, 3].
+
+  Raises:
+    UserError: it is nothing that may be an image.
+    OSError: its file cannot be read.
+    BadImage: it is a Pillow image whose pixels cannot be read.
+  """
+  if isinstance(image, str) and image.startswith(("http://", "https://")):
+    raise UserError("is an address: download it first")
+  if isinstance(image, str | os.PathLike):
+    with open(image, "rb") as file:
+      return file.read()
+  if isinstance(image, bytes):
+    return image
+  if isinstance(image, Image.Image):
+    try:
+      return image_data.from_pillow(image)
+    except image_data.BadImage:
+      raise
+    except ValueError as error:  # It was closed before it was read.
+      raise UserError(f"cannot be read ({error})") from error
+  if not isinstance(image, np.ndarray):
+    raise UserError(f"must be {_IMAGE}")
+  if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    raise UserError(
+      f"an array of dtype {image.dtype} and shape {list(image.shape)}: must be "
+      "uint8 [height, width, 3]"
+    )
+  return image
+
+
+def read_text(text: str) -> str:
+  """Returns a text.
+
+  Raises:
+    UserError: it is none.
+  """
+  if not isinstance(text, str):
+    raise UserError("must be a string")
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise UserError("is no Unicode text: half of a character") from error
+  return text
+
+
+def each(
+  values: Iterable[Any], name: str, prepare: Callable[[Any], _T]
+) -> Iterator[_T]:
+  """Yields what `prepare` makes of each value.
+
+  Raises:
+    UserError: one of them is no good; it is named by its place.
+  """
+  for number, value in enumerate(values):
+    try:
+      made = prepare(value)
+    except (UserError, image_data.BadImage, OSError) as error:
+      reason = getattr(error, "strerror", None) or error
+      shown = _shown(value)
+      raise UserError(f"{name}[{number}]={shown}: {reason}") from error
+    yield made
+
+
+def batches(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
+  """Yields all values, up to `size` at a time."""
+  values = iter(values)
+  while batch := list(itertools.islice(values, size)):
+    yield batch
+
+
+def padded(
+  rows: Iterable[np.ndarray], size: int
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields (batch of `size` or less, how many count): few shapes to compile."""
+  first = True
+  for batch in batches(rows, size):
+    count = len(batch)
+    if not first:  # The last of several takes the others' shape.
+      batch += [batch[-1]] * (size - count)
+    first = False
+    yield np.stack(batch), count
+
+
+@contextlib.contextmanager
+def showing(
+  shown: bool, total: int | None, unit: str
+) -> Iterator[Callable[[int], None]]:
+  """Yields what is told how many more are done, and shows it if asked to.
+
+  Args:
+    shown: False: nobody is told.
+    total: how many there are; None: nobody knows.
+    unit: of what.
+  """
+  if not shown:
+    yield lambda count: None
+    return
+  with speaking(), Progress(total, unit) as progress:
+    yield progress.add
+
+
+def check_batch_size(size: Any) -> int:
+  """Returns a number of rows.
+
+  Raises:
+    UserError: it is none.
+  """
+  if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    raise UserError(f"batch_size={size!r}: must be a whole number from 1 on")
+  return size
+
+
+def _shown(value: Any) -> str:
+  """Returns a value in few words: a path or text as it is, else its kind."""
+  if isinstance(value, str | os.PathLike):
+    text = repr(os.fspath(value))
+  elif value is None or isinstance(value, int | float):
+    text = repr(value)
+  else:
+    return f"<{type(value).__module__}.{type(value).__qualname__}>".replace(
+      "<builtins.", "<"
+    )
+  return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
