@@ -220,7 +220,10 @@ def test_a_label_without_a_finite_embedding_is_named(place, tmp_path):
     (["--checkpoint=m", "--labels=docs/page-labels.png"], "must be UTF-8"),
     (["--checkpoint=m", "--labels=a"], "name at least one image"),
     (["--checkpoint=m", "--labels=a", "x.png"], "x.png: no such file"),
-    (["--checkpoint=m", "--labels=a", "--template=of"], "must hold {}"),
+    (
+      ["--checkpoint=m", "--labels=a", "--template=of"],
+      "must have '{}' exactly once",
+    ),
     (["--checkpoint=nowhere", "--labels=a", "setup.cfg"], "no such file"),
   ],
 )

@@ -20,7 +20,12 @@ CASES = [
     ["main.py"],
     "--config=NAME or --config=FILE.py must be given (by name: b16,",
   ),
+  (["tools/calibrate.py", "--checkpoint=x"], "--images=FOLDER, or another"),
   (["tools/classify.py", "--checkpoint=x", "--top=0"], "--labels=A,B"),
+  (
+    ["tools/classify.py", "--checkpoint=x", "--labels=a", "--threshold=30"],
+    "--threshold=30.0: must lie in [0, 1]",
+  ),
   (["tools/compare.py", "x"], "1 results: name two folders"),
   (["tools/compare.py", "x", "y", "--output=z.txt"], "must end in one of .csv"),
   (
@@ -71,6 +76,7 @@ CASES = [
     ["tools/plan.py", CONFIG, "--topology=v5e:2x2", "--remats=some"],
     "--remats=some: must be one of none, full",
   ),
+  (["tools/probe.py", "--checkpoint=x"], "--output=OUTPUT must be given"),
   (["tools/prepare.py", "no"], "must be one of wit, wit_base"),
   (["tools/report.py"], "name at least one run"),
   (["tools/report.py", "run", "--price=-1"], "--price"),

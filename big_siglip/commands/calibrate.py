@@ -1,14 +1,14 @@
 """Fits scale and bias of the logits to your images, and keeps them.
 
-python tools/calibrate.py --checkpoint=models/b16 --images=PHOTOS \
+big-siglip calibrate --checkpoint=models/b16 --images=PHOTOS \
   --template="a photo of {}"
-python tools/calibrate.py --checkpoint=runs/digits --data=digits --split=test
+big-siglip calibrate --checkpoint=runs/digits --data=digits --split=test
 
 A sigmoid's probabilities are those of the batches that it was trained on, where
 one pair in thousands is right. Fitted to labelled images (a folder for each
 class, a table, shards: whatever training reads), each with each label, or to
 images with captions, they are those of your data. The weights stay as they are:
-calibration.json beside them is what tools/classify.py, the page and
+calibration.json beside them is what big-siglip classify, the page and
 big_siglip.load use from then on. The labels' templates are those that you will
 classify with. docs/labels.md tells more.
 """
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     if file is None:
       raise UserError(
         f"--checkpoint={_CHECKPOINT.value}: is of the hub; import it "
-        "(tools/import_weights.py), or name --output=FILE"
+        "(big-siglip import), or name --output=FILE"
       )
     found = _calibrate(model)
     calibrated.write(file, found)

@@ -4,18 +4,18 @@ big-siglip classify --checkpoint=models/so400m --labels="a cat,a dog" \
   photos/*.jpg
 big-siglip classify --checkpoint=runs/digits --labels=labels.txt \
   --template="a photo of {}" --json photos/
-python tools/classify.py --checkpoint=models/b16 --labels=tags.txt \
+big-siglip classify --checkpoint=models/b16 --labels=tags.txt \
   --threshold=0.3 --csv=tags.csv photos/
-python tools/classify.py --checkpoint=models/b16 --classifier=birds photos/
+big-siglip classify --checkpoint=models/b16 --classifier=birds photos/
 
 Two numbers for each label. The sigmoid's is SigLIP's own: how likely the text
 belongs to the image, each on its own, so that all may be low, or several high.
 The softmax's says which label is likeliest if one of them must be right. A
 model that was trained with a softmax has only the latter, and so has a
-classifier (tools/probe.py). --threshold tells all labels that are as likely.
-Scale and bias are those of tools/calibrate.py, if it left some. Which files of
-labels and which images are read says docs/formats.md, and docs/labels.md how to
-tag, calibrate and teach.
+classifier (big-siglip probe). --threshold tells all labels that are as likely.
+Scale and bias are those that big-siglip calibrate left, if it did. Which files
+of labels and which images are read says docs/formats.md, and docs/labels.md how
+to tag, calibrate and teach.
 """
 
 import pathlib
@@ -37,7 +37,7 @@ _LABELS = flags.DEFINE_string(
   "Labels, comma-separated, or a file: one a line, a table, or JSON.",
 )
 _CLASSIFIER = flags.DEFINE_string(
-  "classifier", None, "In place of labels, a folder of tools/probe.py."
+  "classifier", None, "In place of labels, a folder of big-siglip probe."
 )
 _TEMPLATE = flags.DEFINE_multi_string(
   "template",
@@ -47,7 +47,7 @@ _TEMPLATE = flags.DEFINE_multi_string(
 _CALIBRATION = flags.DEFINE_string(
   "calibration",
   "kept",
-  "none: the trained scale and bias; or a file of tools/calibrate.py.",
+  "none: the trained scale and bias; or a file of big-siglip calibrate.",
 )
 _TOP = flags.DEFINE_integer("top", 5, "Labels to tell of each image.")
 _THRESHOLD = flags.DEFINE_float(
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
   sys.stdout.reconfigure(errors="backslashreplace")
   with exit_on_error():
     kind = _check_flags()
-    names = None if _CLASSIFIER.value else read_labels(_LABELS.value)
+    names = read_labels(_LABELS.value) if _LABELS.value else ()
     templates = labelled.read_templates(_TEMPLATE.value)
     inputs = find_images(argv[1:])
     import big_siglip
@@ -101,6 +101,8 @@ def _check_flags() -> str:
   """Returns the format that is asked for."""
   if not _CHECKPOINT.value:
     raise UserError("--checkpoint=MODEL must be given")
+  if not (_LABELS.value or _CLASSIFIER.value):
+    raise UserError("--labels=A,B or --labels=FILE must be given")
   if _TOP.value < 1:
     raise UserError(f"--top={_TOP.value}: must be at least 1")
   threshold = _THRESHOLD.value
@@ -123,14 +125,12 @@ def _check_flags() -> str:
   return kinds.pop() if kinds else "table"
 
 
-def read_labels(given: str | None) -> tuple[tuple[str, ...], ...]:
+def read_labels(given: str) -> tuple[tuple[str, ...], ...]:
   """Returns the names of each label, in their order; of most there is one.
 
   Raises:
-    UserError: none are given, or one is empty or stands twice.
+    UserError: one is empty or stands twice.
   """
-  if not given:
-    raise UserError("--labels=A,B or --labels=FILE must be given")
   from big_siglip import shipped
   from big_siglip.data import class_files
   from big_siglip.data.class_names import ClassNames, distinct
@@ -221,7 +221,7 @@ def _ask(model, kind, names, templates):
     said = f"{_CHECKPOINT.value}: {model.NO_SIGMOID}"
     if threshold is not None:
       raise UserError(
-        f"--threshold={threshold}: {said}; tools/calibrate.py fits one"
+        f"--threshold={threshold}: {said}; big-siglip calibrate fits one"
       )
     progress.say(f"note: {said}")
   labels = [own[0] for own in names]

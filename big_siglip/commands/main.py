@@ -22,7 +22,13 @@ LINES = {
     "Compares two evaluations of the same images: what is better, what changed."
   ),
   "report": "Writes one HTML page about a run, or about several side by side.",
-  "classify": "Scores images against labels of your choice.",
+  "classify": (
+    "Scores images against labels of your choice, or by a classifier of yours."
+  ),
+  "calibrate": (
+    "Fits scale and bias of the logits to your images, and keeps them."
+  ),
+  "probe": "Teaches a classifier on a model's embeddings, and keeps it.",
   "embed": "Embeds images or texts, millions of them, into Parquet files.",
   "search": (
     "Finds the images or texts nearest to a query, among those of embed."
@@ -86,6 +92,10 @@ def find(name: str) -> types.ModuleType:  # noqa: C901
       from big_siglip.commands import report as command
     case "classify":
       from big_siglip.commands import classify as command
+    case "calibrate":
+      from big_siglip.commands import calibrate as command
+    case "probe":
+      from big_siglip.commands import probe as command
     case "embed":
       from big_siglip.commands import embed as command
     case "search":

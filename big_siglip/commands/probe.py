@@ -1,7 +1,7 @@
 """Teaches a classifier on a model's embeddings, and keeps it.
 
-python tools/probe.py --checkpoint=models/b16 --images=BIRDS --output=birds
-python tools/classify.py --checkpoint=models/b16 --classifier=birds photos/
+big-siglip probe --checkpoint=models/b16 --images=BIRDS --output=birds
+big-siglip classify --checkpoint=models/b16 --classifier=birds photos/
 
 BIRDS is a folder for each class, a table with labels, shards: whatever training
 reads. The model stays as it is: a logistic regression on its embeddings of

@@ -98,7 +98,7 @@ def load(path: str, params: Any, given: str = KEPT) -> Calibration | None:
   if named and not file.exists():
     raise UserError(
       f"calibration={given}: must be {KEPT}, {NONE} or a file of "
-      "tools/calibrate.py"
+      "big-siglip calibrate"
     )
   if file is None or not file.exists():
     return None

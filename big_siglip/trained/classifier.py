@@ -2,7 +2,7 @@
 
 A folder with the matrix (weights.npz) and what it is (classifier.json): its
 labels, the model whose embeddings it reads, what it learnt from and how well it
-did on images that it had not seen. tools/probe.py makes it.
+did on images that it had not seen. big-siglip probe makes it.
 
 Shape letters: I images, E embedding width, C labels.
 """
@@ -21,9 +21,10 @@ from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import UserError
 from big_siglip.run import workdir
 from big_siglip.trained import saved
+from big_siglip.trained.inputs import ImageLike
 
 if TYPE_CHECKING:
-  from big_siglip.trained.inference import ImageLike, Model
+  from big_siglip.trained.inference import Model
 
 NAME, WEIGHTS = "classifier.json", "weights.npz"
 # What of the preprocessing decides about an image's pixels.
@@ -118,7 +119,7 @@ class Classifier:
     """The labels, in the order of the columns."""
     return self.head.labels
 
-  def probabilities(self, images: "Iterable[ImageLike]") -> np.ndarray:
+  def probabilities(self, images: Iterable[ImageLike]) -> np.ndarray:
     """Returns IC float32: how likely each label is; of an image they sum to 1.
 
     Raises:
@@ -126,7 +127,7 @@ class Classifier:
     """
     return softmax(self.head.logits(self.model.embed_images(images)))
 
-  def predict(self, images: "Iterable[ImageLike]") -> list[str]:
+  def predict(self, images: Iterable[ImageLike]) -> list[str]:
     """Returns the likeliest label of each image.
 
     Raises:

@@ -240,11 +240,7 @@ class Model:
     return sigmoid(self.logits(images, texts))
 
   def classifier(self, folder: str) -> Classifier:
-    """Returns this model with a classifier that tools/probe.py left.
-
-    Raises:
-      UserError: none lies there, or it is one of another model.
-    """
+    """See `big_siglip.trained.classifier.load`."""
     return classifier.load(folder, self)
 
   def prepare_image(self, image: ImageLike) -> np.ndarray:
