@@ -113,6 +113,7 @@ def test_configs_are_checked_without_jax():
     "commands",
     "progress",
     "durations",
+    "extras",
   ]
   names += ["__version__"]
   light = _of(*names[:-1])

@@ -27,6 +27,8 @@ def least_seconds(
     state_bytes: of a chip.
     collectives: as of `hlo.Costs`.
   """
+  assert chip.peak_flops and chip.bytes_per_second
+  assert chip.link_bytes_per_second
   sent = sum(amount for _, amount in collectives.values())
   return max(
     flops / chip.peak_flops,
@@ -56,6 +58,7 @@ def timing(
     steps: of the whole schedule.
     utilization: the share of the peak that is assumed.
   """
+  assert chip.peak_flops
   seconds = max(least, executed / (chips * chip.peak_flops * utilization))
   hours = seconds * steps / 3600
   return {
