@@ -93,7 +93,7 @@ def _embed(inputs) -> None:
 
   import big_siglip
   from big_siglip import embeddings
-  from big_siglip.data import embedding_folder
+  from big_siglip.data import embedding_description
   from big_siglip.embeddings import description as descriptions
 
   # Each process computes for itself: what one has to do is not the others'.
@@ -103,9 +103,9 @@ def _embed(inputs) -> None:
   )
   model.embedder(inputs.kind)  # Before a folder is made.
   folder = pathlib.Path(_OUTPUT.value).expanduser()
-  is_there = embedding_folder.description_file(folder).exists()
+  is_there = embedding_description.description_file(folder).exists()
   size = _SHARD_SIZE.value or (
-    embedding_folder.read(folder).shard_size if is_there else _SHARD
+    embedding_description.read(folder).shard_size if is_there else _SHARD
   )
   made = embeddings.describe_model(model, _CHECKPOINT.value)
   description = descriptions.describe(inputs, made, _DTYPE.value, size)

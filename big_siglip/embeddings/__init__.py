@@ -13,7 +13,12 @@ from big_siglip.embeddings.inputs import Inputs
 from big_siglip.embeddings.reading import read_images, read_texts
 
 if TYPE_CHECKING:
-  from big_siglip.data.embedding_folder import Description, Reader
+  from big_siglip.data.embedding_description import (
+    Description,
+  )
+  from big_siglip.data.embedding_folder import (
+    Reader,
+  )
   from big_siglip.embeddings.description import describe_model
   from big_siglip.embeddings.folder import Writer
 
@@ -32,11 +37,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   """Loads what reads and writes folders: it needs a library of an extra."""
   with extras.needed_by("a folder of embeddings"):
-    from big_siglip.data import embedding_folder
+    from big_siglip.data import embedding_description, embedding_folder
     from big_siglip.embeddings import description, folder
   match name:
     case "Description":
-      return embedding_folder.Description
+      return embedding_description.Description
     case "Reader":
       return embedding_folder.Reader
     case "describe_model":

@@ -16,10 +16,12 @@ from typing import NamedTuple
 import jax
 import pyarrow.parquet as pq
 
-from big_siglip.data.embedding_folder import (
+from big_siglip.data.embedding_description import (
   Description,
-  read_metadata,
   shard_file,
+)
+from big_siglip.data.embedding_folder import (
+  read_metadata,
 )
 from big_siglip.embeddings.folder import read_skipped
 from big_siglip.embeddings.given import AnyInputs, Seen, STAMP, Stamp

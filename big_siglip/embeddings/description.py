@@ -6,7 +6,7 @@ import json
 import pathlib
 from typing import Any
 
-from big_siglip.data.embedding_folder import (
+from big_siglip.data.embedding_description import (
   Description,
   description_file,
   NAME,

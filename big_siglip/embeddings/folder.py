@@ -24,13 +24,15 @@ import filelock
 import jax
 import numpy as np
 
-from big_siglip.data.embedding_folder import (
+from big_siglip.data.embedding_description import (
   Description,
   OLD_NAMES,
-  read_metadata,
   shard_name,
   SKIPPED,
   staged_name,
+)
+from big_siglip.data.embedding_folder import (
+  read_metadata,
 )
 from big_siglip.embeddings import description as descriptions
 from big_siglip.embeddings.shards import (

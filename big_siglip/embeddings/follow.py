@@ -15,7 +15,9 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from big_siglip.data.embedding_folder import Reader
+from big_siglip.data.embedding_folder import (
+  Reader,
+)
 from big_siglip.errors import UserError
 from big_siglip.progress import Progress, say
 

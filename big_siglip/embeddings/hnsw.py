@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 
 from big_siglip import extras
-from big_siglip.data.embedding_folder import description_file, Reader
+from big_siglip.data.embedding_description import (
+  description_file,
+)
+from big_siglip.data.embedding_folder import (
+  Reader,
+)
 from big_siglip.embeddings.search import choose, search_exactly
 from big_siglip.errors import UserError
 

@@ -18,7 +18,9 @@ from typing import Protocol
 from absl import logging
 import numpy as np
 
-from big_siglip.data.embedding_folder import Reader
+from big_siglip.data.embedding_folder import (
+  Reader,
+)
 from big_siglip.embeddings.hnsw import Hnsw
 from big_siglip.embeddings.lance import Lance
 from big_siglip.embeddings.search import Exact

@@ -18,7 +18,9 @@ import filelock
 import numpy as np
 import pyarrow as pa
 
-from big_siglip.data.embedding_folder import Reader
+from big_siglip.data.embedding_folder import (
+  Reader,
+)
 from big_siglip.embeddings import filters
 from big_siglip.embeddings.follow import (
   Difference,

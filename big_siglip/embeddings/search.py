@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_siglip.data.embedding_folder import Reader
+from big_siglip.data.embedding_folder import (
+  Reader,
+)
 from big_siglip.embeddings import filters
 from big_siglip.errors import UserError
 

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from big_siglip.data.embedding_folder import Description
+from big_siglip.data.embedding_description import (
+  Description,
+)
 from big_siglip.errors import UserError
 
 _SKIPPED = b"skipped"

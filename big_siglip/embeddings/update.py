@@ -17,11 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from big_siglip.data.embedding_folder import (
+from big_siglip.data.embedding_description import (
   Description,
-  read_metadata,
   shard_file,
   staged_name,
+)
+from big_siglip.data.embedding_folder import (
+  read_metadata,
 )
 from big_siglip.embeddings import changes, shards
 from big_siglip.embeddings import description as descriptions

@@ -132,7 +132,10 @@ def _description(config: ConfigDict) -> epath.Path:
   """Returns what describes the embeddings that a run trains on."""
   # Imported late: it needs an optional library.
   with extras.needed_by("config.data.name='embeddings'"):
-    from big_siglip.data.embedding_folder import NAME, OLD_NAMES
+    from big_siglip.data.embedding_description import (
+      NAME,
+      OLD_NAMES,
+    )
   files = [epath.Path(config.data.path) / n for n in (NAME, OLD_NAMES[NAME])]
   return next((file for file in files if file.exists()), files[0])
 

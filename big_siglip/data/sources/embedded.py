@@ -16,10 +16,12 @@ from absl import logging
 import filelock
 import numpy as np
 
-from big_siglip.data.embedding_folder import (
+from big_siglip.data.embedding_description import (
   Description,
   NAME,
   OLD_NAMES,
+)
+from big_siglip.data.embedding_folder import (
   Reader,
 )
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
