@@ -619,7 +619,7 @@ def test_mistakes_of_search(tmp_path, vectors, photos):
     ([where], "either --query=TEXT or --image=FILE"),
     ([where, "--query=a", "--image=b"], "either --query=TEXT or"),
     ([where, "--query=a", "--top=0"], "--top=0: must be at least 1"),
-    ([where, "--query=a", "--index=tree"], "must be exact or hnsw"),
+    ([where, "--query=a", "--index=tree"], "must be exact, hnsw or lancedb"),
     ([where, "--image=nowhere.png"], "nowhere.png: No such file"),
     ([where, f"--image={photos}/05 text.jpg"], "is no image of a known"),
     ([f"--embeddings={photos}", "--query=a"], "holds no embeddings"),

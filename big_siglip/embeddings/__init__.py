@@ -37,15 +37,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   """Loads what reads and writes folders: it needs a library of an extra."""
   with extras.needed_by("a folder of embeddings"):
-    from big_siglip.data import embedding_description, embedding_folder
-    from big_siglip.embeddings import description, folder
-  match name:
-    case "Description":
-      return embedding_description.Description
-    case "Reader":
-      return embedding_folder.Reader
-    case "describe_model":
-      return description.describe_model
-    case "Writer":
-      return folder.Writer
-  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    match name:
+      case "Description":
+        from big_siglip.data.embedding_description import Description as found
+      case "Reader":
+        from big_siglip.data.embedding_folder import Reader as found
+      case "describe_model":
+        from big_siglip.embeddings.description import describe_model as found
+      case "Writer":
+        from big_siglip.embeddings.folder import Writer as found
+      case _:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return found
