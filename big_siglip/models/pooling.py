@@ -88,6 +88,7 @@ def encode(
   pooling: str,
   size: TowerSize,
   compute: Compute,
+  blocks: int | None = None,
 ) -> tuple[jax.Array | None, jax.Array]:
   """Returns what both towers make of embedded patches or tokens.
 
@@ -98,6 +99,8 @@ def encode(
     pooling: see `pool`; "none": the tokens alone.
     size: of the tower.
     compute: how.
+    blocks: how many there are before the tokens are returned, without a norm;
+      None: all, a norm, and the pool.
 
   Returns:
     One vector of each sequence, BD (None where pooling is "none"), and the
@@ -107,11 +110,16 @@ def encode(
     x, mask = _add_class_token(module, x), _class_token_mask(mask)
   x = add_position_embedding(module, x)
   encoder = Encoder(
-    size.depth, size.num_heads, size.mlp_dim, compute, name="encoder"
+    size.depth if blocks is None else blocks,
+    size.num_heads,
+    size.mlp_dim,
+    compute,
+    norm=blocks is None,
+    name="encoder",
   )
   x = encoder(x, mask)
   tokens = x[:, 1:] if pooling == "cls" else x
-  if pooling == "none":
+  if pooling == "none" or blocks is not None:
     return None, tokens
   return pool(x, pooling, size, compute, mask), tokens
 

@@ -136,6 +136,7 @@ class Encoder(nn.Module):
     mlp_dim: F.
     compute: how.
     causal: see `Attention`.
+    norm: whether there is a final norm.
   """
 
   depth: int
@@ -143,6 +144,7 @@ class Encoder(nn.Module):
   mlp_dim: int
   compute: Compute
   causal: bool = False
+  norm: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -166,7 +168,7 @@ class Encoder(nn.Module):
     parts = tuple(slices.cut(x)) if slices else (x,)
     parts = tuple(constrain(part, sharding) for part in parts)
     masks = (None,) * len(parts) if mask is None else tuple(cut(mask))
-    if compute.scan:
+    if compute.scan and self.depth:
       parts, _ = nn.scan(
         lambda block, parts: (map_slices(block, parts, sharding, masks), None),
         variable_axes={"params": 0},
@@ -177,7 +179,8 @@ class Encoder(nn.Module):
       for index in range(self.depth):
         parts = map_slices(make(name=f"block_{index}"), parts, sharding, masks)
     x = slices.join(jnp.stack(parts)) if slices else parts[0]
-    return layer_norm(compute.dtype, name="norm")(lay_back(x, length, sharding))
+    x = lay_back(x, length, sharding)
+    return layer_norm(compute.dtype, name="norm")(x) if self.norm else x
 
   @nn.nowrap
   def _compute(self, x: jax.Array, mask: jax.Array | None) -> Compute:

@@ -24,11 +24,14 @@ class ImageTower(nn.Module):
       std of red, green and blue in [0, 1], which uint8 images are brought to.
     embed_dim: E, of the head.
     compute: how.
+    blocks: how many are applied, for the patches after them alone, without
+      the final norm; None: all.
   """
 
   config: Any
   embed_dim: int
   compute: Compute
+  blocks: int | None = None
 
   @nn.compact
   def __call__(
@@ -58,7 +61,7 @@ class ImageTower(nn.Module):
     )(image)
     x = x.reshape(x.shape[0], -1, size.width)  # BLD
     pooled, tokens = encode(
-      self, x, mask, self.config.pooling, size, self.compute
+      self, x, mask, self.config.pooling, size, self.compute, self.blocks
     )
     if pooled is not None and self.config.head:
       pooled = nn.Dense(

@@ -16,7 +16,8 @@ from big_siglip import progress
 from big_siglip.data.images import BadImage
 from big_siglip.errors import UserError
 from big_siglip.page.limits import decode, Limits
-from big_siglip.trained.inference import Model, of_classes, sigmoid
+from big_siglip.trained.inference import Model
+from big_siglip.trained.scoring import of_classes, sigmoid
 
 _T = TypeVar("_T")
 

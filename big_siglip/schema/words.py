@@ -5,6 +5,8 @@ ATTENTIONS = ("auto", "xla", "heads_first", *KERNELS)
 REMATS = ("none", "full", "dots", "projections", "attention", "mlp", "offload")
 DTYPES = ("float32", "bfloat16")
 DUPLICATES = ("negative", "ignore", "positive")
+# Features of patches: `models.patches`.
+PATCHES = ("last", "text", "value", "share", "attention")
 POSITIONS = ("big_vision", "huggingface")
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
 CLEANINGS = ("none", "html", "canonical")

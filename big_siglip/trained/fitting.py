@@ -184,7 +184,12 @@ def _adapt(name: str, old: jax.Array, fresh: jax.Array, config: ConfigDict):
   if name == "image/position_embedding":
     side = config.model.image.image_size
     side //= sizes.resolve_image(config.model.image).patch_size
-    new = resample_positions(old_host, side, config.init.positions)
+    new = resample_positions(
+      old_host,
+      side,
+      config.init.positions,
+      class_token=config.model.image.pooling == "cls",
+    )
   elif name == "image/patch_embedding/kernel":
     new = resample_patches(old_host, fresh.shape[0])
   elif name == "text/position_embedding":

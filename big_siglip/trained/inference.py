@@ -16,15 +16,14 @@ import numpy as np
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders
-from big_siglip.evaluators.classification import classifier as class_vectors
-from big_siglip.evaluators.embed import Embed, make_embed
-from big_siglip.models import make_model
+from big_siglip.evaluators.embed import Embed
 from big_siglip.schema.sizes import has_text_tower, resolve_image
-from big_siglip.trained import classifier, inputs
+from big_siglip.trained import classifier, inputs, patches
 from big_siglip.trained.calibrated import Calibration
 from big_siglip.trained.classifier import Classifier
 from big_siglip.trained.described import describe, missing_blocks
 from big_siglip.trained.inputs import ImageLike
+from big_siglip.trained.scoring import of_classes, sigmoid
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -155,30 +154,55 @@ class Model:
     for some in inputs.batches(texts, self.batch_size):
       yield from self.preprocess.texts(some)
 
-  def image_tokens(
-    self, images: Iterable[ImageLike], *, batch_size: int | None = None
+  def embed_patches(
+    self,
+    images: Iterable[ImageLike],
+    *,
+    kind: str = "last",
+    layer: int = -1,
+    norm: bool = True,
+    size: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
   ) -> np.ndarray:
-    """Returns ILD float32: the patches after the final norm, before a pool.
+    """Returns IhwC float32: what each patch knows, on the grid of the image.
+
+    Example:
+      model.embed_patches(["cat.jpg"])  # [1, 14, 14, 768]
+      maps = model.embed_patches(["cat.jpg"], kind="text", size=448)
+      maps @ model.embed_texts(["a cat's ear"]).T  # [1, 28, 28, 1], cosines
 
     Args:
       images: as for `embed_images`.
-      batch_size: as well.
+      kind: "last": tokens after the final norm; "text": each patch in the space
+        of the texts, of length 1; "value", "share", "attention": see
+        `big_siglip.models.patches.Patches`, as `layer` and `norm`.
+      layer: whose tokens; -1 the last block's, -2 those of the one before.
+      norm: False: without the final norm, as LLaVA takes them.
+      size: side in pixels that images are resized to; None: the model's own.
+      stride: pixels from a window of the model's own size to the next; None:
+        the whole image at once (`big_siglip.trained.patches.Resolution`).
+      batch_size: as for `embed_images`.
+      progress: as well.
 
     Raises:
-      UserError: one of them cannot be read, and which.
+      UserError: one of them cannot be read, and which; or the tower has no such
+        patches.
     """
-    inputs.check_list(images, "images")
-    rows = inputs.each(images, "images", self.prepare_image)
-    return self._embed(self._see, rows, batch_size)
+    look = patches.look_of(
+      self,
+      patches.Patches(kind, layer, norm),
+      patches.Resolution(size, stride),
+    )
+    count = inputs.check_list(images, "images")
+    with inputs.showing(progress, count, "images") as add:
+      return patches.embed_patches(self, images, look, batch_size, add)
 
   @functools.cached_property
-  def _see(self) -> Embed:
-    model = make_model(self.config.model)
-
-    def see(params: Any, image: Any) -> Any:
-      return model.look(params, {"image": image}).image_tokens
-
-    return make_embed(see, self.mesh)
+  def looks(self) -> dict[tuple, patches.Look]:
+    """What `trained.patches` has made of this model; by what was asked."""
+    return {}
 
   def embedder(self, kind: str) -> Embed:
     """Returns what embeds "images" or "texts".
@@ -196,8 +220,8 @@ class Model:
     if config.image.pooling == "none":
       raise UserError(
         f"{self.path}: its image tower has no pool{missing_blocks(config)}: "
-        "it has no embedding of an image; Model.image_tokens gives its tokens, "
-        "and config.model.image.pooling=gap trains on their mean"
+        "it has no embedding of an image; Model.embed_patches gives its "
+        "tokens, and config.model.image.pooling=gap trains on their mean"
       )
     return self.embedders.image
 
@@ -268,32 +292,7 @@ class Model:
       parts.append(np.asarray(embed(self.params, batch, {})[0])[:count])
       add(count)
     if not parts:
-      return np.zeros((0, *self._width(embed)), np.float32)
+      model = self.config.model
+      width = model.embed_dim or resolve_image(model.image).width
+      return np.zeros((0, width), np.float32)
     return np.concatenate(parts)
-
-  def _width(self, embed: Embed) -> tuple[int, ...]:
-    """Returns the shape of what `embed` returns for one row."""
-    model = self.config.model
-    size = resolve_image(model.image)
-    if embed is self._see:
-      return (model.image.image_size // size.patch_size) ** 2, size.width
-    return (model.embed_dim or size.width,)
-
-
-def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-  """Returns the unit vector of each class, from those of its texts.
-
-  Args:
-    rows: E float32 of each text, those of a class side by side.
-    counts: how many texts each class has, 1 at least.
-  """
-  if len(counts) == len(rows):
-    return rows
-  return class_vectors(
-    rows, np.repeat(np.arange(len(counts)), counts), len(counts)
-  )
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-  """Returns 1 / (1 + exp(-logits)), without overflow."""
-  return np.exp(-np.logaddexp(0, -logits))

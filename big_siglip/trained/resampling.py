@@ -23,7 +23,7 @@ def may_resample(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 
 
 def resample_positions(
-  positions: np.ndarray, side: int, method: str
+  positions: np.ndarray, side: int, method: str, class_token: bool = False
 ) -> np.ndarray:
   """Returns the learned grid of an image tower at side x side patches.
 
@@ -38,10 +38,15 @@ def resample_positions(
     positions: LD of a square grid, row by row.
     side: of the new grid.
     method: one of `schema.words.POSITIONS`.
+    class_token: whether the first row is that of a class token, which stays as
+      it is.
 
   Raises:
     UserError: L is no square.
   """
+  if class_token:
+    grid = resample_positions(positions[1:], side, method)
+    return np.concatenate([positions[:1], grid])
   old = round(len(positions) ** 0.5)
   if old * old != len(positions):
     raise UserError(
