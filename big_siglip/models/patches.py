@@ -218,7 +218,8 @@ def _shares(
   kernel, bias = (params["out"][n].astype(dtype) for n in ("kernel", "bias"))
   weighted = weights.astype(dtype)[..., None] * value
   # The bias is given to all alike, so that the parts add up to the whole.
-  return jnp.einsum("BLHh,HhD->BLD", weighted, kernel) + bias / x.shape[1]
+  bias = bias[None, None] / x.shape[1]
+  return jnp.einsum("BLHh,HhD->BLD", weighted, kernel) + bias
 
 
 def _apply(module: nn.Module, params: Any, x: jax.Array) -> Any:
