@@ -70,7 +70,9 @@ def test_scene_test_captions_differ_in_meaning_from_all_others(data_dir):
   assert len(captions) == len(set(captions)) == 1_000
   meanings = {_meaning(caption) for caption in captions}
   assert len(meanings) == 1_000
-  trained = {_meaning(scenes_draw.train_example(i)[1]) for i in range(3_000)}
+  trained = {
+    _meaning(scenes_draw.train_example(i).caption) for i in range(3_000)
+  }
   assert not meanings & trained
 
 
@@ -87,15 +89,18 @@ def test_scene_depends_on_its_index_alone(data_dir):
   more = sources.open_source("scenes/300", "train", data_dir)
   for index in (0, 7, 19):
     assert few[index] == more[index]
-    image, caption = scenes_draw.train_example(index)
-    assert (image, (caption,)) == (few[index].image, few[index].texts)
+    scene = scenes_draw.train_example(index)
+    assert (scene.image, (scene.caption,)) == (
+      few[index].image,
+      few[index].texts,
+    )
   assert len(sources.open_source("scenes/20", "test", data_dir)) == 1_000
 
 
 def test_scene_captions_fit_siglips_64_tokens_as_bytes():
   longest = 0
   for index in range(3_000):
-    longest = max(longest, len(scenes_draw.train_example(index)[1]))
+    longest = max(longest, len(scenes_draw.train_example(index).caption))
   assert 55 < longest <= 63
   nouns = {k: scenes_draw.PLURALS[k] for k in scenes_draw.PLURALS}
   group = [
@@ -114,7 +119,7 @@ def test_scene_image_shows_what_its_caption_says():
 
   checked = 0
   for index in range(150):
-    data, caption = scenes_draw.train_example(index)
+    data, caption, *_ = scenes_draw.train_example(index)
     pixels = np.asarray(Image.open(io.BytesIO(data))).astype(int)
     assert pixels.shape == (64, 64, 3)
     found, middles = [], []
@@ -152,6 +157,47 @@ def _check_relation(caption, middles):
     assert y1 - y0 > 2 * abs(x1 - x0), caption
   else:
     assert y0 - y1 > 2 * abs(x1 - x0), caption
+
+
+def test_masks_and_boxes_of_scenes_lie_where_the_shapes_are(data_dir):
+  fields = ("mask", "boxes", "box_texts")
+  options = sources.Options(fields=fields)
+  source = sources.open_source("scenes/20", "train", data_dir, options)
+  values = {value: key for key, value in scenes_draw.MASK_VALUES.items()}
+  for index in range(20):
+    example = source[index]
+    mask = np.asarray(Image.open(io.BytesIO(example.fields["mask"])))
+    pixels = np.asarray(Image.open(io.BytesIO(example.image))).astype(int)
+    assert mask.shape == (64, 64)
+    groups = {tuple(group[2:]) for group in _groups(example.texts[0])}
+    found = {values[value] for value in np.unique(mask) if value}
+    assert found == {
+      (colour, noun if noun in scenes_draw.PLURALS else _singular(noun))
+      for colour, noun in groups
+    }
+    ground = np.median(pixels[mask == 0], axis=0)
+    for value in np.unique(mask)[1:]:
+      own = np.median(pixels[mask == value], axis=0)
+      assert np.abs(own - scenes_draw.COLOURS[values[value][0]]).max() <= 16
+      nearer = np.linalg.norm(pixels - own, axis=-1) < np.linalg.norm(
+        pixels - ground, axis=-1
+      )
+      assert nearer[mask == value].mean() > 0.93
+      assert (nearer & (mask == 0)).sum() < 0.25 * (mask > 0).sum()
+    texts = [text.decode() for text in example.fields["box_texts"]]
+    boxes = example.fields["boxes"] * 64
+    assert sorted(texts) == sorted(
+      " ".join(g) for g in _groups(example.texts[0])
+    )
+    covered = np.zeros_like(mask, bool)
+    for top, left, bottom, right in boxes:
+      rows = slice(int(np.floor(top)), int(np.ceil(bottom)))
+      covered[rows, int(np.floor(left)) : int(np.ceil(right))] = True
+    assert not mask[~covered].any()
+
+
+def _singular(plural):
+  return next(k for k, v in scenes_draw.PLURALS.items() if v == plural)
 
 
 _PREPARE = """

@@ -28,8 +28,11 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
   whatever the number of examples.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES = {
+    "1.1.0": "Masks and boxes; images and captions are as they were.",
+    "1.0.0": "First release.",
+  }
   # Nothing is downloaded. To look for checksums, TFDS would import
   # importlib_resources, which it does not install.
   url_infos = None
@@ -46,6 +49,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
           ),
           "captions": tfds.features.Sequence(tfds.features.Text()),
           "name": tfds.features.Text(),
+          "mask": tfds.features.Image(
+            shape=(scenes_draw.SIDE, scenes_draw.SIDE, 1),
+            encoding_format="png",
+          ),
+          "boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
+          "box_texts": tfds.features.Sequence(tfds.features.Text()),
         }
       ),
       disable_shuffling=True,  # Record i is example i.
@@ -60,8 +69,17 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(
-    self, split: str, examples: Iterator[tuple[bytes, str]]
+    self, split: str, examples: Iterator[scenes_draw.Painted]
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    for key, (image, caption) in enumerate(examples):
-      name = f"scenes/{split}/{key:06d}"
-      yield key, {"image": image, "captions": [caption], "name": name}
+    for key, scene in enumerate(examples):
+      yield (
+        key,
+        {
+          "image": scene.image,
+          "captions": [scene.caption],
+          "name": f"scenes/{split}/{key:06d}",
+          "mask": scene.mask,
+          "boxes": [tfds.features.BBox(*box) for box in scene.boxes],
+          "box_texts": scene.box_texts,
+        },
+      )

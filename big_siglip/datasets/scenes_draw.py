@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -49,6 +50,12 @@ OPPOSITES = {
   "right of": "left of",
   "above": "below",
   "below": "above",
+}
+# What a mask holds at a pixel of a shape; 0 is none. Colours count slower.
+MASK_VALUES = {
+  (colour, shape): 1 + len(PLURALS) * i + j
+  for i, colour in enumerate(COLOURS)
+  for j, shape in enumerate(PLURALS)
 }
 _LONE_SHARE = 0.1  # Of all scenes; they have few captions to choose from.
 
@@ -100,17 +107,36 @@ class Scene:
     return digest[0] < 26
 
 
-def train_example(index: int) -> tuple[bytes, str]:
-  """Returns (PNG, caption) number `index`, which depends on nothing else."""
+class Painted(NamedTuple):
+  """A scene as it is seen, and what is true of it.
+
+  Attributes:
+    image: PNG, 64x64 RGB.
+    caption: all there is to say.
+    mask: PNG, 64x64 of one channel: `MASK_VALUES` of the shape whose outline
+      the middle of a pixel lies in, 0 for none; drawn at this size, not shrunk.
+    boxes: one for each group, (top, left, bottom, right) in [0, 1].
+    box_texts: what each group is, such as "two big red stars".
+  """
+
+  image: bytes
+  caption: str
+  mask: bytes
+  boxes: tuple[tuple[float, float, float, float], ...]
+  box_texts: tuple[str, ...]
+
+
+def train_example(index: int) -> Painted:
+  """Returns the scene number `index`, which depends on nothing else."""
   rng = np.random.default_rng([0, index])
   scene = _draw_lot(rng)
   while scene.is_test:
     scene = _draw_lot(rng)
-  return paint(scene, rng), scene.caption
+  return paint(scene, rng)
 
 
-def test_examples(count: int) -> Iterator[tuple[bytes, str]]:
-  """Yields (PNG, caption), no two of which mean the same.
+def test_examples(count: int) -> Iterator[Painted]:
+  """Yields scenes, no two of which mean the same.
 
   None means the same as any training example either.
   """
@@ -121,20 +147,61 @@ def test_examples(count: int) -> Iterator[tuple[bytes, str]]:
     while not scene.is_test or scene.meaning in seen:
       scene = _draw_lot(rng)
     seen.add(scene.meaning)
-    yield paint(scene, rng), scene.caption
+    yield paint(scene, rng)
 
 
-def paint(scene: Scene, rng: np.random.Generator) -> bytes:
-  """Returns a 64x64 PNG of `scene`; `rng` shifts, tints and sizes it a bit."""
+def paint(scene: Scene, rng: np.random.Generator) -> Painted:
+  """Paints a scene; `rng` shifts, tints and sizes it a bit."""
   grey = int(rng.integers(10, 55))
   side = SIDE * _OVERSAMPLING
   image = Image.new("RGB", (side, side), (grey, grey, grey))
   draw = ImageDraw.Draw(image)
+  mask = np.zeros((SIDE, SIDE), np.uint8)
+  boxes, texts = [], []
   for group, middle, is_row in _layout(scene, rng):
-    _paint_group(draw, group, middle, is_row, rng)
+    outlines = _paint_group(draw, group, middle, is_row, rng)
+    for outline in outlines:
+      _fill(mask, outline, MASK_VALUES[group.colour, group.shape])
+    x, y = np.clip(np.concatenate(outlines) / SIDE, 0, 1).T
+    boxes.append(tuple(map(float, (y.min(), x.min(), y.max(), x.max()))))
+    texts.append(str(group))
+  return Painted(
+    _png(image.reduce(_OVERSAMPLING)),
+    scene.caption,
+    _png(Image.fromarray(mask)),
+    tuple(boxes),
+    tuple(texts),
+  )
+
+
+def _png(image: Image.Image) -> bytes:
   buffer = io.BytesIO()
-  image.reduce(_OVERSAMPLING).save(buffer, "png")
+  image.save(buffer, "png")
   return buffer.getvalue()
+
+
+def _fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
+  """Writes a value to the pixels whose middle lies in an outline.
+
+  By the even-odd rule: a ray to the right crosses the outline an odd number of
+  times.
+
+  Args:
+    mask: uint8 [SIDE, SIDE].
+    outline: [corners, 2], (x, y) in pixels.
+    value: to write.
+  """
+  left, top = np.maximum(np.floor(outline.min(axis=0)).astype(int), 0)
+  right, bottom = np.ceil(outline.max(axis=0)).astype(int)
+  part = mask[top:bottom, left:right]
+  y = (np.arange(len(part)) + top + 0.5)[:, None]
+  x = (np.arange(part.shape[1]) + left + 0.5)[None, :]
+  x0, y0 = outline.T[:, :, None, None]
+  x1, y1 = np.roll(outline, -1, axis=0).T[:, :, None, None]
+  between = (y0 <= y) != (y1 <= y)  # So y0 is not y1.
+  slope = (x1 - x0) / np.where(y0 == y1, 1, y1 - y0)
+  crossings = between & (x < x0 + (y - y0) * slope)
+  part[crossings.sum(axis=0) % 2 == 1] = value
 
 
 def _draw_lot(rng: np.random.Generator) -> Scene:
@@ -187,7 +254,8 @@ def _paint_group(
   middle: tuple[float, float],
   is_row: bool,
   rng: np.random.Generator,
-) -> None:
+) -> list[np.ndarray]:
+  """Returns the outline [corners, 2] of each shape, (x, y) in pixels."""
   radius = SIZES[group.size] * rng.uniform(0.93, 1.03)
   tint = rng.integers(-15, 16, 3)
   colour = tuple(int(c) for c in np.clip(COLOURS[group.colour] + tint, 0, 255))
@@ -197,6 +265,7 @@ def _paint_group(
   # Push a long group back inside, along its own direction only.
   u, v = middle if is_row else middle[::-1]
   u = float(np.clip(u, half + 0.5, SIDE - half - 0.5))
+  outlines = []
   for i in range(count):
     at = u + (i - (count - 1) / 2) * pitch
     centre = (at, v) if is_row else (v, at)
@@ -204,6 +273,8 @@ def _paint_group(
     draw.polygon(
       [(_OVERSAMPLING * x, _OVERSAMPLING * y) for x, y in outline], fill=colour
     )
+    outlines.append(np.array(outline))
+  return outlines
 
 
 def _outline(
