@@ -185,7 +185,7 @@ def test_masks_and_boxes_of_scenes_lie_where_the_shapes_are(data_dir):
       assert nearer[mask == value].mean() > 0.93
       assert (nearer & (mask == 0)).sum() < 0.25 * (mask > 0).sum()
     texts = [text.decode() for text in example.fields["box_texts"]]
-    boxes = example.fields["boxes"] * 64
+    boxes = np.array(example.fields["boxes"]) * 64
     assert sorted(texts) == sorted(
       " ".join(g) for g in _groups(example.texts[0])
     )
