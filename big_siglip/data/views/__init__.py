@@ -1,6 +1,7 @@
 """Views: from examples to the arrays of a batch, a file each."""
 
 from big_siglip.data.views.embeddings import Embeddings
+from big_siglip.data.views.masks import Masks
 from big_siglip.data.views.pixels import Pixels
 from big_siglip.data.views.tokens import Tokens
 from big_siglip.data.views.view import fill, ImageView, Sample, Streams, View
@@ -9,6 +10,7 @@ __all__ = [
   "Embeddings",
   "fill",
   "ImageView",
+  "Masks",
   "Pixels",
   "Sample",
   "Streams",

@@ -53,6 +53,26 @@ class Pixels:
       return None
     return self._scale(box or (0, 0, width, height))
 
+  def geometry(
+    self, height: int, width: int, rng: np.random.Generator
+  ) -> tuple[images.Box | None, bool]:
+    """Returns what it shows of an image, and whether mirrored.
+
+    It draws what it draws when called, with an equal generator. For what goes
+    with the image: masks, boxes.
+
+    Args:
+      height: of the whole image, in pixels.
+      width: the same.
+      rng: its generator.
+
+    Returns:
+      The part that is resized to a square (None: all; it may reach beyond the
+      image), and whether left and right are exchanged.
+    """
+    box = self._box(height, width, rng)
+    return box, self.flip and bool(rng.random() < 0.5)
+
   def __call__(
     self,
     examples: Sequence[Sample],

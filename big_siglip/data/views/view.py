@@ -58,7 +58,7 @@ class View(Protocol):
 
   @property
   def name(self) -> str:
-    """What its random stream is called; each view of a batch has its own."""
+    """What its random stream is called: views of one name draw the same."""
     ...
 
   def fields(self, batch: int) -> Fields:
@@ -121,7 +121,7 @@ def fill(
   """Writes what all views make of n examples.
 
   Args:
-    views: of different names.
+    views: of different arrays.
     batch: the number of the global batch.
     examples: n of them.
     seeds: one for each.

@@ -47,7 +47,8 @@ def choose_columns(
   present = table.columns
   image = options.image_key or _image(table, sample)
   label = options.label_key or table.label
-  texts = tuple(options.text_weights) or _texts(table, sample, image, label)
+  taken = (image, label, *options.fields)
+  texts = tuple(options.text_weights) or _texts(table, sample, taken, label)
   if not texts and not label:  # A label is all that is said.
     free = [c for c in present if c not in (image, *options.fields)]
     label = _named(free, LABEL_NAMES)
@@ -90,9 +91,9 @@ def _names_image(value: Any) -> bool:
   return isinstance(value, str) and image_files.is_image(value.strip())
 
 
-def _texts(table: Table, sample, image, label) -> tuple[str, ...]:
+def _texts(table: Table, sample, taken, label) -> tuple[str, ...]:
   """Returns the columns of captions; the label's where there are none."""
-  others = [c for c in table.columns if c not in (image, label)]
+  others = [c for c in table.columns if c not in taken]
   for names in (table.text_names, _TEXTS):
     if name := _named(others, names):
       return numbered.alike(others, [numbered.stem(name)]) or (name,)

@@ -69,8 +69,8 @@ def find(listing: Listing, file: str | None) -> Layout:
 
   In this order: the file that was asked for; captions.csv, .tsv or .jsonl;
   metadata.csv, .jsonl or .parquet, also in a folder for each split; any other
-  table at the top that names images; annotations/captions_*.json; texts beside
-  the images; folders for classes.
+  table at the top that names images; annotations/captions_*.json; masks in a
+  folder beside that of the images; texts beside the images; class folders.
 
   Args:
     listing: of the folder.
@@ -156,7 +156,7 @@ def _is_of_images(listing: Listing, name: str) -> bool:
 
 
 def _without_table(listing: Listing) -> Table:
-  for read in (loose.texts_beside, loose.class_folders):
+  for read in (loose.masks_beside, loose.texts_beside, loose.class_folders):
     if table := read(listing):
       return table
   where = sorted({os.path.dirname(image) for image in listing.images})
@@ -172,5 +172,6 @@ def _without_table(listing: Listing) -> Table:
   raise UserError(
     f"config.data.path={listing.folder!r}: must hold one of"
     f" {', '.join((*CAPTION_FILES, *_HUB_FILES))}, another table of images, a"
-    f" text beside each image, or a folder for each class; it holds {holds}"
+    f" text beside each image, a folder for each class, or images/ and masks/;"
+    f" it holds {holds}"
   )

@@ -1,6 +1,6 @@
 """Images without a table: texts lie beside them, or folders name classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import concurrent.futures
 import functools
 import json
@@ -14,7 +14,14 @@ from big_siglip.errors import BadExample
 # Files beside NAME.jpg that say something of it: NAME.txt ...
 _BESIDE = (".txt", ".caption", ".json")
 _THREADS = 16  # That read them; most of the time they wait for a disk.
-LABEL = "label"
+LABEL, MASK = "label", "mask"
+# What data sets call the folder of images, and that of masks.
+_MASKS = (
+  ("images", "masks"),
+  ("images", "annotations"),
+  ("images", "labels"),
+  ("JPEGImages", "SegmentationClass"),
+)
 
 
 def texts_beside(listing: Listing) -> Table | None:
@@ -23,19 +30,11 @@ def texts_beside(listing: Listing) -> Table | None:
   Fields are those of a tar's sample: "txt" and the keys of the json file. None
   where no image has such a file, or most have none and lie in class folders.
   """
-  known = set(listing.files)
-  beside = {
-    image: [
-      stem + end for end in _BESIDE if (stem := _stem(image)) + end in known
-    ]
-    for image in listing.images
-  }
+  beside = _beside(listing, listing.images)
   having = sum(map(bool, beside.values()))
   if not having or (2 * having < len(beside) and class_folders(listing)):
     return None
-  read = functools.partial(_read, listing)
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = list(pool.map(read, beside, beside.values()))
+  found = _read_all(listing, beside)
   columns: dict[str, None] = {}
   for row in found:
     columns |= dict.fromkeys(row.fields)
@@ -46,6 +45,74 @@ def texts_beside(listing: Listing) -> Table | None:
     text_names=("txt", "caption"),
     is_found=True,
   )
+
+
+def masks_beside(listing: Listing) -> Table | None:
+  """Returns the rows of images/NAME.jpg with masks/NAME.png.
+
+  Also as ADE20K and PASCAL VOC call the two folders, and with folders of splits
+  in both. None where there are no such folders.
+  """
+  for names in _MASKS:
+    shown, masks = (_below(listing, name) for name in names)
+    if shown and masks:
+      break
+  else:
+    return None
+  firsts = {path.split("/")[1] for path in shown.values()}
+  has_splits = len(firsts) > 1 and all(map(is_split, firsts))
+  beside = _beside(listing, shown.values())
+  found = _read_all(listing, beside)
+  columns = dict.fromkeys(("image", MASK))
+  for row in found:
+    columns |= dict.fromkeys(row.fields)
+
+  def rows() -> Iterator[Row]:
+    for (stem, path), row in zip(shown.items(), found, strict=True):
+      problem = row.problem if beside[path] else ""
+      if stem not in masks:
+        problem = f"{path} has no mask {names[1]}/{stem}.png"
+      yield Row(
+        0,
+        {**row.fields, "image": path, MASK: masks.get(stem)},
+        problem,
+        split=canonical(path.split("/")[1]) if has_splits else None,
+      )
+
+  return Table(
+    listing.folder,
+    tuple(columns),
+    rows,
+    tuple(sorted(map(canonical, firsts))) if has_splits else (),
+    text_names=("txt", "caption"),
+    is_found=True,
+  )
+
+
+def _below(listing: Listing, folder: str) -> dict[str, str]:
+  """Returns the images below a folder, by their paths in it without ends."""
+  return {
+    _stem(path).partition("/")[2]: path
+    for path in listing.images
+    if path.startswith(f"{folder}/")
+  }
+
+
+def _beside(listing: Listing, images: Iterable[str]) -> dict[str, list[str]]:
+  """Returns the files that say something of each image."""
+  known = set(listing.files)
+  return {
+    image: [
+      stem + end for end in _BESIDE if (stem := _stem(image)) + end in known
+    ]
+    for image in images
+  }
+
+
+def _read_all(listing: Listing, beside: Mapping[str, list[str]]) -> list[Row]:
+  read = functools.partial(_read, listing)
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(read, beside, beside.values()))
 
 
 def _stem(image: str) -> str:

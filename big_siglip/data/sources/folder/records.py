@@ -11,8 +11,10 @@ from big_siglip.data.sources.folder import gathering, layouts
 from big_siglip.data.sources.folder.gathering import Gathered
 from big_siglip.data.sources.folder.listing import Listing
 from big_siglip.data.sources.held_out import splits_of
+from big_siglip.data.sources.nested import dig
 from big_siglip.data.sources.splits import canonical
 from big_siglip.data.sources.storage import is_remote, local_path, Storage
+from big_siglip.data.sources.stored_images import kind_of
 from big_siglip.errors import BadExample, UserError
 
 SPLITS = ("all", "train", "test")
@@ -33,6 +35,7 @@ class FolderRecords:
     self.where = f"the folder {folder}"
     listing, gathered = read_folder(folder, split, options)
     self._folder, self._storage = listing.folder, listing.storage
+    self._listing, self._further = listing, options.fields
     columns = gathered.columns
     self.image_key, self.text_keys = columns.image, columns.texts
     self.label_key = columns.label
@@ -68,7 +71,18 @@ class FolderRecords:
     name = self._images[index]
     path = os.path.join(self._folder, name)
     image = self._storage.read(path)
-    return Record(name, {**self._rows[index], self.image_key: image})
+    fields = {**self._rows[index], self.image_key: image}
+    for key in self._further:  # A mask is a file, as the image is.
+      if kind_of(dig(fields, key)) == "path":
+        fields[key] = self._read_beside(dig(fields, key))
+    return Record(name, fields)
+
+  def _read_beside(self, name: str) -> bytes:
+    """Returns a file that a table names."""
+    found = self._listing.find(name)
+    if found is None:
+      raise BadExample(f"{name!r} is not in {self._folder}", "missing")
+    return self._storage.read(os.path.join(self._folder, found))
 
   def columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Returns fields of all records, from the table."""
