@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import dataclasses
 import hashlib
 import io
-import math
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from big_siglip.datasets import scenes_shapes
 
 SIDE = 64  # Pixels, the height and the width of a scene.
 _OVERSAMPLING = 4  # Drawn larger and shrunk, for smooth edges.
@@ -161,7 +162,7 @@ def paint(scene: Scene, rng: np.random.Generator) -> Painted:
   for group, middle, is_row in _layout(scene, rng):
     outlines = _paint_group(draw, group, middle, is_row, rng)
     for outline in outlines:
-      _fill(mask, outline, MASK_VALUES[group.colour, group.shape])
+      scenes_shapes.fill(mask, outline, MASK_VALUES[group.colour, group.shape])
     x, y = np.clip(np.concatenate(outlines) / SIDE, 0, 1).T
     boxes.append(tuple(map(float, (y.min(), x.min(), y.max(), x.max()))))
     texts.append(str(group))
@@ -178,30 +179,6 @@ def _png(image: Image.Image) -> bytes:
   buffer = io.BytesIO()
   image.save(buffer, "png")
   return buffer.getvalue()
-
-
-def _fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
-  """Writes a value to the pixels whose middle lies in an outline.
-
-  By the even-odd rule: a ray to the right crosses the outline an odd number of
-  times.
-
-  Args:
-    mask: uint8 [SIDE, SIDE].
-    outline: [corners, 2], (x, y) in pixels.
-    value: to write.
-  """
-  left, top = np.maximum(np.floor(outline.min(axis=0)).astype(int), 0)
-  right, bottom = np.ceil(outline.max(axis=0)).astype(int)
-  part = mask[top:bottom, left:right]
-  y = (np.arange(len(part)) + top + 0.5)[:, None]
-  x = (np.arange(part.shape[1]) + left + 0.5)[None, :]
-  x0, y0 = outline.T[:, :, None, None]
-  x1, y1 = np.roll(outline, -1, axis=0).T[:, :, None, None]
-  between = (y0 <= y) != (y1 <= y)  # So y0 is not y1.
-  slope = (x1 - x0) / np.where(y0 == y1, 1, y1 - y0)
-  crossings = between & (x < x0 + (y - y0) * slope)
-  part[crossings.sum(axis=0) % 2 == 1] = value
 
 
 def _draw_lot(rng: np.random.Generator) -> Scene:
@@ -269,38 +246,9 @@ def _paint_group(
   for i in range(count):
     at = u + (i - (count - 1) / 2) * pitch
     centre = (at, v) if is_row else (v, at)
-    outline = _outline(group.shape, radius, centre)
+    outline = scenes_shapes.outline(group.shape, radius, centre)
     draw.polygon(
       [(_OVERSAMPLING * x, _OVERSAMPLING * y) for x, y in outline], fill=colour
     )
     outlines.append(np.array(outline))
   return outlines
-
-
-def _outline(
-  shape: str, radius: float, centre: tuple[float, float]
-) -> list[tuple[float, float]]:
-  """Returns the corners of `shape`, in pixels."""
-  if shape == "circle":
-    unit = _around(40, (1.0,))
-  elif shape == "square":
-    unit = [(-0.87, -0.87), (0.87, -0.87), (0.87, 0.87), (-0.87, 0.87)]
-  elif shape == "triangle":
-    unit = [(0, -1), (1, 0.85), (-1, 0.85)]
-  elif shape == "star":
-    unit = _around(10, (1.05, 0.42))
-  else:
-    a, b = 1.0, 0.33
-    unit = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b)]
-    unit += [(-x, -y) for x, y in unit]
-  return [(centre[0] + radius * x, centre[1] + radius * y) for x, y in unit]
-
-
-def _around(count: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:
-  """Returns `count` corners around the origin, the first at the top."""
-  corners = []
-  for i in range(count):
-    angle = 2 * math.pi * i / count
-    radius = radii[i % len(radii)]
-    corners.append((radius * math.sin(angle), -radius * math.cos(angle)))
-  return corners
