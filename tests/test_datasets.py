@@ -220,7 +220,7 @@ def test_two_processes_at_once_prepare_once_without_tensorflow(tmp_path):
   assert logs.count("Preparing the data set scenes/400") == 1, logs
   # That line, the two printed ones, and nothing of TFDS's own.
   assert len(logs.splitlines()) == 3, logs
-  assert os.listdir(tmp_path / "scenes" / "400") == ["1.0.0"]
+  assert os.listdir(tmp_path / "scenes" / "400") == ["1.1.0"]
 
 
 def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
@@ -232,18 +232,18 @@ def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  assert list(folder.glob("incomplete*")) and not (folder / "1.0.0").exists()
+  assert list(folder.glob("incomplete*")) and not (folder / "1.1.0").exists()
   # The same leftover, for a size that is quick to write.
   small = tmp_path / "scenes" / "50"
   folder.rename(small)
   assert len(sources.open_source("scenes/50", "train", str(tmp_path))) == 50
-  assert os.listdir(small) == ["1.0.0"]
+  assert os.listdir(small) == ["1.1.0"]
 
 
 @pytest.mark.parametrize("missing", ["*train*", "dataset_info.json"])
 def test_data_set_with_a_missing_file_is_written_again(tmp_path, missing):
   prepare.prepare("digits", str(tmp_path))
-  (lost,) = (tmp_path / "digits" / "1.0.0").glob(missing)
+  (lost,) = (tmp_path / "digits" / "1.1.0").glob(missing)
   lost.unlink()
   assert len(sources.open_source("digits", "train", str(tmp_path))) == 1_437
   assert lost.exists()

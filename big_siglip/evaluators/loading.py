@@ -42,8 +42,15 @@ class Loader:
     self,
     source: Source,
     extra: Callable[[Example], Batch] = lambda example: {},
+    keep: Callable[[int, Example], None] = lambda index, example: None,
   ) -> Rows:
-    """Returns the images, with `extra` of each."""
+    """Returns the images, with `extra` of each.
+
+    Args:
+      source: the examples.
+      extra: returns further arrays of an example.
+      keep: is told of each good one before it is embedded, with its number.
+    """
     # Of the images that this process has read; names of others are looked up.
     seen: dict[int, str] = {}
 
@@ -54,7 +61,9 @@ class Loader:
         image = self._preprocess.image(example.image)
       except BadExample as error:
         raise BadExample(f"{example.name}: {error}", error.kind) from error
-      return {"image": image, "index": np.int32(index), **extra(example)}
+      arrays = {"image": image, "index": np.int32(index), **extra(example)}
+      keep(index, example)
+      return arrays
 
     def name(index: int) -> str:
       try:

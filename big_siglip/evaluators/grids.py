@@ -1,0 +1,99 @@
+"""Between the grid of patches and the pixels of an image; numpy alone.
+
+Shape letters: h x w the grid of patches, H and W pixels, T values of a patch, C
+classes.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from big_siglip.data import masks
+from big_siglip.data.images import Box
+from big_siglip.data.squares import Square
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """Which part of an image a model's patches cover.
+
+  Attributes:
+    side: patches along a side, h = w.
+    patch: pixels along a patch's side.
+    square: how an image becomes what the model sees.
+  """
+
+  side: int
+  patch: int
+  square: Square
+
+  def box(self, height: int, width: int) -> Box:
+    """Returns what all patches cover of an image, in its pixels."""
+    box = self.square.box(height, width) or (0.0, 0.0, width, height)
+    left, top, right, bottom = box
+    share = (
+      self.side * self.patch / self.square.size
+    )  # A border may be dropped.
+    return (
+      left,
+      top,
+      left + (right - left) * share,
+      top + (bottom - top) * share,
+    )
+
+  def to_pixels(
+    self, values: np.ndarray, height: int, width: int
+  ) -> np.ndarray:
+    """Returns values of pixels, bilinear between the middles of patches.
+
+    Pixels that no patch covers get the nearest patch's.
+
+    Args:
+      values: hwT float32.
+      height: of the image.
+      width: the same.
+
+    Returns:
+      float32 [height, width, T].
+    """
+    left, top, right, bottom = self.box(height, width)
+    rows = _between(len(values), height, top, bottom)
+    columns = _between(values.shape[1], width, left, right)
+    tall = np.tensordot(rows, values, 1)  # HwT
+    # As products of matrices, [W, w] x [w, T] for each row.
+    return np.matmul(columns[None], tall)
+
+  def classes(self, mask: np.ndarray, count: int) -> np.ndarray:
+    """Returns how many pixels of each class a patch covers, hwC float32.
+
+    Args:
+      mask: uint8 [H, W]; `masks.IGNORED` counts for nothing.
+      count: C; a class from that on counts for nothing.
+    """
+    box = self.box(*mask.shape)
+    fine = masks.resize(
+      mask, self.side * self.patch, self.side * self.patch, box
+    )
+    cells = fine.reshape(self.side, self.patch, self.side, self.patch)
+    cells = cells.swapaxes(1, 2).reshape(self.side * self.side, -1)
+    place = np.arange(len(cells))[:, None] * (masks.IGNORED + 1) + cells
+    counts = np.bincount(
+      place.ravel(), minlength=len(cells) * (masks.IGNORED + 1)
+    )
+    counts = counts.reshape(self.side, self.side, -1)[..., :count]
+    return counts.astype(np.float32)
+
+
+def _between(old: int, new: int, start: float, stop: float) -> np.ndarray:
+  """Returns [new, old] float32: linear weights; the ends are repeated.
+
+  Args:
+    old: cells, which lie side by side from `start` to `stop`.
+    new: pixels, whose middles are asked for.
+    start: where the first cell begins, in new pixels.
+    stop: where the last one ends.
+  """
+  at = (np.arange(new) + 0.5 - start) * (old / (stop - start)) - 0.5
+  at = at.clip(0, old - 1)
+  distance = np.abs(at[:, None] - np.arange(old))
+  return np.maximum(0, 1 - distance).astype(np.float32)

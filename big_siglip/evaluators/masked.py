@@ -1,0 +1,125 @@
+"""Images with masks, as dense evaluators read them.
+
+Shape letters: h x w the grid of patches, H and W pixels, C classes, T values.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from big_siglip.data import images, masks
+from big_siglip.data.sources import Example, Source
+from big_siglip.errors import BadExample
+from big_siglip.evaluators.embed import Embed, Rows
+from big_siglip.evaluators.grids import Grid
+from big_siglip.evaluators.loading import Loader
+from big_siglip.evaluators.patches import passing
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+  """Images with masks, and what patches of them say of every pixel.
+
+  Attributes:
+    rows: the images; one that is bad, or whose mask is, is left out.
+    grid: which part of an image the patches cover.
+    names: of the classes, C.
+    waiting: masks that this process has read, by the numbers of their images,
+      until they are asked for.
+  """
+
+  rows: Rows
+  grid: Grid
+  names: tuple[str, ...]
+  waiting: dict[int, np.ndarray]
+
+  def each(
+    self, embed: Embed, params: Any
+  ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields (number, patches hwT, mask [H, W]) of this process's images.
+
+    All processes must go through all of it together.
+    """
+    self.waiting.clear()
+    for number, patches in passing(self.rows, embed, params, self.grid.side):
+      mask = self.waiting.pop(number, None)
+      if mask is not None:
+        yield number, patches, mask
+
+  def at_best(self, mask: np.ndarray) -> np.ndarray:
+    """Returns the best that patches of this size can do: classes [H, W].
+
+    Each patch knows which share of it is of which class, and no more. What is
+    between patches is interpolated, as scores are.
+    """
+    shares = self.grid.classes(mask, len(self.names))
+    return self.grid.to_pixels(shares, *mask.shape).argmax(axis=-1)
+
+  def scores(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns values of patches hwT for each pixel of a mask, HWT."""
+    return self.grid.to_pixels(values, *mask.shape)
+
+
+def read_masked(
+  source: Source,
+  loader: Loader,
+  key: str,
+  grid: Grid,
+  classes: tuple[tuple[str, ...], dict[int, int]],
+) -> Masked:
+  """Returns the images of a data set and their masks; reads none yet.
+
+  Args:
+    source: its examples have the field `key`.
+    loader: of images.
+    key: of the masks.
+    grid: see `Masked`.
+    classes: the names of the classes, and the class of each value of a mask.
+  """
+  names, of_value = classes
+  table = np.full(256, -1, np.int16)
+  for value, number in of_value.items():
+    table[value] = number
+  table[masks.IGNORED] = masks.IGNORED
+  waiting: dict[int, np.ndarray] = {}
+
+  def keep(number: int, example: Example) -> None:
+    waiting[number] = _mask(example, key, table)
+
+  rows = loader.images(source, keep=keep)
+  return Masked(rows, grid, names, waiting)
+
+
+def _mask(example: Example, key: str, table: np.ndarray) -> np.ndarray:
+  """Returns a mask of classes.
+
+  Raises:
+    BadExample: there is none, it has another size than its image, or it holds a
+      value that is no class.
+  """
+  value = example.fields[key]
+  if value is None:
+    raise BadExample(f"{example.name}: has no {key}", "missing")
+  try:
+    mask = masks.decode(value)
+  except images.BadImage as error:
+    raise BadExample(f"{example.name}: {error}", error.kind) from error
+  if isinstance(example.image, bytes):
+    width, height = images.size_of(example.image)
+  else:
+    height, width = example.image.shape[:2]
+  if mask.shape != (height, width):
+    raise BadExample(
+      f"{example.name}: its mask is {mask.shape[1]}x{mask.shape[0]} pixels, and "
+      f"the image {width}x{height}",
+      "image",
+    )
+  found = table[mask]
+  if (found < 0).any():
+    value = int(mask[found < 0][0])
+    raise BadExample(
+      f"{example.name}: its mask holds {value}, which is no class", "record"
+    )
+  return found.astype(np.uint8)

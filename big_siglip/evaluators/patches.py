@@ -1,0 +1,117 @@
+"""Passes over the patches of images: the device work of dense evaluators.
+
+Shape letters: B rows, L patches, h x w their grid, C numbers of a patch.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from big_siglip import progress
+from big_siglip.data.preprocessing import Preprocess
+from big_siglip.evaluators.embed import Embed, make_embed, Rows
+from big_siglip.evaluators.grids import Grid
+from big_siglip.models import merged, SigLIP
+from big_siglip.models.patches import make_look, Patches
+from big_siglip.models.vision import normalize
+from big_siglip.schema.sizes import has_text_tower, resolve_image
+from big_siglip.sharding import replicated
+
+_SEED = 0  # Of the random tower.
+
+
+class Sight(NamedTuple):
+  """How patches are seen: by a tower, or without any.
+
+  Attributes:
+    towers: what is asked for -> patches of a model's tower, BLC.
+    raw: the pixels of each patch, BL(3p^2): what needs no model at all.
+    random: () -> parameters of the same model that never saw an image.
+  """
+
+  towers: Callable[[Patches], Embed]
+  raw: Embed
+  random: Callable[[], Any]
+
+
+def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
+  """Returns the sight of a model.
+
+  Args:
+    config: `config.model`.
+    mesh: on which the parameters lie.
+  """
+  patch = resolve_image(config.image).patch_size
+
+  @functools.cache
+  def towers(patches: Patches) -> Embed:
+    look = make_look(config, patches)
+    return make_embed(
+      lambda params, image: look(merged(params, config), image),
+      mesh,
+      "the image tower's patches",
+    )
+
+  def raw(params: Any, image: jax.Array) -> jax.Array:
+    del params
+    pixels = normalize(image, config.image.mean, config.image.std)
+    side = image.shape[1] // patch
+    pixels = pixels[:, : side * patch, : side * patch]
+    cells = pixels.reshape(len(image), side, patch, side, patch * 3)
+    return cells.swapaxes(2, 3).reshape(len(image), side * side, -1)
+
+  @functools.cache
+  def random() -> Any:
+    plain = ConfigDict(config).copy_and_resolve_references()
+    plain.lora.rank = 0
+    side = config.image.image_size
+    image = jnp.zeros((1, side, side, 3), jnp.uint8)
+    text = None
+    if has_text_tower(config):
+      text = jnp.zeros((1, config.text.length), jnp.int32)
+    start = jax.jit(SigLIP(plain).init, out_shardings=replicated(mesh))
+    return start(jax.random.key(_SEED), image, text)["params"]
+
+  return Sight(towers, make_embed(raw, mesh, "the pixels' patches"), random)
+
+
+def grid_of(config: ConfigDict, preprocess: Preprocess) -> Grid:
+  """Returns which part of an image the patches of a model cover.
+
+  Args:
+    config: `config.model`.
+    preprocess: what comes before its tower.
+  """
+  patch = resolve_image(config.image).patch_size
+  assert patch is not None  # An image tower's.
+  side = config.image.image_size // patch
+  return Grid(side, patch, preprocess.value.square())
+
+
+def passing(
+  rows: Rows, embed: Embed, params: Any, side: int
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (number, hwC float32) of each image that can be read.
+
+  All processes get all of them.
+
+  Args:
+    rows: the images.
+    embed: of `Sight`.
+    params: of the model.
+    side: h = w.
+  """
+  with progress.Progress(rows.count, "images") as show:
+    for batch in rows.batches():
+      labels = {name: batch[name] for name in ("index", "mask")}
+      patches, values = jax.device_get(embed(params, batch["image"], labels))
+      for row in np.flatnonzero(values["mask"]):
+        grid = patches[row].reshape(side, side, -1)
+        yield int(values["index"][row]), grid
+        show.add(1)
