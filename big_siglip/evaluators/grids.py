@@ -31,15 +31,18 @@ class Grid:
     """Returns what all patches cover of an image, in its pixels."""
     box = self.square.box(height, width) or (0.0, 0.0, width, height)
     left, top, right, bottom = box
-    share = (
-      self.side * self.patch / self.square.size
-    )  # A border may be dropped.
-    return (
-      left,
-      top,
-      left + (right - left) * share,
-      top + (bottom - top) * share,
-    )
+    # A border of less than a patch is covered by none.
+    share = self.side * self.patch / self.square.size
+    right, bottom = left + (right - left) * share, top + (bottom - top) * share
+    return left, top, right, bottom
+
+  def middles(self) -> np.ndarray:
+    """Returns where the middle of each patch lies, (down, right) in [0, 1].
+
+    float64 [h w, 2], of what all patches cover.
+    """
+    at = (np.arange(self.side) + 0.5) / self.side
+    return np.stack(np.meshgrid(at, at, indexing="ij"), -1).reshape(-1, 2)
 
   def to_pixels(
     self, values: np.ndarray, height: int, width: int

@@ -112,13 +112,14 @@ def _mask(example: Example, key: str, table: np.ndarray) -> np.ndarray:
     height, width = example.image.shape[:2]
   if mask.shape != (height, width):
     raise BadExample(
-      f"{example.name}: its mask is {mask.shape[1]}x{mask.shape[0]} pixels, and "
-      f"the image {width}x{height}",
+      f"{example.name}: its mask is {mask.shape[1]}x{mask.shape[0]} pixels, "
+      f"and the image {width}x{height}",
       "image",
     )
   found = table[mask]
-  if (found < 0).any():
-    value = int(mask[found < 0][0])
+  unknown = mask[found < 0]
+  if len(unknown):
+    value = int(unknown[0])
     raise BadExample(
       f"{example.name}: its mask holds {value}, which is no class", "record"
     )

@@ -85,14 +85,14 @@ class Overlap:
     return float(low), float(high)
 
 
-def of_all_processes(counts: np.ndarray) -> np.ndarray:
-  """Returns the sum of int64 counts over all processes."""
+def of_all_processes(values: np.ndarray) -> np.ndarray:
+  """Returns the sum of int64 or float64 numbers over all processes."""
   if jax.process_count() == 1:
-    return counts
-  # JAX would make int32 of them.
-  halves = np.ascontiguousarray(counts).view(np.int32)
-  every = multihost_utils.process_allgather(halves)
-  return np.ascontiguousarray(every).view(np.int64).sum(axis=0)
+    return values
+  # JAX would make 32 bits of them.
+  halves = np.ascontiguousarray(values).view(np.int32)
+  every = np.asarray(multihost_utils.process_allgather(halves))
+  return np.ascontiguousarray(every).view(values.dtype).sum(axis=0)
 
 
 def _ious(counts: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
     config: `config.model`.
     mesh: on which the parameters lie.
   """
-  patch = resolve_image(config.image).patch_size
+  patch = _patch_size(config)
 
   @functools.cache
   def towers(patches: Patches) -> Embed:
@@ -81,6 +81,12 @@ def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
   return Sight(towers, make_embed(raw, mesh, "the pixels' patches"), random)
 
 
+def _patch_size(config: ConfigDict) -> int:
+  patch = resolve_image(config.image).patch_size
+  assert patch is not None  # An image tower's.
+  return patch
+
+
 def grid_of(config: ConfigDict, preprocess: Preprocess) -> Grid:
   """Returns which part of an image the patches of a model cover.
 
@@ -88,8 +94,7 @@ def grid_of(config: ConfigDict, preprocess: Preprocess) -> Grid:
     config: `config.model`.
     preprocess: what comes before its tower.
   """
-  patch = resolve_image(config.image).patch_size
-  assert patch is not None  # An image tower's.
+  patch = _patch_size(config)
   side = config.image.image_size // patch
   return Grid(side, patch, preprocess.value.square())
 

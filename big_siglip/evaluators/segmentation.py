@@ -21,7 +21,8 @@ from big_siglip.evaluators.embed import Embedders, Rows
 from big_siglip.evaluators.masked import Masked
 from big_siglip.evaluators.overlap import of_all_processes, Overlap
 from big_siglip.evaluators.patches import Sight
-from big_siglip.evaluators.result import Result, Table
+from big_siglip.evaluators.result import Result
+from big_siglip.evaluators.segmentation_probe import overlap_rows
 from big_siglip.models.patches import Patches
 
 # Cosines of a patch and a label, above which it is no background.
@@ -93,7 +94,7 @@ class Segmentation:
       metrics,
       details,
       images=int(counts.sum()),
-      rows=functools.partial(self._rows, found.overlap),
+      rows=functools.partial(overlap_rows, self.masked, found.overlap),
       intervals={"miou": found.overlap.interval()},
     )
 
@@ -130,18 +131,6 @@ class Segmentation:
       measured.ceiling.add(number, self.masked.at_best(mask), mask)
     measured.gather()
     return measured
-
-  def _rows(self, overlap: Overlap) -> Table:
-    """Returns a row for each image."""
-    count = self.masked.rows.count
-    means = overlap.image_means()
-    there = overlap.counts[:, 2].any(axis=-1)
-    return {
-      "key": list(map(self.masked.rows.name, range(count))),
-      "row": list(range(count)),
-      "miou": tables.plain(np.where(there, means, np.nan)),
-      "note": [None if ok else tables.UNREADABLE for ok in there.tolist()],
-    }
 
 
 class _Measured:

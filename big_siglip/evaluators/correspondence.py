@@ -1,0 +1,186 @@
+"""Correspondence without labels: does a patch know itself in another picture?
+
+Each photo is shown twice: as the model sees it, and as a crop of known place,
+size and side that is mirrored by lot. So the truth is exact, and nobody has to
+draw it. A patch of the crop finds the most similar patch of the whole; PCK (the
+share of points within a share of the image's side) is what DINO's papers tell.
+
+Shape letters: L patches, C numbers of a patch, S pixels of a side.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+from typing import Any
+import zlib
+
+import jax
+import numpy as np
+
+from big_siglip import progress
+from big_siglip.data import decoding, images
+from big_siglip.data.batch import Batch
+from big_siglip.data.preprocessing import Preprocess
+from big_siglip.data.sources import Example
+from big_siglip.errors import UserError
+from big_siglip.evaluators import tables
+from big_siglip.evaluators.embed import Embed, Rows
+from big_siglip.evaluators.grids import Grid
+from big_siglip.evaluators.patches import Sight
+from big_siglip.evaluators.result import Result, Table
+from big_siglip.evaluators.scores import plain
+from big_siglip.models.patches import Patches
+
+WITHIN = (0.1, 0.05)  # Of the side of what the model sees.
+
+
+@dataclasses.dataclass(frozen=True)
+class Correspondence:
+  """PCK between photos and known crops of them.
+
+  Attributes:
+    photos: images with "other" uint8 [SS3], "truth" float32 [L2], where in the
+      whole the middle of each of its patches lies, in [0, 1] (down, right), and
+      outside of it where the whole does not show it.
+    grid: of the patches.
+    sight: how patches are seen.
+    patches: which features.
+    baselines: whether pixels and a random tower are measured as well, once.
+  """
+
+  photos: Rows
+  grid: Grid
+  sight: Sight
+  patches: Patches
+  baselines: bool
+
+  def __call__(self, params: Any) -> Result:
+    """Returns means over photos of the share of patches that are found.
+
+    "pck@0.1" and "pck@0.05"; "ceiling_", of the nearest patch there is;
+    "position_", of the same place; "raw_" and "random_", by the patches' pixels
+    and by a tower of random weights; "skipped".
+    """
+    embed = self.sight.towers(self.patches)
+    found = self._found(embed, params)
+    seen = np.isfinite(found[:, 0, 0])
+    if not seen.any():
+      raise UserError("evaluation: none of its examples can be read")
+    metrics = {}
+    for k, share in enumerate(WITHIN):
+      metrics[f"pck@{share}"] = float(found[seen, 0, k].mean())
+    for k, share in enumerate(WITHIN):
+      metrics[f"ceiling_pck@{share}"] = float(found[seen, 1, k].mean())
+      metrics[f"position_pck@{share}"] = float(found[seen, 2, k].mean())
+    if self.baselines:
+      metrics |= self._baselines
+    metrics["skipped"] = float(self.photos.count - seen.sum())
+    return Result(
+      metrics,
+      {},
+      images=int(seen.sum()),
+      scores={
+        f"pck@{share}": plain(found[seen, 0, k])
+        for k, share in enumerate(WITHIN)
+      },
+      rows=functools.partial(self._rows, found),
+    )
+
+  @functools.cached_property
+  def _baselines(self) -> dict[str, float]:
+    embed = self.sight.towers(self.patches)
+    metrics = {}
+    for name, way, params in (
+      ("raw", self.sight.raw, None),
+      ("random", embed, self.sight.random()),
+    ):
+      found = self._found(way, params)
+      for k, share in enumerate(WITHIN):
+        metrics[f"{name}_pck@{share}"] = float(np.nanmean(found[:, 0, k]))
+    return metrics
+
+  def _found(self, embed: Embed, params: Any) -> np.ndarray:
+    """Returns N32 float64 of all photos; NaN where one cannot be read.
+
+    The shares that the features, the nearest patch and the same place find,
+    within each of `WITHIN`.
+    """
+    found = np.full((self.photos.count, 3, len(WITHIN)), np.nan)
+    middles = self.grid.middles()
+    for number, whole, other, truth in self._pairs(embed, params):
+      inside = ((truth >= 0) & (truth <= 1)).all(axis=1)
+      if not inside.any():
+        continue
+      cosines = _unit(other[inside]) @ _unit(whole).T
+      distances = np.linalg.norm(middles[None] - truth[inside, None], axis=-1)
+      errors = (
+        distances[np.arange(len(cosines)), cosines.argmax(axis=1)],
+        distances.min(axis=1),
+        np.linalg.norm(middles[inside] - truth[inside], axis=-1),
+      )
+      for row, error in enumerate(errors):
+        found[number, row] = [np.mean(error <= share) for share in WITHIN]
+    return found
+
+  def _pairs(self, embed: Embed, params: Any) -> Iterator[tuple]:
+    """Yields (number, whole LC, other LC, truth L2); in every process all."""
+    with progress.Progress(self.photos.count, "photos") as show:
+      for batch in self.photos.batches():
+        labels = {name: batch[name] for name in ("index", "mask", "truth")}
+        whole, values = embed(params, batch["image"], labels)
+        other, _ = embed(params, batch["other"], {})
+        whole, other, values = jax.device_get((whole, other, values))
+        for row in np.flatnonzero(values["mask"]):
+          number, truth = int(values["index"][row]), values["truth"][row]
+          yield number, whole[row], other[row], truth
+          show.add(1)
+
+  def _rows(self, found: np.ndarray) -> Table:
+    """Returns a row for each photo."""
+    count = self.photos.count
+    seen = np.isfinite(found[:, 0, 0])
+    return {
+      "key": list(map(self.photos.name, range(count))),
+      "row": list(range(count)),
+      **{
+        f"pck@{share}": tables.plain(found[:, 0, k])
+        for k, share in enumerate(WITHIN)
+      },
+      "note": [None if one else tables.UNREADABLE for one in seen.tolist()],
+    }
+
+
+def show_twice(
+  example: Example, preprocess: Preprocess, grid: Grid, min_area: float
+) -> Batch:
+  """Returns "other", a crop of an image, and "truth", where its patches lie.
+
+  Args:
+    example: the image; its bytes decide by lot about the crop.
+    preprocess: what comes before the tower.
+    grid: of the patches.
+    min_area: the least share of the area that a crop has.
+  """
+  value = preprocess.value
+  pixels = example.image
+  if isinstance(pixels, bytes):
+    pixels = decoding.decode(pixels, value.resize)
+  height, width = pixels.shape[:2]
+  rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))
+  box = images.random_box(height, width, rng, min_area)
+  box = box or (0.0, 0.0, float(width), float(height))
+  mirrored = rng.random() < 0.5
+  other = images.resize(pixels, value.image_size, value.resize, box)
+  middles = grid.middles() * grid.side * grid.patch / value.image_size
+  if mirrored:
+    other = images.flip(other)
+    middles[:, 1] = 1 - middles[:, 1]
+  left, top, right, bottom = box
+  at = np.array([top, left]) + middles * [bottom - top, right - left]
+  left, top, right, bottom = grid.box(height, width)
+  truth = (at - [top, left]) / [bottom - top, right - left]
+  return {"other": other, "truth": truth.astype(np.float32)}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+  return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)

@@ -1,0 +1,264 @@
+"""Segmentation from masks that are given: what frozen patches make easy.
+
+A linear map from patches to classes, and classes of the most similar patches of
+other images. Both see no more than the patches. Shape letters: h x w the grid
+of patches, L patches, C classes, D numbers of a patch, M patches in memory.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from big_siglip import progress
+from big_siglip.errors import UserError
+from big_siglip.evaluators import tables
+from big_siglip.evaluators.embed import Embed
+from big_siglip.evaluators.masked import Masked
+from big_siglip.evaluators.overlap import of_all_processes, Overlap
+from big_siglip.evaluators.patches import Sight
+from big_siglip.evaluators.result import Result, Table
+from big_siglip.models.patches import Patches
+
+_HELD_OUT = 5  # Every fifth training image chooses the penalty.
+_TEMPERATURE = 0.02  # Of similar patches' votes (Hummingbird, 2306.01667).
+_NO_MASKS = "config.evals: no image to learn from has a mask of a known class"
+
+# Patches hwD -> scores hwC.
+Scores = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationProbe:
+  """mIoU of what is learnt from patches of a training split.
+
+  Attributes:
+    train: images and masks to learn from.
+    test: those to be measured by; of the same classes.
+    sight: how patches are seen.
+    patches: which features.
+    learn: (training images, embed, params) -> scores of patches, and figures.
+    baselines: whether pixels and a random tower are measured as well, once.
+  """
+
+  train: Masked
+  test: Masked
+  sight: Sight
+  patches: Patches
+  learn: Callable[[Masked, Embed, Any], tuple[Scores, dict[str, float]]]
+  baselines: bool
+
+  def __call__(self, params: Any) -> Result:
+    """Returns figures of the test split.
+
+    "miou"; "pixel_accuracy"; "ceiling_miou", the best that patches of this size
+    can do; "raw_miou", learnt from the patches' pixels alone; "random_miou",
+    from a tower of random weights; "skipped".
+    """
+    embed = self.sight.towers(self.patches)
+    overlap, ceiling, figures = self._measure(embed, params)
+    there = np.any(overlap.counts[:, 2] > 0, axis=-1)
+    metrics = {
+      "miou": overlap.mean(),
+      "pixel_accuracy": overlap.accuracy(),
+      "ceiling_miou": ceiling.mean(),
+      **figures,
+      "skipped": float(self.test.rows.count - there.sum()),
+    }
+    if self.baselines:
+      metrics |= self._baselines
+    names = list(self.test.names)
+    ious = tables.plain(overlap.ious())
+    return Result(
+      metrics,
+      {"iou": dict(zip(names, ious, strict=True)), "names": names},
+      images=int(there.sum()),
+      rows=functools.partial(overlap_rows, self.test, overlap),
+      intervals={"miou": overlap.interval()},
+    )
+
+  @functools.cached_property
+  def _baselines(self) -> dict[str, float]:
+    raw = self._measure(self.sight.raw, None)[0]
+    embed = self.sight.towers(self.patches)
+    random = self._measure(embed, self.sight.random())[0]
+    return {"raw_miou": raw.mean(), "random_miou": random.mean()}
+
+  def _measure(
+    self, embed: Embed, params: Any
+  ) -> tuple[Overlap, Overlap, dict[str, float]]:
+    scores, figures = self.learn(self.train, embed, params)
+    images, classes = self.test.rows.count, len(self.test.names)
+    found, ceiling = Overlap(images, classes), Overlap(images, classes)
+    for number, patches, mask in self.test.each(embed, params):
+      predicted = self.test.scores(scores(patches), mask).argmax(axis=-1)
+      found.add(number, predicted, mask)
+      ceiling.add(number, self.test.at_best(mask), mask)
+    found.gather()
+    ceiling.gather()
+    return found, ceiling, figures
+
+
+def overlap_rows(masked: Masked, overlap: Overlap) -> Table:
+  """Returns a row for each image: its file or name, and its own mIoU."""
+  there = np.any(overlap.counts[:, 2] > 0, axis=-1)
+  means = np.where(there, overlap.image_means(), np.nan)
+  return {
+    "key": list(map(masked.rows.name, range(masked.rows.count))),
+    "row": list(range(masked.rows.count)),
+    "miou": tables.plain(means),
+    "note": [None if seen else tables.UNREADABLE for seen in there.tolist()],
+  }
+
+
+class _Moments:
+  """All that least squares needs to know of patches: sums of products."""
+
+  def __init__(self, width: int, classes: int):
+    """Has seen no patch."""
+    self.sums = np.zeros((width + 1 + classes,) * 2)
+
+  def add(self, patches: np.ndarray, shares: np.ndarray) -> None:
+    """Adds patches LD and how many of their pixels are of each class, LC."""
+    weight = shares.sum(axis=1, keepdims=True)
+    known = weight[:, 0] > 0
+    weight = weight[known]
+    rows = np.concatenate(
+      [patches[known], np.ones_like(weight), shares[known] / weight], axis=1
+    )
+    rows = rows.astype(np.float64) * np.sqrt(weight / weight.max(initial=1))
+    self.sums += rows.T @ rows
+
+
+def linear(
+  penalties: tuple[float, ...], train: Masked, embed: Embed, params: Any
+) -> tuple[Scores, dict[str, float]]:
+  """Learns a linear map from patches to the share of each class.
+
+  Least squares in closed form over all patches, streamed: memory does not grow
+  with the images. Features are standardised; a patch counts by its pixels of
+  known classes. The penalty is the one whose error on every fifth image is
+  least, learnt from the rest; then all are learnt from.
+
+  Args:
+    penalties: of the squared weights, relative to the number of patches.
+    train: images and masks.
+    embed: images -> patches.
+    params: of the model.
+
+  Returns:
+    The scores, and {"l2": the penalty}.
+
+  Raises:
+    UserError: no image has a mask.
+  """
+  classes, parts = len(train.names), []
+  for number, patches, mask in train.each(embed, params):
+    width = patches.shape[-1]
+    parts = parts or [_Moments(width, classes) for _ in range(2)]
+    shares = train.grid.classes(mask, classes).reshape(-1, classes)
+    held_out = number % _HELD_OUT == 0
+    parts[held_out].add(patches.reshape(-1, width), shares)
+  seen = of_all_processes(np.array(float(bool(parts))))
+  if not seen:
+    raise UserError(_NO_MASKS)
+  fit, held_out = (of_all_processes(part.sums) for part in parts)
+  if not fit[-classes - 1, -classes - 1]:  # A single image.
+    fit = held_out
+  errors = []
+  with progress.waiting("fitting the probe"):
+    for penalty in penalties:
+      errors.append(_error(held_out, *_solve(fit, classes, penalty)))
+    best = penalties[int(np.argmin(errors))]
+    weights, bias = _solve(fit + held_out, classes, best)
+  return lambda patches: patches @ weights + bias, {"l2": float(best)}
+
+
+def _solve(
+  sums: np.ndarray, classes: int, penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns DC weights and C biases of least squares, float32."""
+  width = len(sums) - classes - 1
+  count = sums[width, width]
+  mean_x, mean_y = sums[width, :width] / count, sums[width, -classes:] / count
+  cov = sums[:width, :width] / count - np.outer(mean_x, mean_x)
+  cross = sums[:width, -classes:] / count - np.outer(mean_x, mean_y)
+  deviation = np.sqrt(np.maximum(cov.diagonal(), 0)) + 1e-8
+  scaled = cov / np.outer(deviation, deviation)
+  weights = np.linalg.solve(
+    scaled + penalty * np.eye(width), cross / deviation[:, None]
+  )
+  weights /= deviation[:, None]
+  bias = mean_y - mean_x @ weights
+  return weights.astype(np.float32), bias.astype(np.float32)
+
+
+def _error(sums: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> float:
+  """Returns the squared error on patches of which these are the sums."""
+  to_error = np.concatenate([weights, bias[None], -np.eye(len(bias))])
+  return float(np.einsum("ij,ik,kj->", to_error, sums, to_error))
+
+
+def nearest(
+  memory: int, neighbours: int, train: Masked, embed: Embed, params: Any
+) -> tuple[Scores, dict[str, float]]:
+  """Remembers patches, and lets the most similar ones vote.
+
+  Args:
+    memory: how many patches are remembered, at most; as many of each image.
+    neighbours: how many vote, each by its cosine.
+    train: images and masks.
+    embed: images -> patches.
+    params: of the model.
+
+  Returns:
+    The scores, and {"memory": patches that are remembered}.
+
+  Raises:
+    UserError: no image has a mask.
+  """
+  classes, count = len(train.names), train.rows.count
+  own = max(1, min(memory // count, train.grid.side**2))
+  images = min(count, memory // own)
+  bank: np.ndarray | None = None
+  for number, patches, mask in train.each(embed, params):
+    width = patches.shape[-1]
+    if bank is None:
+      bank = np.zeros((images * own, width + classes))
+    if number >= images:
+      continue
+    shares = train.grid.classes(mask, classes).reshape(-1, classes)
+    order = np.random.default_rng(number).permutation(len(shares))[:own]
+    bank[number * own : number * own + len(order)] = np.concatenate(
+      [_unit(patches.reshape(-1, width)), shares], axis=1
+    )[order]
+  if not of_all_processes(np.array(float(bank is not None))):
+    raise UserError(_NO_MASKS)
+  bank = of_all_processes(bank)
+  votes = bank[:, -classes:]
+  known = votes.sum(axis=1) > 0
+  keys = bank[known, :-classes].astype(np.float32)
+  votes = votes[known] / votes[known].sum(axis=1, keepdims=True)
+  if not len(keys):
+    raise UserError(_NO_MASKS)
+  most = min(neighbours, len(keys))
+
+  def scores(patches: np.ndarray) -> np.ndarray:
+    flat = _unit(patches.reshape(-1, patches.shape[-1]))
+    cosines = flat @ keys.T
+    near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+    cosines = np.take_along_axis(cosines, near, axis=1)
+    share = np.exp(
+      (cosines - cosines.max(axis=1, keepdims=True)) / _TEMPERATURE
+    )
+    share /= share.sum(axis=1, keepdims=True)
+    found = np.einsum("lk,lkc->lc", share, votes[near])
+    return found.reshape(*patches.shape[:2], classes).astype(np.float32)
+
+  return scores, {"memory": float(len(keys))}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+  return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)
