@@ -9,7 +9,7 @@ RUN = .venv/bin/python
 
 .PHONY: demo test test-slow test-prepare test-stores bench bench-data bench-tpu bench-ring studies lint format clean
 
-demo: .venv/base
+demo: .venv/demo
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
 	$(RUN) tools/report.py runs/digits --output=runs/digits/report.html
 

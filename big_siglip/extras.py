@@ -12,6 +12,7 @@ BRINGS = {
   "faiss": "search",
   "google_crc32c": "tfds",
   "jinja2": "report",
+  "lancedb": "search",
   "libtpu": "tpu",
   "markupsafe": "report",
   "matplotlib": "report",

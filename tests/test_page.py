@@ -585,7 +585,7 @@ def test_embeddings_of_another_model_are_refused(place, tmp_path):
     Gallery(other, place.model, str(place.checkpoint), Limits())
 
 
-MISSING = "error: {} is missing: pip install -e '.[serve]'\n"
+MISSING = "error: big-siglip serve needs {}: pip install 'big_siglip[serve]'\n"
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "python_multipart"])
