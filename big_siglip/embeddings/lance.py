@@ -18,6 +18,7 @@ import filelock
 import numpy as np
 import pyarrow as pa
 
+from big_siglip import extras
 from big_siglip.data.embedding_folder import (
   Reader,
 )
@@ -83,12 +84,8 @@ class Lance:
 def _import() -> Any:
   # Its engine names every file that it makes, on standard error.
   os.environ.setdefault("LANCE_LOG", "error")
-  try:
+  with extras.needed_by("--index=lancedb"):
     import lancedb
-  except ImportError as error:
-    raise UserError(
-      "--index=lancedb needs LanceDB: pip install -e '.[lancedb]'"
-    ) from error
   return lancedb
 
 
