@@ -20,6 +20,7 @@ BRINGS = {
   "pillow_heif": "heic",
   "protego": "prepare",
   "pyarrow": "parquet",
+  "pymilvus": "milvus",
   "python_multipart": "serve",
   "sklearn": "demo",
   "starlette": "serve",
