@@ -54,6 +54,7 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright --pythonpath $(RUN)
+	.venv/bin/basedpyright --pythonpath $(RUN) -p tests/typing
 	.venv/bin/shellcheck tools/launch/*.sh
 
 format: .venv/dev

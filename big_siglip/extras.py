@@ -8,6 +8,7 @@ from big_siglip.errors import UserError
 # Extras of setup.cfg, by the modules that they bring.
 BRINGS = {
   "aiohttp": "http",
+  "anyio": "serve",
   "apache_beam": "prepare",
   "cv2": "fast",
   "faiss": "search",
