@@ -46,6 +46,8 @@ HOSTILE = (
   "x" * 5_000,
   "",
 )
+# Of red.png, and hostile as well.
+CAPTIONS = ("<img src=x onerror=alert(1)>", "</li><script>alert(2)</script>")
 DATA = dict(
   tokenizer="bytes", lowercase=True, clean="none", pad_id=1, resize="bilinear"
 )
@@ -65,6 +67,8 @@ def make_place(folder):
   model_cases.save_model(path, params, config, DATA)
   photos = folder / "photos"
   (photos / "folder").mkdir(parents=True)
+  lines = [f"red.png,{caption}\n" for caption in CAPTIONS]
+  (photos / "captions.csv").write_text("".join(["image,caption\n", *lines]))
   rng = np.random.default_rng(0)
   for name, colour in COLOURS.items():
     pixels = np.clip(colour + rng.normal(0, 20, (60, 90, 3)), 0, 255)

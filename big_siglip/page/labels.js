@@ -1,6 +1,6 @@
 // Images against labels.
 
-import { ask, busy, byId, complain, count, make, megabytes, percent } from "./common.js";
+import { ask, busy, byId, count, make, megabytes, percent } from "./common.js";
 import { Picker } from "./images.js";
 
 const SHOWN = 10; // Labels of an image, until asked for all.

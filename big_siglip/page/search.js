@@ -1,8 +1,10 @@
 // Search by sentences, by images, and by what was found.
 
-import { ask, busy, byId, complain, count, giveUp, make, percent } from "./common.js";
+import { ask, busy, byId, count, giveUp, make, percent } from "./common.js";
 import { chip, Picker } from "./images.js";
 
+const narrow = matchMedia("(max-width: 40rem)");
+const touch = matchMedia("(hover: none)"); // There is no Shift+Enter.
 let health = null;
 let likes = []; // {id, key, url} of results to search by.
 
@@ -66,6 +68,7 @@ async function search(signal, top) {
     }
   }
   showParts();
+  comeToAnswers();
   const shown = answer.queries.map((one) => one.results.length);
   const most = Math.max(...shown);
   if (most < health.limits.results && most === (top ?? 24)) {
@@ -73,6 +76,11 @@ async function search(signal, top) {
   }
   const each = shown.length > 1 ? ` for each of ${shown.length}` : "";
   return `The best ${most}${each}, the nearest first`;
+}
+
+/** In a narrow window the answers begin below what was asked for. */
+function comeToAnswers() {
+  if (narrow.matches) byId("search-actions").scrollIntoView();
 }
 
 function moreButton() {
@@ -113,7 +121,7 @@ async function findSimilar(row) {
   likes = [{ id: row.id, key: row.key, url: row.image }];
   picker.clear();
   await run();
-  byId("search-panel").scrollIntoView();
+  if (!narrow.matches) byId("search-panel").scrollIntoView();
   byId("found").querySelector(".similar")?.focus({ preventScroll: true });
 }
 
@@ -131,7 +139,7 @@ function showAnswer({ parts, results }, kind, where) {
 function inWords(part) {
   if (part.text !== undefined) return `“${part.text}”`;
   if (part.image !== undefined) return `the image ${part.image}`;
-  return `similar to ${part.like.captions?.[0] ?? part.like.text ?? part.like.key}`;
+  return `similar to “${part.like.captions?.[0] ?? part.like.text ?? part.like.key}”`;
 }
 
 function showFound(row, where) {
@@ -221,7 +229,7 @@ function listenForKeys() {
   });
   query().addEventListener("keydown", (event) => {
     if (event.isComposing) return; // Enter ends a word of Japanese, say.
-    if (event.key === "Enter" && !event.shiftKey) {
+    if (event.key === "Enter" && !event.shiftKey && !touch.matches) {
       event.preventDefault();
       byId("search").requestSubmit();
     } else if (event.key === "Escape" && !giveUp("search")) {
