@@ -203,7 +203,7 @@ def serve_here(
 
 def apart_from_progress(lines):
   """Returns the lines that say more than what the server is at."""
-  told = ("compiling both towers", "reading ", "loading ")
+  told = ("compiling ", "reading ", "loading ")
   return [line for line in lines if not line.startswith(told)]
 
 

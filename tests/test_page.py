@@ -263,7 +263,7 @@ def test_no_address_is_absolute(port):
     _, _, text = ask(port, "GET", path)
     text = text if isinstance(text, str) else text.decode()
     assert not re.search(r"""(["'`(])/[a-z]""", text), path
-  addresses = [row["image"] for row in found(port, "query=a")]
+  addresses = [row["image"] for row in results_of(port, "query=a")]
   assert addresses[0].startswith("api/images/")
 
 
@@ -294,7 +294,7 @@ def test_a_model_without_a_trained_bias_has_no_sigmoid(place):
   assert sum(score["softmax"] for score in scores) == pytest.approx(1)
 
 
-def found(port, parameters):
+def results_of(port, parameters):
   """Returns the results of a search for one thing."""
   status, _, answer = ask(port, "GET", f"/api/search?{parameters}")
   assert status == 200, answer
@@ -314,7 +314,7 @@ def test_search_equals_numpy(port, place):
   logits = place.model.logit_scale * cosines[order] + place.model.logit_bias
   found = [row["probability"] for row in results]
   np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-4)
-  assert found(port, "query=a%20red%20square&top=3") == results[:3]
+  assert results_of(port, "query=a%20red%20square&top=3") == results[:3]
 
 
 @pytest.mark.parametrize(

@@ -228,8 +228,8 @@ def test_images_are_searched_by_when_chosen_or_pasted(page, place):
       const clipboardData = new DataTransfer();
       const file = new File([bytes], "pasted.png", { type: "image/png" });
       clipboardData.items.add(file);
-      const event = new ClipboardEvent("paste", { clipboardData, bubbles: true });
-      document.body.dispatchEvent(event);
+      const options = { clipboardData, bubbles: true };
+      document.body.dispatchEvent(new ClipboardEvent("paste", options));
     }""",
     base64.b64encode((place.photos / "red.png").read_bytes()).decode(),
   )

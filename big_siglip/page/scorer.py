@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from big_siglip import progress
 from big_siglip.data.images import BadImage
 from big_siglip.errors import UserError
 from big_siglip.page.firsts import FirstTimes
@@ -80,9 +79,8 @@ class Scorer:
     """Compiles what one image and one text take."""
     size = self._model.config.model.image.image_size
     image = np.zeros((size, size, 3), np.uint8)
-    with progress.waiting("compiling both towers"):
-      self._embed_images([image])
-      self._embed_names((("a",),))
+    self._embed_images([image])
+    self._embed_names((("a",),))
 
   @property
   def calibration(self) -> dict[str, Any] | None:

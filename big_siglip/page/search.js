@@ -257,7 +257,7 @@ export function start(found) {
   health = found;
   const { kind, count: number, columns } = health.search;
   byId("search-title").textContent =
-    `Search ${count(number, kind.replace(/s$/, ""))}`;
+    `Search ${count(number, kind.slice(0, -1))}`;
   const other = kind === "images" ? "A sentence" : "An image";
   byId("search-hint").textContent = health.sigmoid
     ? `${other} is answered with how likely both belong together; all else with the cosine alone.`
