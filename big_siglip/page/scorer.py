@@ -17,7 +17,8 @@ from big_siglip.errors import UserError
 from big_siglip.page.firsts import FirstTimes
 from big_siglip.page.limits import decode, Limits
 from big_siglip.trained.classifier import Head, softmax
-from big_siglip.trained.inference import Model, of_classes, sigmoid
+from big_siglip.trained.inference import Model
+from big_siglip.trained.vectors import of_classes, sigmoid
 
 _T = TypeVar("_T")
 
