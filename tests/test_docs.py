@@ -27,6 +27,8 @@ _SCRIPTS = [
   *(ROOT / "studies").glob("*.py"),
   ROOT / "tests" / "gaps.py",
 ]
+# What studies have in common.
+_PARTS = {"command", "data", "records", "report", "training"}
 _PIP = {"help", "version", "quiet"}
 _WITH_CONFIG = {"parse_flags", "parse_evaluation", "parse_optional_config"}
 
@@ -212,3 +214,11 @@ def test_every_extra_has_its_line_in_the_readme():
   text = (ROOT / "README.md").read_text()
   listed = set(re.findall(r"^\| `\[([a-z0-9]+)\]` \|", text, re.M))
   assert listed == extras
+
+
+def test_every_benchmark_and_study_is_told_of():
+  text = (ROOT / "docs" / "results.md").read_text()
+  for room, others in (("benchmarks", set()), ("studies", _PARTS)):
+    for file in (ROOT / room).glob("*.py"):
+      if file.stem not in {"__init__", *others}:
+        assert f"| `{file.stem}` |" in text, file
