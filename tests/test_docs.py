@@ -1,4 +1,4 @@
-"""What README and docs name is there: pages, commands, flags, fields, extras."""
+"""What README and docs name is there: pages, commands, flags, extras."""
 
 import ast
 import configparser
@@ -188,12 +188,18 @@ def test_fields_in_the_text_exist(page):
 
 @each_page
 def test_files_of_the_project_exist(page):
-  """Configs, sources and tests that pages name."""
+  """Configs, sources and tests that pages name; a changelog names old ones."""
+  if page.name == "CHANGELOG.md":
+    return
   pattern = r"(?<![\w/.(-])((?:configs|tests|tools|benchmarks|studies)/[\w/.]+)"
   for name in re.findall(pattern, page.read_text()):
     assert "NAME" in name or (ROOT / name.rstrip(".")).exists(), name
   for name in re.findall(r"python -m ([\w.]+)", page.read_text()):
-    if name.split(".")[0] in ("benchmarks", "studies", "big_siglip"):
+    if "NAME" not in name and name.split(".")[0] in (
+      "benchmarks",
+      "studies",
+      "big_siglip",
+    ):
       assert (ROOT / f"{name.replace('.', '/')}.py").exists() or (
         ROOT / name.replace(".", "/") / "__main__.py"
       ).exists(), name
