@@ -168,7 +168,7 @@ def _bring_files(user):
     shutil.copy(photos / f"{number}.jpg", user.folder / f"{name}.jpg")
   user.run(
     "mkdir c4_en && big-siglip tokenizer --path=PHOTOS --split=all "
-    "--vocab_size=40 --output=c4_en/sentencepiece.model"
+    "--vocab_size=297 --output=c4_en/sentencepiece.model"
   )
   user.run(
     "big-siglip train --config=folder --config.data.path=PHOTOS "
