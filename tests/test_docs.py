@@ -6,15 +6,13 @@ import functools
 import re
 import shlex
 
-from layers import parsed
+from layers import LAYERS, parsed, ROOT
 import pytest
-import runs
 
 from big_siglip import command_line
 from big_siglip.commands import main
 from big_siglip.errors import UserError
 
-ROOT = runs.ROOT
 COMMANDS = ROOT / "big_siglip" / "commands"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS]
@@ -228,3 +226,12 @@ def test_every_benchmark_and_study_is_told_of():
     for file in (ROOT / room).glob("*.py"):
       if file.stem not in {"__init__", *others}:
         assert f"| `{file.stem}` |" in text, file
+
+
+def test_the_layers_in_the_docs_are_those_of_the_program():
+  text = (ROOT / "docs" / "architecture.md").read_text()
+  table = text.partition("## Layers")[2].partition("## Rooms")[0]
+  rows = re.findall(r"^\| (`[^|]+`) \|", table, re.M)
+  told = [set(re.findall(r"`([^`]+)`", row)) for row in rows]
+  names = [{n.replace(".", "/") for n in layer} for layer in LAYERS]
+  assert told == names[::-1]
