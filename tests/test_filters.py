@@ -85,11 +85,3 @@ def test_mistakes_are_named(where, said):
   with pytest.raises(UserError, match=said) as error:
     filters.parse(where, TABLE.schema)
   assert str(error.value).startswith(f"--where={where}: ")
-
-
-def test_what_milvus_is_told():
-  where = "label = 'a \"b\"' and (width between 1 and 2 or not good = true)"
-  assert filters.parse(where, TABLE.schema).milvus == (
-    '(label == "a \\"b\\"") and (((width >= 1) and (width <= 2)) or '
-    "(not (good == true)))"
-  )

@@ -19,6 +19,7 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from big_siglip.embeddings import milvus_names
 from big_siglip.errors import UserError
 
 _TOKEN = re.compile(
@@ -50,12 +51,16 @@ class Filter:
   Attributes:
     arrow: as pyarrow takes it.
     sql: as LanceDB takes it: names in backticks, texts in single quotes.
-    milvus: as Milvus takes it: plain names, texts in double quotes.
+    milvus: as Milvus takes it: plain names, texts in double quotes, true where
+      the condition is.
+    not_milvus: true where the condition is false; neither is where it depends
+      on what is empty.
   """
 
   arrow: pc.Expression
   sql: str
   milvus: str
+  not_milvus: str
 
 
 def parse(where: str, schema: pa.Schema) -> Filter:
@@ -150,7 +155,10 @@ class _Parser:
       negative = self._takes("not")
       self._needs("null")
       found = Filter(
-        pc.field(name).is_null(), f"`{name}` is null", f"{name} is null"
+        pc.field(name).is_null(),
+        f"`{name}` is null",
+        f"{milvus_names.has_value(name)} == false",
+        f"{milvus_names.has_value(name)} == true",
       )
       return _not(found) if negative else found
     if self._takes("not"):
@@ -187,7 +195,7 @@ class _Parser:
     return Filter(
       pc.match_like(pc.field(name), pattern),
       f"`{name}` like {_sql(pattern)}",
-      f"{name} like {_milvus(pattern)}",
+      *milvus_names.compared(name, "like", pattern),
     )
 
   def _compared(self, name: str, sign: str) -> Filter:
@@ -196,7 +204,7 @@ class _Parser:
     return Filter(
       compare(pc.field(name), pc.scalar(value)),
       f"`{name}` {sign} {_sql(value)}",
-      f"{name} {'==' if sign == '=' else sign} {_milvus(value)}",
+      *milvus_names.compared(name, "==" if sign == "=" else sign, value),
     )
 
   def _value(self, name: str) -> Value:
@@ -230,17 +238,22 @@ def _types(column: pa.DataType) -> tuple[type, ...]:
 
 def _not(condition: Filter) -> Filter:
   return Filter(
-    ~condition.arrow, f"not ({condition.sql})", f"not ({condition.milvus})"
+    ~condition.arrow,
+    f"not ({condition.sql})",
+    condition.not_milvus,
+    condition.milvus,
   )
 
 
 def _join(parts: list[Filter], by: Callable, word: str) -> Filter:
   if len(parts) == 1:
     return parts[0]
+  other = "or" if word == "and" else "and"
   return Filter(
     functools.reduce(by, [part.arrow for part in parts]),
     f" {word} ".join(f"({part.sql})" for part in parts),
     f" {word} ".join(f"({part.milvus})" for part in parts),
+    f" {other} ".join(f"({part.not_milvus})" for part in parts),
   )
 
 
@@ -252,10 +265,4 @@ def _unquoted(text: str) -> str:
 def _sql(value: Value) -> str:
   if isinstance(value, str):
     return "'" + value.replace("'", "''") + "'"
-  return str(value).lower()
-
-
-def _milvus(value: Value) -> str:
-  if isinstance(value, str):
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
   return str(value).lower()

@@ -83,7 +83,7 @@ class Lance:
 
 def _import() -> Any:
   # Its engine names every file that it makes, on standard error.
-  os.environ.setdefault("LANCE_LOG", "error")
+  os.environ.setdefault("LANCEDB_LOG", "error")
   with extras.needed_by("--index=lancedb"):
     import lancedb
   return lancedb
