@@ -203,9 +203,19 @@ class _Parser:
     compare, sign = _COMPARE[sign]
     return Filter(
       compare(pc.field(name), pc.scalar(value)),
-      f"`{name}` {sign} {_sql(value)}",
+      f"{self._sql_column(name, value)} {sign} {_sql(value)}",
       *milvus_names.compared(name, "==" if sign == "=" else sign, value),
     )
+
+  def _sql_column(self, name: str, value: Value) -> str:
+    """Returns a column as it may be compared with a value of another size."""
+    column = self._schema.field(name).type
+    if pa.types.is_integer(column) and not isinstance(value, str):
+      if isinstance(value, float):
+        return f"cast(`{name}` as double)"
+      if column.bit_width < 64 and abs(value) >= 2 ** (column.bit_width - 1):
+        return f"cast(`{name}` as bigint)"
+    return f"`{name}`"
 
   def _value(self, name: str) -> Value:
     """Returns the value that a column is compared with, of its type."""
@@ -222,6 +232,8 @@ class _Parser:
         f"{text!r} is no value: a number, true, false, or a text in quotes"
       )
     column = self._schema.field(name).type
+    if isinstance(value, int) and abs(value) >= 2**63:
+      raise self._error(f"{text} is no number of 64 bits")
     if type(value) not in _types(column):
       raise self._error(f"{name!r} is {column}, and {text} is not")
     return value
