@@ -13,6 +13,7 @@ too. What is empty (null) fulfils no condition but "is null".
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 import operator
 import re
 
@@ -40,6 +41,8 @@ _COMPARE: dict[str, tuple[Callable, str]] = {
   ">": (operator.gt, ">"),
   ">=": (operator.ge, ">="),
 }
+
+_MOST = 2**63 - 1  # Of a whole number.
 
 Value = int | float | str | bool
 
@@ -199,23 +202,17 @@ class _Parser:
     )
 
   def _compared(self, name: str, sign: str) -> Filter:
-    value = self._value(name)
-    compare, sign = _COMPARE[sign]
+    value, column = self._value(name), self._schema.field(name).type
+    sign, called = _COMPARE[sign][1], f"`{name}`"
+    if pa.types.is_integer(column):
+      sign, value = _whole(sign, value)
+      if column.bit_width < 64 and abs(value) >= 2 ** (column.bit_width - 1):
+        called = f"cast({called} as bigint)"
     return Filter(
-      compare(pc.field(name), pc.scalar(value)),
-      f"{self._sql_column(name, value)} {sign} {_sql(value)}",
+      _COMPARE[sign][0](pc.field(name), pc.scalar(value)),
+      f"{called} {sign} {_sql(value)}",
       *milvus_names.compared(name, "==" if sign == "=" else sign, value),
     )
-
-  def _sql_column(self, name: str, value: Value) -> str:
-    """Returns a column as it may be compared with a value of another size."""
-    column = self._schema.field(name).type
-    if pa.types.is_integer(column) and not isinstance(value, str):
-      if isinstance(value, float):
-        return f"cast(`{name}` as double)"
-      if column.bit_width < 64 and abs(value) >= 2 ** (column.bit_width - 1):
-        return f"cast(`{name}` as bigint)"
-    return f"`{name}`"
 
   def _value(self, name: str) -> Value:
     """Returns the value that a column is compared with, of its type."""
@@ -232,11 +229,23 @@ class _Parser:
         f"{text!r} is no value: a number, true, false, or a text in quotes"
       )
     column = self._schema.field(name).type
-    if isinstance(value, int) and abs(value) >= 2**63:
+    if value in (math.inf, -math.inf) or (
+      isinstance(value, int) and abs(value) > _MOST
+    ):
       raise self._error(f"{text} is no number of 64 bits")
     if type(value) not in _types(column):
       raise self._error(f"{name!r} is {column}, and {text} is not")
     return value
+
+
+def _whole(sign: str, value: int | float) -> tuple[str, int]:
+  """Returns the comparison with a whole number that whole ones pass alike."""
+  floor = math.floor(min(max(value, -_MOST), _MOST))
+  if floor == value:
+    return sign, floor
+  if sign in ("=", "!="):  # None is equal, and all are different.
+    return ("<", -_MOST) if sign == "=" else (">=", -_MOST)
+  return ("<=" if sign.startswith("<") else ">"), floor
 
 
 def _types(column: pa.DataType) -> tuple[type, ...]:
