@@ -33,6 +33,7 @@ LAYERS = (
   ("ema", "late_start", "treatments"),
   ("optimizer", "microbatch", "objectives", "run.processes", "preparation"),
   ("train_step",),
+  ("device_program",),
   ("config_files",),
   ("evaluators", "checkpoint", "command_line", "weights"),
   ("run", "metrics", "training_data", "plan.topologies", "plan.gpus"),
