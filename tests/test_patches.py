@@ -15,6 +15,7 @@ from big_siglip.models.norm import layer_norm
 from big_siglip.models.patches import make_look, Patches
 from big_siglip.models.pooling import AttentionPool
 from big_siglip.models.transformer import Mlp
+from big_siglip.trained.patches import Resolution
 from big_siglip.trained.resampling import resample_positions
 
 pytestmark = pytest.mark.torch
@@ -239,16 +240,10 @@ def test_another_resolution_equals_transformers_interpolation(model, reference):
     found = reference[0](
       pixel_values=_pixels(images), interpolate_pos_encoding=True
     )
-  look = big_siglip.trained.patches.Look(
-    model, Patches(), _resolution(84, positions="huggingface")
-  )
+  look = model.look(Patches(), Resolution(84, positions="huggingface"))
   grids = np.stack([*look(images, 2)])
   assert grids.shape == (2, 6, 6, 32)
   _close(_rows(grids), found.last_hidden_state)
-
-
-def _resolution(size, stride=None, positions="big_vision"):
-  return big_siglip.trained.patches.Resolution(size, stride, positions)
 
 
 def test_windows_are_what_the_model_sees_of_each(model):

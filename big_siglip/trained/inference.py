@@ -3,9 +3,10 @@
 Shape letters: I images, T texts, E embedding width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
-import functools
+import itertools
+import os
 from typing import Any, ClassVar
 
 from absl import logging
@@ -17,17 +18,17 @@ from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders
 from big_siglip.evaluators.embed import Embed
-from big_siglip.schema.sizes import has_text_tower, resolve_image
-from big_siglip.trained import classifier, inputs, patches
+from big_siglip.schema.sizes import has_text_tower
+from big_siglip.trained import classifier, inputs, vectors
 from big_siglip.trained.calibrated import Calibration
 from big_siglip.trained.classifier import Classifier
-from big_siglip.trained.described import describe, missing_blocks
+from big_siglip.trained.dense import Dense
+from big_siglip.trained.described import describe, no_pool
 from big_siglip.trained.inputs import ImageLike
-from big_siglip.trained.scoring import of_classes, sigmoid
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Model:
+class Model(Dense):
   """Two towers with their parameters and their preprocessing.
 
   Example:
@@ -64,6 +65,21 @@ class Model:
     """Returns one line: kind, sizes, parameters, devices, where from."""
     model = self.config.model
     return describe(model, self.params, self.mesh, self.path)
+
+  def __copy__(self) -> "Model":
+    """Returns a model with the same parameters: they never change."""
+    return dataclasses.replace(self)
+
+  def __deepcopy__(self, memo: Any) -> "Model":
+    """Returns the same."""
+    return self.__copy__()
+
+  def __reduce__(self) -> Any:
+    """Says what to do instead: parameters on devices go in no pickle."""
+    raise TypeError(
+      "a Model cannot be pickled; load it where it is used: "
+      f"big_siglip.load({self.path!r})"
+    )
 
   @property
   def has_trained_bias(self) -> bool:
@@ -108,9 +124,9 @@ class Model:
       model.embed_images(PHOTOS.glob("*.jpg"), progress=True)
 
     Args:
-      images: paths, the bytes of files, Pillow images, or uint8 [H, W, 3]. A
-        list, or what makes one after the other: they are read as they are
-        needed, a batch at a time.
+      images: paths, files opened as "rb" or their bytes, Pillow images, or
+        uint8 [H, W, 3]. A list, or what makes one after the other: they are
+        read as they are needed, a batch at a time.
       batch_size: images on the devices at once; None: the model's.
       progress: whether to say how far it is, on standard error.
 
@@ -146,63 +162,12 @@ class Model:
     """
     embed = self.embedder("texts")
     count = inputs.check_list(texts, "texts")
-    rows = self._tokenized(inputs.each(texts, "texts", inputs.read_text))
+    checked = inputs.each(texts, "texts", inputs.read_text)
+    rows = itertools.chain.from_iterable(
+      map(self.preprocess.texts, inputs.batches(checked, self.batch_size))
+    )
     with inputs.showing(progress, count, "texts") as add:
       return self._embed(embed, rows, batch_size, add)
-
-  def _tokenized(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    for some in inputs.batches(texts, self.batch_size):
-      yield from self.preprocess.texts(some)
-
-  def embed_patches(
-    self,
-    images: Iterable[ImageLike],
-    *,
-    kind: str = "last",
-    layer: int = -1,
-    norm: bool = True,
-    size: int | None = None,
-    stride: int | None = None,
-    batch_size: int | None = None,
-    progress: bool = False,
-  ) -> np.ndarray:
-    """Returns IhwC float32: what each patch knows, on the grid of the image.
-
-    Example:
-      model.embed_patches(["cat.jpg"])  # [1, 14, 14, 768]
-      maps = model.embed_patches(["cat.jpg"], kind="text", size=448)
-      maps @ model.embed_texts(["a cat's ear"]).T  # [1, 28, 28, 1], cosines
-
-    Args:
-      images: as for `embed_images`.
-      kind: "last": tokens after the final norm; "text": each patch in the space
-        of the texts, of length 1; "value", "share", "attention": see
-        `big_siglip.models.patches.Patches`, as `layer` and `norm`.
-      layer: whose tokens; -1 the last block's, -2 those of the one before.
-      norm: False: without the final norm, as LLaVA takes them.
-      size: side in pixels that images are resized to; None: the model's own.
-      stride: pixels from a window of the model's own size to the next; None:
-        the whole image at once (`big_siglip.trained.patches.Resolution`).
-      batch_size: as for `embed_images`.
-      progress: as well.
-
-    Raises:
-      UserError: one of them cannot be read, and which; or the tower has no such
-        patches.
-    """
-    look = patches.look_of(
-      self,
-      patches.Patches(kind, layer, norm),
-      patches.Resolution(size, stride),
-    )
-    count = inputs.check_list(images, "images")
-    with inputs.showing(progress, count, "images") as add:
-      return patches.embed_patches(self, images, look, batch_size, add)
-
-  @functools.cached_property
-  def looks(self) -> dict[tuple, patches.Look]:
-    """What `trained.patches` has made of this model; by what was asked."""
-    return {}
 
   def embedder(self, kind: str) -> Embed:
     """Returns what embeds "images" or "texts".
@@ -218,25 +183,34 @@ class Model:
         )
       return self.embedders.text
     if config.image.pooling == "none":
-      raise UserError(
-        f"{self.path}: its image tower has no pool{missing_blocks(config)}: "
-        "it has no embedding of an image; Model.embed_patches gives its "
-        "tokens, and config.model.image.pooling=gap trains on their mean"
-      )
+      raise UserError(f"{self.path}: {no_pool(config)}")
     return self.embedders.image
 
   def embed_prepared(self, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns IE float32 of length 1, of what `prepare_image` returned."""
-    return self._embed(self.embedder("images"), images)
+    """Returns IE float32 of length 1, of what `prepare_image` returned.
+
+    Raises:
+      UserError: one of them is something else, and which.
+    """
+    check = inputs.checking_prepared(self.config.model.image.image_size)
+    rows = inputs.each(images, "images", check)
+    return self._embed(self.embedder("images"), rows)
 
   def embed_classes(self, prompts: Sequence[Sequence[str]]) -> np.ndarray:
     """Returns the unit vector of each class: the mean of its prompts' vectors.
 
+    Example:
+      model.embed_classes([["a cat", "a photo of a cat"], ["a dog"]])
+
     Args:
       prompts: of each class, at least one.
+
+    Raises:
+      UserError: one of them is no list of texts, or empty.
     """
-    rows = self.embed_texts([text for own in prompts for text in own])
-    return of_classes(rows, list(map(len, prompts)))
+    found = inputs.read_prompts(prompts)
+    rows = self.embed_texts([text for own in found for text in own])
+    return vectors.of_classes(rows, list(map(len, found)))
 
   def logits(
     self, images: Iterable[ImageLike], texts: Iterable[str]
@@ -261,11 +235,19 @@ class Model:
     """
     if not self.has_trained_bias:
       logging.warning("this model %s", self.NO_SIGMOID)
-    return sigmoid(self.logits(images, texts))
+    return vectors.sigmoid(self.logits(images, texts))
 
-  def classifier(self, folder: str) -> Classifier:
-    """See `big_siglip.trained.classifier.load`."""
-    return classifier.load(folder, self)
+  def classifier(self, folder: str | os.PathLike[str]) -> Classifier:
+    """Returns the model with a classifier of `big-siglip probe`.
+
+    Example:
+      birds = model.classifier("classifiers/birds")
+      birds.predict(["cat.jpg"])  # The likeliest label of each image.
+
+    Raises:
+      UserError: none lies there, or it reads another model's embeddings.
+    """
+    return classifier.load(os.fspath(folder), self)
 
   def prepare_image(self, image: ImageLike) -> np.ndarray:
     """Returns what the image tower sees, uint8 [H, W, 3].
@@ -287,12 +269,5 @@ class Model:
     size = self.batch_size
     if batch_size is not None:
       size = inputs.check_batch_size(batch_size)
-    parts = []
-    for batch, count in inputs.padded(rows, size):
-      parts.append(np.asarray(embed(self.params, batch, {})[0])[:count])
-      add(count)
-    if not parts:
-      model = self.config.model
-      width = model.embed_dim or resolve_image(model.image).width
-      return np.zeros((0, width), np.float32)
-    return np.concatenate(parts)
+    width = vectors.width_of(self.config.model)
+    return vectors.embed_rows(embed, self.params, rows, size, width, add)

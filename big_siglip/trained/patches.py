@@ -7,24 +7,21 @@ C numbers of a patch.
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import os
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embed, make_embed
+from big_siglip.evaluators.grids import Grid
 from big_siglip.models import patches as features
 from big_siglip.models.patches import Patches
 from big_siglip.schema import sizes, words
 from big_siglip.trained import inputs
 from big_siglip.trained.resampling import resample_positions
-
-if TYPE_CHECKING:
-  from big_siglip.trained.inference import Model
-
-_POSITIONS = ("image", "position_embedding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,49 +41,75 @@ class Resolution:
   positions: str = "big_vision"
 
 
+WHOLE = Resolution()
+
+
 class Look:
   """Sees the patches of images, a batch of them at a time."""
 
   def __init__(
-    self, model: "Model", patches: Patches, resolution: Resolution
+    self,
+    config: ConfigDict,
+    params: Any,
+    mesh: Mesh,
+    preprocess: Preprocess,
+    asked: Patches,
+    resolution: Resolution,
+    batch_size: int,
   ) -> None:
     """Compiles nothing yet.
+
+    Args:
+      config: `config.model`.
+      params: of the model.
+      mesh: where they lie.
+      preprocess: what comes before its towers.
+      asked: which features.
+      resolution: how large an image is seen.
+      batch_size: images, or windows, on the devices at once.
 
     Raises:
       UserError: the model has no such features, or no such resolution.
     """
-    config = model.config.model
-    features.check(config.image, patches)
+    features.check(config.image, asked)
+    self.batch_size = batch_size
     self._own = config.image.image_size
     self._patch = _patch_size(config)
     self._size = _check(config, resolution)
-    value = dataclasses.replace(model.preprocess.value, image_size=self._size)
-    self._preprocess = Preprocess(value, model.preprocess.tokenizer)
+    value = dataclasses.replace(preprocess.value, image_size=self._size)
+    self._preprocess = Preprocess(value, preprocess.tokenizer)
     self._stride = resolution.stride and resolution.stride // self._patch
-    self._is_unit = patches.kind in ("text", "value")
-    config, self._params = model.config.model, model.params
+    self._is_unit = asked.kind in ("text", "value")
+    self._params = params
     if not self._stride and self._size != self._own:
-      config, self._params = _resampled(model, self._size, resolution)
+      config, self._params = _resampled(config, params, self._size, resolution)
     self._embed: Embed = make_embed(
-      features.make_look(config, patches), model.mesh, "the image tower"
+      features.make_look(config, asked), mesh, "the image tower's patches"
     )
     side = self._size // self._patch
-    width = features.width(config.image, config.embed_dim, patches)
+    width = features.width(config.image, config.embed_dim, asked)
     self.shape = side, side, width
+
+  @property
+  def grid(self) -> Grid:
+    """Which part of an image the patches cover."""
+    square = self._preprocess.value.square()
+    return Grid(self.shape[0], self._patch, square)
 
   def prepare(self, image: inputs.ImageLike) -> np.ndarray:
     """Returns uint8 [size, size, 3], as `Model.prepare_image`."""
     return self._preprocess.image(inputs.read_image(image))
 
   def __call__(
-    self, images: Iterable[np.ndarray], batch_size: int
+    self, images: Iterable[np.ndarray], batch_size: int | None = None
   ) -> Iterator[np.ndarray]:
     """Yields float32 hwC of each image, in order.
 
     Args:
       images: uint8 [size, size, 3] each, of `prepare`.
-      batch_size: images, or windows, on the devices at once.
+      batch_size: in place of its own.
     """
+    batch_size = batch_size or self.batch_size
     if not self._stride:
       for row in self._rows(images, batch_size):
         yield row.reshape(self.shape)
@@ -132,31 +155,29 @@ class Look:
     return mean / (np.linalg.norm(mean, axis=-1, keepdims=True) + 1e-8)
 
 
-def look_of(model: "Model", patches: Patches, resolution: Resolution) -> Look:
-  """Returns a model's `Look`, the same one for equal wishes."""
-  key = patches, resolution
-  if key not in model.looks:
-    model.looks[key] = Look(model, patches, resolution)
-  return model.looks[key]
-
-
 def embed_patches(
-  model: "Model",
-  images: Iterable[inputs.ImageLike],
   look: Look,
+  images: Iterable[inputs.ImageLike],
+  count: int | None,
   batch_size: int | None,
   add: Callable[[int], None],
 ) -> np.ndarray:
-  """Returns IhwC float32; see `Model.embed_patches`."""
-  count = inputs.check_list(images, "images")
+  """Returns IhwC float32; see `dense.Dense.embed_patches`.
+
+  Args:
+    look: sees them.
+    images: what is seen.
+    count: how many there are, if that is known.
+    batch_size: see `Look`; None: its own.
+    add: is told how many more are done.
+  """
   if count is not None:
     _check_memory(count, look.shape)
-  size = model.batch_size
   if batch_size is not None:
-    size = inputs.check_batch_size(batch_size)
+    batch_size = inputs.check_batch_size(batch_size)
   rows = inputs.each(images, "images", look.prepare)
   found = []
-  for grid in look(rows, size):
+  for grid in look(rows, batch_size):
     found.append(grid)
     add(1)
   return np.stack(found) if found else np.zeros((0, *look.shape), np.float32)
@@ -201,20 +222,20 @@ def _check(config: ConfigDict, resolution: Resolution) -> int:
 
 
 def _resampled(
-  model: "Model", size: int, resolution: Resolution
+  config: ConfigDict, params: Any, size: int, resolution: Resolution
 ) -> tuple[ConfigDict, Any]:
   """Returns config and parameters for images of another size."""
-  config = ConfigDict(model.config.model).copy_and_resolve_references()
+  config = ConfigDict(config).copy_and_resolve_references()
   config.image.image_size = size
-  old = np.asarray(model.params["image"]["position_embedding"])
+  old = np.asarray(params["image"]["position_embedding"])
   new = resample_positions(
     old,
     size // _patch_size(config),
     resolution.positions,
     class_token=config.image.pooling == "cls",
   )
-  tower = {**model.params["image"], "position_embedding": new}
-  return config, {**model.params, "image": tower}
+  tower = {**params["image"], "position_embedding": new}
+  return config, {**params, "image": tower}
 
 
 def _check_memory(count: int, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,97 @@
+"""What a trained model says of patches and pixels, rather than of an image.
+
+Shape letters: I images, h x w the grid of patches, C numbers of a patch.
+"""
+
+from collections.abc import Iterable
+import functools
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+
+from big_siglip.models.patches import Patches
+from big_siglip.trained import inputs, patches
+from big_siglip.trained.inputs import ImageLike
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+  from ml_collections import ConfigDict
+
+  from big_siglip.data.preprocessing import Preprocess
+
+
+class Dense:
+  """The part of `inference.Model` that looks at patches.
+
+  Attributes: see there.
+  """
+
+  if TYPE_CHECKING:
+    config: ConfigDict
+    params: Any
+    mesh: Mesh
+    preprocess: Preprocess
+    batch_size: int
+
+  def embed_patches(
+    self,
+    images: Iterable[ImageLike],
+    *,
+    kind: str = "last",
+    layer: int = -1,
+    norm: bool = True,
+    size: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Returns IhwC float32: what each patch knows, on the grid of the image.
+
+    Example:
+      model.embed_patches(["cat.jpg"])  # [1, 14, 14, 768], tokens
+      patches = model.embed_patches(["cat.jpg"], kind="text", size=448)
+      patches @ model.embed_texts(["a cat's ear"]).T  # cosines [1, 28, 28, 1]
+
+    Args:
+      images: as for `Model.embed_images`.
+      kind: "last": tokens after the final norm; "text": each patch in the space
+        of the texts, of length 1; "value", "share", "attention": see
+        `big_siglip.models.patches.Patches`, as `layer` and `norm`.
+      layer: whose tokens; -1 the last block's, -2 those of the one before.
+      norm: False: without the final norm, as LLaVA takes them.
+      size: side in pixels that images are resized to; None: the model's own.
+      stride: pixels from a window of the model's own size to the next; None:
+        the whole image at once (`big_siglip.trained.patches.Resolution`).
+      batch_size: as for `Model.embed_images`.
+      progress: as well.
+
+    Raises:
+      UserError: one of them cannot be read, and which; or the tower has no such
+        patches.
+    """
+    count = inputs.check_list(images, "images")
+    look = self.look(
+      Patches(kind, layer, norm), patches.Resolution(size, stride)
+    )
+    with inputs.showing(progress, count, "images") as add:
+      return patches.embed_patches(look, images, count, batch_size, add)
+
+  def look(
+    self, asked: Patches, resolution: patches.Resolution = patches.WHOLE
+  ) -> patches.Look:
+    """Returns what sees patches of images, the same one for equal wishes."""
+    if (asked, resolution) not in self._looks:
+      self._looks[asked, resolution] = patches.Look(
+        self.config.model,
+        self.params,
+        self.mesh,
+        self.preprocess,
+        asked,
+        resolution,
+        self.batch_size,
+      )
+    return self._looks[asked, resolution]
+
+  @functools.cached_property
+  def _looks(self) -> dict[tuple, patches.Look]:
+    return {}
