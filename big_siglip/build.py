@@ -24,6 +24,7 @@ from big_siglip.evaluators import (
   exact_model,
   make_embedders,
   make_evaluator,
+  make_sight,
 )
 from big_siglip.models import make_model
 from big_siglip.objectives import Term
@@ -186,6 +187,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         open_split=functools.partial(evaluation_source, config, name),
         preprocess=prepared,
         embedders=embedders,
+        sight=make_sight(exact_model(config.model), device_mesh),
       )
   return made
 

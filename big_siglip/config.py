@@ -16,7 +16,9 @@ from big_siglip.schema.fields import (
 )
 from big_siglip.schema.logs import check_logging
 
-_OF_IMAGES = ("fewshot", "linear_probe")  # Evaluations that need no texts.
+# Evaluations that need no texts, and those that need no pool.
+_OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
+_OF_IMAGES = ("fewshot", "linear_probe", *_OF_PATCHES)
 
 
 def find_problems(config: ConfigDict) -> list[str]:
@@ -88,7 +90,7 @@ def unfit_evals(config: ConfigDict) -> list[str]:
   """
   problems = []
   for name, spec in config.evals.items():
-    if config.model.image.pooling == "none":
+    if config.model.image.pooling == "none" and spec.kind not in _OF_PATCHES:
       problems.append(
         f"config.evals.{name}: needs embeddings of images, and the model has "
         "no pool (config.model.image.pooling='none')"

@@ -89,10 +89,16 @@ def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
   for key in KEYS:
     if spec.get(key):
       fields[f"config.data.{key}"] = f"{section}.{key}"
-  labelled = "classes_file" in spec
+  labelled = "answers_file" in spec
+  masks = spec.get("mask_key")
+  of_texts = not labelled and not masks and spec.kind != "correspondence"
   options = dataclasses.replace(
-    evaluation_options(spec, config.data), needs_texts=not labelled
+    evaluation_options(spec, config.data),
+    needs_texts=of_texts,
+    fields=(masks,) if masks else (),
   )
+  if masks:
+    fields["config.data.fields"] = f"{section}.mask_key"
   opened = source(config, spec.data, split, spec.path, options, fields)
   if not labelled or spec.answers_file:
     return opened

@@ -225,12 +225,12 @@ def classification(**changes: Any) -> ConfigDict:
     "templates_file": config_dict.placeholder(str),  # In place of templates.
     "canonicalize": False,  # Prompts in lowercase, without punctuation.
   }
-  return _evaluation("classification", **own, **labels(), changes=changes)
+  return evaluation("classification", own | labels(), changes)
 
 
 def retrieval(**changes: Any) -> ConfigDict:
   """Returns one: recall from images to texts and back."""
-  return _evaluation("retrieval", **captions(), changes=changes)
+  return evaluation("retrieval", captions(), changes)
 
 
 def fewshot(**changes: Any) -> ConfigDict:
@@ -241,28 +241,27 @@ def fewshot(**changes: Any) -> ConfigDict:
     "seeds": 3,  # Draws of these.
     "l2": 2.0**10,  # As big_vision.
   }
-  return _evaluation("fewshot", **own, **labels(), changes=changes)
+  return evaluation("fewshot", own | labels(), changes)
 
 
 def linear_probe(**changes: Any) -> ConfigDict:
   """Returns one: a linear map to labels, from all of a split."""
   own = {"train_split": "train", "penalties": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)}
-  return _evaluation("linear_probe", **own, **labels(), changes=changes)
+  return evaluation("linear_probe", own | labels(), changes)
 
 
 def calibration(**changes: Any) -> ConfigDict:
   """Returns one: whether the sigmoid's probabilities are right."""
   own = {"prior": config_dict.placeholder(float)}  # None: that of the data.
-  return _evaluation("calibration", **own, **captions(), changes=changes)
+  return evaluation("calibration", own | captions(), changes)
 
 
 def loss_health(**changes: Any) -> ConfigDict:
   """Returns one: the loss and its parts on held-out pairs."""
   own = {"loss_batch_size": 128}
-  return _evaluation("loss_health", **own, **captions(), changes=changes)
+  return evaluation("loss_health", own | captions(), changes)
 
 
-# Functions, since a placeholder that two sections share is one field.
 def labels() -> dict[str, Any]:
   """Returns the fields of evaluations that need labels."""
   return {  # docs/evaluation.md tells what these files hold.
@@ -281,7 +280,10 @@ def captions() -> dict[str, Any]:
   }
 
 
-def _evaluation(kind: str, *, changes: dict[str, Any], **own) -> ConfigDict:
+def evaluation(
+  kind: str, own: dict[str, Any], changes: dict[str, Any]
+) -> ConfigDict:
+  """Returns a section of `config.evals`, with the fields that all have."""
   section = {
     "kind": kind,
     "data": "folder",  # As data.name.

@@ -15,6 +15,7 @@ from big_siglip.data.batch import Batch
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, UserError
+from big_siglip.evaluators import dense
 from big_siglip.evaluators.answers import Answers
 from big_siglip.evaluators.calibration import Calibration
 from big_siglip.evaluators.captions import CaptionedImages, open_captions
@@ -28,6 +29,7 @@ from big_siglip.evaluators.embed import (
 from big_siglip.evaluators.health import LossHealth
 from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
 from big_siglip.evaluators.loading import Loader, owners
+from big_siglip.evaluators.patches import make_sight, Sight
 from big_siglip.evaluators.prompts import fill_templates, read_templates
 from big_siglip.evaluators.result import Result
 from big_siglip.evaluators.retrieval import Retrieval
@@ -39,6 +41,7 @@ __all__ = [
   "Result",
   "make_embedders",
   "make_evaluator",
+  "make_sight",
 ]
 
 Evaluator = Callable[[Any], Result]
@@ -50,6 +53,7 @@ def make_evaluator(
   open_split: Callable[[str], Source],
   preprocess: Preprocess,
   embedders: Embedders,
+  sight: Sight | None = None,
 ) -> Evaluator:
   """Returns the function from parameters to a `Result` that `spec` asks for.
 
@@ -63,6 +67,7 @@ def make_evaluator(
     open_split: opens a split of the data set; captions are read here, once.
     preprocess: what comes before the towers.
     embedders: see `make_embedders`.
+    sight: see `patches.make_sight`; for the kinds of `dense` alone.
 
   Raises:
     UserError: an unknown kind, or what does not fit the data set.
@@ -71,6 +76,10 @@ def make_evaluator(
   if file := spec.get("captions_file"):
     where = f"captions_file={file!r}"
   loader = Loader(where, preprocess, spec.batch_size, embedders.devices)
+  if spec.kind in dense.KINDS and sight is not None:
+    return dense.make_dense(
+      spec, open_split, preprocess, loader, embedders, sight
+    )
   match spec.kind:
     case "classification":
       return _classification(spec, open_split(spec.split), loader, embedders)

@@ -5,7 +5,7 @@ Shape letters: h x w the grid of patches, H and W pixels, C classes, T values.
 
 from collections.abc import Iterator
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,12 +62,22 @@ class Masked:
     return self.grid.to_pixels(values, *mask.shape)
 
 
+class MaskClasses(NamedTuple):
+  """What the values of masks mean.
+
+  Attributes:
+    names: of each class, the first of which messages and tables use.
+    of_value: {value: class}.
+    ignored: further values that are no class.
+  """
+
+  names: tuple[tuple[str, ...], ...]
+  of_value: dict[int, int]
+  ignored: tuple[int, ...] = ()
+
+
 def read_masked(
-  source: Source,
-  loader: Loader,
-  key: str,
-  grid: Grid,
-  classes: tuple[tuple[str, ...], dict[int, int]],
+  source: Source, loader: Loader, key: str, grid: Grid, classes: MaskClasses
 ) -> Masked:
   """Returns the images of a data set and their masks; reads none yet.
 
@@ -76,19 +86,19 @@ def read_masked(
     loader: of images.
     key: of the masks.
     grid: see `Masked`.
-    classes: the names of the classes, and the class of each value of a mask.
+    classes: what their values mean.
   """
-  names, of_value = classes
   table = np.full(256, -1, np.int16)
-  for value, number in of_value.items():
+  for value, number in classes.of_value.items():
     table[value] = number
-  table[masks.IGNORED] = masks.IGNORED
+  table[[masks.IGNORED, *classes.ignored]] = masks.IGNORED
   waiting: dict[int, np.ndarray] = {}
 
   def keep(number: int, example: Example) -> None:
     waiting[number] = _mask(example, key, table)
 
   rows = loader.images(source, keep=keep)
+  names = tuple(own[0] for own in classes.names)
   return Masked(rows, grid, names, waiting)
 
 

@@ -33,11 +33,13 @@ class Sight(NamedTuple):
     towers: what is asked for -> patches of a model's tower, BLC.
     raw: the pixels of each patch, BL(3p^2): what needs no model at all.
     random: () -> parameters of the same model that never saw an image.
+    grid: preprocessing -> which part of an image its patches cover.
   """
 
   towers: Callable[[Patches], Embed]
   raw: Embed
   random: Callable[[], Any]
+  grid: Callable[[Preprocess], Grid]
 
 
 def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
@@ -78,25 +80,18 @@ def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
     start = jax.jit(SigLIP(plain).init, out_shardings=replicated(mesh))
     return start(jax.random.key(_SEED), image, text)["params"]
 
-  return Sight(towers, make_embed(raw, mesh, "the pixels' patches"), random)
+  def grid(preprocess: Preprocess) -> Grid:
+    side = config.image.image_size // patch
+    return Grid(side, patch, preprocess.value.square())
+
+  pixels = make_embed(raw, mesh, "the pixels' patches")
+  return Sight(towers, pixels, random, grid)
 
 
 def _patch_size(config: ConfigDict) -> int:
   patch = resolve_image(config.image).patch_size
   assert patch is not None  # An image tower's.
   return patch
-
-
-def grid_of(config: ConfigDict, preprocess: Preprocess) -> Grid:
-  """Returns which part of an image the patches of a model cover.
-
-  Args:
-    config: `config.model`.
-    preprocess: what comes before its tower.
-  """
-  patch = _patch_size(config)
-  side = config.image.image_size // patch
-  return Grid(side, patch, preprocess.value.square())
 
 
 def passing(

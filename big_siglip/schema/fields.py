@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from big_siglip.schema import logs, words
+from big_siglip.schema.evaluations import EVALUATIONS
 from big_siglip.schema.field import (
   complete,
   Field,
@@ -31,8 +32,6 @@ _unset = functools.partial(Field, older=None)
 
 _TOWER = {"width": _size(), "depth": _size(), "mlp_dim": _size()}
 _TOWER |= {"num_heads": _size()}
-_TEXT, _LIST = _unset(str | None), Field(tuple | list, older=())
-_KEYS = {"image_key": _TEXT, "text_keys": _LIST}
 
 _MODEL = {
   "image": {
@@ -127,57 +126,6 @@ _DATA = {
   "stall_seconds": _free(float | int, within=_NOT_NEGATIVE, older=300.0),
 }
 
-_EVALUATION = {
-  "kind": Field(str),
-  "data": Field(str),
-  "path": Field(str | None),
-  "split": Field(str),
-  "every": Field(int, within=_COUNT),
-  "batch_size": Field(int, within=_COUNT),
-  **_KEYS,
-}
-_LABELS = {"label_key": _TEXT, "classes_file": _TEXT, "answers_file": _TEXT}
-_CAPTIONS = {
-  "captions_file": _unset(str | None),
-  "max_captions": _unset(int | None, within=_COUNT),
-  "language": _unset(str | None),
-}
-# Sections by name: the fields of each kind. A new kind is one line here.
-EVALUATIONS = Sections(
-  _EVALUATION,
-  {
-    "classification": {
-      "templates": Field(tuple | list),
-      "templates_file": _unset(str | None),
-      "canonicalize": Field(bool, older=False),
-      **_LABELS,
-    },
-    "retrieval": _CAPTIONS,
-    "fewshot": {
-      "train_split": Field(str),
-      "shots": Field(tuple | list, each=Field(int, within=_COUNT)),
-      "seeds": Field(int, within=_COUNT),
-      "l2": Field(float | int, within=Range(above=0)),
-      **_LABELS,
-    },
-    "linear_probe": {
-      "train_split": Field(str),
-      "penalties": Field(
-        tuple | list, each=Field(float | int, within=Range(least=1e-12))
-      ),
-      **_LABELS,
-    },
-    "calibration": {
-      "prior": Field(float | int | None, within=Range(above=0, below=1)),
-      **_CAPTIONS,
-    },
-    "loss_health": {
-      "loss_batch_size": Field(int, within=Range(least=2)),
-      **_CAPTIONS,
-    },
-  },
-  resumes=True,
-)
 TERMS = Sections({"kind": Field(str)}, {})
 
 FIELDS = {

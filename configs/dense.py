@@ -1,0 +1,73 @@
+"""Evaluations of patches, for `config.evals`: docs/dense.md tells of them.
+
+from configs import base, dense
+c.evals.masks = dense.segmentation(path="ade", classes_file="ade150.json")
+"""
+
+from typing import Any
+
+from ml_collections import config_dict, ConfigDict
+
+from configs import base
+
+_DEFAULT = dict(every=1000, batch_size=16)
+
+
+def segmentation(**changes: Any) -> ConfigDict:
+  """Returns a section: masks by prompts alone, without training."""
+  own = {
+    "templates": ("{}",),
+    "templates_file": config_dict.placeholder(str),  # In place of templates.
+    "background": "background",  # A class without a prompt; None: there is none.
+    "threshold": 0.5,  # Least probability of a label; below it is background.
+    "pool_mlp": True,  # Apply the MLP of the pool to each patch.
+    "centered": False,  # Take the mean of an image's patches off each.
+    **_masks("text"),
+  }
+  return base.evaluation("segmentation", own, changes)
+
+
+def segmentation_probe(**changes: Any) -> ConfigDict:
+  """Returns one: a linear map from frozen patches to classes."""
+  penalties = (
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+  )  # The best on every fifth image is taken.
+  own = {"train_split": "train", "penalties": penalties, **_masks("last")}
+  return base.evaluation("segmentation_probe", own, changes)
+
+
+def patch_retrieval(**changes: Any) -> ConfigDict:
+  """Returns one: the classes of the most similar patches of other images."""
+  own = {
+    "train_split": "train",
+    "memory": 20_480,  # Patches that are remembered.
+    "neighbours": 30,  # That vote.
+    **_masks("last"),
+  }
+  return base.evaluation("patch_retrieval", own, changes)
+
+
+def correspondence(**changes: Any) -> ConfigDict:
+  """Returns one: patches of a photo, found again in known crops of it."""
+  own = {"min_area": 0.25, **_patches("last")}  # Share of a crop, at least.
+  return base.evaluation("correspondence", own, changes)
+
+
+def _masks(patches: str) -> dict[str, Any]:
+  return {
+    "mask_key": "mask",  # The field that holds the masks.
+    "classes_file": config_dict.placeholder(str),  # Names of a mask's values.
+    "ignore": (),  # Values that are no class, beside 255.
+    **_patches(patches),
+  }
+
+
+def _patches(kind: str) -> dict[str, Any]:
+  return {
+    "patches": kind,  # last, text, value or share: docs/dense.md.
+    "layer": -1,  # -1: all blocks.
+    "baselines": True,  # Measure pixels and a random tower as well, once.
+  }
