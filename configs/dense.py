@@ -18,7 +18,7 @@ def segmentation(**changes: Any) -> ConfigDict:
   own = {
     "templates": ("{}",),
     "templates_file": config_dict.placeholder(str),  # In place of templates.
-    "background": "background",  # A class without a prompt; None: there is none.
+    "background": "background",  # The class without a prompt; None: all have.
     "threshold": 0.5,  # Least probability of a label; below it is background.
     "pool_mlp": True,  # Apply the MLP of the pool to each patch.
     "centered": False,  # Take the mean of an image's patches off each.

@@ -129,8 +129,8 @@ def _masked(
 def mask_classes(spec: Any) -> MaskClasses:
   """Returns what the values of masks mean.
 
-  `classes_file` (docs/formats.md) says it: a JSON object {value: name}, or names
-  in the order of the values, from 0 on. Values of one name are one class.
+  `classes_file` (docs/formats.md) says it: a JSON object {value: name}, or
+  names in the order of the values, from 0 on. Values of one name are one class.
 
   Args:
     spec: a section of `config.evals`: classes_file and ignore.

@@ -94,7 +94,7 @@ _DATA = {
   "mixture": Sections(_MIXTURE),
   "deduplicate": Field(str, ("none", "image", "name"), older="none"),
   "fields": Field(tuple | list, older=()),
-  **_KEYS,
+  **KEYS,
   "label_key": _unset(str | None),
   "captions": Field(str, ("random", "all"), older="random"),
   "templates": Field(tuple | list, older=()),
