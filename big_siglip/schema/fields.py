@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from big_siglip.schema import logs, words
-from big_siglip.schema.evaluations import EVALUATIONS
+from big_siglip.schema.evaluations import EVALUATIONS, KEYS
 from big_siglip.schema.field import (
   complete,
   Field,
