@@ -146,6 +146,12 @@ def mask_classes(spec: Any) -> MaskClasses:
   where = f"config.evals: classes_file={spec.classes_file!r}"
   content = class_files.read(spec.classes_file, where)
   values = _values(content, where)
+  for value in spec.ignore:
+    if not isinstance(value, int) or not 0 <= value <= 255:
+      raise UserError(
+        f"config.evals: ignore={tuple(spec.ignore)}: must be values of masks, "
+        "0 to 255"
+      )
   names, numbers, _ = merge_same(content.names)
   of_value = dict(zip(values, numbers, strict=True))
   return MaskClasses(names, of_value, tuple(spec.ignore))

@@ -36,9 +36,7 @@ _PATCHES = {
 _MASKS = {
   "mask_key": Field(str),
   "classes_file": Field(str | None),
-  "ignore": Field(
-    tuple | list, each=Field(int, within=Range(least=0, most=255))
-  ),
+  "ignore": Field(tuple | list),
   **_PATCHES,
 }
 _LEARNT = {"train_split": Field(str), **_MASKS}
