@@ -76,6 +76,7 @@ def run(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Result]:
     with naming_evaluation(name):
       result = evaluator(params)
     limits = {k: interval(score) for k, score in result.scores.items()}
+    limits = {**result.intervals, **limits}
     results[name] = result._replace(intervals=limits)
   return results
 

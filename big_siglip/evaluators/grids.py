@@ -66,6 +66,25 @@ class Grid:
     # As products of matrices, [W, w] x [w, T] for each row.
     return np.matmul(columns[None], tall)
 
+  def to_nearest(
+    self, classes: np.ndarray, height: int, width: int
+  ) -> np.ndarray:
+    """Returns the class [height, width] of the patch that a pixel lies in.
+
+    Args:
+      classes: integers hw.
+      height: of the image.
+      width: the same.
+    """
+    left, top, right, bottom = self.box(height, width)
+    rows = (np.arange(height) + 0.5 - top) * (self.side / (bottom - top))
+    columns = (np.arange(width) + 0.5 - left) * (self.side / (right - left))
+    last = self.side - 1
+    rows, columns = (
+      np.floor(at).clip(0, last).astype(int) for at in (rows, columns)
+    )
+    return classes[np.ix_(rows, columns)]
+
   def classes(self, mask: np.ndarray, count: int) -> np.ndarray:
     """Returns how many pixels of each class a patch covers, hwC float32.
 

@@ -15,6 +15,7 @@ from big_siglip.errors import BadExample
 from big_siglip.evaluators.embed import Embed, Rows
 from big_siglip.evaluators.grids import Grid
 from big_siglip.evaluators.loading import Loader
+from big_siglip.evaluators.overlap import Overlap
 from big_siglip.evaluators.patches import passing
 
 
@@ -48,18 +49,39 @@ class Masked:
       if mask is not None:
         yield number, patches, mask
 
-  def at_best(self, mask: np.ndarray) -> np.ndarray:
-    """Returns the best that patches of this size can do: classes [H, W].
-
-    Each patch knows which share of it is of which class, and no more. What is
-    between patches is interpolated, as scores are.
-    """
-    shares = self.grid.classes(mask, len(self.names))
-    return self.grid.to_pixels(shares, *mask.shape).argmax(axis=-1)
+  def ceiling(self) -> "Ceiling":
+    """Returns what counts the best that patches of this size can do."""
+    return Ceiling(self)
 
   def scores(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns values of patches hwT for each pixel of a mask, HWT."""
     return self.grid.to_pixels(values, *mask.shape)
+
+
+class Ceiling:
+  """What patches reach that know which share of them is of which class.
+
+  Between patches the shares are interpolated, as scores are; or the class of
+  most of a patch's pixels fills it. Fine patches do better by the first, coarse
+  ones by the second.
+  """
+
+  def __init__(self, masked: Masked):
+    """Has counted nothing yet."""
+    self._grid, self._classes = masked.grid, len(masked.names)
+    self._ways = [Overlap(masked.rows.count, self._classes) for _ in range(2)]
+
+  def add(self, number: int, mask: np.ndarray) -> None:
+    """Counts an image."""
+    shares = self._grid.classes(mask, self._classes)
+    between = self._grid.to_pixels(shares, *mask.shape).argmax(axis=-1)
+    filled = self._grid.to_nearest(shares.argmax(axis=-1), *mask.shape)
+    for way, predicted in zip(self._ways, (between, filled), strict=True):
+      way.add(number, predicted, mask)
+
+  def mean(self) -> float:
+    """Returns the better mIoU; all processes must ask together."""
+    return max(way.gathered().mean() for way in self._ways)
 
 
 class MaskClasses(NamedTuple):

@@ -49,10 +49,12 @@ class Overlap:
       counts.sum(axis=1),
     )
 
-  def gather(self) -> None:
-    """Adds what other processes have counted; all must call it."""
-    self.counts = of_all_processes(self.counts)
-    self.confusion = of_all_processes(self.confusion)
+  def gathered(self) -> "Overlap":
+    """Returns what all processes have counted; all must call it."""
+    whole = Overlap(len(self.counts), len(self.confusion))
+    whole.counts = of_all_processes(self.counts)
+    whole.confusion = of_all_processes(self.confusion)
+    return whole
 
   def ious(self) -> np.ndarray:
     """Returns C: of each class; NaN for one that is in no mask of either."""

@@ -114,7 +114,7 @@ class Segmentation:
     scale, bias = self.embedders.logits(params)
     # The cosine at which the sigmoid is the threshold.
     least = (special.logit(self.threshold) - bias) / scale
-    measured = _Measured(self.masked.rows.count, classes)
+    measured = _Measured(self.masked)
     embed = self.sight.towers(self.patches)
     for number, patches, mask in self.masked.each(embed, params):
       if self.centered:
@@ -128,7 +128,7 @@ class Segmentation:
         measured.count(label, likely, mask)
         predicted = np.where(likely >= least, label, self.background)
       measured.overlap.add(number, predicted, mask)
-      measured.ceiling.add(number, self.masked.at_best(mask), mask)
+      measured.ceiling.add(number, mask)
     measured.gather()
     return measured
 
@@ -143,10 +143,11 @@ class _Measured:
       thresholds it is.
   """
 
-  def __init__(self, images: int, classes: int):
+  def __init__(self, masked: Masked):
     """Has counted nothing yet."""
-    self.overlap = Overlap(images, classes)
-    self.ceiling = Overlap(images, classes)
+    classes = len(masked.names)
+    self.overlap = Overlap(masked.rows.count, classes)
+    self.ceiling = masked.ceiling()
     shape = classes, classes, len(_THRESHOLDS) + 1
     self.pairs = np.zeros(shape, np.int64)
 
@@ -162,8 +163,7 @@ class _Measured:
 
   def gather(self) -> None:
     """Adds what other processes have counted."""
-    self.overlap.gather()
-    self.ceiling.gather()
+    self.overlap = self.overlap.gathered()
     self.pairs = of_all_processes(self.pairs)
 
   def best(self, background: int | None) -> dict[str, float]:

@@ -63,7 +63,7 @@ class SegmentationProbe:
     metrics = {
       "miou": overlap.mean(),
       "pixel_accuracy": overlap.accuracy(),
-      "ceiling_miou": ceiling.mean(),
+      "ceiling_miou": ceiling,
       **figures,
       "skipped": float(self.test.rows.count - there.sum()),
     }
@@ -88,17 +88,15 @@ class SegmentationProbe:
 
   def _measure(
     self, embed: Embed, params: Any
-  ) -> tuple[Overlap, Overlap, dict[str, float]]:
+  ) -> tuple[Overlap, float, dict[str, float]]:
     scores, figures = self.learn(self.train, embed, params)
-    images, classes = self.test.rows.count, len(self.test.names)
-    found, ceiling = Overlap(images, classes), Overlap(images, classes)
+    found = Overlap(self.test.rows.count, len(self.test.names))
+    ceiling = self.test.ceiling()
     for number, patches, mask in self.test.each(embed, params):
       predicted = self.test.scores(scores(patches), mask).argmax(axis=-1)
       found.add(number, predicted, mask)
-      ceiling.add(number, self.test.at_best(mask), mask)
-    found.gather()
-    ceiling.gather()
-    return found, ceiling, figures
+      ceiling.add(number, mask)
+    return found.gathered(), ceiling.mean(), figures
 
 
 def overlap_rows(masked: Masked, overlap: Overlap) -> Table:
