@@ -136,9 +136,7 @@ class Progress:
     if not (shown and _voice.on):
       return
     if _on_terminal():
-      import tqdm
-
-      self._bar = tqdm.tqdm(
+      self._bar = _bar_class()(
         file=sys.stderr,
         initial=done,
         total=total,
@@ -206,8 +204,28 @@ def _silent() -> float:
   return time.monotonic() - _voice.last
 
 
+def _in_notebook() -> bool:
+  """Returns whether standard error is a notebook's, which shows bars."""
+  return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
+
+
+def _bar_class() -> Any:
+  """Returns the tqdm to use: a notebook that has widgets shows its own."""
+  if not _in_notebook():
+    from tqdm import tqdm
+  else:
+    import warnings
+
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # That there are no widgets.
+      from tqdm.auto import tqdm
+  return tqdm
+
+
 def _on_terminal() -> bool:
-  """Returns whether standard error is a terminal that has a width."""
+  """Returns whether bars can be shown: on a terminal that has a width."""
+  if _in_notebook():
+    return True
   try:
     if sys.stderr is None or not sys.stderr.isatty():
       return False
@@ -221,9 +239,7 @@ def _on_terminal() -> bool:
 
 def _still_line() -> Any:
   """Returns a tqdm that shows a text alone and vanishes at its end."""
-  import tqdm
-
-  return tqdm.tqdm(
+  return _bar_class()(
     file=sys.stderr,
     bar_format="{desc}",
     leave=False,
