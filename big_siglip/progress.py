@@ -99,7 +99,9 @@ def waiting(what: str, key: str | None = None) -> Iterator[None]:
 
   ended = "stopped after"
   try:
-    with _under_way(line, _still_line() if _on_terminal() else None, _QUICK):
+    # A notebook without widgets cannot show a bar below another.
+    still = _on_terminal() and not _in_notebook()
+    with _under_way(line, _still_line() if still else None, _QUICK):
       yield
     ended = "took"
   finally:
@@ -239,7 +241,9 @@ def _on_terminal() -> bool:
 
 def _still_line() -> Any:
   """Returns a tqdm that shows a text alone and vanishes at its end."""
-  return _bar_class()(
+  import tqdm
+
+  return tqdm.tqdm(
     file=sys.stderr,
     bar_format="{desc}",
     leave=False,
