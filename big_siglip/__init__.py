@@ -34,13 +34,15 @@ __version__ = "0.1.0"
 # What these functions need is imported late: JAX takes seconds to load.
 
 
-def __getattr__(name: str) -> Any:
-  """Returns `Model`, for annotations and `help`."""
-  if name != "Model":
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  from big_siglip.trained.inference import Model
+if not TYPE_CHECKING:  # To a type checker every name would be one of ours.
 
-  return Model
+  def __getattr__(name: str) -> Any:
+    """Returns `Model`, for annotations and `help`."""
+    if name != "Model":
+      raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from big_siglip.trained.inference import Model
+
+    return Model
 
 
 def __dir__() -> list[str]:
@@ -149,7 +151,8 @@ def train(config: "ConfigDict", folder: str | os.PathLike[str]) -> "Trained":
 
 def evaluate(
   model: "Model | str | os.PathLike[str]",
-  evals: "ConfigDict | str | None" = None,
+  # To a type checker `config.evals` may be anything, so anything must do here.
+  evals: Any = None,
   *,
   progress: bool = False,
 ) -> "dict[str, Result]":

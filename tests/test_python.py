@@ -277,10 +277,10 @@ def test_images_are_read_as_they_are_needed(model, photos):
 def test_progress_is_told_on_standard_error_when_asked_for(
   model, photos, capfd, monkeypatch
 ):
-  from big_siglip import progress
+  from big_siglip import bars, progress
 
   monkeypatch.setattr(progress, "_SILENCE", 0.0)
-  monkeypatch.setattr(progress, "_on_terminal", lambda: False)
+  monkeypatch.setattr(bars, "on_terminal", lambda: False)
   files = [photos / "0.png"] * 4
   model.embed_images(files)
   assert capfd.readouterr() == ("", "")
