@@ -2,6 +2,7 @@
 
 big-siglip serve --checkpoint=models/b16
 big-siglip serve --checkpoint=models/b16 --embeddings=vectors --port=8080
+big-siglip serve --checkpoint=models/b16 --classifier=birds
 
 Needs pip install 'big_siglip[serve]'. Only this machine can open the page,
 unless --host says otherwise; it asks for no password. See docs/page.md.
@@ -35,6 +36,9 @@ _NAMES = flags.DEFINE_list(
 )
 _INDEX = flags.DEFINE_string(
   "index", "exact", "How to search --embeddings; see big-siglip search."
+)
+_CLASSIFIER = flags.DEFINE_multi_string(
+  "classifier", [], "A folder of big-siglip probe to offer; several."
 )
 _DATABASE = flags.DEFINE_string(
   "database",
@@ -120,6 +124,17 @@ def _check_prefix(prefix: str) -> None:
     )
 
 
+def _read_heads(model):
+  """Returns {name: classifier} of the folders that are given."""
+  heads = {}
+  for folder in _CLASSIFIER.value:
+    name = pathlib.Path(folder).expanduser().resolve().name
+    if name in heads:
+      raise UserError(f"--classifier={folder}: there is one called {name!r}")
+    heads[name] = model.classifier(folder).head
+  return heads
+
+
 def _make_server():
   """Returns uvicorn's server of the model's page, and what starts to compile.
 
@@ -152,7 +167,8 @@ def _make_server():
   hosts = {name.lower() for name in names}
   name = _CHECKPOINT.value.rstrip("/").rsplit("/", 1)[-1]
   scorer = Scorer(model, limits)
-  page = make_app(scorer, name, gallery, limits, hosts, _PREFIX.value)
+  heads = _read_heads(model)
+  page = make_app(scorer, name, gallery, limits, hosts, _PREFIX.value, heads)
   config = uvicorn.Config(
     page,
     loop="asyncio",
