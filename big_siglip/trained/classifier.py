@@ -52,8 +52,9 @@ class Description:
     data: what it learnt from, in words.
     images: how many images of those it learnt from.
     l2: the penalty of the logistic regression.
-    measured: "accuracy", "per_class" (the mean over labels) and "images": how
-      many were held out to measure them, before it learnt from all.
+    measured: of images that had not taught, before all of them did: "accuracy",
+      the "low" and "high" end of its 95 % interval (Wilson's), "per_class" (the
+      mean over labels), and how many "images" these were.
   """
 
   labels: Sequence[str]
@@ -90,11 +91,13 @@ class Head(NamedTuple):
 
   def __str__(self) -> str:
     """Returns a line that says what it learnt from, and how well."""
-    about = self.description
+    about, measured = self.description, self.description.measured
+    low, high = measured["low"], measured["high"]
     return (
       f"classifier of {len(about.labels):,} labels, learnt from {about.data} "
-      f"({about.images:,} images): {about.measured['accuracy']:.1%} right of "
-      f"{about.measured['images']:,.0f} held-out images"
+      f"({about.images:,} images): {measured['accuracy']:.1%} right of "
+      f"{measured['images']:,.0f} held-out images (95 % interval "
+      f"{100 * low:.1f} to {100 * high:.1f})"
     )
 
 
