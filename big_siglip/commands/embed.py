@@ -26,6 +26,7 @@ import warnings
 
 from absl import flags, logging
 
+from big_siglip import extras
 from big_siglip.errors import exit_on_error, naming, RunStopped, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -71,6 +72,8 @@ def main(argv: list[str]) -> None:
   warnings.filterwarnings("ignore", module="PIL")
   with exit_on_error():
     _check_flags(argv[1:])
+    with extras.needed_by("big-siglip embed"):  # Before what takes minutes.
+      import pyarrow  # noqa: F401
     from big_siglip import embeddings, platforms
     from big_siglip.run import processes
 

@@ -18,6 +18,7 @@ from big_siglip.evaluators.captions import open_captions
 from big_siglip.report.runs import Run
 from big_siglip.report.thumbnails import shrink
 from big_siglip.trained import inference
+from big_siglip.trained.vectors import sigmoid
 
 
 class DataKey(NamedTuple):
@@ -228,7 +229,7 @@ def ask(model: inference.Model, pool: Pool, asked: Wanted) -> Answers:
     vectors = model.embed_texts(texts)
     logits = model.logit_scale * image @ vectors.T + model.logit_bias
     # What is not a number must not come out on top.
-    return np.nan_to_num(inference.sigmoid(logits), nan=0.0)
+    return np.nan_to_num(sigmoid(logits), nan=0.0)
 
   texts = probabilities(pool.texts)
   if asked.spec is None:

@@ -46,11 +46,7 @@ def shrink_bytes(data: bytes) -> np.ndarray:
   Raises:
     BadImage: it cannot be decoded.
   """
-  image = images.decode(data)
-  height, width = image.shape[:2]
-  factor = min(_SIDE / max(height, width), 1.0)
-  size = (max(round(height * factor), 1), max(round(width * factor), 1))
-  return images.resize(image, size, "bicubic")
+  return images.thumbnail(data, _SIDE)
 
 
 def picture(thumbnail: np.ndarray, alt: str) -> Picture:

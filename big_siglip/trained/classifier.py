@@ -106,8 +106,9 @@ class Classifier:
   """A model with a classifier on its embeddings.
 
   Example:
-    classifier = big_siglip.load("models/b16").classifier("classifiers/birds")
-    classifier.predict(["one.jpg"])  # ["a robin"]
+    birds = big_siglip.load("models/b16").classifier("classifiers/birds")
+    birds.predict(["cat.jpg"])  # The likeliest label of each image.
+    birds.probabilities(["cat.jpg"])  # [1, C]
 
   Attributes:
     model: embeds images.
@@ -126,7 +127,7 @@ class Classifier:
     """Returns IC float32: how likely each label is; of an image they sum to 1.
 
     Raises:
-      BadImage: one of them cannot be decoded.
+      UserError: one of them cannot be read, and which.
     """
     return softmax(self.head.logits(self.model.embed_images(images)))
 
@@ -134,7 +135,7 @@ class Classifier:
     """Returns the likeliest label of each image.
 
     Raises:
-      BadImage: one of them cannot be decoded.
+      UserError: one of them cannot be read, and which.
     """
     best = self.probabilities(images).argmax(axis=1)
     return [self.labels[number] for number in best.tolist()]
