@@ -140,6 +140,6 @@ def _learn(model):
     found,
     str(wanted),
     _CHECKPOINT.value,
-    classifier.describe_tower(model),
+    classifier.describe_tower(model.params, model.config),
   )
   return head, probing.rows(found, tested)
