@@ -137,8 +137,14 @@ def save_classifier(folder, checkpoint):
     data="birds",
     images=4,
     l2=1.0,
-    measured={"accuracy": 1.0, "per_class": 1.0, "images": 2},
-    **describe_tower(model),
+    measured={
+      "accuracy": 1.0,
+      "low": 0.3,
+      "high": 1.0,
+      "per_class": 1.0,
+      "images": 2,
+    },
+    **describe_tower(model.params, model.config),
   )
   rng = np.random.default_rng(0)
   weights = rng.normal(size=(32, 2)).astype(np.float32)
