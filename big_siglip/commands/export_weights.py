@@ -15,6 +15,7 @@ import pathlib
 
 from absl import flags, logging
 
+from big_siglip import progress
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -38,14 +39,15 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   with exit_on_error():
     output = _check_flags(argv[1:])
-    from big_siglip import platforms, sharding
-    from big_siglip.models import merged
-    from big_siglip.report import runs
-    from big_siglip.schema.sizes import has_text_tower
-    from big_siglip.trained import saved, serving
-    from big_siglip.weights import card, export, push
+    with progress.loading():
+      from big_siglip import platforms, sharding
+      from big_siglip.models import merged
+      from big_siglip.report import runs
+      from big_siglip.schema.sizes import has_text_tower
+      from big_siglip.trained import saved, serving
+      from big_siglip.weights import card, export, push
 
-    platforms.prepare()
+      platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
     found, config, load_params = saved.open_model(_CHECKPOINT.value)
     if not has_text_tower(config.model):
@@ -57,14 +59,16 @@ def main(argv: list[str]) -> None:
     params = load_params(sharding.make_mesh())
     params = merged(params, config.model)
     more = {"onnx": export.to_onnx, "stablehlo": serving.save}
-    if style == "open_clip":
-      export.to_open_clip(output, params, config, name)
-    else:
-      {**export.FORMATS, **more}[style](output, params, config)
+    with progress.waiting(f"writing {output}"):
+      if style == "open_clip":
+        export.to_open_clip(output, params, config, name)
+      else:
+        {**export.FORMATS, **more}[style](output, params, config)
     if style in _CARDS and output.is_dir():
       card.save(output, style, config, runs.evaluations_of(found), name)
     if name:
-      push.upload(name, output)
+      with progress.waiting(f"uploading to {name}"):
+        push.upload(name, output)
   print(output)
   if address:
     print(address)
