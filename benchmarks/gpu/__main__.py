@@ -27,7 +27,7 @@ import time
 from typing import Any
 
 from benchmarks.gpu import needs, table
-from benchmarks.gpu.parts import ENVIRONMENT, PARTS, Run, runs
+from benchmarks.gpu.parts import FRACTION, FRACTION_NAMES, PARTS, Run, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TINY = {"most": "8", "seconds": "0.1", "gib": "0.5"}
@@ -105,14 +105,12 @@ def _named(run: Run) -> dict[str, Any]:
 
 
 def _environment(run: Run) -> dict[str, str]:
-  """Returns that of a process; what the user has set wins."""
-  environment = {**ENVIRONMENT, **os.environ}
-  if set(ENVIRONMENT) & set(os.environ):  # One is enough; two may differ.
-    for name in set(ENVIRONMENT) - set(os.environ):
-      del environment[name]
+  """Returns that of a process; what the user has set wins, or is added to."""
+  environment = dict(os.environ)
+  if not any(name in environment for name in FRACTION_NAMES):
+    environment[FRACTION_NAMES[0]] = FRACTION
   for name, value in run.environment:
-    own = os.environ.get(name)
-    environment[name] = f"{own} {value}" if own else value
+    environment[name] = f"{environment.get(name, '')} {value}".strip()
   return environment
 
 
@@ -135,9 +133,7 @@ def _rows(command: list[str], environment: dict[str, str], seconds: float):
       target=_read, args=(process.stdout, lines), daemon=True
     ).start()
     try:
-      while (
-        line := lines.get(timeout=max(end - time.monotonic(), 0))
-      ) is not None:
+      while line := lines.get(timeout=max(end - time.monotonic(), 0)):
         if line.startswith("{"):
           yield json.loads(line)
     except queue.Empty:
@@ -170,7 +166,7 @@ def main() -> int:
   parser.add_argument("--most", type=int, default=4_096, help="of what fits")
   parser.add_argument("--tiny", action="store_true", help="try it on a CPU")
   given = parser.parse_args()
-  wanted = tuple(given.parts.split(","))
+  wanted = given.parts.split(",")
   if unknown := [part for part in wanted if part not in PARTS]:
     known = ", ".join(PARTS)
     print(f"error: --parts={unknown[0]}: must be of {known}", file=sys.stderr)
@@ -184,7 +180,7 @@ def main() -> int:
     )
     return 2
   benchmark = Benchmark(given)
-  for run in runs(("chip", *wanted)):
+  for run in runs({"chip", *wanted}):
     benchmark.run(run)
     if "skipped" in benchmark.chip:
       print(

@@ -5,12 +5,15 @@ import dataclasses
 
 from benchmarks.gpu.models import NAMES
 
-# Of all runs of JAX; what the user has set wins. Of the memory of a GPU JAX
-# takes 0.75 unless it is told another share.
-ENVIRONMENT = {
-  "XLA_CLIENT_MEM_FRACTION": "0.92",
-  "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",  # Its older name.
-}
+# The share of a GPU's memory that JAX takes, 0.75 unless it is told another: by
+# one of these, since with both it refuses to start. The second is the older.
+FRACTION, FRACTION_NAMES = (
+  "0.92",
+  (
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+  ),
+)
 # Sets of XLA_FLAGS, to find out what they are worth on this GPU: docs/gpu.md
 # says what each does.
 FLAGS = (
