@@ -31,7 +31,9 @@ VARIANTS = (
   {"model.scan": "False", "model.remat": "attention"},
   {"model.scan": "False", "model.remat": "none"},
 )
-PARTS = ("chip", "steps", "attention", "ring", "variants", "flags")
+PARTS = (
+  *("chip", "steps", "attention", "ring", "devices", "variants", "flags"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ def _all() -> Iterator[Run]:
     yield Run("steps", "torch_step", (f"--model={name}",), 60.0, model=name)
   yield Run("attention", "attention", seconds=70.0)
   yield Run("ring", "ring", seconds=60.0)
+  for name in NAMES:
+    yield _step(name, "ours", "--all_devices", part="devices")
   # Not before the rest: it takes long to compile.
   compiled = ("--model=b16", "--compile")
   yield Run("steps", "torch_step", compiled, 90.0, model="b16")
