@@ -15,7 +15,7 @@ from jax._src import compiler
 import numpy as np
 from orbax.checkpoint._src.serialization import replica_slices
 
-_MOST = 256  # Tests that share programs stand near each other.
+_MOST = 512  # Tests that share programs stand near each other.
 
 
 def share():
