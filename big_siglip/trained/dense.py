@@ -1,16 +1,18 @@
 """What a trained model says of patches and pixels, rather than of an image.
 
-Shape letters: I images, h x w the grid of patches, C numbers of a patch.
+Shape letters: I images, h x w the grid of patches, C numbers of a patch, H and W
+pixels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import functools
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
+from big_siglip.errors import UserError
 from big_siglip.models.patches import Patches
-from big_siglip.trained import inputs, patches
+from big_siglip.trained import inputs, patches, segmenting
 from big_siglip.trained.inputs import ImageLike
 
 if TYPE_CHECKING:
@@ -32,6 +34,14 @@ class Dense:
     mesh: Mesh
     preprocess: Preprocess
     batch_size: int
+
+    @property
+    def logit_scale(self) -> float: ...
+
+    @property
+    def logit_bias(self) -> float: ...
+
+    def embed_classes(self, prompts: Sequence[Sequence[str]]) -> np.ndarray: ...
 
   def embed_patches(
     self,
@@ -75,6 +85,59 @@ class Dense:
     )
     with inputs.showing(progress, count, "images") as add:
       return patches.embed_patches(look, images, count, batch_size, add)
+
+  def segment(
+    self,
+    images: Iterable[ImageLike],
+    labels: Sequence[str],
+    *,
+    templates: Sequence[str] = ("{}",),
+    kind: str = "text",
+    size: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> list[np.ndarray]:
+    """Returns how likely each label belongs to each pixel, without training.
+
+    Each patch is asked as an image is, with the model's own scale and bias, so
+    that all labels may be unlikely: nothing of them is there. A model without a
+    trained bias (`Model.has_trained_bias`) tells which label is likeliest, and
+    no probability. What it is worth is measured: docs/dense.md.
+
+    Example:
+      labels = ["a cat", "grass"]
+      (found,) = model.segment(["cat.jpg"], labels)  # [H, W, 2], as the image
+      is_cat = found[..., 0] > 0.5
+
+    Args:
+      images: as for `Model.embed_images`.
+      labels: what to look for.
+      templates: sentences around a label, with "{}"; their mean is asked.
+      kind: "text" or "value", see `embed_patches`; as `size` and `stride`.
+      size: side in pixels that images are resized to.
+      stride: from window to window.
+      batch_size: as for `Model.embed_images`.
+      progress: as well.
+
+    Returns:
+      float32 [height, width, len(labels)] of each image, in its own size.
+
+    Raises:
+      UserError: an image cannot be read, and which; there are no labels, or one
+        is empty; or the model has no text tower.
+    """
+    count = inputs.check_list(images, "images")
+    texts = segmenting.label_vectors(self, labels, templates)
+    if kind not in segmenting.KINDS:
+      allowed = " or ".join(segmenting.KINDS)
+      raise UserError(f"kind={kind!r}: must be {allowed}: patches as texts see")
+    look = self.look(Patches(kind), patches.Resolution(size, stride))
+    with inputs.showing(progress, count, "images") as add:
+      found = segmenting.segment(
+        look, images, texts, self.logit_scale, self.logit_bias, batch_size
+      )
+      return list(segmenting.counted(found, add))
 
   def look(
     self, asked: Patches, resolution: patches.Resolution = patches.WHOLE
