@@ -39,7 +39,7 @@ LAYERS = (
   ("run", "metrics", "training_data", "plan.topologies", "plan.gpus"),
   ("build",),
   ("trained", "embeddings"),
-  ("labels",),
+  ("labels", "dense"),
   ("loop", "plan", "evaluation", "report"),
   ("api", "page"),
   ("commands",),

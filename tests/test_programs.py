@@ -67,6 +67,20 @@ CASES = [
   ),
   (["tools/import_weights.py"], "--weights must be given"),
   (["tools/inspect_data.py", CONFIG, "--count=0"], "--count"),
+  (["tools/dense.py"], "must begin with one of pca | segment | match"),
+  (["tools/dense.py", "pca", "--checkpoint=x"], "name at least one image"),
+  (
+    ["tools/dense.py", "match", "--checkpoint=x", "a.png"],
+    "match: must have 2 images, not 1",
+  ),
+  (
+    ["tools/dense.py", "segment", "--checkpoint=x", "a.png"],
+    "--labels=A,B: goes with segment",
+  ),
+  (
+    ["tools/dense.py", "pca", "--checkpoint=x", "--output=a.txt", "a.png"],
+    "--output=a.txt: must end in .png, .webp or .jpg",
+  ),
   (["tools/neighbours.py"], "either --embeddings=DIR or --images=FOLDER"),
   (
     ["tools/neighbours.py", "--embeddings=x", "--threshold=1.5"],

@@ -36,6 +36,7 @@ LINES = {
   "neighbours": (
     "Finds near-duplicates in a library of images: pairs and groups of them."
   ),
+  "dense": "Draws what patches know: components, labels, matches, attention.",
   "serve": (
     "Serves a page for a trained model: images against labels, and search."
   ),
@@ -105,6 +106,8 @@ def find(name: str) -> types.ModuleType:  # noqa: C901
       from big_siglip.commands import search as command
     case "neighbours":
       from big_siglip.commands import neighbours as command
+    case "dense":
+      from big_siglip.commands import dense as command
     case "serve":
       from big_siglip.commands import serve as command
     case "import":

@@ -1,7 +1,7 @@
 """Numbers of patches as colours; numpy alone.
 
-Shape letters: h x w the grid of patches, C numbers of a patch, H and W pixels, T
-labels.
+Shape letters: h x w the grid of patches, C numbers of a patch, H and W pixels,
+T labels.
 """
 
 from collections.abc import Sequence

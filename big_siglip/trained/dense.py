@@ -1,7 +1,7 @@
 """What a trained model says of patches and pixels, rather than of an image.
 
-Shape letters: I images, h x w the grid of patches, C numbers of a patch, H and W
-pixels.
+Shape letters: I images, h x w the grid of patches, C numbers of a patch, H and
+W pixels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,12 +36,10 @@ class Dense:
     batch_size: int
 
     @property
-    def logit_scale(self) -> float: ...
+    def logit_scale(self) -> float: ...  # noqa: D102
 
     @property
-    def logit_bias(self) -> float: ...
-
-    def embed_classes(self, prompts: Sequence[Sequence[str]]) -> np.ndarray: ...
+    def logit_bias(self) -> float: ...  # noqa: D102
 
   def embed_patches(
     self,
