@@ -7,9 +7,9 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow test-prepare test-stores bench bench-data bench-tpu bench-ring studies lint format clean
+.PHONY: demo test test-slow test-prepare test-stores test-vectors bench bench-data bench-search bench-tpu bench-ring studies lint format clean
 
-demo: .venv/base
+demo: .venv/demo
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
 	$(RUN) tools/report.py runs/digits --output=runs/digits/report.html
 
@@ -27,8 +27,12 @@ test-prepare: .venv-prepare/done
 test-stores: .venv-stores/done
 	.venv-stores/bin/python -m pytest -q tests/test_stores.py
 
+# A real server of Milvus, whose package is large (and one may run at a time).
+test-vectors: .venv-vectors/done
+	.venv-vectors/bin/python -m pytest -q tests/test_index.py tests/test_filters.py
+
 # Huge pages, for both sides: fresh small ones cost a tenth of a step.
-bench: .venv/base
+bench: .venv/demo
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(RUN) -m benchmarks.train_step
 
 # What the TPU compiler says of the loss and of whole steps; needs no TPU.
@@ -36,16 +40,20 @@ bench-tpu: .venv/tpu
 	$(RUN) -m benchmarks.tpu
 
 # Against tf.data and open_clip's pipeline, in an environment of their own.
-bench-data: .venv/base .venv-tf/done
+bench-data: .venv/dev .venv-tf/done
 	$(RUN) -m benchmarks.data --peers=.venv-tf/bin/python
 	$(RUN) -m benchmarks.tar_index
 	$(RUN) -m benchmarks.decoders
 
-bench-ring: .venv/base
+# How fast, and how nearly, each index searches a million embeddings.
+bench-search: .venv/dev
+	$(RUN) -m benchmarks.search
+
+bench-ring: .venv/demo
 	$(RUN) -m benchmarks.ring
 
 # Five studies of the paper's findings; killed, they go on (docs/studies.md).
-studies: .venv/base
+studies: .venv/demo
 	for study in batch_size bias beta2 noise duplicates; do \
 	  $(RUN) -m studies.$$study --output=runs/studies || exit 1; \
 	done
@@ -54,6 +62,7 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright --pythonpath $(RUN)
+	.venv/bin/basedpyright --pythonpath $(RUN) -p tests/typing
 	.venv/bin/shellcheck tools/launch/*.sh
 
 format: .venv/dev
@@ -61,15 +70,15 @@ format: .venv/dev
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-prepare .venv-stores .venv-tf runs build *.egg-info
+	rm -rf .venv .venv-prepare .venv-stores .venv-vectors .venv-tf runs build *.egg-info
 
-.venv/base: setup.cfg constraints.txt
-	$(PYTHON) -m venv .venv
-	$(PIP) $(CONSTRAINTS) -e .
+# What of the extras each needs, in one call of pip.
+.venv/demo .venv/dev .venv/tpu: .venv/%: .venv/made setup.cfg constraints.txt
+	$(PIP) $(CONSTRAINTS) -e '.[$*]'
 	@touch $@
 
-.venv/dev: .venv/base
-	$(PIP) $(CONSTRAINTS) -e '.[dev]'
+.venv/made:
+	$(PYTHON) -m venv .venv
 	@touch $@
 
 .venv-prepare/done: setup.cfg constraints-prepare.txt
@@ -82,16 +91,18 @@ clean:
 .venv-stores/done: setup.cfg
 	$(PYTHON) -m venv .venv-stores
 	.venv-stores/bin/python -m pip install --quiet \
-	  --disable-pip-version-check -e . s3fs gcsfs pytest webdataset \
+	  --disable-pip-version-check -e '.[gs,parquet,s3,tfds]' pytest webdataset \
 	  'moto[server]' gcp-storage-emulator
+	@touch $@
+
+.venv-vectors/done: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-vectors
+	.venv-vectors/bin/python -m pip install --quiet \
+	  --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]' milvus
 	@touch $@
 
 .venv-tf/done:
 	$(PYTHON) -m venv .venv-tf
 	.venv-tf/bin/python -m pip install --quiet --disable-pip-version-check \
 	  tensorflow-cpu tensorflow-text webdataset open_clip_torch
-	@touch $@
-
-.venv/tpu: .venv/base
-	$(PIP) $(CONSTRAINTS) -e '.[tpu]'
 	@touch $@

@@ -12,7 +12,7 @@ setup(
   package_data={
     "big_siglip": ["py.typed"],
     "big_siglip.report": ["*.html", "*.css", "*.js"],
-    "big_siglip.page": ["*.html", "*.css", "*.js"],
+    "big_siglip.page": ["*.html", "*.css", "*.js", "*.json"],
     "big_siglip.configs": ["*.model", "classes/*.json", "prompts/*.txt"],
   },
 )

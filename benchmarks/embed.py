@@ -1,4 +1,4 @@
-"""Images a second of tools/embed.py against transformers' pipeline, in one run.
+"""Images a second of big-siglip embed against transformers' pipeline.
 
 python -m benchmarks.embed [--photos=FOLDER] [--count=256] [--batch_size=32]
 

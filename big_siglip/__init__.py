@@ -6,7 +6,7 @@ Example:
   model = big_siglip.load("models/b16")
   model.probabilities(["cat.jpg"], ["a cat", "a dog"])
 
-  config = big_siglip.load_config("configs/digits.py", total_steps=100)
+  config = big_siglip.load_config("digits", total_steps=100)
   run = big_siglip.train(config, "runs/digits")
   big_siglip.evaluate(run.folder)
 
@@ -34,13 +34,20 @@ __version__ = "0.1.0"
 # What these functions need is imported late: JAX takes seconds to load.
 
 
-def __getattr__(name: str) -> Any:
-  """Returns `Model`, for annotations and `help`."""
-  if name != "Model":
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  from big_siglip.trained.inference import Model
+if not TYPE_CHECKING:  # To a type checker every name would be one of ours.
 
-  return Model
+  def __getattr__(name: str) -> Any:
+    """Returns `Model`, for annotations and `help`."""
+    if name != "Model":
+      raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from big_siglip.trained.inference import Model
+
+    return Model
+
+
+def __dir__() -> list[str]:
+  """Returns what is offered, without the modules behind it."""
+  return [*__all__, "__version__"]
 
 
 def load(
@@ -92,7 +99,7 @@ def load_config(name: str | os.PathLike[str], **changes: Any) -> "ConfigDict":
 
   Example:
     config = big_siglip.load_config(
-      "configs/folder.py",
+      "folder",
       total_steps=500,
       data=dict(path="PHOTOS"),
       optimizer=dict(learning_rate=3e-4),
@@ -100,7 +107,8 @@ def load_config(name: str | os.PathLike[str], **changes: Any) -> "ConfigDict":
     config.batch_size = 32  # Checked once more when training starts.
 
   Args:
-    name: what --config takes: a file with a function `get_config`.
+    name: what --config takes: the name of a config, or a file with a function
+      `get_config`.
     **changes: of its fields; of a section, such as `data`, a dict of fields.
 
   Raises:
@@ -113,15 +121,16 @@ def load_config(name: str | os.PathLike[str], **changes: Any) -> "ConfigDict":
 
 
 def train(config: "ConfigDict", folder: str | os.PathLike[str]) -> "Trained":
-  """Trains as `main.py` does, and resumes what lies in the folder already.
+  """Trains as `big-siglip train`, and resumes what lies in the folder already.
 
   Ctrl-C (in a notebook: interrupt the kernel) saves after the step that is
   under way, and returns; before the first step, and the second time, it is a
   KeyboardInterrupt. The same call again goes on.
 
   Example:
-    run = big_siglip.train(config, "runs/photos")
-    run.metrics["evals/photos/image_to_text_recall@1"]
+    config = big_siglip.load_config("digits", total_steps=200)
+    run = big_siglip.train(config, "runs/digits")
+    run.metrics["evals/test/accuracy"]
     model = big_siglip.load(run.folder)
 
   Args:
@@ -142,7 +151,10 @@ def train(config: "ConfigDict", folder: str | os.PathLike[str]) -> "Trained":
 
 def evaluate(
   model: "Model | str | os.PathLike[str]",
-  evals: "ConfigDict | str | None" = None,
+  # To a type checker `config.evals` may be anything, so anything must do here.
+  evals: Any = None,
+  *,
+  progress: bool = False,
 ) -> "dict[str, Result]":
   """Returns what evaluations say of a model.
 
@@ -150,13 +162,14 @@ def evaluate(
     results = big_siglip.evaluate("runs/digits")
     results["test"].metrics["accuracy"]
 
-    config = big_siglip.load_config("configs/folder.py", data=dict(path=PHOTOS))
-    big_siglip.evaluate("models/b16", config.evals)
+    config = big_siglip.load_config("digits")
+    big_siglip.evaluate("models/b16", config.evals, progress=True)
 
   Args:
     model: of `load`, or what it takes.
     evals: `config.evals` of any config, or a file that --evals takes; None:
       those of the run.
+    progress: whether to say how far it is, on standard error.
 
   Returns:
     {name: result} with `metrics`, {name: number}, and `details`: curves and
@@ -167,4 +180,4 @@ def evaluate(
   """
   from big_siglip import api
 
-  return api.evaluate(model, evals)
+  return api.evaluate(model, evals, progress)

@@ -1,6 +1,7 @@
 """What `big_siglip` offers in Python beside `load`."""
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -22,6 +23,7 @@ from big_siglip.config import find_problems
 from big_siglip.errors import naming, raise_problems, UserError
 from big_siglip.evaluation import results
 from big_siglip.evaluators import Result
+from big_siglip.progress import speaking
 from big_siglip.run import workdir
 from big_siglip.run.interrupts import Interrupts
 from big_siglip.trained import saved
@@ -78,9 +80,18 @@ def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Trained:
 
 
 def evaluate(
-  model: Model | str | os.PathLike[str], evals: ConfigDict | str | None
+  model: Model | str | os.PathLike[str],
+  evals: ConfigDict | str | None,
+  progress: bool,
 ) -> dict[str, Result]:
   """See `big_siglip.evaluate`."""
+  with speaking() if progress else contextlib.nullcontext():
+    return _evaluate(model, evals)
+
+
+def _evaluate(
+  model: Model | str | os.PathLike[str], evals: ConfigDict | str | None
+) -> dict[str, Result]:
   platforms.prepare(keep=False)
   if isinstance(evals, str):
     with naming({"--evals": "evals"}):

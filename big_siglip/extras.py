@@ -7,11 +7,15 @@ from big_siglip.errors import UserError
 
 # Extras of setup.cfg, by the modules that they bring.
 BRINGS = {
+  "aiohttp": "http",
+  "anyio": "serve",
   "apache_beam": "prepare",
   "cv2": "fast",
   "faiss": "search",
+  "gcsfs": "gs",
   "google_crc32c": "tfds",
   "jinja2": "report",
+  "lancedb": "search",
   "libtpu": "tpu",
   "markupsafe": "report",
   "matplotlib": "report",
@@ -19,7 +23,9 @@ BRINGS = {
   "pillow_heif": "heic",
   "protego": "prepare",
   "pyarrow": "parquet",
+  "pymilvus": "milvus",
   "python_multipart": "serve",
+  "s3fs": "s3",
   "sklearn": "demo",
   "starlette": "serve",
   "tensorflow_datasets": "tfds",
@@ -45,12 +51,23 @@ def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
   try:
     yield
   except ImportError as error:
-    package = (error.name or "").partition(".")[0]
+    named = _named(error)
+    package = (named.name or "").partition(".")[0]
     extra = extra or BRINGS.get(package)
     if not extra or package == "big_siglip":
       raise
-    why = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+    why = "" if isinstance(named, ModuleNotFoundError) else f" ({named})"
     raise UserError(f"{what} needs {package}{why}: {how(extra)}") from error
+
+
+def _named(error: ImportError) -> ImportError:
+  """Returns the error that says what is missing: this one, or its cause.
+
+  fsspec raises one of its own, which does not.
+  """
+  cause = error.__cause__
+  nameless = error.name is None and isinstance(cause, ImportError)
+  return cause if nameless else error
 
 
 def how(extra: str) -> str:

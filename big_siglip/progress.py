@@ -7,13 +7,12 @@ library call does not. Importing this module takes no time.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-import os
 import sys
 import threading
 import time
 from typing import Any
 
-from big_siglip import durations
+from big_siglip import bars, durations
 
 _QUICK = 0.5  # Seconds, before which nothing that is over needs a word.
 _SILENCE = 4.0  # Seconds, after which a line says that it is still at it.
@@ -66,7 +65,7 @@ def say(text: str) -> None:
 def aside() -> Iterator[None]:
   """Takes the bars away while the block prints, to whichever stream."""
   with _voice.lock:
-    if _voice.under_way and _on_terminal():
+    if _voice.under_way and bars.on_terminal():
       import tqdm
 
       with tqdm.tqdm.external_write_mode(file=sys.stderr):
@@ -111,7 +110,7 @@ def waiting(
 
   ended = "stopped after"
   try:
-    bar = _still_line(after) if _on_terminal() else None
+    bar = bars.still_line(after)
     with _under_way(line, bar, after):
       yield
     ended = "took"
@@ -148,10 +147,8 @@ class Progress:
     self._stack = contextlib.ExitStack()
     if not (shown and _voice.on):
       return
-    if _on_terminal():
-      import tqdm
-
-      self._bar = tqdm.tqdm(
+    if bars.on_terminal():
+      self._bar = bars.bar_class()(
         file=sys.stderr,
         initial=done,
         total=total,
@@ -219,32 +216,6 @@ def in_words(seconds: float) -> str:
 def _silent() -> float:
   """Returns the seconds since anything was said."""
   return time.monotonic() - _voice.last
-
-
-def _on_terminal() -> bool:
-  """Returns whether standard error is a terminal that has a width."""
-  try:
-    if sys.stderr is None or not sys.stderr.isatty():
-      return False
-  except ValueError:  # It was closed.
-    return False
-  try:
-    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-  except OSError:  # A notebook's, say.
-    return True
-
-
-def _still_line(after: float) -> Any:
-  """Returns a tqdm of a text alone, shown after seconds until its end."""
-  import tqdm
-
-  return tqdm.tqdm(
-    file=sys.stderr,
-    bar_format="{desc}",
-    leave=False,
-    dynamic_ncols=True,
-    delay=after,
-  )
 
 
 @contextlib.contextmanager

@@ -171,9 +171,10 @@ def _data() -> ConfigDict:
         "language_key": "language",
       },
       "retry_seconds": 60.0,  # How long to try where storage does not answer.
-      "decoder": "pillow",  # pillow, exact, or fast (docs/data.md).
-      "resize": "bilinear",  # bilinear, bicubic, big_vision ...: docs/data.md.
-      "crop": "none",  # Squash; or center, shortest or longest: docs/data.md.
+      "decoder": "pillow",  # Or fast (docs/data-pipeline.md).
+      # docs/data-pipeline.md says what each does of these four.
+      "resize": "bilinear",  # Or bicubic, big_vision ...
+      "crop": "none",  # Squash; or center, shortest, longest.
       "crop_fraction": 1.0,  # Below 1: resize to more, and keep the middle.
       "fill": (0, 0, 0),  # Of what lies outside the image, with longest.
       "crop_min_area": 1.0,  # 1: no random crop, as SigLIP does.

@@ -5,7 +5,7 @@ big-siglip train --config=configs/folder.py --config.data.path=PHOTOS \
 
 PHOTOS holds images and captions.csv (columns image, caption; several rows an
 image), texts beside the images, COCO's or Karpathy's JSON, a folder for each
-class: docs/data.md says all that is read.
+class: docs/data-sources.md says all that is read.
 A tenth of the images is held out; --config.data.split=all
 --config.evals.photos.split=all takes all.
 """

@@ -7,21 +7,28 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import threading
 import types
 
+from absl import logging as absl_logging
 import jax
 import model_cases
 import numpy as np
 from PIL import Image
 import runs
+import uvicorn
 
 import big_siglip
 from big_siglip import embeddings
 from big_siglip.embeddings import description as descriptions
 from big_siglip.models import SigLIP
+from big_siglip.page.app import make_app
+from big_siglip.page.gallery import Gallery
+from big_siglip.page.limits import Limits
+from big_siglip.page.scorer import Scorer
 
 COLOURS = {
   "red": (220, 30, 40),
@@ -46,6 +53,8 @@ HOSTILE = (
   "x" * 5_000,
   "",
 )
+# Of red.png, and hostile as well.
+CAPTIONS = ("<img src=x onerror=alert(1)>", "</li><script>alert(2)</script>")
 DATA = dict(
   tokenizer="bytes", lowercase=True, clean="none", pad_id=1, resize="bilinear"
 )
@@ -65,6 +74,8 @@ def make_place(folder):
   model_cases.save_model(path, params, config, DATA)
   photos = folder / "photos"
   (photos / "folder").mkdir(parents=True)
+  lines = [f"red.png,{caption}\n" for caption in CAPTIONS]
+  (photos / "captions.csv").write_text("".join(["image,caption\n", *lines]))
   rng = np.random.default_rng(0)
   for name, colour in COLOURS.items():
     pixels = np.clip(colour + rng.normal(0, 20, (60, 90, 3)), 0, 255)
@@ -156,9 +167,43 @@ def serve(*flags):
     process.stderr.close()
 
 
+@contextlib.contextmanager
+def serve_here(
+  place, folder=None, *, index="exact", prefix="", heads=None, **limits
+):
+  """Yields the port of a server in this process.
+
+  Args:
+    place: of `make_place`.
+    folder: of embeddings to search; None: none.
+    index: how.
+    prefix: of paths.
+    heads: classifiers by their names.
+    **limits: other than those of `Limits`.
+  """
+  limits = Limits(**limits)
+  gallery = folder and Gallery(
+    folder, place.model, str(place.checkpoint), limits, index
+  )
+  scorer = Scorer(place.model, limits)
+  app = make_app(scorer, "tiny", gallery, limits, prefix=prefix, heads=heads)
+  # Configuring logs closes the handlers there are, and absl's its stream.
+  absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
+  config = uvicorn.Config(app, lifespan="off", log_level="error")
+  server = uvicorn.Server(config)
+  with socket.create_server(("127.0.0.1", 0)) as listener:
+    thread = threading.Thread(target=server.run, args=[[listener]])
+    thread.start()
+    try:
+      yield listener.getsockname()[1]
+    finally:
+      server.should_exit = True
+      thread.join()
+
+
 def apart_from_progress(lines):
   """Returns the lines that say more than what the server is at."""
-  told = ("compiling both towers", "reading ", "loading ")
+  told = ("compiling ", "reading ", "loading ")
   return [line for line in lines if not line.startswith(told)]
 
 
@@ -174,16 +219,18 @@ def ask(port, method, path, body=None, headers=None):
     return answer.status, answer.headers, content
 
 
-def form(images=(), labels=(), boundary="b0undary"):
+def form(images=(), labels=(), boundary="b0undary", **fields):
   """Returns (body, headers) of a form.
 
   Args:
     images: (name, bytes) of each, or bytes that are sent as text.
     labels: texts or bytes, a field each; or (name, bytes) sent as files.
     boundary: between parts.
+    **fields: lists of texts of other fields.
   """
   parts = []
-  for field, values in (("images", images), ("labels", labels)):
+  fields = {"images": images, "labels": labels, **fields}
+  for field, values in fields.items():
     for value in values:
       head = f'Content-Disposition: form-data; name="{field}"'
       if isinstance(value, tuple):

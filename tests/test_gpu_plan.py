@@ -12,7 +12,7 @@ import runs
 from big_siglip import build
 from big_siglip.errors import UserError
 from big_siglip.models import flops
-from big_siglip.plan import gpus, operations, peaks, plan
+from big_siglip.plan import gpus, hlo, operations, peaks, plan
 
 # Wide enough for the towers' products to be almost all of the work.
 WIDE = {
@@ -76,7 +76,7 @@ def test_peak_memory_of_a_cpu_has_its_temporary_arrays():
   stats = compiled.memory_analysis()
   assert stats.temp_size_in_bytes >= 2 * x.size * 4
   # What is given and returned, and what stands between.
-  assert plan.peak_bytes(stats, "cpu") >= 4 * x.size * 4
+  assert hlo.peak_bytes(stats, "cpu") >= 4 * x.size * 4
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +159,12 @@ def test_a_mistake_is_one_line(topology, flags, said):
   assert said in line
 
 
-def test_what_jax_may_take_of_a_gpu_is_in_the_environment(monkeypatch):
-  monkeypatch.setenv(gpus.FRACTION_VARIABLE, "0.9")
+@pytest.mark.parametrize("name", gpus.FRACTION_VARIABLES)
+def test_what_jax_may_take_of_a_gpu_is_in_the_environment(name, monkeypatch):
+  monkeypatch.setenv(name, "0.9")
   assert gpus.memory_fraction() == 0.9
-  monkeypatch.setenv(gpus.FRACTION_VARIABLE, "90%")
-  with pytest.raises(UserError, match="=90%: must lie in"):
+  monkeypatch.setenv(name, "90%")
+  with pytest.raises(UserError, match=f"{name}=90%: must lie in"):
     gpus.memory_fraction()
 
 

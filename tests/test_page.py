@@ -11,27 +11,22 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import types
 import zipfile
 import zlib
 
-from absl import logging as absl_logging
 import numpy as np
 import pages
-from pages import ask, classify, form
+from pages import ask, classify, form, serve_here
 from PIL import Image
 import programs
 import pytest
-import uvicorn
 
 from big_siglip.data import images as image_data
 from big_siglip.errors import UserError
-from big_siglip.page.app import make_app
 from big_siglip.page.gallery import Gallery
 from big_siglip.page.limits import Limits
-from big_siglip.page.scorer import Scorer
 
 LABELS = ["a red square", "something blue", "ein grünes Blatt", "👋 <b>"]
 
@@ -53,28 +48,6 @@ def port(place):
   # No trace of ours; this one is about bytes that are no request.
   expected = {"WARNING:  Invalid HTTP request received.\n"}
   assert set(pages.apart_from_progress(errors)) <= expected, "".join(errors)
-
-
-@contextlib.contextmanager
-def serve_here(place, folder=None, **limits):
-  """Yields the port of a server in this process, with limits of its own."""
-  limits = Limits(**limits)
-  gallery = folder and Gallery(
-    folder, place.model, str(place.checkpoint), limits
-  )
-  app = make_app(Scorer(place.model, limits), "tiny", gallery, limits)
-  # Configuring logs closes the handlers there are, and absl's its stream.
-  absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
-  config = uvicorn.Config(app, lifespan="off", log_level="error")
-  server = uvicorn.Server(config)
-  with socket.create_server(("127.0.0.1", 0)) as listener:
-    thread = threading.Thread(target=server.run, args=[[listener]])
-    thread.start()
-    try:
-      yield listener.getsockname()[1]
-    finally:
-      server.should_exit = True
-      thread.join()
 
 
 def assert_scores_are_right(port, place):
@@ -198,7 +171,7 @@ FORMS = {
   "blanks": (form([GOOD], [" \n\t\r\n "]), 400, "labels: give at least one"),
   "twice": (form([GOOD], ["a\nb\na"]), 400, "labels: 'a' stands there twice"),
   "long": (form([GOOD], ["x" * 301]), 400, "longer than 300 characters"),
-  "1,001": (form([GOOD], ["a"] * 1_001), 413, "labels: at most 1,000"),
+  "1,002": (form([GOOD], ["a"] * 1_002), 413, "labels: at most 1,000"),
   "100,000": (form([GOOD], [MANY]), 413, "labels: "),
   "100,000 fields": (form([GOOD], MANY.split()), 413, "labels: at most 1,000"),
   "1,001 lines": (
@@ -286,13 +259,26 @@ def test_names_of_a_label_are_averaged(port, place):
 
 def test_no_address_is_absolute(port):
   """So that the page works behind a proxy, at a path of its own."""
-  for path in ("/", "/page.js", "/page.css"):
+  for path in ("/", "/api", "/page.js", "/search.js", "/page.css"):
     _, _, text = ask(port, "GET", path)
     text = text if isinstance(text, str) else text.decode()
     assert not re.search(r"""(["'`(])/[a-z]""", text), path
-  _, _, answer = ask(port, "GET", "/api/search?query=a")
-  addresses = [row["image"] for row in answer["results"]]
+  addresses = [row["image"] for row in results_of(port, "query=a")]
   assert addresses[0].startswith("api/images/")
+
+
+def test_all_works_at_a_path_of_its_own(place):
+  """Whether a proxy leaves it on or cuts it off."""
+  with serve_here(place, place.vectors, prefix="/siglip") as port:
+    status, headers, _ = ask(port, "GET", "/siglip")
+    assert (status, headers["Location"]) == (307, "siglip/")
+    for path in ("/siglip/", "/"):
+      assert b"<title>" in ask(port, "GET", path)[2]
+      assert ask(port, "GET", f"{path}page.js")[0] == 200
+      assert ask(port, "GET", f"{path}api/images/0")[0] == 200
+      assert ask(port, "GET", f"{path}healthz")[2]["model"] == "tiny"
+    for path in ("/siglipp/", "/other/siglip/"):
+      assert ask(port, "GET", path)[0] == 404
 
 
 def test_a_model_without_a_trained_bias_has_no_sigmoid(place):
@@ -308,20 +294,27 @@ def test_a_model_without_a_trained_bias_has_no_sigmoid(place):
   assert sum(score["softmax"] for score in scores) == pytest.approx(1)
 
 
+def results_of(port, parameters):
+  """Returns the results of a search for one thing."""
+  status, _, answer = ask(port, "GET", f"/api/search?{parameters}")
+  assert status == 200, answer
+  (query,) = answer["queries"]
+  return query["results"]
+
+
 def test_search_equals_numpy(port, place):
   status, _, answer = ask(port, "GET", "/api/search?query=a%20red%20square")
   assert status == 200
   cosines = (place.rows @ place.model.embed_texts(["a red square"]).T)[:, 0]
   order = np.argsort(-cosines)
-  results = answer["results"]
+  results = answer["queries"][0]["results"]
   assert [row["key"] for row in results] == [place.keys[i] for i in order]
   found = [row["score"] for row in results]
   np.testing.assert_allclose(found, cosines[order], atol=1e-6)
   logits = place.model.logit_scale * cosines[order] + place.model.logit_bias
   found = [row["probability"] for row in results]
   np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-4)
-  _, _, few = ask(port, "GET", "/api/search?query=a%20red%20square&top=3")
-  assert few["results"] == results[:3]
+  assert results_of(port, "query=a%20red%20square&top=3") == results[:3]
 
 
 @pytest.mark.parametrize(
@@ -334,11 +327,17 @@ def test_search_equals_numpy(port, place):
     ("query=a&top=101", "top: must be 1 to 100"),
     ("query=a&top=" + "9" * 5_000, "top: must be 1 to 100"),
     ("query=a&top=-1", "top: must be 1 to 100"),
+    ("like=x", "like: must be the id of a result"),
+    ("like=99", "like=99: no such result"),
+    ("query=a&combine=sum", "combine='sum': must be each or mean"),
+    ("query=" + "%0Aa" * 17, "query: 17 lines and images; at most 16"),
+    ("query=a&where=size%3E1", "where=size>1: there is no column 'size'; "),
   ],
 )
 def test_a_bad_search_is_one_clear_line(port, parameters, said):
   status, _, answer = ask(port, "GET", f"/api/search?{parameters}")
-  assert (status, answer) == (400, {"error": said})
+  assert status == 400 and answer["error"].startswith(said)
+  assert len(answer["error"].splitlines()) == 1
 
 
 def test_any_sentence_can_be_searched(port):
@@ -448,7 +447,8 @@ def test_requests_at_once_get_their_own_answers(port, place):
   def one(number):
     if number % 2:
       query = f"{number}%20things"
-      return ask(port, "GET", f"/api/search?query={query}")[2]["query"]
+      answer = ask(port, "GET", f"/api/search?query={query}")[2]
+      return answer["queries"][0]["parts"][0]["text"]
     image = place.photos / f"{list(pages.COLOURS)[number % 4]}.png"
     status, answer = classify(port, [image], [f"label {number}", "other"])
     assert status == 200, answer
@@ -528,10 +528,13 @@ def test_texts_are_searched_as_well(place):
     _, _, answer = ask(port, "GET", "/api/search?query=a%20blue%20one")
     assert ask(port, "GET", "/api/images/0")[0] == 404
   assert answer["kind"] == "texts"
-  first = answer["results"][0]
+  results = answer["queries"][0]["results"]
+  first = results[0]
   assert (first["text"], first["key"]) == ("a blue one", "1")
   assert first["score"] == pytest.approx(1, abs=1e-5)
-  assert sorted(row["text"] for row in answer["results"]) == sorted(texts)
+  # Two texts were never a pair in training.
+  assert first["probability"] is None
+  assert sorted(row["text"] for row in results) == sorted(texts)
 
 
 def test_without_embeddings_there_is_no_search(place):
@@ -585,7 +588,7 @@ def test_embeddings_of_another_model_are_refused(place, tmp_path):
     Gallery(other, place.model, str(place.checkpoint), Limits())
 
 
-MISSING = "error: {} is missing: pip install -e '.[serve]'\n"
+MISSING = "error: big-siglip serve needs {}: pip install 'big_siglip[serve]'\n"
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "python_multipart"])

@@ -574,7 +574,7 @@ def test_without_beam_the_program_says_what_to_install(tmp_path):
     text=True,
   )
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-  assert "is not installed: pip install 'big_siglip[prepare]'" in done.stderr
+  assert "pip install 'big_siglip[prepare]'" in done.stderr
   assert not (tmp_path / "out").exists()
 
 

@@ -1,11 +1,16 @@
 """The Python face: what a user's own program or notebook calls."""
 
+import copy
+import inspect
+import io
 import os
 import pathlib
+import pickle
 import pydoc
 import re
 import shutil
 import signal
+import textwrap
 import threading
 
 import jax
@@ -17,6 +22,13 @@ import runs
 import big_siglip
 from big_siglip import build, metrics
 from big_siglip.run.interrupts import Interrupts
+from big_siglip.trained.classifier import (
+  Classifier,
+  describe_tower,
+  Description,
+  Head,
+  write,
+)
 
 RED = np.full((8, 9, 3), (250, 0, 0), np.uint8)
 CHANGES = {
@@ -69,15 +81,74 @@ def test_a_model_is_one_line(model, short_run):
   assert "float32 on 8 cpus" in said
 
 
-def test_help_shows_how_it_is_called():
-  names = ("load", "load_config", "train", "evaluate")
-  called = [getattr(big_siglip, name) for name in names]
+def examples(thing):
+  """Returns the code of each "Example:" in a docstring."""
+  parts = re.split(r"^Example:\n", inspect.getdoc(thing) or "", flags=re.M)
+  found = []
+  for part in parts[1:]:
+    end = re.search(r"^\S", part, re.M)
+    found.append(textwrap.dedent(part[: end.start()] if end else part))
+  return found
+
+
+def test_help_shows_examples_that_run(short_run, tmp_path, monkeypatch):
+  """With the digits' tiny model in the place of those that they name."""
+  for name in ("runs/digits", "models/b16"):
+    shutil.copytree(short_run, tmp_path / name)
+  for name in ("cat.jpg", "dog.png", "dog.jpg"):
+    Image.fromarray(RED).save(tmp_path / name)
+  save_classifier(tmp_path / "classifiers" / "birds", short_run)
+  # It resumes the run that lies there, which is over.
+  finished = runs.config(total_steps=6, evals__test__every=3)
+  load_config = big_siglip.load_config
+
+  def load_tiny(name, **changes):
+    assert load_config(name, **changes).total_steps
+    return copy.deepcopy(finished)
+
+  monkeypatch.setattr(big_siglip, "load_config", load_tiny)
+  monkeypatch.chdir(tmp_path)
   own = big_siglip.Model
-  for function in [*called, own, own.embed_images, own.embed_texts]:
-    text = pydoc.plain(pydoc.render_doc(function))
-    assert "Example:" in text, function
+  things = [big_siglip, big_siglip.load, load_config, big_siglip.train]
+  things += [big_siglip.evaluate, own, own.embed_images, own.embed_texts]
+  things += [own.probabilities, own.classifier, own.embed_classes, Classifier]
+  text = (runs.ROOT / "docs" / "python.md").read_text()
+  first_documented = re.findall(r"```python\n(.*?)```", text, re.S)[:1]
+  for thing in things:
+    assert "Example:" in pydoc.plain(pydoc.render_doc(thing)), thing
+    for code in examples(thing) + first_documented * (thing is big_siglip):
+      names = {
+        "big_siglip": big_siglip,
+        "pathlib": pathlib,
+        "model": big_siglip.load("models/b16"),
+        "PHOTOS": tmp_path,
+      }
+      exec(code, names)
   with pytest.raises(AttributeError, match="no attribute 'Modell'"):
     _ = big_siglip.Modell
+  assert set(dir(big_siglip)) == {*big_siglip.__all__, "__version__"}
+
+
+def save_classifier(folder, checkpoint):
+  model = big_siglip.load(checkpoint)
+  about = Description(
+    labels=["a robin", "a wren"],
+    checkpoint=str(checkpoint),
+    data="birds",
+    images=4,
+    l2=1.0,
+    measured={
+      "accuracy": 1.0,
+      "low": 0.3,
+      "high": 1.0,
+      "per_class": 1.0,
+      "images": 2,
+    },
+    **describe_tower(model.params, model.config),
+  )
+  rng = np.random.default_rng(0)
+  weights = rng.normal(size=(32, 2)).astype(np.float32)
+  write(folder, Head(weights, np.zeros(2, np.float32), about))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +178,8 @@ def test_anything_in_order_is_a_list(model, photos):
     opened,
     arrays,
     (file for file in files),
+    [file.open("rb") for file in files],
+    [io.BytesIO(file.read_bytes()) for file in files],
   ):
     np.testing.assert_allclose(model.embed_images(images), rows, atol=1e-6)
   for size in (1, 2, 64):
@@ -136,15 +209,19 @@ def test_what_is_no_list_is_told(model, photos):
 
 def test_what_is_no_good_is_named_with_its_place(model, photos):
   good = photos / "0.png"
-  closed = Image.open(good)
+  closed, ended = Image.open(good), io.BytesIO()
   closed.close()
+  ended.close()
   for image, said in [
     (photos / "gone.png", f"'{photos}/gone.png': No such file or directory"),
     (photos / "bad.png", "bad.png': is no image of a known format"),
     (b"no image", "<bytes>: is no image of a known format"),
-    (None, "None: must be the path of a file, its bytes, a Pillow"),
+    (None, "None: must be the path of a file, its bytes, a file op"),
     (closed, "cannot be read (Operation on closed image)"),
     ("https://a.b/c.jpg", "'https://a.b/c.jpg': is an address: download"),
+    (io.StringIO("a"), "<_io.StringIO>: must be the path of a file"),
+    (ended, "<_io.BytesIO>: cannot be read (I/O operation on closed file"),
+    (RED[:0], "dtype uint8 and shape [0, 9, 3]: must be uint8"),
     (np.float32(RED), "dtype float32 and shape [8, 9, 3]: must be uint8"),
     ({"bytes": b""}, "<dict>: must be the path of a file"),
   ]:
@@ -160,6 +237,34 @@ def test_what_is_no_good_is_named_with_its_place(model, photos):
   ]:
     with pytest.raises(big_siglip.UserError, match=re.escape(said)):
       model.embed_texts(["a", text])
+
+
+def test_prompts_and_prepared_images_are_checked(model):
+  for prompts, said in [
+    ("a cat", "prompts='a cat': must be a list of texts, such as ['a cat']"),
+    (["a cat"], "prompts[0]='a cat': must be a list of texts, such as"),
+    ([["a"], []], "prompts[1]=[]: must have at least one text"),
+  ]:
+    with pytest.raises(big_siglip.UserError, match=re.escape(said)):
+      model.embed_classes(prompts)
+  assert model.embed_classes([]).shape == (0, 32)
+  prepared = model.prepare_image(RED)
+  said = "images[1]=<numpy.ndarray>: must be of Model.prepare_image, uint8 [16,"
+  with pytest.raises(big_siglip.UserError, match=re.escape(said)):
+    model.embed_prepared([prepared, RED])
+
+
+def test_a_model_is_copied_and_a_pickle_says_what_to_do(model, short_run):
+  for other in (copy.copy(model), copy.deepcopy(model)):
+    assert other is not model and other.params is model.params
+    np.testing.assert_array_equal(
+      other.embed_texts(["a"]), model.embed_texts(["a"])
+    )
+  said = (
+    f"cannot be pickled; load it where it is used: big_siglip.load('{short_run}"
+  )
+  with pytest.raises(TypeError, match=re.escape(said)):
+    pickle.dumps(model)
 
 
 def test_images_are_read_as_they_are_needed(model, photos):
@@ -178,10 +283,10 @@ def test_images_are_read_as_they_are_needed(model, photos):
 def test_progress_is_told_on_standard_error_when_asked_for(
   model, photos, capfd, monkeypatch
 ):
-  from big_siglip import progress
+  from big_siglip import bars, progress
 
   monkeypatch.setattr(progress, "_SILENCE", 0.0)
-  monkeypatch.setattr(progress, "_on_terminal", lambda: False)
+  monkeypatch.setattr(bars, "on_terminal", lambda: False)
   files = [photos / "0.png"] * 4
   model.embed_images(files)
   assert capfd.readouterr() == ("", "")

@@ -26,7 +26,7 @@ import warnings
 
 from absl import flags, logging
 
-from big_siglip import progress
+from big_siglip import extras, progress
 from big_siglip.errors import exit_on_error, naming, RunStopped, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -73,6 +73,9 @@ def main(argv: list[str]) -> None:
   with exit_on_error():
     _check_flags(argv[1:])
     with progress.loading():
+      # Before what takes minutes.
+      with extras.needed_by("big-siglip embed"):
+        import pyarrow  # noqa: F401
       from big_siglip import embeddings, platforms
       from big_siglip.run import processes
 
@@ -82,7 +85,7 @@ def main(argv: list[str]) -> None:
       path, read = _TEXTS.value, embeddings.read_texts
     with progress.waiting("listing the inputs"):
       inputs = read(path, _COLUMN.value, _DATA.value, _SPLIT.value)
-    platforms.prepare()
+    platforms.prepare(keep=not _DISTRIBUTED.value)
     if _DISTRIBUTED.value:
       with naming({"config.distributed": "--distributed"}):
         processes.join()

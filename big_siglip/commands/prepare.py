@@ -11,7 +11,7 @@ wit: Google's tables, whose images are fetched, politely. wit_base: Wikimedia's
 files, which hold them. tar: what img2dataset writes. parquet: any with image
 bytes. What stands after a lone -- are Beam's own flags: -- --runner=FlinkRunner
 (else all runs here). Killed and started again it goes on. Needs
-pip install 'big_siglip[prepare]'; docs/data.md has more.
+pip install 'big_siglip[prepare]'; docs/data-prepare.md has more.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 big-siglip serve --checkpoint=models/b16
 big-siglip serve --checkpoint=models/b16 --embeddings=vectors --port=8080
+big-siglip serve --checkpoint=models/b16 --classifier=birds
 
 Needs pip install 'big_siglip[serve]'. Only this machine can open the page,
 unless --host says otherwise; it asks for no password. See docs/page.md.
@@ -35,6 +36,17 @@ _NAMES = flags.DEFINE_list(
 )
 _INDEX = flags.DEFINE_string(
   "index", "exact", "How to search --embeddings; see big-siglip search."
+)
+_CLASSIFIER = flags.DEFINE_multi_string(
+  "classifier", [], "A folder of big-siglip probe to offer; several."
+)
+_DATABASE = flags.DEFINE_string(
+  "database",
+  "",
+  "Of --index=milvus: http://HOST:19530; $MILVUS_TOKEN opens it.",
+)
+_COLLECTION = flags.DEFINE_string(
+  "collection", "", "Its name in the database; the folder's unless given."
 )
 _PREFIX = flags.DEFINE_string(
   "prefix", "", "What a proxy leaves before each path, such as /siglip."
@@ -112,6 +124,17 @@ def _check_prefix(prefix: str) -> None:
     )
 
 
+def _read_heads(model):
+  """Returns {name: classifier} of the folders that are given."""
+  heads = {}
+  for folder in _CLASSIFIER.value:
+    name = pathlib.Path(folder).expanduser().resolve().name
+    if name in heads:
+      raise UserError(f"--classifier={folder}: there is one called {name!r}")
+    heads[name] = model.classifier(folder).head
+  return heads
+
+
 def _make_server():
   """Returns uvicorn's server of the model's page, and what starts to compile.
 
@@ -126,10 +149,13 @@ def _make_server():
       from big_siglip.page.app import make_app
     import big_siglip
     from big_siglip import platforms
+    from big_siglip.embeddings import index
     from big_siglip.page.gallery import Gallery
     from big_siglip.page.limits import Limits
     from big_siglip.page.scorer import Scorer
 
+    choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
+    choice.check()
     platforms.prepare()
   model = big_siglip.load(_CHECKPOINT.value)
   for kind in ("images", "texts"):  # Before the page opens.
@@ -137,12 +163,13 @@ def _make_server():
   limits, gallery = Limits(), None
   if _EMBEDDINGS.value:
     folder = pathlib.Path(_EMBEDDINGS.value).expanduser()
-    gallery = Gallery(folder, model, _CHECKPOINT.value, limits, _INDEX.value)
+    gallery = Gallery(folder, model, _CHECKPOINT.value, limits, choice)
   names = {"localhost", socket.gethostname(), _HOST.value, *_NAMES.value}
   hosts = {name.lower() for name in names}
   name = _CHECKPOINT.value.rstrip("/").rsplit("/", 1)[-1]
   scorer = Scorer(model, limits)
-  page = make_app(scorer, name, gallery, limits, hosts, _PREFIX.value)
+  heads = _read_heads(model)
+  page = make_app(scorer, name, gallery, limits, hosts, _PREFIX.value, heads)
   config = uvicorn.Config(
     page,
     loop="asyncio",

@@ -1,8 +1,8 @@
 """Decodes and resizes one image for training, in a third of Pillow's time.
 
 libjpeg-turbo (simplejpeg) decodes JPEG files at a half, a quarter ... of their
-size, and OpenCV resizes. docs/data.md says what each gains, and how far pixels
-lie from those of `images`, which is exact and what evaluations use.
+size, and OpenCV resizes. docs/data-pipeline.md says what each gains, and how
+far pixels lie from those of `images`, which is exact and what evaluations use.
 """
 
 import functools

@@ -14,7 +14,7 @@ import sys
 from absl import logging
 import grain
 
-from big_siglip.data import order, rows
+from big_siglip.data import fast_images, order, rows
 from big_siglip.data.batch import Batch
 from big_siglip.data.loader import LoadBatch
 from big_siglip.data.mixture import Mixture
@@ -122,13 +122,16 @@ def train_batches(
     it came.
 
   Raises:
-    UserError: an empty source, or sizes that do not fit.
+    UserError: an empty source, or sizes that do not fit; what decodes is not
+      installed.
     ValueError: two views make the same array.
     RunStopped: by `next`, when nothing seems readable.
   """
   _check(len(source), batch_size, process_index, process_count)
   if not 0 <= seed < 2**32:
     raise UserError(f"config.seed={seed}: must lie in [0, 2**32)")
+  if decoder == "fast":
+    fast_images.opencv()  # Else every image would find out for itself.
   count = batch_size // process_count
   place = rows.Placement(count, process_index, process_count)
   lengths, weights = (len(source),), (100,)

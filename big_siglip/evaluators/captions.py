@@ -68,7 +68,7 @@ def open_captions(
 
   Args:
     file: Karpathy's dataset_coco.json or dataset_flickr30k.json, XM3600's
-      captions.jsonl, or any table of a folder (docs/data.md).
+      captions.jsonl, or any table of a folder (docs/data-sources.md).
     folder: where the images lie; Karpathy's COCO names sub-folders (val2014),
       which may be missing here; XM3600's lie here or in images/.
     split: Karpathy's: train, restval, val or test; others have none ("all").

@@ -16,7 +16,7 @@ import numpy as np
 
 from big_siglip.errors import UserError
 from big_siglip.trained.classifier import softmax
-from big_siglip.trained.inference import sigmoid
+from big_siglip.trained.vectors import sigmoid
 
 FORMATS = ("table", "json", "csv")
 BETWEEN = "; "  # The tags of an image in a CSV.

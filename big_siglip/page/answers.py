@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 from typing import Any
@@ -16,20 +16,29 @@ from starlette.responses import JSONResponse, Response
 from big_siglip.page.gallery import Gallery
 from big_siglip.page.limits import Limits
 from big_siglip.page.scorer import File, Scorer
+from big_siglip.page.searching import Asked, search
 from big_siglip.page.upload import check_text, read_labels, Upload, Uploads
+from big_siglip.trained.classifier import Head
 
 _TOP = 24  # Results of a search, unless asked for others.
 _NAME = 200  # Characters of an image's name.
 _FORMATS = ("list", "base64")
+_COMBINE = ("each", "mean")
 
 
 class Answers:
   """Answers requests of one model."""
 
   def __init__(
-    self, scorer: Scorer, name: str, gallery: Gallery | None, limits: Limits
+    self,
+    scorer: Scorer,
+    name: str,
+    gallery: Gallery | None,
+    limits: Limits,
+    heads: Mapping[str, Head],
   ):
     """See `app.make_app`."""
+    self._heads = heads
     self._scorer, self._gallery, self._limits = scorer, gallery, limits
     self._name, self._uploads = name, Uploads(limits)
     # Two at a time: an image of many pixels takes much memory.
@@ -41,13 +50,23 @@ class Answers:
     found = gallery and {
       "kind": gallery.kind,
       "count": gallery.num_rows,
+      "index": gallery.index,
       "columns": gallery.columns,
+    }
+    classifiers = {
+      name: {
+        "labels": list(head.labels),
+        "images": head.description.images,
+        "measured": dict(head.description.measured),
+      }
+      for name, head in self._heads.items()
     }
     return JSONResponse(
       {
         "status": "ok",
         "model": self._name,
         "search": found,
+        "classifiers": classifiers,
         "sigmoid": self._scorer.has_sigmoid,
         "calibration": self._scorer.calibration,
         "limits": dataclasses.asdict(self._limits),
@@ -57,16 +76,30 @@ class Answers:
 
   async def classify(self, request: Request) -> Response:
     """POST /api/classify: scores of images for labels."""
-    async with self._uploads.read(request, "labels") as upload:
+    async with self._uploads.read(request, "labels", 1) as upload:
       if not upload.images:
         raise HTTPException(400, "images: choose at least one")
-      labels = read_labels(upload.fields.get("labels", ()), self._limits)
-      files = _files(upload.images)
-      answers = await self._scorer.run(self._scorer.classify, files, labels)
+      files, name = _files(upload.images), upload.last("classifier")
+      if name:
+        head = self._head(name)
+        names = head.labels
+        job = self._scorer.run(self._scorer.classify_by, files, head)
+      else:
+        labels = read_labels(upload.fields.get("labels", ()), self._limits)
+        names = [own[0] for own in labels]
+        job = self._scorer.run(self._scorer.classify, files, labels)
+      answers = await job
     if refused := self._refuse_all(files, answers):
       return refused
-    names = [own[0] for own in labels]
-    return JSONResponse({"labels": names, "images": answers})
+    return JSONResponse({"labels": list(names), "images": answers})
+
+  def _head(self, name: str) -> Head:
+    if name not in self._heads:
+      there = ", ".join(map(repr, self._heads)) or "none"
+      raise HTTPException(
+        400, f"classifier={name[:40]!r}: there is no such one, but {there}"
+      )
+    return self._heads[name]
 
   async def embed(self, request: Request) -> Response:
     """POST /api/embed: unit vectors of images and texts."""
@@ -74,7 +107,7 @@ class Answers:
       texts = upload.fields.get("texts", [])
       if not upload.images and not texts:
         raise HTTPException(400, "texts, images: give at least one")
-      form = upload.fields.get("format", ["list"])[-1]
+      form = upload.last("format") or "list"
       if form not in _FORMATS:
         allowed = " or ".join(_FORMATS)
         raise HTTPException(400, f"format={form[:40]!r}: must be {allowed}")
@@ -114,16 +147,29 @@ class Answers:
       return await self._search(upload)
 
   async def _search(self, upload: Upload) -> Response:
-    lines = [
-      line.strip()
-      for text in upload.fields.get("query", ())
-      for line in text.splitlines()
-      if line.strip()
-    ]
+    lines, likes = self._read_queries(upload)
+    top = _read_number(upload.last("top") or str(_TOP))
+    if top is None or not 1 <= top <= self._limits.results:
+      raise HTTPException(400, f"top: must be 1 to {self._limits.results}")
+    where, combine = upload.last("where"), upload.last("combine") or "each"
+    check_text(where, "where", self._limits)
+    if combine not in _COMBINE:
+      allowed = " or ".join(_COMBINE)
+      raise HTTPException(400, f"combine={combine[:40]!r}: must be {allowed}")
+    asked = Asked(_files(upload.images), lines, likes, combine == "mean")
+    queries = await self._scorer.run(
+      search, self._scorer, self._gallery, asked, top, where or None
+    )
+    return JSONResponse({"kind": self._gallery.kind, "queries": queries})
+
+  def _read_queries(self, upload: Upload) -> tuple[list[str], list[int]]:
+    """Returns the lines that are asked for, and the ids of results."""
+    texts = (text.splitlines() for text in upload.fields.get("query", ()))
+    lines = [line.strip() for own in texts for line in own if line.strip()]
     likes = [_read_number(text) for text in upload.fields.get("like", ())]
-    if not (lines or likes or upload.images):
-      raise HTTPException(400, "query: type a sentence, or give an image")
     count = len(lines) + len(likes) + len(upload.images)
+    if not count:
+      raise HTTPException(400, "query: type a sentence, or give an image")
     if count > self._limits.queries:
       most = self._limits.queries
       raise HTTPException(
@@ -131,36 +177,10 @@ class Answers:
       )
     for line in lines:
       check_text(line, "query", self._limits)
-    if None in likes:
+    numbers = [number for number in likes if number is not None]
+    if len(numbers) < len(likes):
       raise HTTPException(400, "like: must be the id of a result")
-    top = _read_number(upload.fields.get("top", [str(_TOP)])[-1])
-    if top is None or not 1 <= top <= self._limits.results:
-      raise HTTPException(400, f"top: must be 1 to {self._limits.results}")
-    where = upload.fields.get("where", [""])[-1].strip()
-    check_text(where, "where", self._limits)
-    results = await self._scorer.run(
-      self._find, _files(upload.images), lines, likes, top, where or None
-    )
-    return JSONResponse(
-      {
-        "query": "\n".join(lines),
-        "kind": self._gallery.kind,
-        "results": results,
-      }
-    )
-
-  def _find(self, files, lines, likes, top, where) -> list[dict[str, Any]]:
-    others = self._gallery.embeddings(likes) if likes else np.zeros((0, 0))
-    query = self._scorer.embed_query(files, lines, others)
-    results = self._gallery.search(query, top, where, likes)
-    # Trained for an image and a text, and for nothing else.
-    pair = len(lines) == 1 and not files and not likes
-    for row in results:
-      score = row["score"]
-      row["probability"] = self._scorer.probability(score) if pair else None
-      if self._gallery.has_pictures:
-        row["image"] = f"api/images/{row['id']}"
-    return results
+    return lines, numbers
 
   async def image(self, request: Request) -> Response:
     """GET /api/images/ID: a small picture of what a search found."""

@@ -1,6 +1,6 @@
 """The page's requests and answers; every error is JSON of one line."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 import ipaddress
 import pathlib
 import urllib.parse
@@ -18,9 +18,10 @@ from big_siglip.page.answers import Answers, error
 from big_siglip.page.gallery import Gallery
 from big_siglip.page.limits import Limits
 from big_siglip.page.scorer import Busy, Scorer
+from big_siglip.trained.classifier import Head
 
 _HEADERS = {
-  # Our own three files, and images that the page made or was given.
+  # Our own files, and images that the page made or was given.
   "Content-Security-Policy": (
     "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
@@ -35,6 +36,12 @@ _PAGE = {
   "/": ("page.html", "text/html"),
   "/page.css": ("page.css", "text/css"),
   "/page.js": ("page.js", "text/javascript"),
+  "/common.js": ("common.js", "text/javascript"),
+  "/images.js": ("images.js", "text/javascript"),
+  "/labels.js": ("labels.js", "text/javascript"),
+  "/search.js": ("search.js", "text/javascript"),
+  "/api": ("api.html", "text/html"),
+  "/schema.json": ("schema.json", "application/schema+json"),
 }
 
 
@@ -45,6 +52,7 @@ def make_app(
   limits: Limits | None = None,
   hosts: Set[str] = frozenset({"localhost"}),
   prefix: str = "",
+  heads: Mapping[str, Head] | None = None,
 ) -> ASGIApp:
   """Returns the server's program.
 
@@ -55,8 +63,9 @@ def make_app(
     limits: of all requests.
     hosts: names by which it may be called; by an address it always may.
     prefix: of paths, "/siglip", where a proxy leaves it on; "" for none.
+    heads: classifiers of the model, by their names.
   """
-  api = Answers(scorer, name, gallery, limits or Limits())
+  api = Answers(scorer, name, gallery, limits or Limits(), heads or {})
   app = Starlette(
     routes=[
       *(_file_route(path, *file) for path, file in _PAGE.items()),

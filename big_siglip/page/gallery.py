@@ -13,7 +13,7 @@ from big_siglip.data.images import BadImage
 from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.folder import read_folder
 from big_siglip.embeddings import description as descriptions
-from big_siglip.embeddings.index import Index, open_index
+from big_siglip.embeddings.index import Choice, Index, open_index
 from big_siglip.errors import naming, UserError
 from big_siglip.page.limits import decode, Limits
 from big_siglip.trained.inference import Model
@@ -21,7 +21,7 @@ from big_siglip.trained.inference import Model
 _SIDE = 320  # Pixels of a thumbnail.
 _CAPTIONS = 5  # Shown of an image.
 # Columns of a row that are shown as its captions, if it has no others.
-_TEXTS = ("caption", "captions", "text", "sentence", "title", "label")
+_TEXTS = ("caption", "captions", "sentence", "title", "label")
 _OWN = ("id", "key", "text")
 
 
@@ -41,7 +41,7 @@ class Gallery:
     model: Model,
     checkpoint: str,
     limits: Limits,
-    index: str = "exact",
+    index: Choice | None = None,
   ):
     """Opens the folder; after an update it is opened again.
 
@@ -50,11 +50,11 @@ class Gallery:
       model: must be the one that made them.
       checkpoint: what it was loaded from.
       limits: of the images that are shown.
-      index: how it is searched, a name of `embeddings.index`.
+      index: how it is searched; None: exactly.
 
     Raises:
       UserError: the folder holds no embeddings, or those of another model;
-        there is no such index, or its package is missing.
+        there is no such index, its package is missing, or its database.
     """
     self._folder, self._index, self._limits = folder, index, limits
     self._opened = self._open()
@@ -73,6 +73,11 @@ class Gallery:
     reader = embeddings.Reader(self._folder)
     return _Opened(reader, open_index(reader, self._index, progress.say))
 
+  def _current(self) -> _Opened:
+    if not self._opened.reader.is_current:
+      self._opened = self._open()
+    return self._opened
+
   @property
   def kind(self) -> str:
     """What can be found: "images" or "texts"."""
@@ -89,67 +94,89 @@ class Gallery:
     return self._opened.reader.num_rows
 
   @property
-  def columns(self) -> list[str]:
-    """What a filter may ask of, beside the key and the text."""
-    names = self._opened.reader.schema.names
-    return [name for name in names if name not in (*_OWN, "embedding")]
+  def index(self) -> str:
+    """How it is searched."""
+    return self._index
 
-  def embeddings(self, ids: Sequence[int]) -> np.ndarray:
-    """Returns NE float32 of rows by their ids.
+  @property
+  def columns(self) -> dict[str, str]:
+    """What a filter may ask of: {name: its type}."""
+    schema = self._opened.reader.schema
+    return {
+      one.name: str(one.type) for one in schema if one.name != "embedding"
+    }
+
+  def find(self, ids: Sequence[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Returns embeddings NE float32 and what is known of rows, by their ids.
 
     Raises:
       UserError: there is no such row.
     """
-    reader = self._opened.reader
+    reader = self._current().reader
     numbers = reader.numbers_of(np.array(ids, np.int64))
     if (numbers < 0).any():
       raise UserError(f"like={ids[int(np.argmin(numbers))]}: no such result")
-    return reader.embeddings(numbers.tolist())
+    rows = numbers.tolist()
+    return reader.embeddings(rows), self._shown(rows)
 
   def search(
     self,
-    query: np.ndarray,
+    queries: np.ndarray,
     top: int,
     where: str | None = None,
     without: Sequence[int] = (),
-  ) -> list[dict[str, Any]]:
-    """Returns the nearest rows, the best first.
+  ) -> list[list[dict[str, Any]]]:
+    """Returns the nearest rows of each query, the best first.
 
     Args:
-      query: [1, E], E the embedding's width.
-      top: rows to return at most.
+      queries: QE float32 of length 1.
+      top: rows to return of each at most.
       where: only rows of which this is true.
       without: ids of rows to leave out.
 
     Raises:
       UserError: the filter is no good, or nothing can be found.
     """
-    if not self._opened.reader.is_current:
-      self._opened = self._open()
-    reader, index = self._opened
-    # Always as many: each other number is another program to compile.
+    reader, index = self._current()
+    # Always as many results, and few numbers of queries: each other one is
+    # another program to compile.
+    padded = 1 << (len(queries) - 1).bit_length()
+    asked = np.pad(queries, [(0, padded - len(queries)), (0, 0)], "edge")
     with naming({"--where": "where"}):
-      scores, numbers = index.search(query, self._limits.results, where)
-    ids = reader.ids[numbers[0]]
-    good = (numbers[0] >= 0) & ~np.isin(ids, np.array(without, np.int64))
-    found = numbers[0][good][:top].tolist()
-    return [
-      {**self._shown(row), "id": int(reader.ids[number]), "score": float(score)}
-      for number, row, score in zip(
-        found, reader.records(found), scores[0][good][:top], strict=True
+      scores, numbers = index.search(asked, self._limits.results, where)
+    left_out = np.array(without, np.int64)
+    answers = []
+    for own, cosines in zip(numbers[: len(queries)], scores, strict=False):
+      good = (own >= 0) & ~np.isin(reader.ids[own], left_out)
+      rows = self._shown(own[good][:top].tolist())
+      cosines = cosines[good].tolist()
+      answers.append(
+        [{**row, "score": s} for row, s in zip(rows, cosines, strict=False)]
       )
+    return answers
+
+  def _shown(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns what is known of rows: id, key, text, captions and columns."""
+    reader = self._opened.reader
+    ids = reader.ids[np.asarray(rows, np.int64)].tolist()
+    return [
+      self._describe(number, row)
+      for number, row in zip(ids, reader.records(rows), strict=True)
     ]
 
-  def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what is known of a row: key, text, captions and columns."""
+  def _describe(self, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     key, text = row["key"], row["text"]
     columns = {k: _as_json(v) for k, v in row.items() if k not in _OWN}
     captions = list(self._captions.get(key, ()))
     if not captions:
-      named = [columns[name] for name in _TEXTS if columns.get(name)]
-      captions = [one for one in named if isinstance(one, str)]
-    captions = captions[:_CAPTIONS]
-    return {"key": key, "text": text, "captions": captions, "columns": columns}
+      named = [text, *(columns.get(name) for name in _TEXTS)]
+      captions = [one for one in named if one and isinstance(one, str)]
+    found = {"id": number, "key": key, "text": text, "columns": columns}
+    if self.kind == "images":
+      found["captions"] = list(dict.fromkeys(captions))[:_CAPTIONS]
+    if self.has_pictures:
+      found["image"] = f"api/images/{number}"
+    return found
 
   def thumbnail(self, number: int) -> bytes | None:
     """Returns a small JPEG of an image, None where there is none to show.

@@ -4,19 +4,21 @@ Shape letters: I images, T texts, E embedding width.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-import contextlib
+from contextlib import AbstractContextManager
 import functools
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from big_siglip import progress
 from big_siglip.data.images import BadImage
 from big_siglip.errors import UserError
+from big_siglip.page.firsts import FirstTimes
 from big_siglip.page.limits import decode, Limits
-from big_siglip.trained.inference import Model, of_classes, sigmoid
+from big_siglip.trained.classifier import Head, softmax
+from big_siglip.trained.inference import Model
+from big_siglip.trained.vectors import of_classes, sigmoid
 
 _T = TypeVar("_T")
 
@@ -46,8 +48,7 @@ class Scorer:
     self._model, self._limits = model, limits
     self._pool = ThreadPoolExecutor(1, "device")
     self._waiting = 0
-    self._seen: set[tuple[str, int]] = set()
-    self._compiling = ""
+    self._firsts = FirstTimes(model)
     # Most requests ask for the labels of the last one again.
     self._embed_labels = functools.lru_cache(maxsize=8)(self._embed_names)
 
@@ -68,8 +69,8 @@ class Scorer:
 
   @property
   def state(self) -> dict[str, Any]:
-    """What the model is at: what is compiled, "" if nothing, and who waits."""
-    return {"compiling": self._compiling, "waiting": self._waiting}
+    """What the model is at: what is compiled, and how many requests wait."""
+    return {"compiling": self._firsts.now, "waiting": self._waiting}
 
   def start(self, job: Callable[[], Any]) -> None:
     """Does a job before all requests that come from now on."""
@@ -79,9 +80,8 @@ class Scorer:
     """Compiles what one image and one text take."""
     size = self._model.config.model.image.image_size
     image = np.zeros((size, size, 3), np.uint8)
-    with progress.waiting("compiling both towers"):
-      self._embed_images([image])
-      self._embed_names((("a",),))
+    self._embed_images([image])
+    self._embed_names((("a",),))
 
   @property
   def calibration(self) -> dict[str, Any] | None:
@@ -118,32 +118,38 @@ class Scorer:
     Raises:
       UserError: the embedding of a label is not finite.
     """
-    answers, images = self._read(files)
-    if not images:
+    answers, rows = self._embed_files(files)
+    if not len(rows):
       return answers
-    rows, classes = self._embed_images(images), self._embed_labels(labels)
+    classes = self._embed_labels(labels)
     for own, finite in zip(labels, _finite(classes), strict=True):
       if not finite:
         raise UserError(f"label {own[0]!r}: its embedding is not finite")
-    good = [answer for answer in answers if "error" not in answer]
+    logits = self._logits(rows @ classes.T)
+    alone = sigmoid(logits) if self.has_sigmoid else None
+    names = [own[0] for own in labels]
+    return _with_scores(answers, names, softmax(logits), alone)
+
+  def classify_by(
+    self, files: Sequence[File], head: Head
+  ) -> list[dict[str, Any]]:
+    """Returns the same of a classifier's labels; it has no "probability"."""
+    answers, rows = self._embed_files(files)
+    if not len(rows):
+      return answers
+    return _with_scores(answers, head.labels, softmax(head.logits(rows)), None)
+
+  def _embed_files(
+    self, files: Sequence[File]
+  ) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Returns what became of each image, and the good ones' IE float32."""
+    answers, images = self._read(files)
+    rows = self._embed_images(images) if images else np.zeros((0, 0), "f4")
+    good = (answer for answer in answers if "error" not in answer)
     for answer, finite in zip(good, _finite(rows), strict=True):
       if not finite:
         answer["error"] = "its embedding is not finite"
-    logits = self._logits(rows[_finite(rows)] @ classes.T)
-    softmax = np.exp(logits - np.logaddexp.reduce(logits, 1, keepdims=True))
-    scores = iter(zip(sigmoid(logits), softmax, strict=True))
-    for answer in answers:
-      if "error" not in answer:
-        columns = (row.tolist() for row in next(scores))
-        answer["scores"] = [
-          {
-            "label": own[0],
-            "probability": probability if self.has_sigmoid else None,
-            "softmax": share,
-          }
-          for own, probability, share in zip(labels, *columns, strict=True)
-        ]
-    return answers
+    return answers, rows[_finite(rows)]
 
   def _read(
     self, files: Sequence[File]
@@ -178,31 +184,20 @@ class Scorer:
     rows = self._embed_texts(list(texts)) if texts else np.zeros((0, 0), "f4")
     return answers, rows
 
-  def embed_query(
-    self, files: Sequence[File], texts: Sequence[str], others: np.ndarray
+  def embed_queries(
+    self, files: Sequence[File], texts: Sequence[str]
   ) -> np.ndarray:
-    """Returns [1, E]: the mean of all, of length 1.
-
-    Args:
-      files: images.
-      texts: texts.
-      others: NE, what was embedded before.
+    """Returns QE: the texts, then the images.
 
     Raises:
-      UserError: an image cannot be read, or nothing is left of them all.
+      UserError: an image cannot be read.
     """
-    if len(texts) == 1 and not files and not len(others):
-      return self._embed_labels(((texts[0],),))
-    answers, embedded = self.embed(files, texts)
+    answers, rows = self.embed(files, texts)
     for answer in answers:
       if "error" in answer:
         raise UserError(f"{answer['name']}: {answer['error']}")
-    rows = [answer["embedding"] for answer in answers]
-    mean = np.mean([*rows, *embedded, *others], axis=0, keepdims=True)
-    length = float(np.linalg.norm(mean))
-    if length < 1e-6:
-      raise UserError("query: its parts cancel each other out")
-    return mean / length
+    rows = [*rows, *(answer["embedding"] for answer in answers)]
+    return np.array(rows, np.float32)
 
   def probability(self, cosine: float) -> float | None:
     """Returns how likely a pair belongs together, if the model can say."""
@@ -221,29 +216,20 @@ class Scorer:
 
   def _embed_images(self, images: list[np.ndarray]) -> np.ndarray:
     padded = self._pad(images)
-    with self._first_time("images", len(padded)):
+    with self._first("images", padded):
       return self._model.embed_prepared(padded)[: len(images)]
 
   def _embed_texts(self, texts: list[str]) -> np.ndarray:
     padded = self._pad(texts)
-    with self._first_time("texts", len(padded)):
+    with self._first("texts", padded):
       return self._model.embed_texts(padded)[: len(texts)]
 
   def _embed_names(self, labels: tuple[tuple[str, ...], ...]) -> np.ndarray:
     rows = self._embed_texts([name for own in labels for name in own])
     return of_classes(rows, list(map(len, labels)))
 
-  @contextlib.contextmanager
-  def _first_time(self, kind: str, count: int) -> Iterator[None]:
-    """Says that a batch of a new size is compiled, as long as that takes."""
-    shape = kind, min(count, self._model.batch_size)
-    if shape not in self._seen:
-      self._compiling = f"for batches of {shape[1]} {kind}"
-    try:
-      yield
-      self._seen.add(shape)
-    finally:
-      self._compiling = ""
+  def _first(self, kind: str, rows: list[Any]) -> AbstractContextManager[None]:
+    return self._firsts.watch(kind, min(len(rows), self._model.batch_size))
 
   def _pad(self, rows: list[_T]) -> list[_T]:
     """Repeats the last row up to a power of two: few shapes to compile."""
@@ -256,3 +242,22 @@ class Scorer:
 
 def _finite(rows: np.ndarray) -> np.ndarray:
   return np.isfinite(rows).all(axis=1)
+
+
+def _with_scores(
+  answers: list[dict[str, Any]],
+  labels: Sequence[str],
+  shares: np.ndarray,
+  alone: np.ndarray | None,
+) -> list[dict[str, Any]]:
+  """Adds the scores of each label to the images without an error."""
+  good = (answer for answer in answers if "error" not in answer)
+  for number, answer in enumerate(good):
+    own = [None] * len(labels) if alone is None else alone[number].tolist()
+    answer["scores"] = [
+      {"label": label, "probability": probability, "softmax": share}
+      for label, probability, share in zip(
+        labels, own, shares[number].tolist(), strict=True
+      )
+    ]
+  return answers

@@ -32,6 +32,10 @@ class Upload(NamedTuple):
   images: list[UploadFile]
   fields: dict[str, list[str]]
 
+  def last(self, name: str) -> str:
+    """Returns the last text of a field, "" if there is none."""
+    return self.fields.get(name, [""])[-1].strip()
+
 
 class Uploads:
   """Reads forms, a few at a time: what arrives slowly lies on the disk."""

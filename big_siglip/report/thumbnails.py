@@ -37,7 +37,16 @@ def shrink(example: Example) -> np.ndarray:
   """
   if isinstance(example.image, np.ndarray):
     raise UserError("holds embeddings, and no images")
-  return images.thumbnail(example.image, _SIDE)
+  return shrink_bytes(example.image)
+
+
+def shrink_bytes(data: bytes) -> np.ndarray:
+  """Returns an encoded image as `shrink` does.
+
+  Raises:
+    BadImage: it cannot be decoded.
+  """
+  return images.thumbnail(data, _SIDE)
 
 
 def picture(thumbnail: np.ndarray, alt: str) -> Picture:

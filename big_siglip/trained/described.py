@@ -43,13 +43,18 @@ def describe(model: ConfigDict, params: Any, mesh: Mesh, path: str) -> str:
   return f"<big_siglip.Model {path!r}: {', '.join(parts)}>"
 
 
-def missing_blocks(model: ConfigDict) -> str:
-  """Returns what to say of an image tower that was cut off before its end."""
+def no_pool(model: ConfigDict) -> str:
+  """Returns what to say of an image tower that embeds no image."""
   name = model.image.size.partition("/")[0]
   here, whole = resolve_image(model.image).depth, TOWERS[name].depth
-  if here >= whole:
-    return ""
-  return f" and just {here} of the {whole} blocks of {name}"
+  missing = ""
+  if here < whole:  # It was cut off before its end.
+    missing = f" and just {here} of the {whole} blocks of {name}"
+  return (
+    f"its image tower has no pool{missing}: it has no embedding of an image; "
+    "Model.image_tokens gives its tokens, and config.model.image.pooling=gap "
+    "trains on their mean"
+  )
 
 
 def _tower(config: ConfigDict, size: TowerSize) -> str:

@@ -3,9 +3,11 @@
 Shape letters: I images, T texts, E embedding width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
+import itertools
+import os
 from typing import Any, ClassVar
 
 from absl import logging
@@ -16,14 +18,13 @@ import numpy as np
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders
-from big_siglip.evaluators.classification import classifier as class_vectors
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.models import make_model
-from big_siglip.schema.sizes import has_text_tower, resolve_image
-from big_siglip.trained import classifier, inputs
+from big_siglip.schema.sizes import has_text_tower
+from big_siglip.trained import classifier, inputs, vectors
 from big_siglip.trained.calibrated import Calibration
 from big_siglip.trained.classifier import Classifier
-from big_siglip.trained.described import describe, missing_blocks
+from big_siglip.trained.described import describe, no_pool
 from big_siglip.trained.inputs import ImageLike
 
 
@@ -65,6 +66,21 @@ class Model:
     """Returns one line: kind, sizes, parameters, devices, where from."""
     model = self.config.model
     return describe(model, self.params, self.mesh, self.path)
+
+  def __copy__(self) -> "Model":
+    """Returns a model with the same parameters: they never change."""
+    return dataclasses.replace(self)
+
+  def __deepcopy__(self, memo: Any) -> "Model":
+    """Returns the same."""
+    return self.__copy__()
+
+  def __reduce__(self) -> Any:
+    """Says what to do instead: parameters on devices go in no pickle."""
+    raise TypeError(
+      "a Model cannot be pickled; load it where it is used: "
+      f"big_siglip.load({self.path!r})"
+    )
 
   @property
   def has_trained_bias(self) -> bool:
@@ -109,9 +125,9 @@ class Model:
       model.embed_images(PHOTOS.glob("*.jpg"), progress=True)
 
     Args:
-      images: paths, the bytes of files, Pillow images, or uint8 [H, W, 3]. A
-        list, or what makes one after the other: they are read as they are
-        needed, a batch at a time.
+      images: paths, files opened as "rb" or their bytes, Pillow images, or
+        uint8 [H, W, 3]. A list, or what makes one after the other: they are
+        read as they are needed, a batch at a time.
       batch_size: images on the devices at once; None: the model's.
       progress: whether to say how far it is, on standard error.
 
@@ -147,13 +163,12 @@ class Model:
     """
     embed = self.embedder("texts")
     count = inputs.check_list(texts, "texts")
-    rows = self._tokenized(inputs.each(texts, "texts", inputs.read_text))
+    checked = inputs.each(texts, "texts", inputs.read_text)
+    rows = itertools.chain.from_iterable(
+      map(self.preprocess.texts, inputs.batches(checked, self.batch_size))
+    )
     with inputs.showing(progress, count, "texts") as add:
       return self._embed(embed, rows, batch_size, add)
-
-  def _tokenized(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    for some in inputs.batches(texts, self.batch_size):
-      yield from self.preprocess.texts(some)
 
   def image_tokens(
     self, images: Iterable[ImageLike], *, batch_size: int | None = None
@@ -194,25 +209,34 @@ class Model:
         )
       return self.embedders.text
     if config.image.pooling == "none":
-      raise UserError(
-        f"{self.path}: its image tower has no pool{missing_blocks(config)}: "
-        "it has no embedding of an image; Model.image_tokens gives its tokens, "
-        "and config.model.image.pooling=gap trains on their mean"
-      )
+      raise UserError(f"{self.path}: {no_pool(config)}")
     return self.embedders.image
 
   def embed_prepared(self, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns IE float32 of length 1, of what `prepare_image` returned."""
-    return self._embed(self.embedder("images"), images)
+    """Returns IE float32 of length 1, of what `prepare_image` returned.
+
+    Raises:
+      UserError: one of them is something else, and which.
+    """
+    check = inputs.checking_prepared(self.config.model.image.image_size)
+    rows = inputs.each(images, "images", check)
+    return self._embed(self.embedder("images"), rows)
 
   def embed_classes(self, prompts: Sequence[Sequence[str]]) -> np.ndarray:
     """Returns the unit vector of each class: the mean of its prompts' vectors.
 
+    Example:
+      model.embed_classes([["a cat", "a photo of a cat"], ["a dog"]])
+
     Args:
       prompts: of each class, at least one.
+
+    Raises:
+      UserError: one of them is no list of texts, or empty.
     """
-    rows = self.embed_texts([text for own in prompts for text in own])
-    return of_classes(rows, list(map(len, prompts)))
+    found = inputs.read_prompts(prompts)
+    rows = self.embed_texts([text for own in found for text in own])
+    return vectors.of_classes(rows, list(map(len, found)))
 
   def logits(
     self, images: Iterable[ImageLike], texts: Iterable[str]
@@ -237,11 +261,19 @@ class Model:
     """
     if not self.has_trained_bias:
       logging.warning("this model %s", self.NO_SIGMOID)
-    return sigmoid(self.logits(images, texts))
+    return vectors.sigmoid(self.logits(images, texts))
 
-  def classifier(self, folder: str) -> Classifier:
-    """See `big_siglip.trained.classifier.load`."""
-    return classifier.load(folder, self)
+  def classifier(self, folder: str | os.PathLike[str]) -> Classifier:
+    """Returns the model with a classifier of `big-siglip probe`.
+
+    Example:
+      birds = model.classifier("classifiers/birds")
+      birds.predict(["cat.jpg"])  # The likeliest label of each image.
+
+    Raises:
+      UserError: none lies there, or it reads another model's embeddings.
+    """
+    return classifier.load(os.fspath(folder), self)
 
   def prepare_image(self, image: ImageLike) -> np.ndarray:
     """Returns what the image tower sees, uint8 [H, W, 3].
@@ -263,37 +295,5 @@ class Model:
     size = self.batch_size
     if batch_size is not None:
       size = inputs.check_batch_size(batch_size)
-    parts = []
-    for batch, count in inputs.padded(rows, size):
-      parts.append(np.asarray(embed(self.params, batch, {})[0])[:count])
-      add(count)
-    if not parts:
-      return np.zeros((0, *self._width(embed)), np.float32)
-    return np.concatenate(parts)
-
-  def _width(self, embed: Embed) -> tuple[int, ...]:
-    """Returns the shape of what `embed` returns for one row."""
-    model = self.config.model
-    size = resolve_image(model.image)
-    if embed is self._see:
-      return (model.image.image_size // size.patch_size) ** 2, size.width
-    return (model.embed_dim or size.width,)
-
-
-def of_classes(rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-  """Returns the unit vector of each class, from those of its texts.
-
-  Args:
-    rows: E float32 of each text, those of a class side by side.
-    counts: how many texts each class has, 1 at least.
-  """
-  if len(counts) == len(rows):
-    return rows
-  return class_vectors(
-    rows, np.repeat(np.arange(len(counts)), counts), len(counts)
-  )
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-  """Returns 1 / (1 + exp(-logits)), without overflow."""
-  return np.exp(-np.logaddexp(0, -logits))
+    shape = vectors.row_shape(self.config.model, tokens=embed is self._see)
+    return vectors.embed_rows(embed, self.params, rows, size, shape, add)

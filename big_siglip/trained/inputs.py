@@ -18,11 +18,16 @@ from big_siglip.data import images as image_data
 from big_siglip.errors import UserError
 from big_siglip.progress import Progress, speaking
 
-# What can be embedded as an image: encoded bytes, the path of a file, a Pillow
-# image, or uint8 [H, W, 3].
-ImageLike = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
+# What can be embedded as an image: the path of a file, the file itself, opened
+# as "rb", or its bytes; a Pillow image, or uint8 [H, W, 3].
+ImageLike = (
+  str | os.PathLike[str] | bytes | io.BufferedIOBase | Image.Image | np.ndarray
+)
 
-_IMAGE = "the path of a file, its bytes, a Pillow image or uint8 [H, W, 3]"
+_IMAGE = (
+  'the path of a file, its bytes, a file opened as "rb", a Pillow image or '
+  "uint8 [H, W, 3]"
+)
 # One of what a list was meant of, though some can be iterated over.
 _ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, io.IOBase)
 _UNORDERED = (Mapping, set, frozenset)  # Rows come back in the order of a list.
@@ -35,7 +40,7 @@ def check_list(values: Any, name: str) -> int | None:
 
   Args:
     values: a list, or anything else that can be iterated over in order.
-    name: "images" or "texts", the argument.
+    name: the argument.
 
   Raises:
     UserError: it is a single image or text, or no list at all.
@@ -49,7 +54,8 @@ def check_list(values: Any, name: str) -> int | None:
       said = f", such as [{shown}]"
     elif one:
       said = ", not one alone"
-    raise UserError(f"{name}={shown}: must be a list of {name}{said}")
+    of = "images" if name == "images" else "texts"
+    raise UserError(f"{name}={shown}: must be a list of {of}{said}")
   return len(values) if isinstance(values, Sized) else None
 
 
@@ -61,11 +67,8 @@ def read_image(image: ImageLike) -> bytes | np.ndarray:
     OSError: its file cannot be read.
     BadImage: it is a Pillow image whose pixels cannot be read.
   """
-  if isinstance(image, str) and image.startswith(("http://", "https://")):
-    raise UserError("is an address: download it first")
-  if isinstance(image, str | os.PathLike):
-    with open(image, "rb") as file:
-      return file.read()
+  if isinstance(image, str | os.PathLike | io.BufferedIOBase):
+    return _read_file(image)
   if isinstance(image, bytes):
     return image
   if isinstance(image, Image.Image):
@@ -77,12 +80,25 @@ def read_image(image: ImageLike) -> bytes | np.ndarray:
       raise UserError(f"cannot be read ({error})") from error
   if not isinstance(image, np.ndarray):
     raise UserError(f"must be {_IMAGE}")
-  if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+  good = image.ndim == 3 and image.shape[2] == 3 and image.size
+  if not good or image.dtype != np.uint8:
     raise UserError(
       f"an array of dtype {image.dtype} and shape {list(image.shape)}: must be "
       "uint8 [height, width, 3]"
     )
   return image
+
+
+def _read_file(file: str | os.PathLike[str] | io.BufferedIOBase) -> bytes:
+  if isinstance(file, io.BufferedIOBase):
+    try:
+      return file.read()
+    except ValueError as error:  # It is closed, or opened to write.
+      raise UserError(f"cannot be read ({error})") from error
+  if isinstance(file, str) and file.startswith(("http://", "https://")):
+    raise UserError("is an address: download it first")
+  with open(file, "rb") as opened:
+    return opened.read()
 
 
 def read_text(text: str) -> str:
@@ -98,6 +114,36 @@ def read_text(text: str) -> str:
   except UnicodeEncodeError as error:
     raise UserError("is no Unicode text: half of a character") from error
   return text
+
+
+def read_prompts(prompts: Any) -> list[list[str]]:
+  """Returns the texts of each class.
+
+  Raises:
+    UserError: they are no lists, or a class has no text.
+  """
+  check_list(prompts, "prompts")
+  found = []
+  for number, own in enumerate(prompts):
+    check_list(own, f"prompts[{number}]")
+    found.append(list(own))
+    if not found[-1]:
+      raise UserError(f"prompts[{number}]=[]: must have at least one text")
+  return found
+
+
+def checking_prepared(size: int) -> Callable[[Any], np.ndarray]:
+  """Returns what refuses anything but uint8 [size, size, 3]."""
+
+  def check(image: Any) -> np.ndarray:
+    good = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if not good or image.shape != (size, size, 3):
+      raise UserError(
+        f"must be of Model.prepare_image, uint8 [{size}, {size}, 3]"
+      )
+    return image
+
+  return check
 
 
 def each(

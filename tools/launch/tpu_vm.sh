@@ -44,7 +44,7 @@ printf -v train '%q ' .venv/bin/python main.py "$@" --config.distributed=True
 archive=big_siglip.tar.gz
 install="rm -rf big_siglip && mkdir big_siglip && tar -xzf $archive -C big_siglip \
 && cd big_siglip && python3 -m venv .venv \
-&& .venv/bin/pip install --quiet -c constraints.txt -e '.[tpu]'"
+&& .venv/bin/pip install --quiet -c constraints.txt -e '.[fast,gs,parquet,tfds,tpu]'"
 
 run() {
   if $dry_run; then printf '%q ' "$@"; echo; else "$@"; fi
