@@ -204,7 +204,7 @@ def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
 
 def _traced(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Any]:
   """Returns the abstract state of a run, and its step as JAX traces it."""
-  with progress.waiting("laying out the step", after=5):
+  with progress.waiting("laying out the step", after=4):
     program = build.program(config, mesh)
     batch = build.abstract_batch(config, mesh)
     state = program.abstract_state
@@ -215,7 +215,7 @@ def _compile(
   traced: Any, work: str, platform: str, options: dict[str, Any] | None
 ) -> tuple[int, str]:
   """Returns peak bytes and the program's text; no text if it does not fit."""
-  with progress.waiting("laying out the step", after=5):
+  with progress.waiting("laying out the step", after=4):
     lowered = traced.lower()
   try:
     with progress.waiting(work):
