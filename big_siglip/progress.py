@@ -110,7 +110,7 @@ def waiting(
 
   ended = "stopped after"
   try:
-    bar = bars.still_line(after) if bars.on_terminal() else None
+    bar = bars.still_line(after)
     with _under_way(line, bar, after):
       yield
     ended = "took"

@@ -35,7 +35,7 @@ def made():
   config = runs.config(
     model__image__pooling="map", model__text__vocab_size=300, seed=7
   )
-  params = build.program(config, build.mesh(config)).init().params
+  params = build.program(config, build.mesh(config)).init_params()
   return params, config.model
 
 

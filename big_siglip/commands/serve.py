@@ -18,7 +18,7 @@ import warnings
 
 from absl import flags, logging
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -141,21 +141,22 @@ def _make_server():
   Raises:
     UserError: a library is missing, or the model or the folder is none.
   """
-  with extras.needed_by("big-siglip serve"):
-    import python_multipart  # noqa: F401
-    import uvicorn
+  with progress.loading():
+    with extras.needed_by("big-siglip serve"):
+      import python_multipart  # noqa: F401
+      import uvicorn
 
-    from big_siglip.page.app import make_app
-  import big_siglip
-  from big_siglip import platforms
-  from big_siglip.embeddings import index
-  from big_siglip.page.gallery import Gallery
-  from big_siglip.page.limits import Limits
-  from big_siglip.page.scorer import Scorer
+      from big_siglip.page.app import make_app
+    import big_siglip
+    from big_siglip import platforms
+    from big_siglip.embeddings import index
+    from big_siglip.page.gallery import Gallery
+    from big_siglip.page.limits import Limits
+    from big_siglip.page.scorer import Scorer
 
-  choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
-  choice.check()
-  platforms.prepare()
+    choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
+    choice.check()
+    platforms.prepare()
   model = big_siglip.load(_CHECKPOINT.value)
   for kind in ("images", "texts"):  # Before the page opens.
     model.embedder(kind)

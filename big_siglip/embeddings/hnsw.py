@@ -23,11 +23,13 @@ from big_siglip.data.embedding_folder import (
 )
 from big_siglip.embeddings.search import choose, search_exactly
 from big_siglip.errors import UserError
+from big_siglip.progress import Progress, waiting
 
 _INDEX, _STAMP = "_hnsw.faiss", "_hnsw.json"
 _NEIGHBOURS = 32  # Of each row in the graph, on its lowest level twice as many.
 _BUILD_WIDTH = 200  # Candidates kept while a row is added ...
 _SEARCH_WIDTH = 256  # ... and while a query is answered.
+_PASSING = 64  # Candidates that a filter is to let pass, at least.
 _BLOCK = 16_384  # Rows added at once.
 
 
@@ -51,23 +53,37 @@ class Hnsw:
   ) -> tuple[np.ndarray, np.ndarray]:
     """See `Index.search`.
 
-    With a filter the graph may lead to fewer rows than there are; then all of
-    those that the filter lets pass are compared.
+    With a filter, few rows of those that the graph leads to may pass: so it is
+    followed further, and where few pass at all, these are compared instead.
     """
     chosen = choose(self._reader, where)
-    count = self._reader.num_rows if chosen is None else int(chosen.sum())
-    top = min(top, count)
-    parameters = self._faiss.SearchParametersHNSW(
-      efSearch=max(_SEARCH_WIDTH, 2 * top)
-    )
+    rows = np.ascontiguousarray(queries, np.float32)
+    width = max(_SEARCH_WIDTH, 2 * top)
+    parameters = self._faiss.SearchParametersHNSW(efSearch=width)
     if chosen is not None:
+      places = np.flatnonzero(chosen)
+      top = min(top, len(places))
+      candidates = _PASSING * len(chosen) // max(len(places), 1)
+      if len(places) <= candidates:  # As fast, and exact.
+        return self._compare(rows, top, places)
       bits = np.packbits(chosen, bitorder="little")
       parameters.sel = self._faiss.IDSelectorBitmap(bits)
-    rows = np.ascontiguousarray(queries, np.float32)
+      parameters.efSearch = max(width, candidates)
+    top = min(top, self._reader.num_rows)
     scores, numbers = self._index.search(rows, top, params=parameters)
     if (numbers < 0).any():
       return search_exactly(self._reader, queries, top, chosen=chosen)
     return scores, numbers
+
+  def _compare(
+    self, queries: np.ndarray, top: int, places: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Compares the rows at some places with each query."""
+    if not np.isfinite(queries).all():
+      raise UserError("the query's embedding is not finite")
+    scores = queries @ self._index.reconstruct_batch(places).T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return np.take_along_axis(scores, order, 1), places[order]
 
 
 def _open(reader: Reader) -> Any:
@@ -75,7 +91,8 @@ def _open(reader: Reader) -> Any:
   file, stamp = reader.folder / _INDEX, _stamp(reader)
   try:
     if json.loads((reader.folder / _STAMP).read_text()) == stamp:
-      return faiss.read_index(str(file))
+      with waiting("reading the graph", after=5):
+        return faiss.read_index(str(file))
   except (OSError, ValueError, RuntimeError):
     pass  # There is none, or it is damaged: it follows from the shards.
   index = _build(reader)
@@ -83,7 +100,8 @@ def _open(reader: Reader) -> Any:
   try:
     # Without its stamp until it is whole.
     (reader.folder / _STAMP).unlink(missing_ok=True)
-    faiss.write_index(index, str(partial))
+    with waiting("writing the graph", after=5):
+      faiss.write_index(index, str(partial))
     partial.replace(file)
     (reader.folder / _STAMP).write_text(json.dumps(stamp))
   except (OSError, RuntimeError) as error:  # faiss's own are RuntimeErrors.
@@ -103,13 +121,15 @@ def _build(reader: Reader) -> Any:
     reader.description.width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT
   )
   index.hnsw.efConstruction = _BUILD_WIDTH
-  for rows in reader.blocks(_BLOCK):
-    if not np.isfinite(rows).all():
-      raise UserError(
-        f"{reader.folder}: holds embeddings that are not finite, which a graph "
-        "cannot hold; --index=exact passes them by"
-      )
-    index.add(np.ascontiguousarray(rows))
+  with Progress(reader.num_rows, "rows in the graph") as show:
+    for rows in reader.blocks(_BLOCK):
+      if not np.isfinite(rows).all():
+        raise UserError(
+          f"{reader.folder}: holds embeddings that are not finite, which a "
+          "graph cannot hold; --index=exact passes them by"
+        )
+      index.add(np.ascontiguousarray(rows))
+      show.add(len(rows))
   return index
 
 

@@ -40,7 +40,9 @@ _LISTED = 16_000  # Ids in an answer.
 _TEXT = 65_535  # Bytes of a text; what is longer is cut.
 _NEIGHBOURS = 16  # Of each row in the graph.
 _BUILD_WIDTH = 200  # Candidates kept while a row is added ...
-_SEARCH_WIDTH = 256  # ... and while a query is answered.
+_SEARCH_WIDTH = 256  # ... and while a query is answered ...
+_FILTERED = 4  # ... by a filter, which few may pass, so many times as many.
+_WIDEST = 32_768  # Candidates that a server takes.
 _TOKEN = "MILVUS_TOKEN"  # Of the environment: "user:password", or a key.
 
 
@@ -72,6 +74,7 @@ class Milvus:
     """See `Index.search`."""
     top = min(top, self._reader.num_rows)
     condition = filters.parse(where, self._reader.schema) if where else None
+    width = max(_SEARCH_WIDTH, 2 * top) * (_FILTERED if condition else 1)
 
     def search(query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       (hits,) = self._client.search(
@@ -82,7 +85,7 @@ class Milvus:
         limit=top,
         search_params={
           "metric_type": "COSINE",
-          "params": {"ef": max(_SEARCH_WIDTH, 2 * top)},
+          "params": {"ef": min(width, _WIDEST)},
         },
       )
       scores = np.array([hit["distance"] for hit in hits], np.float32)

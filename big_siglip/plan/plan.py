@@ -103,11 +103,13 @@ def make_plan(
   if named := gpus.named(topology):
     config = gpus.without_cudnn(config)
   mesh = build.mesh(config, devices)
-  program = build.program(config, mesh)
-  state = program.abstract_state
+  with progress.waiting("laying out the step", after=5):
+    program = build.program(config, mesh)
+    batch = build.abstract_batch(config, mesh)
+    state = program.abstract_state
+    traced = program.step.trace(state, batch)
   state_bytes = sum(map(_bytes_per_chip, jax.tree.leaves(state)))
   compiler = topologies.compiler(topology, devices)
-  traced = program.step.trace(state, build.abstract_batch(config, mesh))
   peak, text = _compile(
     traced,
     f"compiling for {topology} with {compiler}",
@@ -206,7 +208,8 @@ def _compile(
   traced: Any, work: str, platform: str, options: dict[str, Any] | None
 ) -> tuple[int, str]:
   """Returns peak bytes and the program's text; no text if it does not fit."""
-  lowered = traced.lower()
+  with progress.waiting("laying out the step", after=5):
+    lowered = traced.lower()
   try:
     with progress.waiting(work):
       compiled = lowered.compile(options)
