@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow test-prepare test-stores bench bench-data bench-tpu bench-ring studies lint format clean
+.PHONY: demo test test-slow test-prepare test-stores test-vectors bench bench-data bench-search bench-tpu bench-ring studies lint format clean
 
 demo: .venv/demo
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -27,6 +27,10 @@ test-prepare: .venv-prepare/done
 test-stores: .venv-stores/done
 	.venv-stores/bin/python -m pytest -q tests/test_stores.py
 
+# A real server of Milvus, whose package is large (and one may run at a time).
+test-vectors: .venv-vectors/done
+	.venv-vectors/bin/python -m pytest -q tests/test_index.py tests/test_filters.py
+
 # Huge pages, for both sides: fresh small ones cost a tenth of a step.
 bench: .venv/demo
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(RUN) -m benchmarks.train_step
@@ -40,6 +44,10 @@ bench-data: .venv/dev .venv-tf/done
 	$(RUN) -m benchmarks.data --peers=.venv-tf/bin/python
 	$(RUN) -m benchmarks.tar_index
 	$(RUN) -m benchmarks.decoders
+
+# How fast, and how nearly, each index searches a million embeddings.
+bench-search: .venv/dev
+	$(RUN) -m benchmarks.search
 
 bench-ring: .venv/demo
 	$(RUN) -m benchmarks.ring
@@ -62,7 +70,7 @@ format: .venv/dev
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-prepare .venv-stores .venv-tf runs build *.egg-info
+	rm -rf .venv .venv-prepare .venv-stores .venv-vectors .venv-tf runs build *.egg-info
 
 # What of the extras each needs, in one call of pip.
 .venv/demo .venv/dev .venv/tpu: .venv/%: .venv/made setup.cfg constraints.txt
@@ -85,6 +93,12 @@ clean:
 	.venv-stores/bin/python -m pip install --quiet \
 	  --disable-pip-version-check -e '.[gs,parquet,s3,tfds]' pytest webdataset \
 	  'moto[server]' gcp-storage-emulator
+	@touch $@
+
+.venv-vectors/done: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-vectors
+	.venv-vectors/bin/python -m pip install --quiet \
+	  --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]' milvus
 	@touch $@
 
 .venv-tf/done:

@@ -7,9 +7,7 @@ parameters) with AdamW in float32, from uint8 images and token ids. Ours is
 `build.program` of configs/b16.py, with what is fastest on a CPU: no
 recomputation, and the blocks unrolled (`model.scan=False`: a scan stacks all
 parameters and copies each block's out and its gradients in). It computes all
-metrics of training. The reference is what one writes in an afternoon: linen's
-attention, norms and dense layers with their defaults, the dense loss,
-optax.adamw, and no metric but the loss. Neither clips.
+metrics of training. The reference is benchmarks/plain.py. Neither clips.
 
 The steps take turns, and the result is the median of the ratios of neighbours,
 so that a machine whose speed drifts slows both. Needs 12 GB of memory.
@@ -17,22 +15,18 @@ so that a machine whose speed drifts slows both. Needs 12 GB of memory.
 
 import argparse
 from collections.abc import Callable
-import functools
 import json
 import statistics
 import time
 from typing import Any
 
-from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
+from benchmarks import plain
 from big_siglip import build, command_line
 from big_siglip.data.faults import COUNTERS
 
-WIDTH, DEPTH, HEADS, MLP_DIM = 768, 12, 12, 3072
 OVERRIDES = {
   "mesh.fsdp": 1,
   "total_steps": 1_000,
@@ -43,75 +37,6 @@ OVERRIDES = {
   "optimizer.mu_dtype": "float32",
   "optimizer.clip_norm": 0.0,
 }
-
-
-class ReferenceTower(nn.Module):
-  """Plain pre-norm transformer; BLD -> BLD."""
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Applies 12 blocks and a norm."""
-    for _ in range(DEPTH):
-      y = nn.LayerNorm()(x)
-      x = x + nn.MultiHeadDotProductAttention(HEADS)(y, y)
-      y = nn.LayerNorm()(x)
-      x = x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(MLP_DIM)(y)))
-    return nn.LayerNorm()(x)
-
-
-class ReferenceModel(nn.Module):
-  """Plain SigLIP B/16; the same operations and parameter count as ours."""
-
-  @nn.compact
-  def __call__(self, image: jax.Array, text: jax.Array) -> tuple:
-    """Embeds uint8 images BHW3 and token ids BL."""
-    image = image.astype(jnp.float32) / 127.5 - 1
-    x = nn.Conv(WIDTH, (16, 16), strides=(16, 16), padding="VALID")(image)
-    x = x.reshape(len(x), -1, WIDTH)
-    x = ReferenceTower()(x + self._positions("image_positions", x))
-    probe = self.param("probe", nn.initializers.normal(), (1, 1, WIDTH))
-    probe = jnp.tile(probe, (len(x), 1, 1))
-    x = nn.MultiHeadDotProductAttention(HEADS)(probe, x)
-    y = nn.LayerNorm()(x)
-    x = (x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(MLP_DIM)(y))))[:, 0]
-
-    z = nn.Embed(32_000, WIDTH)(text)
-    z = ReferenceTower()(z + self._positions("text_positions", z))
-    z = nn.Dense(WIDTH)(z[:, -1])
-
-    scale = self.param("scale", nn.initializers.constant(np.log(10.0)), ())
-    bias = self.param("bias", nn.initializers.constant(-10.0), ())
-    x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-    z = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
-    return x @ z.T * jnp.exp(scale) + bias
-
-  def _positions(self, name: str, x: jax.Array) -> jax.Array:
-    return self.param(name, nn.initializers.normal(), (1, *x.shape[1:]))
-
-
-def reference_program(batch: Any) -> tuple[Callable, Callable]:
-  """Returns init and step of the plain program."""
-  model = ReferenceModel()
-  optimizer = optax.adamw(1e-3, b2=0.95, weight_decay=0.1)
-
-  def init():
-    params = model.init(jax.random.key(0), batch["image"], batch["text"])
-    return params, optimizer.init(params)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, batch):
-    params, opt_state = state
-
-    def loss_of(params):
-      logits = model.apply(params, batch["image"], batch["text"])
-      signs = 2 * jnp.eye(len(logits)) - 1
-      return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits)
-
-    loss, grads = jax.value_and_grad(loss_of)(params)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), {"loss": loss}
-
-  return jax.jit(init), step
 
 
 def our_program(batch_size: int) -> tuple[Callable, Callable]:
@@ -137,7 +62,9 @@ def measure(batch_size: int, repetitions: int) -> dict[str, Any]:
   batch = example_batch(batch_size)
   programs = {
     "ours": our_program(batch_size),
-    "reference": reference_program(batch),
+    "reference": plain.program(
+      plain.Plain(), {name: batch[name] for name in ("image", "text")}
+    ),
   }
   states = {name: init() for name, (init, _) in programs.items()}
   seconds = {name: [] for name in programs}

@@ -14,6 +14,7 @@ from big_siglip.schema.fields import (
   unset_fields,
   value_problems,
 )
+from big_siglip.schema.logs import check_logging
 
 _OF_IMAGES = ("fewshot", "linear_probe")  # Evaluations that need no texts.
 
@@ -38,6 +39,7 @@ def find_problems(config: ConfigDict) -> list[str]:
     _check_model(check)
   check_source(check)
   check_mixture(check)
+  check_logging(check)
   if not has_image_tower(config):
     _check_embeddings(check)
   return check.problems

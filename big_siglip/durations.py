@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+from typing import Any
 
 _FILE = "durations.json"
 _KEPT = 200  # The newest.
@@ -41,6 +42,17 @@ def _machine() -> str:
   kinds = {line for line in lines if line.startswith(("flags", "Features"))}
   digest = hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()
   return f"{platform.machine()}-{digest[:8]}"
+
+
+def key(what: str, *parts: Any) -> str:
+  """Returns a short key of what is done, and of all that it depends on.
+
+  Args:
+    what: is done, in words.
+    parts: what JSON can hold, or else is told by its text.
+  """
+  text = json.dumps(parts, sort_keys=True, default=str)
+  return f"{what} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def last(key: str) -> float | None:

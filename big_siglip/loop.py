@@ -8,21 +8,22 @@ from absl import logging
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build, sharding, training_data
+from big_siglip import build, durations, progress, sharding, training_data
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.mixture import epochs
 from big_siglip.data.pipeline import train_batches
-from big_siglip.errors import naming_evaluation, RunStopped, UserError
+from big_siglip.errors import UserError
+from big_siglip.evaluation.training import Evaluations, logged
+from big_siglip.evaluators import Result
 from big_siglip.metrics import MetricsWriter
-from big_siglip.run import advice, processes, workdir
+from big_siglip.run import advice, libraries, nonfinite, processes, workdir
 from big_siglip.run.meter import Meter
 from big_siglip.run.preemption import Interrupted, StopSignal
 from big_siglip.run.skipped import Skipped
 from big_siglip.run.starts import Starts
 from big_siglip.run.terminal import say
-from big_siglip.train_step import TrainState
-from big_siglip.trained import finetuning, from_init, initial, stages
+from big_siglip.trained import finetuning, first_state, from_init, initial
 
 
 def train(
@@ -30,9 +31,8 @@ def train(
 ) -> None:
   """Trains to `config.total_steps`, from the newest checkpoint in `folder`.
 
-  Returns early, after saving, when the process is told to stop (SIGTERM). Where
-  a run was stopped or killed makes no difference to the parameters at its end:
-  they are equal bit for bit.
+  Returns early, after saving, when told to stop (SIGTERM). Where a run was
+  stopped or killed changes nothing: it ends with the same bits.
 
   Args:
     config: without mistakes (`config.find_problems`).
@@ -40,7 +40,7 @@ def train(
     stop: which listens already; None: one that listens from now on.
 
   Raises:
-    UserError: devices, data or folder do not fit the config.
+    UserError: devices, data, folder or libraries do not fit the config.
     RunStopped: the loss is not finite, or too many examples are no good.
   """
   if not folder:
@@ -51,7 +51,10 @@ def train(
       stack.callback(stop.close)
     if config.distributed:
       processes.join()
+    if jax.process_index():  # One speaks for all.
+      stack.enter_context(progress.speaking(False))
     stack.enter_context(processes.stopping_together())
+    libraries.check(config)
     config, taken = from_init.fill(config, folder)
     for line in taken if jax.process_index() == 0 else ():
       say(line)
@@ -65,10 +68,12 @@ class Loop:
     """Builds everything; closing `stack` saves and flushes what is pending."""
     self._config, self._stop = config, stop
     self._mesh = build.mesh(config)
-    self._source = training_data.train_source(config, self._say)
-    views = build.views(config)
-    self._evaluators = build.evaluators(config, self._mesh)
-    self._program = build.program(config, self._mesh)
+    with progress.waiting("opening the data"):
+      self._source = training_data.train_source(config, self._say)
+      views = build.views(config)
+      self._evaluations = Evaluations.of(config, self._mesh)
+    with progress.waiting("laying out the model"):
+      self._program = build.program(config, self._mesh)
     self._fields = build.step_fields(config)
     self._folder = workdir.claim(folder, config)
     processes.wait_for_all("workdir")
@@ -76,7 +81,8 @@ class Loop:
       self._folder / "checkpoints", keep=config.checkpoint.keep
     )
     stack.callback(self._checkpoints.close)
-    self._restore()
+    with progress.waiting("making or reading the train state"):
+      self._restore()
     self._batches = train_batches(
       self._source,
       views,
@@ -95,13 +101,16 @@ class Loop:
     self._starts = Starts(self._folder, self._step) if self._writer else None
     self._meter = Meter(config, self._mesh.size)
     self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+    self._moves = False  # Whether a step was taken since the start.
 
   def _restore(self) -> None:
     restored = self._checkpoints.restore(self._program.abstract_state)
     if restored is None:
       initial.check_embeddings(self._source, self._config)
       advice.tell(self._config, self._source, self._say)
-      self._state, data = self._first_state()
+      self._state, data = first_state.make(
+        self._config, self._program, self._mesh, self._say
+      )
     else:
       self._state, data = restored
       self._say(f"resuming from step {int(self._state.step)}")
@@ -121,19 +130,6 @@ class Loop:
     )
     self._skipped_steps = int(data.get("skipped_steps", 0))
     self._evaluated = int(data.get("evaluated_step", -1))
-
-  def _first_state(self) -> tuple[TrainState, Mapping[str, Any]]:
-    """Returns the state before the first step, and where the data start."""
-    state = self._program.init()
-    if self._config.init.state == "all":
-      start_from = self._program.start_from
-      stage = stages.go_on(self._config, state, self._mesh, start_from)
-      self._say("\n".join(stage.report))
-      return stage.state, stage.data
-    if self._config.init.path:
-      params = initial.initial_params(self._config, state.params, self._mesh)
-      state = self._program.start_from(state, params)
-    return state, {}
 
   def _drawn(self, step: int) -> int:
     """Returns how many examples were drawn until after a step."""
@@ -170,20 +166,34 @@ class Loop:
       if stopping:
         self._say(f"stopped after step {self._step}; run again to go on")
         return
-    self._checkpoints.wait()
+    with progress.waiting("writing the checkpoint"):
+      self._checkpoints.wait()
     if self._config.init.path and self._config.init.state != "all":
       random = self._program.init_params
       params, folder = self._state.params, self._folder
-      self._say(
-        finetuning.report(self._config, params, random, self._mesh, folder)
-      )
+      with progress.waiting("comparing with the start"):
+        report = finetuning.report(
+          self._config, params, random, self._mesh, folder
+        )
+      self._say(report)
     self._say(f"done: {self._step} steps; results lie in {self._folder}")
     self._say(f"to train for longer: {workdir.how_to_go_on(self._folder)}")
+
+  def _at_first(self, what: str) -> contextlib.AbstractContextManager[None]:
+    """Says what is done, where the bar of the steps does not move yet."""
+    if self._moves:
+      return contextlib.nullcontext()
+    config = workdir.as_json(self._config)
+    return progress.waiting(what, durations.key(what, str(self._mesh), config))
 
   def _next_batch(self) -> Mapping[str, Any] | None:
     """Returns a batch; None where a signal came first: data may be slow."""
     try:
-      with self._stop.interruptible(), self._meter.waiting():
+      with (
+        self._stop.interruptible(),
+        self._meter.waiting(),
+        self._at_first("reading the first batch"),
+      ):
         return next(self._batches)
     except Interrupted:
       return None
@@ -193,7 +203,9 @@ class Loop:
     self._skipped.name(faults.from_rows(host_batch["skipped"]), self._step + 1)
     batch = {name: host_batch[name] for name in self._fields}
     batch = sharding.to_global(self._mesh, batch)
-    self._state, metrics = self._program.step(self._state, batch)
+    with self._at_first("compiling the step"):
+      self._state, metrics = self._program.step(self._state, batch)
+    self._moves = True
     self._settle()
     self._step += 1
     self._pending = (self._step, metrics)
@@ -206,6 +218,8 @@ class Loop:
     self._pending = None
     metrics = jax.device_get(metrics)
     self._meter.step_done()
+    if self._writer:
+      self._writer.step_done()
     self._skipped.count(metrics["faults"], self._drawn(step))
     if not metrics["finite"]:
       self._handle_nonfinite(step, metrics)
@@ -219,13 +233,7 @@ class Loop:
       return
     self._checkpoints.wait()
     steps = self._checkpoints.steps()
-    good = self._folder / "checkpoints" / str(steps[-1]) if steps else "none"
-    raise RunStopped(
-      f"step {step}: the loss is {metrics['loss']} and the gradient's norm "
-      f"{metrics['grad_norm']}; last good checkpoint: {good} (a lower "
-      "config.optimizer.learning_rate or clip_norm may help; "
-      "config.nonfinite=skip leaves such steps out)"
-    )
+    raise nonfinite.stopped(step, metrics, self._folder, steps)
 
   def _log(self, step: int, metrics: Mapping[str, Any]) -> None:
     hidden = ("finite", "faults")
@@ -247,40 +255,27 @@ class Loop:
 
     The next start does it then. What is logged is never interrupted.
     """
-    due, results = self._due(), {}
+    due = self._evaluations.due(self._step, self._evaluated)
+    results = {}
     if due:
       self._settle()
     try:
       with self._stop.interruptible():
         for name in due:
-          results |= self._evaluate(name)
+          weights = self._state.weights
+          results[name] = self._evaluations.run(name, weights, self._step)
     except Interrupted:
       return False
     self._evaluated = self._step
     if results:
+      self._write_evaluations(results)
       self._meter.restart()  # The time of evaluating is not of training.
-      self._write(self._step, results)
     return True
 
-  def _due(self) -> list[str]:
-    """Returns the names of the evaluations to be done after this step."""
-    step = self._step
-    # A random start has nothing to show; trained weights are a guard.
-    if step == self._evaluated or step == 0 and not self._config.init.path:
-      return []
-    last, evals = step == self._config.total_steps, self._config.evals
-    return [n for n in self._evaluators if last or step % evals[n].every == 0]
-
-  def _evaluate(self, name: str) -> dict[str, float]:
-    """Returns the metrics of one evaluation as they are logged."""
-    try:
-      with naming_evaluation(name):
-        metrics = self._evaluators[name](self._state.weights).metrics
-    except UserError:  # One line says what is wrong with config or data.
-      raise
-    except Exception as error:
-      raise RuntimeError(f"evals.{name} failed at step {self._step}") from error
-    return {f"evals/{name}/{k}": v for k, v in metrics.items()}
+  def _write_evaluations(self, results: Mapping[str, Result]) -> None:
+    self._write(self._step, logged(results))
+    if self._writer:
+      self._writer.draw(self._step, self._evaluations.pictures(results))
 
   def _save(self) -> None:
     self._settle()  # Never save what was not seen to be finite.
@@ -293,7 +288,8 @@ class Loop:
     }
     if self._began:
       position["began"] = self._began
-    self._checkpoints.save(self._state, position)
+    with progress.waiting("saving", after=5):  # After the one before.
+      self._checkpoints.save(self._state, position)
 
   def _say(self, text: str) -> None:
     if jax.process_index() == 0:

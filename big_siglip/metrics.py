@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 import json
 import math
-import sys
 from typing import Any
 
 from etils import epath
 import numpy as np
-import tqdm
 
-from big_siglip import extras
+from big_siglip import progress
 from big_siglip.run import events
 from big_siglip.run.terminal import say
+from big_siglip.run.wandb_run import WandbRun
 from big_siglip.run.workdir import write_whole
 
 # What a line on the terminal shows; the files hold everything.
@@ -41,7 +40,7 @@ class MetricsWriter:
     evaluations past `evaluated_step`.
 
     Raises:
-      UserError: wandb is asked for and not installed.
+      UserError: wandb is asked for, and not installed or does not start.
     """
     workdir = epath.Path(workdir)
     self._path = workdir / "metrics.jsonl"
@@ -50,15 +49,13 @@ class MetricsWriter:
     self._events = events.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=start_step + 1
     )
-    self._wandb = _start_wandb(workdir, config) if use_wandb else None
+    self._wandb = WandbRun(workdir, config) if use_wandb else None
     self._total_steps = total_steps
-    self._bar = tqdm.tqdm(
-      total=total_steps,
-      initial=start_step,
-      unit="step",
-      dynamic_ncols=True,
-      disable=not sys.stderr.isatty(),
-    )
+    self._steps = progress.Progress(total_steps, "steps", done=start_step)
+
+  def step_done(self) -> None:
+    """Moves the bar by a step."""
+    self._steps.add(1)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds one line: the metrics of `step`, Python floats and ints."""
@@ -67,8 +64,15 @@ class MetricsWriter:
     for name, value in metrics.items():
       self._events.add_scalar(name, value, step)
     if self._wandb:
-      self._wandb.log(dict(metrics), step=step)
+      self._wandb.log(step, metrics)
     self._show(step, metrics)
+
+  def draw(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+    """Adds pictures of `step`, uint8 [H, W, 3] each, for TensorBoard, wandb."""
+    for name, picture in pictures.items():
+      self._events.add_image(name, picture, step, dataformats="HWC")
+    if self._wandb and pictures:
+      self._wandb.draw(step, pictures)
 
   def _append(self, line: str) -> None:
     if "://" not in str(self._path):
@@ -84,24 +88,18 @@ class MetricsWriter:
       for name, value in metrics.items()
       if name in _SHOWN or name.startswith("evals/")
     }
-    if self._bar.disable:
-      text = "  ".join(f"{name} {value}" for name, value in shown.items())
-      say(f"step {step}/{self._total_steps}  {text}")
+    # Evaluations are worth a line that stays.
+    if "loss" in metrics and self._steps.note(**shown):
       return
-    self._bar.update(step - self._bar.n)
-    if "loss" in metrics:
-      self._bar.set_postfix(shown)
-    else:  # Evaluations are worth a line that stays.
-      text = "  ".join(f"{name} {value}" for name, value in shown.items())
-      with self._bar.external_write_mode():  # `tqdm.write` fails with `| head`.
-        say(f"step {step}  {text}")
+    text = "  ".join(f"{name} {value}" for name, value in shown.items())
+    say(f"step {step}/{self._total_steps}  {text}")
 
   def close(self) -> None:
     """Flushes everything."""
-    self._bar.close()
+    self._steps.close()
     self._events.close()
     if self._wandb:
-      self._wandb.finish()
+      self._wandb.close()
 
 
 def read_metrics(
@@ -152,16 +150,3 @@ def last_metrics(workdir: epath.PathLike) -> dict[str, float]:
     for name, value in last.items()
     if name in _SUMMARY or name.startswith(("evals/", "skipped"))
   }
-
-
-def _start_wandb(workdir: epath.Path, config: Mapping[str, Any]) -> Any:
-  with extras.needed_by("config.wandb=True"):
-    import wandb
-  return wandb.init(
-    project="big_siglip",
-    name=workdir.name,
-    dir=str(workdir),
-    config=dict(config),
-    resume="allow",
-    id=workdir.name,
-  )

@@ -7,17 +7,19 @@ library call does not. Importing this module takes no time.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-import os
 import sys
 import threading
 import time
 from typing import Any
 
-from big_siglip import durations
+from big_siglip import bars, durations
 
 _QUICK = 0.5  # Seconds, before which nothing that is over needs a word.
 _SILENCE = 4.0  # Seconds, after which a line says that it is still at it.
 _REFRESH = 1.0  # Seconds between two pictures of what a terminal shows.
+# What is under way for longer than these seconds speaks as seldom as that: the
+# log of a run of days is to be read.
+_LONG, _SELDOM = 600.0, 30.0
 
 
 @dataclasses.dataclass
@@ -63,7 +65,7 @@ def say(text: str) -> None:
 def aside() -> Iterator[None]:
   """Takes the bars away while the block prints, to whichever stream."""
   with _voice.lock:
-    if _voice.under_way and _on_terminal():
+    if _voice.under_way and bars.on_terminal():
       import tqdm
 
       with tqdm.tqdm.external_write_mode(file=sys.stderr):
@@ -73,8 +75,15 @@ def aside() -> Iterator[None]:
     _voice.last = time.monotonic()
 
 
+def loading() -> contextlib.AbstractContextManager[None]:
+  """Says that libraries are loaded, where that takes long."""
+  return waiting("loading libraries", after=_SILENCE)
+
+
 @contextlib.contextmanager
-def waiting(what: str, key: str | None = None) -> Iterator[None]:
+def waiting(
+  what: str, key: str | None = None, *, after: float | None = None
+) -> Iterator[None]:
   """Says what goes on, then again and again for how long, then how long.
 
   A thread speaks, so that what takes long need not: compiling lets it. Of what
@@ -84,10 +93,12 @@ def waiting(what: str, key: str | None = None) -> Iterator[None]:
     what: such as "compiling the image tower".
     key: names what is done on this machine, as exactly as its duration depends
       on it. With a key the first line says how long it took last time.
+    after: so many seconds are at once; None: half a second.
   """
   if not _voice.on:
     yield
     return
+  after = _QUICK if after is None else after
   before = durations.last(key) if key else None
   last = "" if before is None else f" ({in_words(before)} last time)"
   start = time.monotonic()
@@ -99,12 +110,13 @@ def waiting(what: str, key: str | None = None) -> Iterator[None]:
 
   ended = "stopped after"
   try:
-    with _under_way(line, _still_line() if _on_terminal() else None, _QUICK):
+    bar = bars.still_line(after)
+    with _under_way(line, bar, after):
       yield
     ended = "took"
   finally:
     seconds = time.monotonic() - start
-    if seconds >= 1:
+    if seconds >= max(after, 1):
       say(f"{what}: {ended} {in_words(seconds)}")
     if key and ended == "took" and (seconds >= _QUICK or before is not None):
       durations.note(key, seconds)
@@ -135,15 +147,15 @@ class Progress:
     self._stack = contextlib.ExitStack()
     if not (shown and _voice.on):
       return
-    if _on_terminal():
-      self._bar = _bar_class()(
+    if bars.on_terminal():
+      self._bar = bars.bar_class()(
         file=sys.stderr,
         initial=done,
         total=total,
         unit=f" {unit}",
         dynamic_ncols=True,
       )
-    first = max(_SILENCE - _silent(), 0)
+    first = _REFRESH if self._bar else max(_SILENCE - _silent(), 0)
     self._stack.enter_context(_under_way(self.line, self._bar, first))
 
   def add(self, count: int) -> None:
@@ -156,10 +168,12 @@ class Progress:
     if self._bar is not None:
       self._bar.update(count)
 
-  def note(self, **values: str) -> None:
-    """Shows values at the end of a bar."""
-    if self._bar is not None:
-      self._bar.set_postfix(values)
+  def note(self, **values: str) -> bool:
+    """Shows values at the end of the bar; returns False where there is none."""
+    if self._bar is None:
+      return False
+    self._bar.set_postfix(values)
+    return True
 
   def line(self) -> str:
     """Returns how far it is, in words."""
@@ -204,50 +218,6 @@ def _silent() -> float:
   return time.monotonic() - _voice.last
 
 
-def _in_notebook() -> bool:
-  """Returns whether standard error is a notebook's, which shows bars."""
-  return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
-
-
-def _bar_class() -> Any:
-  """Returns the tqdm to use: a notebook that has widgets shows its own."""
-  if not _in_notebook():
-    from tqdm import tqdm
-  else:
-    import warnings
-
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # That there are no widgets.
-      from tqdm.auto import tqdm
-  return tqdm
-
-
-def _on_terminal() -> bool:
-  """Returns whether bars can be shown: on a terminal that has a width."""
-  if _in_notebook():
-    return True
-  try:
-    if sys.stderr is None or not sys.stderr.isatty():
-      return False
-  except ValueError:  # It was closed.
-    return False
-  try:
-    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-  except OSError:  # A notebook's, say.
-    return True
-
-
-def _still_line() -> Any:
-  """Returns a tqdm that shows a text alone and vanishes at its end."""
-  return _bar_class()(
-    file=sys.stderr,
-    bar_format="{desc}",
-    leave=False,
-    dynamic_ncols=True,
-    delay=_QUICK,
-  )
-
-
 @contextlib.contextmanager
 def _under_way(
   line: Callable[[], str], bar: Any, first: float
@@ -259,10 +229,10 @@ def _under_way(
     bar: the tqdm that a terminal shows, closed at the end; None: no terminal.
     first: seconds until the first line.
   """
-  over, own = threading.Event(), object()
+  over, own, begin = threading.Event(), object(), time.monotonic()
 
   def refresh() -> None:
-    pause = min(first, _REFRESH)
+    pause = first
     while not over.wait(pause):
       pause = _REFRESH
       with contextlib.suppress(OSError, ValueError):
@@ -274,11 +244,13 @@ def _under_way(
     pause, spoken = first, False
     while not over.wait(pause):
       with _voice.lock:
-        due = not spoken or _silent() >= _SILENCE
+        is_long = time.monotonic() - begin > _LONG
+        allowed = _SELDOM if is_long else _SILENCE
+        due = not spoken or _silent() >= allowed
         if due and not over.is_set() and _voice.under_way[-1] is own:
           spoken = True
           say(line())
-        pause = max(_SILENCE - _silent(), _SILENCE / 20)
+        pause = max(allowed - _silent(), _SILENCE / 20)
 
   _voice.under_way.append(own)
   speaker = threading.Thread(

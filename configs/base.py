@@ -79,6 +79,17 @@ def get_config() -> ConfigDict:
   # steps; how many are kept, 2 at least: the newest may be damaged.
   c.checkpoint = ConfigDict({"every": 200, "keep": 2})
   c.wandb = False  # Log to Weights & Biases, too.
+  c.logging = ConfigDict(
+    {
+      # Of wandb; None: your own entity, the name of the run's folder.
+      "project": "big_siglip",
+      "entity": config_dict.placeholder(str),
+      "name": config_dict.placeholder(str),
+      "tags": (),
+      # Draw evaluations, for TensorBoard and wandb (needs matplotlib).
+      "pictures": True,
+    }
+  )
   return c
 
 

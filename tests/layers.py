@@ -17,7 +17,7 @@ PACKAGE = sorted((ROOT / "big_siglip").rglob("*.py"))
 # A layer imports what stands in it or below. Each module belongs to the longest
 # name that it starts with; one that none names fails.
 LAYERS = (
-  ("errors", "extras", "shipped", "durations", "progress"),
+  ("errors", "extras", "shipped", "durations", "progress", "bars"),
   ("data.batch", "data.faults"),
   ("schema", "data.cleaning"),
   (
@@ -33,6 +33,7 @@ LAYERS = (
   ("ema", "late_start", "treatments"),
   ("optimizer", "microbatch", "objectives", "run.processes", "preparation"),
   ("train_step",),
+  ("device_program",),
   ("config_files",),
   ("evaluators", "checkpoint", "command_line", "weights"),
   ("run", "metrics", "training_data", "plan.topologies", "plan.gpus"),

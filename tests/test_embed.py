@@ -323,7 +323,7 @@ def test_rows_that_are_not_finite_are_not_found(tmp_path):
     search_exactly(reader, bad[[2]], 5)
   if importlib.util.find_spec("faiss"):
     with pytest.raises(UserError, match="--index=exact passes them by"):
-      index.open_index(reader, "hnsw")
+      index.open_index(reader, index.Choice("hnsw"))
 
 
 def test_what_is_not_finite_is_listed_and_not_written(tmp_path):
@@ -364,17 +364,21 @@ def test_the_index_finds_all_and_is_made_anew_when_they_change(tmp_path):
   queries = np.float32(queries / np.linalg.norm(queries, axis=1)[:, None])
   expected = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
   for _ in range(2):  # Made, and read.
-    _, found = index.open_index(embeddings.Reader(tmp_path), "hnsw").search(
-      queries, 10
-    )
+    _, found = index.open_index(
+      embeddings.Reader(tmp_path), index.Choice("hnsw")
+    ).search(queries, 10)
     np.testing.assert_array_equal(found, expected)
     made = (tmp_path / "_hnsw.faiss").stat().st_mtime_ns
   (tmp_path / "shard-000003.parquet").unlink()
-  index.open_index(embeddings.Reader(tmp_path), "hnsw").search(queries, 10)
+  index.open_index(embeddings.Reader(tmp_path), index.Choice("hnsw")).search(
+    queries, 10
+  )
   assert faiss.read_index(str(tmp_path / "_hnsw.faiss")).ntotal == 1_500
   assert (tmp_path / "_hnsw.faiss").stat().st_mtime_ns > made
   (tmp_path / "_hnsw.faiss").write_bytes(b"damaged")
-  index.open_index(embeddings.Reader(tmp_path), "hnsw").search(queries, 10)
+  index.open_index(embeddings.Reader(tmp_path), index.Choice("hnsw")).search(
+    queries, 10
+  )
 
 
 @pytest.mark.parametrize(
@@ -619,7 +623,10 @@ def test_mistakes_of_search(tmp_path, vectors, photos):
     ([where], "either --query=TEXT or --image=FILE"),
     ([where, "--query=a", "--image=b"], "either --query=TEXT or"),
     ([where, "--query=a", "--top=0"], "--top=0: must be at least 1"),
-    ([where, "--query=a", "--index=tree"], "must be exact, hnsw or lancedb"),
+    (
+      [where, "--query=a", "--index=tree"],
+      "must be exact, hnsw, lancedb or milvus",
+    ),
     ([where, "--image=nowhere.png"], "nowhere.png: No such file"),
     ([where, f"--image={photos}/05 text.jpg"], "is no image of a known"),
     ([f"--embeddings={photos}", "--query=a"], "holds no embeddings"),

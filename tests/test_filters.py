@@ -26,6 +26,12 @@ CASES = [
   ("width < 100 or label = 'dog'", [0, 3]),
   ("label == \"dog\" or label = 'cat' and width > 100", [0, 1, 3]),
   ("(label = 'dog' or label = 'cat') and width > 100", [1]),
+  ("width >= 150.5", [2]),
+  ("width > 149.5 and width < 150.5", [1]),
+  ("width = 150.5 or width = 50.0", [0]),
+  ("width != 150.5", [0, 1, 2]),
+  ("width <= 1e300 and width > -1e300", [0, 1, 2]),
+  ("width < 3000000000 and score > -0.5", [0, 1]),
   ("not width > 100", [0]),
   ("not (width > 100 or label = 'dog')", []),
   ("label <> 'dog'", [1]),
@@ -85,11 +91,3 @@ def test_mistakes_are_named(where, said):
   with pytest.raises(UserError, match=said) as error:
     filters.parse(where, TABLE.schema)
   assert str(error.value).startswith(f"--where={where}: ")
-
-
-def test_what_milvus_is_told():
-  where = "label = 'a \"b\"' and (width between 1 and 2 or not good = true)"
-  assert filters.parse(where, TABLE.schema).milvus == (
-    '(label == "a \\"b\\"") and (((width >= 1) and (width <= 2)) or '
-    "(not (good == true)))"
-  )

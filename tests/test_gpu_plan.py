@@ -12,7 +12,7 @@ import runs
 from big_siglip import build
 from big_siglip.errors import UserError
 from big_siglip.models import flops
-from big_siglip.plan import gpus, operations, peaks, plan
+from big_siglip.plan import gpus, hlo, operations, peaks, plan
 
 # Wide enough for the towers' products to be almost all of the work.
 WIDE = {
@@ -76,7 +76,7 @@ def test_peak_memory_of_a_cpu_has_its_temporary_arrays():
   stats = compiled.memory_analysis()
   assert stats.temp_size_in_bytes >= 2 * x.size * 4
   # What is given and returned, and what stands between.
-  assert plan.peak_bytes(stats, "cpu") >= 4 * x.size * 4
+  assert hlo.peak_bytes(stats, "cpu") >= 4 * x.size * 4
 
 
 @pytest.fixture(scope="module")

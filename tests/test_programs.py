@@ -67,6 +67,11 @@ CASES = [
   ),
   (["tools/import_weights.py"], "--weights must be given"),
   (["tools/inspect_data.py", CONFIG, "--count=0"], "--count"),
+  (["tools/neighbours.py"], "either --embeddings=DIR or --images=FOLDER"),
+  (
+    ["tools/neighbours.py", "--embeddings=x", "--threshold=1.5"],
+    "--threshold=1.5: must be above 0 and at most 1",
+  ),
   (["tools/plan.py", CONFIG], "--topology=KIND:SHAPE must be given"),
   (
     ["tools/plan.py", CONFIG, "--topology=v5e:2x2", "--batch_sizes=a"],

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from big_siglip import durations, progress
+from big_siglip import bars, durations, progress
 
 
 class _Stream(io.StringIO):
@@ -44,7 +44,8 @@ def stream(monkeypatch):
 
 def _listen(monkeypatch, stream):
   # Between a fixture and its test pytest puts its own stream into `sys`.
-  monkeypatch.setattr(progress, "sys", types.SimpleNamespace(stderr=stream))
+  for module in (bars, progress):
+    monkeypatch.setattr(module, "sys", types.SimpleNamespace(stderr=stream))
 
 
 def test_a_line_now_and_then(stream):

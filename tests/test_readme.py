@@ -141,8 +141,7 @@ def user(tmp_path_factory):
   user.run(f"{sys.executable} -m venv {folder / 'venv'}")
   user.run(wheel, cwd=source)
   (file,) = (source / "dist").glob("*.whl")
-  pins = ROOT / "constraints.txt"
-  user.run(f"pip install --quiet -c {pins} '{file}{extras}'")
+  user.run(f"pip install --quiet '{file}{extras}'")
   shutil.rmtree(source)
   _bring_files(user)
   yield user

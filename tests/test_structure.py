@@ -111,6 +111,7 @@ def test_configs_are_checked_without_jax():
     "command_line",
     "run/preemption",
     "commands",
+    "bars",
     "progress",
     "durations",
     "extras",

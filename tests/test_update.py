@@ -25,6 +25,7 @@ from big_siglip import embeddings
 from big_siglip.data.sources import open_source, Options
 from big_siglip.embeddings import description as descriptions
 from big_siglip.embeddings import folder as folders
+from big_siglip.embeddings import index
 from big_siglip.embeddings.pipeline import embed_missing
 from big_siglip.embeddings.update import Update
 
@@ -481,3 +482,39 @@ def test_what_is_trained_on_follows(copy, checkpoint):
     np.testing.assert_array_equal(row, np.float32(rows[name]["embedding"]))
     assert np.array_equal(row, before[name]) == (name != "2.png")
   assert len(list(output.glob(".rows-*.npy"))) == 1
+
+
+def test_pandas_pyarrow_and_duckdb_read_it_as_it_is(copy, checkpoint):
+  """As docs/embeddings.md says, after an update, with an index beside it."""
+  duckdb, pandas = map(pytest.importorskip, ("duckdb", "pandas"))
+  pytest.importorskip("lancedb")
+  photos, output = copy
+  (photos / "4.png").unlink()
+  write_photo(photos / "wide.png", 70, (20, 90))
+  embed(checkpoint, output, f"--images={photos}", "--update")
+  index.open_index(embeddings.Reader(output), index.Choice("lancedb"))
+  (output / ".shard-000000.parquet.0123456789abcdef").write_text("half of one")
+  expected = assert_is_of(output, checkpoint, photos)
+
+  table = dataset.dataset(output).to_table(
+    columns=["key", "embedding"], filter=dataset.field("width") > 80
+  )
+  assert table["key"].to_pylist() == ["wide.png"]
+
+  frame = pandas.read_parquet(output)
+  assert sorted(frame["key"]) == sorted(expected)
+  rows = np.stack(frame["embedding"])
+  assert (rows.shape, rows.dtype) == ((10, 32), np.float32)
+  query = np.float32(expected["wide.png"]["embedding"])
+  best = frame.assign(score=rows @ query).nlargest(3, "score")
+  assert best["key"].iloc[0] == "wide.png"
+
+  found = duckdb.execute(
+    "select key, array_cosine_similarity(embedding::float[32], ?::float[32])"
+    f" as score from '{output}/*.parquet' order by score desc limit 3",
+    [query],
+  ).fetchall()
+  assert [key for key, _ in found] == best["key"].to_list()
+  np.testing.assert_allclose(
+    [score for _, score in found], best["score"], atol=1e-6
+  )

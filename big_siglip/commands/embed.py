@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     else:
       path, read = _TEXTS.value, embeddings.read_texts
     inputs = read(path, _COLUMN.value, _DATA.value, _SPLIT.value)
-    platforms.prepare()
+    platforms.prepare(keep=not _DISTRIBUTED.value)
     if _DISTRIBUTED.value:
       with naming({"config.distributed": "--distributed"}):
         processes.join()

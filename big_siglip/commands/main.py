@@ -33,6 +33,9 @@ LINES = {
   "search": (
     "Finds the images or texts nearest to a query, among those of embed."
   ),
+  "neighbours": (
+    "Finds near-duplicates in a library of images: pairs and groups of them."
+  ),
   "serve": (
     "Serves a page for a trained model: images against labels, and search."
   ),
@@ -100,6 +103,8 @@ def find(name: str) -> types.ModuleType:  # noqa: C901
       from big_siglip.commands import embed as command
     case "search":
       from big_siglip.commands import search as command
+    case "neighbours":
+      from big_siglip.commands import neighbours as command
     case "serve":
       from big_siglip.commands import serve as command
     case "import":

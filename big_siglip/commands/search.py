@@ -4,10 +4,15 @@ big-siglip search --embeddings=vectors --query="a dog on a beach"
 big-siglip search --embeddings=vectors --image=dog.jpg --top=3 --json
 
 The cosine with every row is computed on the device, block by block, so that
-memory does not grow with their number. --index=hnsw looks at few of them
-instead: a graph that faiss (big_siglip[search]) builds once and that is
-kept beside the embeddings. faiss, because it is the most used of the libraries
-for this and has wheels for every Python; its graph and rows lie in memory.
+memory does not grow with their number. Other indexes look at few of the rows;
+they are made once, and follow the folder after an update:
+
+--index=lancedb  a database beside the embeddings, for millions of rows
+--index=hnsw     a graph in memory, by faiss
+--index=milvus   a server, of --database, for more than one machine holds
+
+The first two need big_siglip[search], the last big_siglip[milvus];
+docs/embeddings.md compares them.
 """
 
 import json
@@ -27,7 +32,17 @@ _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "The folder to search.")
 _QUERY = flags.DEFINE_string("query", None, "A text to look for.")
 _IMAGE = flags.DEFINE_string("image", None, "Or the file of an image.")
 _TOP = flags.DEFINE_integer("top", 10, "Results to print.")
-_INDEX = flags.DEFINE_string("index", "exact", "How to search: exact or hnsw.")
+_INDEX = flags.DEFINE_string(
+  "index", "exact", "How to search: exact, hnsw, lancedb or milvus."
+)
+_DATABASE = flags.DEFINE_string(
+  "database",
+  "",
+  "Of --index=milvus: http://HOST:19530; $MILVUS_TOKEN opens it.",
+)
+_COLLECTION = flags.DEFINE_string(
+  "collection", "", "Its name in the database; the folder's unless given."
+)
 _WHERE = flags.DEFINE_string(
   "where", None, "Rows to look at: 'width > 100 and key like \"holiday/%\"'."
 )
@@ -44,7 +59,8 @@ def main(argv: list[str]) -> None:
     from big_siglip import embeddings, platforms
     from big_siglip.embeddings import index
 
-    index.check_name(_INDEX.value)
+    choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
+    choice.check()
     folder = pathlib.Path(_EMBEDDINGS.value).expanduser()
     reader = embeddings.Reader(folder)
     if not reader.is_whole:
@@ -52,7 +68,7 @@ def main(argv: list[str]) -> None:
       print(f"note: {folder} has {count} of {total} shards", file=sys.stderr)
     platforms.prepare()
     query = _embed_query(reader)
-    scores, numbers = _search(reader, query)
+    scores, numbers = _search(reader, choice, query)
     rows = reader.records(numbers)
   results = [
     {**row, "score": float(score)}
@@ -100,11 +116,11 @@ def _embed_query(reader):
     raise UserError(f"--image={_IMAGE.value}: {error}") from error
 
 
-def _search(reader, query):
+def _search(reader, choice, query):
   """Returns cosines and numbers of the rows, the best first."""
   from big_siglip.embeddings import index
 
-  found = index.open_index(reader, _INDEX.value, _say)
+  found = index.open_index(reader, choice, _say)
   scores, numbers = found.search(query, _TOP.value, _WHERE.value)
   there = numbers[0] >= 0
   return scores[0][there], numbers[0][there]

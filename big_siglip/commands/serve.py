@@ -40,6 +40,14 @@ _INDEX = flags.DEFINE_string(
 _CLASSIFIER = flags.DEFINE_multi_string(
   "classifier", [], "A folder of big-siglip probe to offer; several."
 )
+_DATABASE = flags.DEFINE_string(
+  "database",
+  "",
+  "Of --index=milvus: http://HOST:19530; $MILVUS_TOKEN opens it.",
+)
+_COLLECTION = flags.DEFINE_string(
+  "collection", "", "Its name in the database; the folder's unless given."
+)
 _PREFIX = flags.DEFINE_string(
   "prefix", "", "What a proxy leaves before each path, such as /siglip."
 )
@@ -140,10 +148,13 @@ def _make_server():
     from big_siglip.page.app import make_app
   import big_siglip
   from big_siglip import platforms
+  from big_siglip.embeddings import index
   from big_siglip.page.gallery import Gallery
   from big_siglip.page.limits import Limits
   from big_siglip.page.scorer import Scorer
 
+  choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
+  choice.check()
   platforms.prepare()
   model = big_siglip.load(_CHECKPOINT.value)
   for kind in ("images", "texts"):  # Before the page opens.
@@ -151,7 +162,7 @@ def _make_server():
   limits, gallery = Limits(), None
   if _EMBEDDINGS.value:
     folder = pathlib.Path(_EMBEDDINGS.value).expanduser()
-    gallery = Gallery(folder, model, _CHECKPOINT.value, limits, _INDEX.value)
+    gallery = Gallery(folder, model, _CHECKPOINT.value, limits, choice)
   names = {"localhost", socket.gethostname(), _HOST.value, *_NAMES.value}
   hosts = {name.lower() for name in names}
   name = _CHECKPOINT.value.rstrip("/").rsplit("/", 1)[-1]

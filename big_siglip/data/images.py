@@ -147,6 +147,19 @@ def resize(
   return np.asarray(resized)
 
 
+def thumbnail(data: bytes, side: int) -> np.ndarray:
+  """Returns a file's image, of at most `side` pixels a side; never enlarges.
+
+  Raises:
+    BadImage: it cannot be decoded.
+  """
+  image = decode(data)
+  height, width = image.shape[:2]
+  factor = min(side / max(height, width), 1.0)
+  size = (max(round(height * factor), 1), max(round(width * factor), 1))
+  return resize(image, size, "bicubic")
+
+
 def random_box(
   height: int,
   width: int,

@@ -13,12 +13,14 @@ too. What is empty (null) fulfils no condition but "is null".
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 import operator
 import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from big_siglip.embeddings import milvus_names
 from big_siglip.errors import UserError
 
 _TOKEN = re.compile(
@@ -40,6 +42,8 @@ _COMPARE: dict[str, tuple[Callable, str]] = {
   ">=": (operator.ge, ">="),
 }
 
+_MOST = 2**63 - 1  # Of a whole number.
+
 Value = int | float | str | bool
 
 
@@ -50,12 +54,16 @@ class Filter:
   Attributes:
     arrow: as pyarrow takes it.
     sql: as LanceDB takes it: names in backticks, texts in single quotes.
-    milvus: as Milvus takes it: plain names, texts in double quotes.
+    milvus: as Milvus takes it: plain names, texts in double quotes, true where
+      the condition is.
+    not_milvus: true where the condition is false; neither is where it depends
+      on what is empty.
   """
 
   arrow: pc.Expression
   sql: str
   milvus: str
+  not_milvus: str
 
 
 def parse(where: str, schema: pa.Schema) -> Filter:
@@ -150,7 +158,10 @@ class _Parser:
       negative = self._takes("not")
       self._needs("null")
       found = Filter(
-        pc.field(name).is_null(), f"`{name}` is null", f"{name} is null"
+        pc.field(name).is_null(),
+        f"`{name}` is null",
+        f"{milvus_names.has_value(name)} == false",
+        f"{milvus_names.has_value(name)} == true",
       )
       return _not(found) if negative else found
     if self._takes("not"):
@@ -187,16 +198,20 @@ class _Parser:
     return Filter(
       pc.match_like(pc.field(name), pattern),
       f"`{name}` like {_sql(pattern)}",
-      f"{name} like {_milvus(pattern)}",
+      *milvus_names.compared(name, "like", pattern),
     )
 
   def _compared(self, name: str, sign: str) -> Filter:
-    value = self._value(name)
-    compare, sign = _COMPARE[sign]
+    value, column = self._value(name), self._schema.field(name).type
+    sign, called = _COMPARE[sign][1], f"`{name}`"
+    if pa.types.is_integer(column):
+      sign, value = _whole(sign, value)
+      if column.bit_width < 64 and abs(value) >= 2 ** (column.bit_width - 1):
+        called = f"cast({called} as bigint)"
     return Filter(
-      compare(pc.field(name), pc.scalar(value)),
-      f"`{name}` {sign} {_sql(value)}",
-      f"{name} {'==' if sign == '=' else sign} {_milvus(value)}",
+      _COMPARE[sign][0](pc.field(name), pc.scalar(value)),
+      f"{called} {sign} {_sql(value)}",
+      *milvus_names.compared(name, "==" if sign == "=" else sign, value),
     )
 
   def _value(self, name: str) -> Value:
@@ -214,9 +229,23 @@ class _Parser:
         f"{text!r} is no value: a number, true, false, or a text in quotes"
       )
     column = self._schema.field(name).type
+    if value in (math.inf, -math.inf) or (
+      isinstance(value, int) and abs(value) > _MOST
+    ):
+      raise self._error(f"{text} is no number of 64 bits")
     if type(value) not in _types(column):
       raise self._error(f"{name!r} is {column}, and {text} is not")
     return value
+
+
+def _whole(sign: str, value: int | float) -> tuple[str, int]:
+  """Returns the comparison with a whole number that whole ones pass alike."""
+  floor = math.floor(min(max(value, -_MOST), _MOST))
+  if floor == value:
+    return sign, floor
+  if sign in ("=", "!="):  # None is equal, and all are different.
+    return ("<", -_MOST) if sign == "=" else (">=", -_MOST)
+  return ("<=" if sign.startswith("<") else ">"), floor
 
 
 def _types(column: pa.DataType) -> tuple[type, ...]:
@@ -230,17 +259,22 @@ def _types(column: pa.DataType) -> tuple[type, ...]:
 
 def _not(condition: Filter) -> Filter:
   return Filter(
-    ~condition.arrow, f"not ({condition.sql})", f"not ({condition.milvus})"
+    ~condition.arrow,
+    f"not ({condition.sql})",
+    condition.not_milvus,
+    condition.milvus,
   )
 
 
 def _join(parts: list[Filter], by: Callable, word: str) -> Filter:
   if len(parts) == 1:
     return parts[0]
+  other = "or" if word == "and" else "and"
   return Filter(
     functools.reduce(by, [part.arrow for part in parts]),
     f" {word} ".join(f"({part.sql})" for part in parts),
     f" {word} ".join(f"({part.milvus})" for part in parts),
+    f" {other} ".join(f"({part.not_milvus})" for part in parts),
   )
 
 
@@ -252,10 +286,4 @@ def _unquoted(text: str) -> str:
 def _sql(value: Value) -> str:
   if isinstance(value, str):
     return "'" + value.replace("'", "''") + "'"
-  return str(value).lower()
-
-
-def _milvus(value: Value) -> str:
-  if isinstance(value, str):
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
   return str(value).lower()

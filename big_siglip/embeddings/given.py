@@ -105,6 +105,9 @@ class AnyInputs(Protocol):
   def digest(self, index: int) -> str | None:
     """Returns the sha256 of the bytes of one; None: they cannot be read."""
 
+  def read(self, index: int) -> bytes | None:
+    """Returns the bytes of an image; None: it is none, or cannot be read."""
+
   def prepare(
     self, model: Model, index: int, known: Known = unknown
   ) -> Prepared:

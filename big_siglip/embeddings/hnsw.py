@@ -28,6 +28,7 @@ _INDEX, _STAMP = "_hnsw.faiss", "_hnsw.json"
 _NEIGHBOURS = 32  # Of each row in the graph, on its lowest level twice as many.
 _BUILD_WIDTH = 200  # Candidates kept while a row is added ...
 _SEARCH_WIDTH = 256  # ... and while a query is answered.
+_PASSING = 64  # Candidates that a filter is to let pass, at least.
 _BLOCK = 16_384  # Rows added at once.
 
 
@@ -51,23 +52,37 @@ class Hnsw:
   ) -> tuple[np.ndarray, np.ndarray]:
     """See `Index.search`.
 
-    With a filter the graph may lead to fewer rows than there are; then all of
-    those that the filter lets pass are compared.
+    With a filter, few rows of those that the graph leads to may pass: so it is
+    followed further, and where few pass at all, these are compared instead.
     """
     chosen = choose(self._reader, where)
-    count = self._reader.num_rows if chosen is None else int(chosen.sum())
-    top = min(top, count)
-    parameters = self._faiss.SearchParametersHNSW(
-      efSearch=max(_SEARCH_WIDTH, 2 * top)
-    )
+    rows = np.ascontiguousarray(queries, np.float32)
+    width = max(_SEARCH_WIDTH, 2 * top)
+    parameters = self._faiss.SearchParametersHNSW(efSearch=width)
     if chosen is not None:
+      places = np.flatnonzero(chosen)
+      top = min(top, len(places))
+      candidates = _PASSING * len(chosen) // max(len(places), 1)
+      if len(places) <= candidates:  # As fast, and exact.
+        return self._compare(rows, top, places)
       bits = np.packbits(chosen, bitorder="little")
       parameters.sel = self._faiss.IDSelectorBitmap(bits)
-    rows = np.ascontiguousarray(queries, np.float32)
+      parameters.efSearch = max(width, candidates)
+    top = min(top, self._reader.num_rows)
     scores, numbers = self._index.search(rows, top, params=parameters)
     if (numbers < 0).any():
       return search_exactly(self._reader, queries, top, chosen=chosen)
     return scores, numbers
+
+  def _compare(
+    self, queries: np.ndarray, top: int, places: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Compares the rows at some places with each query."""
+    if not np.isfinite(queries).all():
+      raise UserError("the query's embedding is not finite")
+    scores = queries @ self._index.reconstruct_batch(places).T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return np.take_along_axis(scores, order, 1), places[order]
 
 
 def _open(reader: Reader) -> Any:

@@ -1,7 +1,7 @@
 """The nearest rows of a folder of embeddings, by whatever finds them.
 
     reader = embeddings.Reader(folder)
-    found = index.open_index(reader, "lancedb", say=print)
+    found = index.open_index(reader, index.Choice("lancedb"), say=print)
     scores, numbers = found.search(queries, 10, where="width > 100")
     rows = reader.records(numbers[0])  # key, text and further columns of each.
 
@@ -13,6 +13,7 @@ Shape letters: Q queries, E width of an embedding, K results.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Protocol
 
 from absl import logging
@@ -21,12 +22,13 @@ import numpy as np
 from big_siglip.data.embedding_folder import (
   Reader,
 )
+from big_siglip.embeddings import milvus
 from big_siglip.embeddings.hnsw import Hnsw
 from big_siglip.embeddings.lance import Lance
 from big_siglip.embeddings.search import Exact
 from big_siglip.errors import UserError
 
-NAMES = ("exact", "hnsw", "lancedb")
+NAMES = ("exact", "hnsw", "lancedb", "milvus")
 
 Say = Callable[[str], None]
 
@@ -56,31 +58,55 @@ class Index(Protocol):
     ...
 
 
-def check_name(name: str) -> None:
-  """Raises a `UserError` unless there is an index of this name."""
-  if name not in NAMES:
-    raise UserError(
-      f"--index={name}: must be {', '.join(NAMES[:-1])} or {NAMES[-1]}"
-    )
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """How a folder is searched.
+
+  Attributes:
+    name: one of `NAMES`.
+    database: of "milvus" the server's address.
+    collection: its name there; "": that of the folder.
+  """
+
+  name: str = "exact"
+  database: str = ""
+  collection: str = ""
+
+  def check(self) -> None:
+    """Raises a `UserError` unless there is such an index."""
+    if self.name not in NAMES:
+      raise UserError(
+        f"--index={self.name}: must be {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+      )
+    if self.name == "milvus":
+      milvus.check(self.database, self.collection)
+    elif self.database or self.collection:
+      flag = "database" if self.database else "collection"
+      raise UserError(
+        f"--{flag}={getattr(self, flag)}: belongs to --index=milvus"
+      )
 
 
 def open_index(
-  reader: Reader, name: str = "exact", say: Say = logging.warning
+  reader: Reader, choice: Choice | None = None, say: Say = logging.warning
 ) -> Index:
   """Returns an index of a folder's rows, made or brought up to date.
 
   Args:
     reader: of the folder.
-    name: one of `NAMES`.
-    say: told of what takes long, and of rows that are left out.
+    choice: how it is searched; None: exactly.
+    say: told of rows that are left out.
 
   Raises:
     UserError: there is no such index; its package is not installed; the folder
-      cannot be written.
+      cannot be written; the database cannot be reached, or is of other rows.
   """
-  check_name(name)
-  if name == "hnsw":
+  choice = choice or Choice()
+  choice.check()
+  if choice.name == "hnsw":
     return Hnsw(reader)
-  if name == "lancedb":
+  if choice.name == "lancedb":
     return Lance(reader)
+  if choice.name == "milvus":
+    return milvus.Milvus(reader, choice.database, choice.collection)
   return Exact(reader, say)

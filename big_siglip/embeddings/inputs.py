@@ -91,8 +91,15 @@ class Inputs:
     """See `AnyInputs.digest`."""
     if self.texts is not None:
       return _sha256(_bytes(self.texts[index]))
+    data = self.read(index)
+    return None if data is None else _sha256(data)
+
+  def read(self, index: int) -> bytes | None:
+    """See `AnyInputs.read`."""
+    if self.texts is not None:
+      return None
     try:
-      return _sha256(self._file(index).read_bytes())
+      return self._file(index).read_bytes()
     except (OSError, ValueError):
       return None
 
@@ -165,8 +172,12 @@ class DataImages:
 
   def digest(self, index: int) -> str | None:
     """See `AnyInputs.digest`."""
-    data = self._read(index)[1]
+    data = self.read(index)
     return None if data is None else _sha256(data)
+
+  def read(self, index: int) -> bytes | None:
+    """See `AnyInputs.read`."""
+    return self._read(index)[1]
 
   def prepare(
     self, model: Model, index: int, known: Known = unknown

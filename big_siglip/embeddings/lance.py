@@ -38,7 +38,7 @@ _MADE_OF = b"made_of"
 _GROUP = 4096  # Rows around a centre.
 _MIN_ROWS = 20_000  # Fewer are compared one by one, as fast.
 _PROBED = 32  # Groups that are looked at; more where they hold too few rows.
-_REFINED = 10  # Times the results, that are compared exactly.
+_REFINED = 20  # Times the results, that are compared exactly.
 _SAMPLED = 64  # Rows a centre that the centres are found by ...
 _ROUNDS = 10  # ... in so many rounds.
 _STALE = 0.2  # Share of new rows from which on the centres are found anew.
@@ -83,7 +83,7 @@ class Lance:
 
 def _import() -> Any:
   # Its engine names every file that it makes, on standard error.
-  os.environ.setdefault("LANCE_LOG", "error")
+  os.environ.setdefault("LANCEDB_LOG", "error")
   with extras.needed_by("--index=lancedb"):
     import lancedb
   return lancedb
@@ -109,9 +109,10 @@ def _find(database: Any, reader: Reader) -> Any:
   """Returns the table that was made of this folder by this model, if any."""
   if not (reader.folder / NAME).exists():
     return None
-  if _TABLE not in database.table_names():
+  try:
+    table = database.open_table(_TABLE)
+  except ValueError:  # A program that was killed may have left the half of one.
     return None
-  table = database.open_table(_TABLE)
   said = (table.schema.metadata or {}).get(_MADE_OF, b"").decode()
   if said != made_of(reader):
     say(f"{reader.folder / NAME}: is of other embeddings, and is made anew")

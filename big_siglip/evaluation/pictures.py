@@ -26,21 +26,9 @@ def draw(folder: epath.Path, results: Mapping[str, Result]) -> list[epath.Path]:
   """
   files = []
   for name, result in results.items():
-    details = result.details
-    figure = None
-    if "classes" in details:
-      figure = _confusion(details)
-    elif "reliability" in details:
-      figure = _reliability(details, result.metrics)
-    elif "edges" in details:
-      figure = _logits(details, result.metrics)
-    elif any("recall@" in metric for metric in result.metrics):
-      figure = _recalls(result.metrics)
-    elif "accuracy_by_seed" in details:
-      figure = _shots(details)
+    figure = _drawn(name, result)
     if figure is None:
       continue
-    figure.suptitle(name)
     file = folder / f"{name}.png"
     folder.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as stream:
@@ -48,6 +36,39 @@ def draw(folder: epath.Path, results: Mapping[str, Result]) -> list[epath.Path]:
     plt.close(figure)
     files.append(file)
   return files
+
+
+def chart(name: str, result: Result) -> np.ndarray | None:
+  """Returns the same picture of one evaluation, uint8 [H, W, 3], or None."""
+  figure = _drawn(name, result)
+  return None if figure is None else as_array(figure)
+
+
+def as_array(figure: Any) -> np.ndarray:
+  """Returns a figure as uint8 [H, W, 3], and closes it."""
+  figure.canvas.draw()
+  pixels = np.array(figure.canvas.buffer_rgba())[..., :3]
+  plt.close(figure)
+  return pixels
+
+
+def _drawn(name: str, result: Result):
+  """Returns the figure of an evaluation; None where nothing can be shown."""
+  details = result.details
+  figure = None
+  if "classes" in details:
+    figure = _confusion(details)
+  elif "reliability" in details:
+    figure = _reliability(details, result.metrics)
+  elif "edges" in details:
+    figure = _logits(details, result.metrics)
+  elif any("recall@" in metric for metric in result.metrics):
+    figure = _recalls(result.metrics)
+  elif "accuracy_by_seed" in details:
+    figure = _shots(details)
+  if figure is not None:
+    figure.suptitle(name)
+  return figure
 
 
 def _figure(width: float = 7.0, height: float = 5.0):

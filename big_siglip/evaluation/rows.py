@@ -17,8 +17,8 @@ from big_siglip.evaluators.result import Table
 from big_siglip.evaluators.scores import classified, plain, recalls, Score
 from big_siglip.evaluators.tables import BETWEEN
 
-_WHOLE = ("row", "rank", "label_rank")
-_REAL = ("score", "probability", "label_score", "right_score")
+_WHOLE = ("row", "rank", "label_rank", "group")
+_REAL = ("score", "probability", "label_score", "right_score", "similarity")
 
 
 def write(file: epath.Path, table: Mapping[str, Sequence[Any]]) -> None:

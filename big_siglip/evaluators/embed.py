@@ -6,8 +6,6 @@ of the embedding.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
-import hashlib
-import json
 import math
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import progress
+from big_siglip import durations, progress
 from big_siglip.errors import UserError
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.schema.words import KERNELS
@@ -129,7 +127,8 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     return math.exp(scale), float(bias)
 
   kind = mesh.devices.flat[0].device_kind
-  key = f"{kind} x {mesh.size} {_digest(model.config)}"
+  config = ConfigDict(model.config).to_dict()
+  key = durations.key(f"{kind} x {mesh.size}", config)
   return Embedders(
     make_embed(embed_image, mesh, "the image tower", key),
     make_embed(embed_text, mesh, "the text tower", key),
@@ -137,12 +136,6 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     logits,
     batch_devices(mesh),
   )
-
-
-def _digest(config: ConfigDict) -> str:
-  """Returns a few letters that tell one model from another."""
-  text = json.dumps(ConfigDict(config).to_dict(), sort_keys=True, default=str)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _in_slices(

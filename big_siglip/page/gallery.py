@@ -13,7 +13,7 @@ from big_siglip.data.images import BadImage
 from big_siglip.data.sources.example import Options
 from big_siglip.data.sources.folder import read_folder
 from big_siglip.embeddings import description as descriptions
-from big_siglip.embeddings.index import Index, open_index
+from big_siglip.embeddings.index import Choice, Index, open_index
 from big_siglip.errors import naming, UserError
 from big_siglip.page.limits import decode, Limits
 from big_siglip.trained.inference import Model
@@ -41,7 +41,7 @@ class Gallery:
     model: Model,
     checkpoint: str,
     limits: Limits,
-    index: str = "exact",
+    index: Choice | None = None,
   ):
     """Opens the folder; after an update it is opened again.
 
@@ -50,11 +50,11 @@ class Gallery:
       model: must be the one that made them.
       checkpoint: what it was loaded from.
       limits: of the images that are shown.
-      index: how it is searched, a name of `embeddings.index`.
+      index: how it is searched; None: exactly.
 
     Raises:
       UserError: the folder holds no embeddings, or those of another model;
-        there is no such index, or its package is missing.
+        there is no such index, its package is missing, or its database.
     """
     self._folder, self._index, self._limits = folder, index, limits
     self._opened = self._open()

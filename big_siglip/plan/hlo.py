@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: what its loops multiply.
+"""Reads what a compiler says of its program: what loops multiply, memory.
 
 The TPU compiler writes `estimated_cycles` beside every operation that it timed;
 an operation in a loop's body is written once and runs as often as the loop
@@ -9,6 +9,7 @@ from collections import Counter
 import dataclasses
 import math
 import re
+from typing import Any
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -124,3 +125,21 @@ def _largest_array(shape: str) -> int:
     count = math.prod(int(d) for d in dimensions.split(",") if d)
     sizes.append(count * bits // 8)
   return max(sizes)
+
+
+def peak_bytes(stats: Any, platform: str) -> int:
+  """Returns the most that a program has allocated at once, on a device.
+
+  Args:
+    stats: `compiled.memory_analysis()`.
+    platform: "cpu", "gpu" or "tpu".
+  """
+  if platform != "cpu":
+    return stats.peak_memory_in_bytes
+  # Which on CPUs leaves temporary arrays out.
+  return (
+    stats.argument_size_in_bytes
+    + stats.output_size_in_bytes
+    - stats.alias_size_in_bytes
+    + stats.temp_size_in_bytes
+  )

@@ -215,26 +215,8 @@ def _compile(
     if not used:
       raise
     return round(float(used[1]) * _UNITS[used[2]]), ""
-  peak = peak_bytes(compiled.memory_analysis(), platform)
+  peak = hlo.peak_bytes(compiled.memory_analysis(), platform)
   return peak, compiled.as_text()
-
-
-def peak_bytes(stats: Any, platform: str) -> int:
-  """Returns the most that a program has allocated at once, on a device.
-
-  Args:
-    stats: `compiled.memory_analysis()`.
-    platform: "cpu", "gpu" or "tpu".
-  """
-  if platform != "cpu":
-    return stats.peak_memory_in_bytes
-  # Which on CPUs leaves temporary arrays out.
-  return (
-    stats.argument_size_in_bytes
-    + stats.output_size_in_bytes
-    - stats.alias_size_in_bytes
-    + stats.temp_size_in_bytes
-  )
 
 
 def _bytes_per_chip(leaf: jax.ShapeDtypeStruct) -> int:

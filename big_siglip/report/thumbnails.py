@@ -37,11 +37,16 @@ def shrink(example: Example) -> np.ndarray:
   """
   if isinstance(example.image, np.ndarray):
     raise UserError("holds embeddings, and no images")
-  image = images.decode(example.image)
-  height, width = image.shape[:2]
-  factor = min(_SIDE / max(height, width), 1.0)
-  size = (max(round(height * factor), 1), max(round(width * factor), 1))
-  return images.resize(image, size, "bicubic")
+  return shrink_bytes(example.image)
+
+
+def shrink_bytes(data: bytes) -> np.ndarray:
+  """Returns an encoded image as `shrink` does.
+
+  Raises:
+    BadImage: it cannot be decoded.
+  """
+  return images.thumbnail(data, _SIDE)
 
 
 def picture(thumbnail: np.ndarray, alt: str) -> Picture:

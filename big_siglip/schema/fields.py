@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from big_siglip.schema import words
+from big_siglip.schema import logs, words
 from big_siglip.schema.field import (
   complete,
   Field,
@@ -218,6 +218,7 @@ FIELDS = {
     "keep": _free(int, within=Range(least=2)),
   },
   "wandb": _free(bool),
+  "logging": logs.FIELDS,
 }
 
 

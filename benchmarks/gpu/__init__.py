@@ -1,0 +1,1 @@
+"""How fast training is on a GPU: see `python -m benchmarks.gpu --help`."""

@@ -1,0 +1,145 @@
+"""What runs on the devices: initialization and the step, from a config.
+
+It knows of the data no more than shapes, and loads nothing that reads them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from big_siglip import ema, sharding
+from big_siglip.data.batch import Fields
+from big_siglip.models import make_model
+from big_siglip.objectives import make_terms, Term, total
+from big_siglip.optimizer import make_optimizer
+from big_siglip.parameter_rules import frozen_mask
+from big_siglip.train_step import (
+  init_params,
+  init_state,
+  train_step,
+  TrainState,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What the loop runs on the devices.
+
+  Attributes:
+    abstract_state: shapes, dtypes and shardings of the train state.
+    init: () -> TrainState, on the mesh.
+    init_params: () -> its parameters alone.
+    step: (TrainState, batch) -> (TrainState, metrics); the given state is
+      donated.
+    start_from: (TrainState, parameters) -> the state before the first step with
+      these parameters: their average and what terms carry start from them too.
+  """
+
+  abstract_state: TrainState
+  init: Callable[[], TrainState]
+  init_params: Callable[[], Any]
+  step: jax.stages.Wrapped
+  start_from: Callable[[TrainState, Any], TrainState]
+
+
+def make_program(
+  config: ConfigDict,
+  fields: Fields,
+  device_mesh: Mesh,
+  loss_terms: Sequence[Term] | None = None,
+  began: Mapping[str, int] | None = None,
+) -> Program:
+  """Returns initialization and step for the mesh, not compiled yet.
+
+  Args:
+    config: the config.
+    fields: the arrays of a batch that the model sees.
+    device_mesh: of `sharding.make_mesh`.
+    loss_terms: the summands of the loss; None: those of the config.
+    began: see `make_optimizer`; the state is the same with any.
+
+  Raises:
+    UserError: a rule of `config.optimizer.rules` is wrong.
+  """
+  model = make_model(config.model, sharding.batch_sharding(device_mesh))
+  if loss_terms is None:
+    loss_terms = make_terms(config, device_mesh)
+  rng = jax.random.key(config.seed)
+  example = sharding.abstract(fields, 1)
+  parts = {"model": model, "terms": loss_terms}
+  params = jax.eval_shape(functools.partial(init_params, **parts), rng, example)
+  optimizer, schedule = make_optimizer(
+    config.optimizer, params, total_steps=config.total_steps, began=began
+  )
+  decay = config.ema.decay
+
+  def begun(make: Callable[..., Any], **options: Any) -> Any:
+    batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), example)
+    return make(rng, batch, **parts, **options)
+
+  init = functools.partial(
+    begun, init_state, optimizer=optimizer, average=decay is not None
+  )
+  abstract = jax.eval_shape(init)
+  shardings = sharding.state_sharding(abstract, device_mesh)
+
+  def step(state, batch):
+    batch = dict(batch)
+    faults = batch.pop("faults").sum(axis=0)  # Of the loader, for the log.
+    state, metrics = train_step(
+      state,
+      batch,
+      look=model.look,
+      terms=loss_terms,
+      optimizer=optimizer,
+      schedule=schedule,
+      seed=config.seed,
+      frozen=_frozen(params, config),
+      slices=_slices(config, device_mesh),
+      skip_nonfinite=config.nonfinite == "skip",
+      ema_decay=decay,
+    )
+    return state, {**metrics, "faults": faults}
+
+  return Program(
+    abstract_state=sharding.placed(abstract, device_mesh),
+    init=jax.jit(init, out_shardings=shardings),
+    init_params=jax.jit(
+      functools.partial(begun, init_params), out_shardings=shardings.params
+    ),
+    step=jax.jit(
+      step,
+      donate_argnums=0,
+      out_shardings=(shardings, sharding.replicated(device_mesh)),
+    ),
+    start_from=functools.partial(_start_from, loss_terms),
+  )
+
+
+def _start_from(
+  loss_terms: Sequence[Term], state: TrainState, params: Any
+) -> TrainState:
+  return state.replace(
+    params=params,
+    carry=total.init_carry(loss_terms, params),
+    ema=None if state.ema is None else ema.start(params),
+  )
+
+
+def _slices(config: ConfigDict, device_mesh: Mesh) -> sharding.Slices | None:
+  if config.microbatch in (None, config.batch_size):
+    return None
+  count = config.batch_size // config.microbatch
+  return sharding.Slices(count, device_mesh, sharding.BATCH_AXES)
+
+
+def _frozen(params: Any, config: ConfigDict) -> Any:
+  """Returns the mask of frozen parameters, or None where there are none."""
+  mask = frozen_mask(params, config.optimizer.rules)
+  return mask if any(map(np.any, jax.tree.leaves(mask))) else None
