@@ -1,10 +1,16 @@
 """Features of patches; transformers is the judge, and the tower's own pool."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import model_cases
 import numpy as np
 from peers import torch, transformers
+from PIL import Image
+import programs
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import big_siglip
@@ -337,3 +343,40 @@ def test_jit_computes_no_block_after_the_last_that_is_asked_for():
     lowered = look.lower(params, jnp.asarray(image))
     flops.append(lowered.compile().cost_analysis()["flops"])
   assert flops[0] < flops[1] < flops[2]
+
+
+def test_embed_writes_patches_as_parquet(reference, tmp_path):
+  images = _images(80, 3)
+  (tmp_path / "photos").mkdir()
+  for number, image in enumerate(images):
+    Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
+  flags = (
+    f"--checkpoint={reference[1]}",
+    f"--images={tmp_path / 'photos'}",
+    f"--output={tmp_path / 'out'}",
+  )
+  more = "--patches=value", "--size=84"
+  assert programs.call("tools/embed.py", *flags, *more)[0] == 0
+  rows = pq.read_table(tmp_path / "out")
+  said = json.loads((tmp_path / "out" / "_embedding.json").read_text())
+  assert said["patches"] == {
+    "kind": "value", "layer": -1, "size": 84, "grid": [6, 6], "width": 32
+  }  # fmt: skip
+  assert rows.schema.field("embedding").type.value_type == pa.float16()
+  found = np.stack(rows["embedding"].to_numpy()).reshape(3, 6, 6, 32)
+  model = big_siglip.load(reference[1])
+  files = [tmp_path / "photos" / key for key in rows["key"].to_pylist()]
+  expected = model.embed_patches(files, kind="value", size=84)
+  _close(found, expected, 1e-3)
+  said = programs.said_in_one_line(
+    "tools/search.py", f"--embeddings={tmp_path / 'out'}", "--query=a"
+  )
+  assert "holds patches of images, must hold embeddings of whole" in said
+  for more, expected in (
+    (["--patches=best"], "--patches='best': must be one of last, text"),
+    (["--patches=last", "--size=50"], "--size=50: must be 56"),
+    (["--size=84"], "--size and --layer: go with --patches"),
+    (["--patches=last"], "patches"),  # Not what the folder was made of.
+  ):
+    said = programs.said_in_one_line("tools/embed.py", *flags, *more)
+    assert expected in said

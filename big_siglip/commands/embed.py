@@ -13,7 +13,9 @@ Started again it goes on where it ended or was killed: whole shards stay.
 can be killed, too. --distributed shares the work among processes, each started
 by the same command. Rows have a key (an image's path in the folder, or the
 number of a line), the text, the embedding, of length 1, and columns to filter
-by. _skipped.jsonl lists what cannot be read. docs/embeddings.md says more.
+by. --patches keeps what each patch knows in place of one embedding
+(docs/dense.md). _skipped.jsonl lists what cannot be read. docs/embeddings.md
+says more.
 """
 
 import dataclasses
@@ -46,6 +48,15 @@ _DATA = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", None, "Of a data set; all unless given.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
+_PATCHES = flags.DEFINE_string(
+  "patches", None, "Of images, their patches: last, text, value or share."
+)
+_LAYER = flags.DEFINE_integer(
+  "layer", -1, "Of --patches: -1 the last block's, -2 those before."
+)
+_SIZE = flags.DEFINE_integer(
+  "size", None, "Of --patches: pixels that images are resized to."
+)
 _UPDATE = flags.DEFINE_bool(
   "update", False, "Embed what is new or has changed; drop what is gone."
 )
@@ -59,10 +70,12 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Rows at once.")
 _NUM_THREADS = flags.DEFINE_integer(
   "num_threads", os.cpu_count() or 1, "Threads that read and decode."
 )
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Or float16: half the size.")
+_DTYPE = flags.DEFINE_string(
+  "dtype", None, "float32; or float16, half the size, as patches have."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON.")
 _DTYPES = ("float32", "float16")
-_SHARD = 10_000  # Inputs of a file.
+_SHARD, _SHARD_BYTES = 10_000, 2**28  # Inputs of a file; bytes of patches.
 
 
 def main(argv: list[str]) -> None:
@@ -107,21 +120,48 @@ def _embed(inputs) -> None:
   model = big_siglip.load(
     _CHECKPOINT.value, **({} if alone else {"device": jax.local_devices()})
   )
-  model.embedder(inputs.kind)  # Before a folder is made.
+  look = None
+  if _PATCHES.value:
+    look = _look(model)
+  else:
+    model.embedder(inputs.kind)  # Before a folder is made.
   folder = pathlib.Path(_OUTPUT.value).expanduser()
   is_there = embedding_description.description_file(folder).exists()
-  size = _SHARD_SIZE.value or (
-    embedding_description.read(folder).shard_size if is_there else _SHARD
-  )
   with progress.waiting("naming the model by its parameters", after=4):
-    made = embeddings.describe_model(model, _CHECKPOINT.value)
-  description = descriptions.describe(inputs, made, _DTYPE.value, size)
+    if look:
+      asked, seen = look
+      made = descriptions.describe_patches(
+        model, _CHECKPOINT.value, asked, seen
+      )
+      model = seen.of(model)
+    else:
+      made = embeddings.describe_model(model, _CHECKPOINT.value)
+  size, dtype = _SHARD, _DTYPE.value or "float32"
+  if look:
+    size = max(min(_SHARD, _SHARD_BYTES // (4 * made["width"])), 1)
+    dtype = _DTYPE.value or "float16"
+  if is_there:
+    size = embedding_description.read(folder).shard_size
+  size = _SHARD_SIZE.value or size
+  description = descriptions.describe(inputs, made, dtype, size)
+  if look and not is_there:
+    descriptions.check_disk(folder, description, len(inputs))
   run = _update if _UPDATE.value and is_there else _go_on
   result = run(folder, description, model, inputs)
   if jax.process_index() == 0:  # One speaks for all.
     _print_result(result, inputs.kind)
   if not result["rows"]:
     raise RunStopped(f"none of {len(inputs)} {inputs.kind} can be read")
+
+
+def _look(model):
+  """Returns the patches that are asked for, and what sees them."""
+  from big_siglip.models.patches import Patches
+  from big_siglip.trained.patches import Resolution
+
+  asked = Patches(_PATCHES.value, _LAYER.value)
+  with naming({"kind": "--patches", "layer": "--layer", "size": "--size"}):
+    return asked, model.look(asked, Resolution(_SIZE.value))
 
 
 def _go_on(folder, description, model, inputs) -> dict[str, Any]:
@@ -229,7 +269,11 @@ def _check_flags(arguments: list[str]) -> None:
   for flag in (_SHARD_SIZE, _BATCH_SIZE, _NUM_THREADS):
     if flag.value is not None and flag.value < 1:
       raise UserError(f"--{flag.name}={flag.value}: must be at least 1")
-  if _DTYPE.value not in _DTYPES:
+  if _PATCHES.value and not _IMAGES.value:
+    raise UserError("--patches: goes with --images")
+  if not _PATCHES.value and (_SIZE.value or _LAYER.value != -1):
+    raise UserError("--size and --layer: go with --patches")
+  if _DTYPE.value not in (None, *_DTYPES):
     allowed = " or ".join(_DTYPES)
     raise UserError(f"--dtype={_DTYPE.value}: must be {allowed}")
   if arguments:

@@ -59,12 +59,14 @@ def main(argv: list[str]) -> None:
     _check_flags(argv[1:])
     with progress.loading():
       from big_siglip import embeddings, platforms
+      from big_siglip.data.embedding_description import check_whole
       from big_siglip.embeddings import index
 
     choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
     choice.check()
     folder = pathlib.Path(_EMBEDDINGS.value).expanduser()
     reader = embeddings.Reader(folder)
+    check_whole(reader.description, folder)
     if not reader.is_whole:
       count, total = len(reader.shards), reader.description.num_shards
       print(f"note: {folder} has {count} of {total} shards", file=sys.stderr)

@@ -36,6 +36,9 @@ class Description:
       those of `count` inputs.
     next_id: more than any row's id, after an update.
     update: names the last update, or "".
+    patches: what the h w C numbers of a row are, the grid row by row: "kind"
+      and "layer" (`models.patches.Patches`), "size" (pixels), "grid" (h, w) and
+      "width" (C). None: a row is of a whole image or text.
   """
 
   kind: str
@@ -53,6 +56,7 @@ class Description:
   numbers: list[int] | None = None
   next_id: int = 0
   update: str = ""
+  patches: dict[str, Any] | None = None
 
   @property
   def shard_numbers(self) -> Sequence[int]:
@@ -87,6 +91,19 @@ def read(folder: pathlib.Path) -> Description:
     raise UserError(f"{file}: {error.strerror}") from error
   except (ValueError, TypeError) as error:
     raise UserError(f"{file}: is damaged ({error})") from error
+
+
+def check_whole(description: Description, folder: str | pathlib.Path) -> None:
+  """Checks that rows are of whole images or texts.
+
+  Raises:
+    UserError: they are of patches.
+  """
+  if description.patches is not None:
+    raise UserError(
+      f"{folder}: holds patches of images, must hold embeddings of whole ones "
+      "(big-siglip embed without --patches)"
+    )
 
 
 def description_file(folder: pathlib.Path) -> pathlib.Path:

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
+import shutil
 from typing import Any
+
+import numpy as np
 
 from big_siglip.data.embedding_description import (
   Description,
@@ -15,13 +18,15 @@ from big_siglip.data.embedding_description import (
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.embeddings.given import AnyInputs
 from big_siglip.errors import UserError
+from big_siglip.models.patches import Patches
 from big_siglip.run import workdir
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.trained import saved
 from big_siglip.trained.inference import Model
+from big_siglip.trained.patches import Look
 
 # What decides whether a query's embedding may be compared with the folder's.
-MODEL_FIELDS = ("width", "preprocessing", "parameters")
+MODEL_FIELDS = ("width", "preprocessing", "parameters", "patches")
 
 
 def describe(
@@ -100,7 +105,58 @@ def describe_model(model: Model, checkpoint: str) -> dict[str, Any]:
     "width": config.model.embed_dim or resolve_image(image).width,
     "preprocessing": Preprocessing.of(config).hashed().as_dict(),
     "parameters": saved.fingerprint(model.params),
+    "patches": None,
   }
+
+
+def describe_patches(
+  model: Model, checkpoint: str, asked: Patches, look: Look
+) -> dict[str, Any]:
+  """Returns what `describe_model` does where rows are of patches.
+
+  Args:
+    model: the model.
+    checkpoint: what it was loaded from.
+    asked: which patches.
+    look: sees them.
+  """
+  height, width, numbers = look.shape
+  patches = {
+    "kind": asked.kind,
+    "layer": asked.layer,
+    "size": look.preprocess.value.image_size,
+    "grid": [height, width],
+    "width": numbers,
+  }
+  return describe_model(model, checkpoint) | {
+    "width": height * width * numbers,
+    "patches": patches,
+  }
+
+
+def check_disk(
+  folder: pathlib.Path, description: Description, count: int
+) -> None:
+  """Refuses to begin what no disk holds.
+
+  Args:
+    folder: that will be written, or has been begun.
+    description: of it.
+    count: rows that are to come.
+
+  Raises:
+    UserError: they need more than is free.
+  """
+  place = folder.absolute()
+  while not place.exists():
+    place = place.parent
+  free = shutil.disk_usage(place).free
+  row = description.width * np.dtype(description.dtype).itemsize
+  if count * row > free:
+    raise UserError(
+      f"--output={folder}: {count} rows of {row:,} bytes need "
+      f"{count * row / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there"
+    )
 
 
 def check_model(

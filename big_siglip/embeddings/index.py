@@ -19,9 +19,8 @@ from typing import Protocol
 from absl import logging
 import numpy as np
 
-from big_siglip.data.embedding_folder import (
-  Reader,
-)
+from big_siglip.data.embedding_description import check_whole
+from big_siglip.data.embedding_folder import Reader
 from big_siglip.embeddings import milvus
 from big_siglip.embeddings.hnsw import Hnsw
 from big_siglip.embeddings.lance import Lance
@@ -101,6 +100,7 @@ def open_index(
     UserError: there is no such index; its package is not installed; the folder
       cannot be written; the database cannot be reached, or is of other rows.
   """
+  check_whole(reader.description, reader.folder)
   choice = choice or Choice()
   choice.check()
   if choice.name == "hnsw":

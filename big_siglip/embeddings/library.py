@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from big_siglip import progress
-from big_siglip.data.embedding_description import Description
+from big_siglip.data.embedding_description import check_whole, Description
 from big_siglip.data.embedding_folder import Reader
 from big_siglip.embeddings import datasets, neighbours
 from big_siglip.embeddings.given import AnyInputs
@@ -48,6 +48,7 @@ def of_folder(path: str) -> Library:
     UserError: there are no embeddings.
   """
   reader = Reader(pathlib.Path(path).expanduser())
+  check_whole(reader.description, path)
   if not reader.is_whole:
     progress.say(
       f"note: {path} has {len(reader.shards)} of "

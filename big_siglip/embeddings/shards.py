@@ -22,7 +22,8 @@ from big_siglip.data.embedding_description import (
 from big_siglip.errors import UserError
 
 _SKIPPED = b"skipped"
-_ROW_GROUP = 4096  # Rows; what a reader holds in memory at least.
+# What a reader holds in memory at least: rows, or bytes of patches.
+_ROW_GROUP, _BYTES = 4096, 2**26
 
 # (key, reason, ...) of each; what follows is the `Stamp` of what was skipped.
 Skipped = Sequence[tuple[Any, ...]]
@@ -61,6 +62,7 @@ def write_shard(
     UserError: the disk is full, or something else keeps it from being written.
   """
   table = _table(description, rows, skipped)
+  width = max(description.width, 1)
   plain = [name for name in table.column_names if name != "embedding"]
   partial = file.with_name(f".{file.name.lstrip('.')}.partial")
   try:
@@ -69,7 +71,7 @@ def write_shard(
       pq.write_table(
         table,
         stream,
-        row_group_size=_ROW_GROUP,
+        row_group_size=max(min(_ROW_GROUP, _BYTES // (4 * width)), 1),
         compression="none",
         use_dictionary=False,
         write_statistics=plain,

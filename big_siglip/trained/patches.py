@@ -9,6 +9,7 @@ import dataclasses
 import os
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -45,7 +46,15 @@ WHOLE = Resolution()
 
 
 class Look:
-  """Sees the patches of images, a batch of them at a time."""
+  """Sees the patches of images, a batch of them at a time.
+
+  Attributes:
+    shape: (h, w, C).
+    preprocess: what comes before the tower.
+    params: of the model, for images of this size.
+    embed: images -> B(h w C) float32; of windows, where there are any.
+    batch_size: images, or windows, on the devices at once.
+  """
 
   def __init__(
     self,
@@ -77,15 +86,18 @@ class Look:
     self._patch = _patch_size(config)
     self._size = _check(config, resolution)
     value = dataclasses.replace(preprocess.value, image_size=self._size)
-    self._preprocess = Preprocess(value, preprocess.tokenizer)
+    self.preprocess = Preprocess(value, preprocess.tokenizer)
     self._stride = resolution.stride and resolution.stride // self._patch
     self._is_unit = asked.kind in ("text", "value")
-    self._params = params
+    self.params = params
     if not self._stride and self._size != self._own:
-      config, self._params = _resampled(config, params, self._size, resolution)
-    self._embed: Embed = make_embed(
-      features.make_look(config, asked), mesh, "the image tower's patches"
-    )
+      config, self.params = _resampled(config, params, self._size, resolution)
+    see = features.make_look(config, asked)
+
+    def flat(params: Any, image: jax.Array) -> jax.Array:
+      return see(params, image).reshape(len(image), -1)
+
+    self.embed: Embed = make_embed(flat, mesh, "the image tower's patches")
     side = self._size // self._patch
     width = features.width(config.image, config.embed_dim, asked)
     self.shape = side, side, width
@@ -93,12 +105,25 @@ class Look:
   @property
   def grid(self) -> Grid:
     """Which part of an image the patches cover."""
-    square = self._preprocess.value.square()
+    square = self.preprocess.value.square()
     return Grid(self.shape[0], self._patch, square)
+
+  def of(self, model: Any) -> Any:
+    """Returns a model whose embeddings of images are all patches of them.
+
+    Args:
+      model: the `inference.Model` that this is a look of.
+    """
+    return dataclasses.replace(
+      model,
+      params=self.params,
+      preprocess=self.preprocess,
+      embedders=model.embedders._replace(image=self.embed),
+    )
 
   def prepare(self, image: inputs.ImageLike) -> np.ndarray:
     """Returns uint8 [size, size, 3], as `Model.prepare_image`."""
-    return self._preprocess.image(inputs.read_image(image))
+    return self.preprocess.image(inputs.read_image(image))
 
   def __call__(
     self, images: Iterable[np.ndarray], batch_size: int | None = None
@@ -124,7 +149,7 @@ class Look:
     self, images: Iterable[np.ndarray], batch_size: int
   ) -> Iterator[np.ndarray]:
     for batch, count in inputs.padded(images, batch_size):
-      yield from np.asarray(self._embed(self._params, batch, {})[0])[:count]
+      yield from np.asarray(self.embed(self.params, batch, {})[0])[:count]
 
   def _windows(self) -> list[tuple[int, int]]:
     """Returns where windows begin, (row, column) of patches."""

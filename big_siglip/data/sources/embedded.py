@@ -17,6 +17,7 @@ import filelock
 import numpy as np
 
 from big_siglip.data.embedding_description import (
+  check_whole,
   Description,
   NAME,
   OLD_NAMES,
@@ -82,6 +83,7 @@ class _EmbeddedRecords:
     self.description = reader.description
     if self.description.kind != "images":
       raise UserError(f"{field}: holds embeddings of texts, must be of images")
+    check_whole(self.description, field)
     if not reader.is_whole:
       raise UserError(
         f"{field}: holds {len(reader.shards)} of {self.description.num_shards} "
