@@ -658,7 +658,9 @@ def test_the_program_writes_the_page(digits, tmp_path):
   )
   assert status == 0, said
   *numbers, last = printed.splitlines()
-  assert last.split() == ["report", str(file)] and not said
+  assert last.split() == ["report", str(file)]
+  # Of a machine that is slow to load libraries, nothing else is said.
+  assert all(line.startswith("loading") for line in said.splitlines())
   assert "evals/test/accuracy" in [line.split()[0] for line in numbers]
   assert Page(file.read_text()).all("section", id="curves")
 
