@@ -121,7 +121,7 @@ def load_config(name: str | os.PathLike[str], **changes: Any) -> "ConfigDict":
 
 
 def train(config: "ConfigDict", folder: str | os.PathLike[str]) -> "Trained":
-  """Trains as `main.py` does, and resumes what lies in the folder already.
+  """Trains as `big-siglip train`, and resumes what lies in the folder already.
 
   Ctrl-C (in a notebook: interrupt the kernel) saves after the step that is
   under way, and returns; before the first step, and the second time, it is a

@@ -39,8 +39,16 @@ def on_terminal() -> bool:
 
 
 def still_line(after: float) -> Any:
-  """Returns a tqdm of a text alone, shown after seconds until its end."""
-  return bar_class()(
+  """Returns a tqdm of a text alone, shown after seconds until its end.
+
+  None where there is no bar, and in a notebook, which cannot show one below
+  another: there it is lines that tell.
+  """
+  if in_notebook() or not on_terminal():
+    return None
+  import tqdm
+
+  return tqdm.tqdm(
     file=sys.stderr,
     bar_format="{desc}",
     leave=False,

@@ -46,7 +46,7 @@ def parse_arguments(argv: Sequence[str]) -> list[str]:
 def parse_optional_config(argv: Sequence[str]) -> ConfigDict | None:
   """Does what `parse_flags` does, and returns None without `--config`."""
   given, others = _take(argv, "config")
-  _parse_others(others)
+  _parse_others(others, "config")
   return load_config(*given) if given else None
 
 
@@ -66,7 +66,7 @@ def parse_evaluation(
   """
   config, others = _take(argv, "config")
   evals, others = _take(others, "evals")
-  _parse_others(others)
+  _parse_others(others, "config", "evals")
   return (
     load_config(*config) if config else None,
     load_evals(*evals) if evals else None,
@@ -114,25 +114,28 @@ def _must_be_given(name: str) -> str:
   )
 
 
-def _parse_others(argv: Sequence[str]) -> None:
-  rest = _parse(argv)
+def _parse_others(argv: Sequence[str], *taken: str) -> None:
+  rest = _parse(argv, *taken)
   if rest[1:]:
     raise UserError(f"unexpected argument {rest[1]!r} (flags start with --)")
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], *taken: str) -> list[str]:
+  """Returns what is no flag; `taken` are the flags that `_take` took."""
   try:
     return flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
-    raise UserError(_unknown_flag(error.flagname)) from error
+    raise UserError(_unknown_flag(error.flagname, taken)) from error
   except flags.Error as error:
     raise UserError(str(error)) from error
 
 
-def _unknown_flag(name: str) -> str:
-  close = difflib.get_close_matches(name, ["help", *flags.FLAGS], n=1)
-  hint = f"did you mean --{close[0]}?" if close else "--help lists all"
-  return f"--{name}: no such flag; {hint}"
+def _unknown_flag(name: str, taken: Sequence[str]) -> str:
+  first, dot, rest = name.partition(".")
+  there = taken if dot else ["help", *taken, *flags.FLAGS]
+  close = difflib.get_close_matches(first, there, n=1)
+  found = f"did you mean --{close[0]}{dot}{rest}?" if close else None
+  return f"--{name}: no such flag; {found or '--help lists all'}"
 
 
 def load_evals(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -17,7 +17,7 @@ from big_siglip.errors import UserError
 from big_siglip.evaluation.training import Evaluations, logged
 from big_siglip.evaluators import Result
 from big_siglip.metrics import MetricsWriter
-from big_siglip.run import advice, nonfinite, processes, workdir
+from big_siglip.run import advice, libraries, nonfinite, processes, workdir
 from big_siglip.run.meter import Meter
 from big_siglip.run.preemption import Interrupted, StopSignal
 from big_siglip.run.skipped import Skipped
@@ -31,9 +31,8 @@ def train(
 ) -> None:
   """Trains to `config.total_steps`, from the newest checkpoint in `folder`.
 
-  Returns early, after saving, when the process is told to stop (SIGTERM). Where
-  a run was stopped or killed makes no difference to the parameters at its end:
-  they are equal bit for bit.
+  Returns early, after saving, when told to stop (SIGTERM). Where a run was
+  stopped or killed changes nothing: it ends with the same bits.
 
   Args:
     config: without mistakes (`config.find_problems`).
@@ -41,7 +40,7 @@ def train(
     stop: which listens already; None: one that listens from now on.
 
   Raises:
-    UserError: devices, data or folder do not fit the config.
+    UserError: devices, data, folder or libraries do not fit the config.
     RunStopped: the loss is not finite, or too many examples are no good.
   """
   if not folder:
@@ -55,6 +54,7 @@ def train(
     if jax.process_index():  # One speaks for all.
       stack.enter_context(progress.speaking(False))
     stack.enter_context(processes.stopping_together())
+    libraries.check(config)
     config, taken = from_init.fill(config, folder)
     for line in taken if jax.process_index() == 0 else ():
       say(line)
@@ -288,7 +288,7 @@ class Loop:
     }
     if self._began:
       position["began"] = self._began
-    with progress.waiting("saving", after=5):  # After the one before.
+    with progress.waiting("saving", after=4):  # After the one before.
       self._checkpoints.save(self._state, position)
 
   def _say(self, text: str) -> None:

@@ -64,6 +64,9 @@ def test_help_and_version():
     (["photos"], "no command 'photos' (big-siglip --help lists them)"),
     (["--config=a"], "name a command first, as in big-siglip train --config=a"),
     (["embed", "--outptu=x"], "--outptu: no such flag; did you mean --output?"),
+    (["train", "--confg=a"], "--confg: no such flag; did you mean --config?"),
+    (["train", "--cofig.seed=1"], "did you mean --config.seed?"),
+    (["embed", "--config.seed=1"], "--config.seed: no such flag; --help"),
     (["embed", "--zzzz"], "--zzzz: no such flag; --help lists all"),
   ],
 )

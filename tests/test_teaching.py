@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 import big_siglip
 from big_siglip.errors import UserError
 from big_siglip.evaluators import calibration
+from big_siglip.evaluators.embed import Rows
 from big_siglip.evaluators.pairs import Pairs
 from big_siglip.labels import probing
 from big_siglip.labels.images import Labelled
@@ -197,7 +198,10 @@ def test_captions_calibrate_too_and_a_softmax_model_gets_a_sigmoid(
 def test_a_classifier_says_what_it_learnt(place, taught):
   folder, said = taught
   assert said["labels"] == ["blue", "green", "red"]
-  assert said["images"] == 30 and said["measured"]["images"] == 6
+  measured = said["measured"]
+  assert said["images"] == measured["images"] == 30
+  assert measured["low"] < measured["accuracy"] <= measured["high"] <= 1
+  assert len(said["wrong"]) == round(30 * (1 - measured["accuracy"]))
   files = files_of(place)
   model = big_siglip.load(str(place / "model"))
   kept = model.classifier(str(folder))
@@ -228,16 +232,36 @@ def test_a_classifier_says_what_it_learnt(place, taught):
 
 
 def test_every_fifth_image_of_a_label_is_held_out():
-  labels = np.array([0] * 11 + [1] * 3 + [2])
-  learn, test, alone = probing.divide(labels)
-  assert np.flatnonzero(test).tolist() == [4, 9, 13]
-  assert (learn ^ test).all() and alone == [2]
+  labels = np.array([0] * 7 + [1] * 3 + [2])
+  folds = probing.divide(labels)
+  assert folds.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, -1]
+
+
+def test_each_image_is_judged_by_what_it_did_not_teach(place):
+  """Labels that nothing tells cannot be right more often than by chance."""
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((200, 64)).astype(np.float32)
+  labels = np.arange(200) % 4
+  names = (("a",), ("b",), ("c",), ("d",))
+  rows = Rows("image", lambda: (), lambda i: f"{i}.png", 201)
+  images = Labelled(x, labels, np.arange(1, 201), names, 1, 0, rows)
+  tower = {"image_tower": "", "pixels": {}}
+  head, tested = probing.learn(images, "data", "model", tower)
+  measured = head.description.measured
+  assert measured["low"] < 0.25 < measured["high"]
+  # All of them, once it has seen them.
+  assert (head.logits(x).argmax(1) == labels).mean() > 0.5
+  table = probing.rows(images, tested)
+  assert table["key"][1] == "1.png" and table["label"][1] == "a"
+  assert table["right"][0] is None and table["note"][0].startswith("cannot")
+  right = [value for value in table["right"][1:]]
+  assert np.mean(right) == measured["accuracy"]
 
 
 def test_labels_without_a_second_image_are_refused_or_noted(place):
   x = np.eye(4, dtype=np.float32)
   names = (("a",), ("b",), ("c",), ("d",))
-  images = Labelled(x, np.arange(4), np.arange(4), names, 0, 0)
+  images = Labelled(x, np.arange(4), np.arange(4), names, 0, 0, None)
   with pytest.raises(UserError, match="no label has two images"):
     probing.learn(images, "data", "model", {})
 
@@ -261,6 +285,53 @@ def test_another_models_classifier_is_refused(place, taught, tmp_path):
   (broken / classifier.WEIGHTS).write_bytes(b"PK")
   with pytest.raises(UserError, match="holds a damaged classifier"):
     model.classifier(str(broken))
+
+
+def test_an_onnx_classifier_gives_our_probabilities(place, taught, tmp_path):
+  onnxruntime = pytest.importorskip("onnxruntime")
+  call(
+    "export_weights",
+    f"--checkpoint={place}/model",
+    "--format=onnx",
+    f"--classifier={taught[0]}",
+    f"--output={tmp_path}/onnx",
+  )
+  labels = json.loads((tmp_path / "onnx" / "classifier.json").read_text())
+  assert labels == {"labels": ["blue", "green", "red"]}
+  model = big_siglip.load(str(place / "model"))
+  files = files_of(place)[::7]
+  pixels = np.stack([model.prepare_image(file) for file in files])
+  pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+  session = onnxruntime.InferenceSession(tmp_path / "onnx" / "classifier.onnx")
+  embeds, found = session.run(
+    ["image_embeds", "probabilities"], {"pixel_values": pixels}
+  )
+  ours = model.classifier(str(taught[0]))
+  np.testing.assert_allclose(embeds, model.embed_images(files), atol=1e-6)
+  # What differs in an embedding, the matrix makes larger.
+  head = classifier.softmax(ours.head.logits(embeds))
+  np.testing.assert_allclose(found, head, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(found, ours.probabilities(files), rtol=1e-3)
+
+
+def test_exports_have_the_calibrated_scale_and_bias(kept, tmp_path):
+  folder, said = kept
+  for name, flags in (("kept", []), ("none", ["--calibration=none"])):
+    output = tmp_path / f"{name}.npz"
+    call(
+      "export_weights",
+      f"--checkpoint={folder}",
+      "--format=big_vision",
+      f"--output={output}",
+      *flags,
+    )
+    model = big_siglip.load(str(output))
+    bare = big_siglip.load(str(folder), calibration="none")
+    expected = [bare.logit_scale, bare.logit_bias]
+    if not flags:
+      expected = [said["scale"], said["bias"]]
+    found = [model.logit_scale, model.logit_bias]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_tags_of_a_threshold(place, kept, tmp_path):
@@ -315,6 +386,7 @@ def test_tags_of_a_threshold(place, kept, tmp_path):
     ("calibrate", ["--data=docs"], "--images=docs says where it lies"),
     ("calibrate", [], "--images=FOLDER, or another data set"),
     ("calibrate", ["--images=PHOTOS", "--prior=1"], "must lie between 0 and 1"),
+    ("export_weights", ["--output=x", "--classifier=y"], "--format=onnx, not"),
     ("probe", ["--images=PHOTOS"], "--output=OUTPUT must be given"),
     ("probe", ["--images=PHOTOS", "--output=docs"], "exists already"),
     ("probe", ["--images=PHOTOS/red", "--output=x"], "red"),

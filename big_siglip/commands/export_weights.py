@@ -8,6 +8,9 @@ load, `open_clip` one for its "local-dir:" (or weights alone, where --output
 ends in .safetensors), `big_vision` a .npz. Importing these again gives the same
 bits. `onnx` makes a folder with each tower as a graph for onnxruntime,
 `stablehlo` one with programs for JAX (big_siglip.trained.serving.load).
+--classifier=FOLDER adds classifier.onnx, from pixels to the probabilities of
+the labels of a classifier of big-siglip probe (classifier.json names them).
+What big-siglip calibrate left is exported as the model's scale and bias.
 --push=ORG/NAME uploads a folder to the Hugging Face hub, with its model card.
 """
 
@@ -15,6 +18,7 @@ import pathlib
 
 from absl import flags, logging
 
+from big_siglip import progress
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -30,6 +34,14 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder, or file, to make.")
 _PUSH = flags.DEFINE_string(
   "push", None, "Repository of the hub to upload to, private if it is new."
 )
+_CLASSIFIER = flags.DEFINE_string(
+  "classifier", None, "A folder of big-siglip probe, for --format=onnx."
+)
+_CALIBRATION = flags.DEFINE_string(
+  "calibration",
+  "kept",
+  "none: the trained scale and bias; or a file of big-siglip calibrate.",
+)
 _PUBLIC = flags.DEFINE_bool("public", False, "Let everyone see a new one.")
 
 
@@ -38,14 +50,14 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   with exit_on_error():
     output = _check_flags(argv[1:])
-    from big_siglip import platforms, sharding
-    from big_siglip.models import merged
-    from big_siglip.report import runs
-    from big_siglip.schema.sizes import has_text_tower
-    from big_siglip.trained import saved, serving
-    from big_siglip.weights import card, export, push
+    with progress.loading():
+      from big_siglip import platforms, sharding
+      from big_siglip.report import runs
+      from big_siglip.schema.sizes import has_text_tower
+      from big_siglip.trained import saved, serving
+      from big_siglip.weights import card, export, push
 
-    platforms.prepare()
+      platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
     found, config, load_params = saved.open_model(_CHECKPOINT.value)
     if not has_text_tower(config.model):
@@ -55,19 +67,50 @@ def main(argv: list[str]) -> None:
       )
     address = push.open_repository(name, public=_PUBLIC.value) if name else ""
     params = load_params(sharding.make_mesh())
-    params = merged(params, config.model)
-    more = {"onnx": export.to_onnx, "stablehlo": serving.save}
-    if style == "open_clip":
-      export.to_open_clip(output, params, config, name)
-    else:
-      {**export.FORMATS, **more}[style](output, params, config)
+    head = _read_classifier(params, config)
+    params = _finish(params, config)
+    more = {"stablehlo": serving.save}
+    with progress.waiting(f"writing {output}"):
+      if style == "open_clip":
+        export.to_open_clip(output, params, config, name)
+      elif style == "onnx":
+        export.to_onnx(output, params, config, head)
+      else:
+        {**export.FORMATS, **more}[style](output, params, config)
     if style in _CARDS and output.is_dir():
       card.save(output, style, config, runs.evaluations_of(found), name)
     if name:
-      push.upload(name, output)
+      with progress.waiting(f"uploading to {name}"):
+        push.upload(name, output)
   print(output)
   if address:
     print(address)
+
+
+def _read_classifier(params, config):
+  """Returns the classifier that is exported with the model, or None."""
+  from big_siglip.trained import classifier
+  from big_siglip.weights import export
+
+  if _CLASSIFIER.value is None:
+    return None
+  path = _CLASSIFIER.value
+  head = classifier.read_of(path, params, config, _CHECKPOINT.value)
+  return export.Classifier(head.weights, head.bias, head.labels)
+
+
+def _finish(params, config):
+  """Returns the parameters of a plain model, calibrated if it was."""
+  from big_siglip import progress
+  from big_siglip.models import merged
+  from big_siglip.trained import calibrated
+
+  found = calibrated.load(_CHECKPOINT.value, params, _CALIBRATION.value)
+  params = merged(params, config.model)
+  if found is None:
+    return params
+  progress.say(f"note: {found}")
+  return calibrated.baked(params, found)
 
 
 def _check_flags(arguments: list[str]) -> pathlib.Path:
@@ -86,6 +129,10 @@ def _check_flags(arguments: list[str]) -> pathlib.Path:
     raise UserError(f"--output={output}: must {must}")
   if output.exists():
     raise UserError(f"--output={output}: exists already")
+  if _CLASSIFIER.value is not None and _FORMAT.value != "onnx":
+    raise UserError(
+      f"--classifier: goes with --format=onnx, not with {_FORMAT.value}"
+    )
   if _PUBLIC.value and not _PUSH.value:
     raise UserError("--public says who sees what --push=ORG/NAME uploads")
   if _PUSH.value and ending:

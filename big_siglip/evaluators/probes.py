@@ -109,6 +109,7 @@ def logistic_path(
   labels: np.ndarray,
   num_classes: int,
   penalties: Sequence[float],
+  used: np.ndarray | None = None,
 ) -> list[Linear]:
   """Returns a logistic regression for each penalty, strongest first.
 
@@ -121,24 +122,32 @@ def logistic_path(
     labels: N.
     num_classes: C.
     penalties: values of l2, above 0; each once.
+    used: N bool, the rows that count; None: all. Fits to several choices of
+      the same rows are compiled once.
   """
-  scale = standard(features.astype(np.float32))
-  x = jnp.asarray(scale(features.astype(np.float32)))
+  used = np.ones(len(labels), bool) if used is None else used
+  features = features.astype(np.float32)
+  scale = standard(features[used])
+  x = jnp.asarray(scale(features))
   y = jnp.asarray(labels)
+  share = jnp.asarray(used / used.sum(), jnp.float32)
   params = (
     jnp.zeros((x.shape[1], num_classes), jnp.float32),
     jnp.zeros(num_classes, jnp.float32),
   )
   fitted = []
   for l2 in sorted(penalties, reverse=True):
-    params = _fit(params, x, y, jnp.float32(l2))
+    params = _fit(params, x, y, share, jnp.float32(l2))
     fitted.append(Linear(scale, *jax.device_get(params)))
   return fitted
 
 
 @jax.jit
-def _fit(start, x, y, l2):
-  """Returns the minimum of the penalised loss, from `start` on."""
+def _fit(start, x, y, share, l2):
+  """Returns the minimum of the penalised loss, from `start` on.
+
+  `share` is N, what each row counts, of sum 1.
+  """
 
   def loss(params):
     weights, bias = params
@@ -147,7 +156,7 @@ def _fit(start, x, y, l2):
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
       scores, y
     )
-    return cross_entropy.mean() + 0.5 * l2 * (weights**2).sum()
+    return (share * cross_entropy).sum() + 0.5 * l2 * (weights**2).sum()
 
   optimizer = optax.lbfgs()
   value_and_grad = optax.value_and_grad_from_state(loss)

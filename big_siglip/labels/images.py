@@ -79,6 +79,7 @@ class Labelled(NamedTuple):
     names: of each label, at least one.
     skipped: images that cannot be read, or have no finite embedding.
     unlabelled: images without a label.
+    rows: all images of the data set.
   """
 
   embeddings: np.ndarray
@@ -87,6 +88,7 @@ class Labelled(NamedTuple):
   names: tuple[tuple[str, ...], ...]
   skipped: int
   unlabelled: int
+  rows: Rows
 
 
 def open_source(model: Model, wanted: Wanted, kind: str) -> Source:
@@ -150,6 +152,7 @@ def embed_labelled(
     names=classes.names,
     skipped=len(source) - len(labels) + int((known & ~good).sum()),
     unlabelled=int((~known).sum()),
+    rows=rows,
   )
 
 

@@ -13,7 +13,7 @@ from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import epochs, opening_faults
 from big_siglip.datasets import known
 from big_siglip.errors import UserError
-from big_siglip.run import advice, workdir
+from big_siglip.run import advice, libraries, workdir
 from big_siglip.trained import preview
 
 _NOT_GIVEN = "=None: must be"
@@ -31,6 +31,7 @@ def lines(config: ConfigDict, mesh: Mesh, folder: str | None) -> Iterator[str]:
   Raises:
     UserError: as at a start. Data that are not given are no mistake.
   """
+  libraries.check(config)
   if folder:
     yield _folder_line(config, folder)
   if config.init.path is None:

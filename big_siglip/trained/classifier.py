@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple, TYPE_CHECKING
 import zipfile
@@ -52,8 +53,9 @@ class Description:
     data: what it learnt from, in words.
     images: how many images of those it learnt from.
     l2: the penalty of the logistic regression.
-    measured: "accuracy", "per_class" (the mean over labels) and "images": how
-      many were held out to measure them, before it learnt from all.
+    measured: of images that had not taught, before all of them did: "accuracy",
+      the "low" and "high" end of its 95 % interval (Wilson's), "per_class" (the
+      mean over labels), and how many "images" these were.
   """
 
   labels: Sequence[str]
@@ -90,11 +92,13 @@ class Head(NamedTuple):
 
   def __str__(self) -> str:
     """Returns a line that says what it learnt from, and how well."""
-    about = self.description
+    about, measured = self.description, self.description.measured
+    low, high = measured["low"], measured["high"]
     return (
       f"classifier of {len(about.labels):,} labels, learnt from {about.data} "
-      f"({about.images:,} images): {about.measured['accuracy']:.1%} right of "
-      f"{about.measured['images']:,.0f} held-out images"
+      f"({about.images:,} images): {measured['accuracy']:.1%} right of "
+      f"{measured['images']:,.0f} held-out images (95 % interval "
+      f"{100 * low:.1f} to {100 * high:.1f})"
     )
 
 
@@ -143,26 +147,48 @@ def softmax(logits: np.ndarray) -> np.ndarray:
   return np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))
 
 
-def describe_tower(model: "Model") -> dict[str, Any]:
-  """Returns `image_tower` and `pixels` of a model."""
-  pixels = Preprocessing.of(model.config).as_dict()
+def describe_tower(params: Any, config: Any) -> dict[str, Any]:
+  """Returns `image_tower` and `pixels` of a model.
+
+  Args:
+    params: its parameters.
+    config: `model` and `data`.
+  """
+  pixels = Preprocessing.of(config).as_dict()
   return {
-    "image_tower": saved.fingerprint(model.params["image"]),
+    "image_tower": saved.fingerprint(params["image"]),
     # As JSON reads it back.
     "pixels": json.loads(json.dumps({name: pixels[name] for name in _PIXELS})),
   }
 
 
-def load(folder: str, model: "Model") -> Classifier:
+def load(folder: str | os.PathLike[str], model: "Model") -> Classifier:
   """Returns a model with the classifier of a folder.
 
   Raises:
     UserError: none lies there, or it is damaged, or reads the embeddings of
       another model.
   """
+  head = read_of(os.fspath(folder), model.params, model.config, model.path)
+  return Classifier(model, head)
+
+
+def read_of(folder: str, params: Any, config: Any, path: str) -> Head:
+  """Returns the classifier of a folder, which is a model's.
+
+  Args:
+    folder: of the classifier.
+    params: of the model.
+    config: `model` and `data` of it.
+    path: what messages call it.
+
+  Raises:
+    UserError: none lies there, or it is damaged, or reads the embeddings of
+      another model.
+  """
   head = read(folder)
-  about, now = head.description, describe_tower(model)
-  width = model.config.model.embed_dim or len(head.weights)
+  about, now = head.description, describe_tower(params, config)
+  width = config.model.embed_dim or len(head.weights)
   for field in ("image_tower", "pixels"):
     if getattr(about, field) != now[field] or width != len(head.weights):
       what = {
@@ -171,9 +197,9 @@ def load(folder: str, model: "Model") -> Classifier:
       }[field]
       raise UserError(
         f"{folder}: was learnt from {what}, that of {about.checkpoint}, and "
-        f"not of {model.path}"
+        f"not of {path}"
       )
-  return Classifier(model, head)
+  return head
 
 
 def read(folder: str) -> Head:

@@ -31,7 +31,7 @@ def load(
   if dtype not in DTYPES:
     raise UserError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
   inputs.check_batch_size(batch_size)
-  platforms.prepare()
+  platforms.prepare(keep=False)
   mesh = sharding.make_mesh(devices=find_devices(device))
   with naming({"--checkpoint": "path"}):
     config, params = saved.load(path, mesh)

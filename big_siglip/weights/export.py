@@ -3,11 +3,14 @@
 The preprocessing goes with it, in a file of our own where theirs have no place.
 """
 
+from collections.abc import Sequence
 import itertools
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import UserError
@@ -24,6 +27,20 @@ from big_siglip.weights import (
 from big_siglip.weights.npz import save_npz
 from big_siglip.weights.rules import write_params
 from big_siglip.weights.tensors import save_safetensors
+
+
+class Classifier(NamedTuple):
+  """A classifier on embeddings of images.
+
+  Attributes:
+    weights: [E, C] float32, E the embedding's width, C the labels.
+    bias: [C] float32.
+    labels: C.
+  """
+
+  weights: np.ndarray
+  bias: np.ndarray
+  labels: Sequence[str]
 
 
 def to_huggingface(folder: pathlib.Path, params: Any, config: Any) -> None:
@@ -99,8 +116,20 @@ def to_open_clip(
   _save_preprocessing(place, config, tokenizer)
 
 
-def to_onnx(folder: pathlib.Path, params: Any, config: Any) -> None:
+def to_onnx(
+  folder: pathlib.Path,
+  params: Any,
+  config: Any,
+  classifier: Classifier | None = None,
+) -> None:
   """Writes each tower as a graph: image.onnx and text.onnx, see `onnx_towers`.
+
+  Args:
+    folder: to be made.
+    params: the parameters.
+    config: `model` and `data`.
+    classifier: written as classifier.onnx, a whole image tower with
+      probabilities, and classifier.json, the labels in their order.
 
   Raises:
     UserError: onnx is not installed, or a tower has no embedding.
@@ -115,6 +144,17 @@ def to_onnx(folder: pathlib.Path, params: Any, config: Any) -> None:
   for tower in ("image", "text"):
     file = folder / f"{tower}.onnx"
     onnx_towers.save(file, tower, params, config.model, metadata)
+  if classifier is not None:
+    about = {"labels": list(classifier.labels)}
+    onnx_towers.save(
+      folder / "classifier.onnx",
+      "image",
+      params,
+      config.model,
+      {key: json.dumps(value) for key, value in about.items()},
+      (classifier.weights, classifier.bias),
+    )
+    _write_json(folder / "classifier.json", about)
   _save_preprocessing(folder, config, tokenizer)
 
 

@@ -23,6 +23,7 @@ from big_siglip.schema import sizes
 from big_siglip.sharding import path_string
 
 OPSET, IR = 20, 9
+_HEAD = "classifier"  # Beside the towers among the parameters.
 _PAGE = 4096  # Runtimes map parameters into memory by pages.
 
 
@@ -32,6 +33,7 @@ def save(
   params: Any,
   model: Any,
   metadata: Mapping[str, str],
+  head: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
   """Writes a tower as FILE.onnx, and its parameters as FILE.onnx.data.
 
@@ -46,16 +48,25 @@ def save(
     params: of a plain `SigLIP`.
     model: `config.model`.
     metadata: said in the file, with the versions of the format.
+    head: a classifier on the embeddings of images, weights EC and bias C: then
+      `probabilities`, float32 [B, C], are written, too.
 
   Raises:
     UserError: see `check`.
   """
   onnx = check(model)
   data = file.with_name(f"{file.name}.data")
+  if head is not None:
+    kernel, bias = head
+    params = {**params, _HEAD: {"kernel": kernel, "bias": bias}}
   with data.open("wb") as stream:
     graph = _Graph(onnx, params, stream, data.name)
     build = _image if tower == "image" else _text
     build(graph, model)
+    if head is not None:
+      logits = _dense(graph, f"{tower}_embeds", _HEAD)
+      x = graph.op("Softmax", logits, name="probabilities", axis=-1)
+      graph.value("outputs", x, "FLOAT", len(head[1]))
     graph.check(tower)
   made = onnx.helper.make_model(
     graph.finish(tower),
@@ -159,7 +170,8 @@ class _Graph:
 
   def check(self, tower: str) -> None:
     """Checks that no parameter of a tower was left out."""
-    mine = {path for path in self._leaves if path.startswith(f"{tower}/")}
+    names = (f"{tower}/", f"{_HEAD}/")
+    mine = {path for path in self._leaves if path.startswith(names)}
     assert mine == self._taken, sorted(mine ^ self._taken)
 
   def finish(self, name: str) -> Any:
