@@ -44,7 +44,7 @@ class Program:
   abstract_state: TrainState
   init: Callable[[], TrainState]
   init_params: Callable[[], Any]
-  step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
+  step: jax.stages.Wrapped
   start_from: Callable[[TrainState, Any], TrainState]
 
 

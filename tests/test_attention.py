@@ -89,8 +89,12 @@ def _plain(inputs, mask=None, causal=False):
     attended = jax.nn.dot_product_attention(*inputs, mask=jnp.asarray(seen))
     return jnp.where(seeing, attended, 0)
 
-  value, vjp = jax.vjp(function, *inputs)
-  return value, *vjp(cotangent)
+  @jax.jit
+  def value_and_gradients(*inputs):
+    value, vjp = jax.vjp(function, *inputs)
+    return value, *vjp(cotangent)
+
+  return value_and_gradients(*inputs)
 
 
 def _assert_close(actual, expected, atol):

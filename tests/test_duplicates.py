@@ -327,7 +327,7 @@ def test_a_step_in_slices_finds_those_of_the_whole_batch():
   mesh = build.mesh(config, jax.devices()[:2])
   program, batch = build.program(config, mesh), _batch(config)
   state = program.init()
-  embedded = SigLIP(config.model).apply(
+  embedded = jax.jit(SigLIP(config.model).apply)(
     {"params": jax.device_get(state.params)}, batch["image"], batch["text"]
   )
   ids = make_identify(config.loss)(batch)

@@ -46,7 +46,7 @@ def _embed(params, config, image, text):
   """Returns our embeddings, computed in float32."""
   model = config.model.copy_and_resolve_references()
   model.dtype, model.attention = "float32", "xla"
-  return SigLIP(model).apply({"params": params}, image, text)
+  return jax.jit(SigLIP(model).apply)({"params": params}, image, text)
 
 
 def _run(folder, image, text):

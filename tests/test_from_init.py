@@ -20,7 +20,10 @@ from big_siglip.schema.fields import unset_fields
 from big_siglip.trained import from_init
 from big_siglip.weights import export
 
-CONFIGS = ("finetune", "lora", "lit", "unlocked", "lit_precomputed")
+CONFIGS = (
+  *("finetune", "finetune_labels"),
+  *("lora", "lit", "unlocked", "lit_precomputed"),
+)
 DATA = {
   "tokenizer": "configs/scenes.model",
   "lowercase": False,
@@ -35,7 +38,7 @@ def made():
   config = runs.config(
     model__image__pooling="map", model__text__vocab_size=300, seed=7
   )
-  params = build.program(config, build.mesh(config)).init().params
+  params = build.program(config, build.mesh(config)).init_params()
   return params, config.model
 
 

@@ -33,8 +33,7 @@ def trained(tmp_path_factory):
   """A model folder of parameters that no seed draws."""
   folder = tmp_path_factory.mktemp("initial") / "trained"
   config = runs.config(**TRAINED, seed=7)
-  params = build.program(config, build.mesh(config)).init().params
-  from etils import epath
+  params = build.program(config, build.mesh(config)).init_params()
 
   saved.save_model(
     epath.Path(folder), params, config.model, Preprocessing.of(config)
@@ -47,7 +46,7 @@ def _start(**changes):
   for field, value in changes.items():
     config.update_from_flattened_dict({field.replace("__", "."): value})
   mesh = build.mesh(config)
-  random = build.program(config, mesh).init().params
+  random = build.program(config, mesh).init_params()
   started = initial.initial_params(config, random, mesh)
   return config, runs.flatten(started), runs.flatten(random)
 
@@ -83,7 +82,7 @@ def test_blocks_may_be_stacked_or_not(trained):
       for part in folders:
         place = place.setdefault(part, {})
       place[name] = array
-    return SigLIP(model).apply({"params": tree}, image, text)
+    return jax.jit(SigLIP(model).apply)({"params": tree}, image, text)
 
   other = ConfigDict(config.model.to_dict())
   other.scan = not scan
@@ -166,7 +165,7 @@ def test_weights_that_do_not_fit_are_named(trained, changes, said):
 def test_an_adaptation_is_part_of_the_weights(tmp_path):
   config = runs.config(**TRAINED, model__lora__rank=2)
   mesh = build.mesh(config)
-  params = build.program(config, mesh).init().params
+  params = build.program(config, mesh).init_params()
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: x + rng.normal(size=x.shape), params)
   params = jax.tree.map(lambda x: x.astype(np.float32), params)

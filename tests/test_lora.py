@@ -23,7 +23,9 @@ def _model(scan=True, **lora):
   return config, model, (image, text)
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+  "scan", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_at_the_start_nothing_is_changed(scan):
   config, model, inputs = _model(scan)
   params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
@@ -103,7 +105,7 @@ def test_a_target_that_matches_nothing_is_named():
 def test_an_adapted_model_has_the_whole_face_of_a_plain_one():
   """Probes ask for features, and terms of a loss look."""
   config, model, (image, text) = _model()
-  params = model.init(jax.random.key(0), image, text)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), image, text)["params"]
   params["lora"] = jax.tree.map(lambda x: x + 0.1, params["lora"])
   plain = merged(params, config)
   devices = sharding.make_mesh(devices=jax.devices()[:1])

@@ -47,9 +47,14 @@ def test_decay_alone_shrinks_kernels_by_the_schedule_and_nothing_else():
   transformation, schedule = make_optimizer(config, params, total_steps=STEPS)
   state, zeros = transformation.init(params), optax.tree.zeros_like(params)
   start, factor = params, 1.0
-  for step in range(STEPS):
+
+  @jax.jit
+  def step_on(params, state):
     updates, state = transformation.update(zeros, state, params)
-    params = optax.apply_updates(params, updates)
+    return optax.apply_updates(params, updates), state
+
+  for step in range(STEPS):
+    params, state = step_on(params, state)
     factor *= 1 - 0.01 * float(schedule(step)) / 1e-3
   kernels = {path for path in flat(params) if path.endswith("/kernel")}
   assert len(kernels) == 2

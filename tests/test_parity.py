@@ -194,6 +194,7 @@ def test_tokens_of_real_captions_equal_the_tokenizers(shared_data, tmp_path):
   np.testing.assert_array_equal(ours(captions, 64), expected["input_ids"])
 
 
+@pytest.mark.slow
 def test_from_a_foreign_folder_to_a_finetuned_one(tmp_path, shared_data):
   """Import, evaluate, fine-tune on real photos, export, load elsewhere."""
   from test_models_reference import make_config, make_reference

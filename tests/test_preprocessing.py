@@ -102,7 +102,7 @@ def _expected(params, config):
   pixels = np.asarray(image.crop((5, 2, 21, 18)), np.float64) / 255
   pixels = (pixels - COLORS["mean"]) / COLORS["std"]
   rows = np.float32(pixels)[None], None
-  return SigLIP(config.model).apply({"params": params}, *rows)[0]
+  return jax.jit(SigLIP(config.model).apply)({"params": params}, *rows)[0]
 
 
 def test_models_bundles_and_training_see_it(model, tmp_path):

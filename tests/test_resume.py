@@ -132,7 +132,7 @@ def test_a_stop_during_start_up_leaves_a_folder_that_can_go_on(tmp_path):
   assert "SIGTERM: nothing was trained since the start" in output
   assert not list(workdir.glob("checkpoints/[0-9]*"))
 
-  status, output = runs.run(workdir, total_steps=3, evals__test__every=3)
+  status, output = programs.train(workdir, total_steps=3, evals__test__every=3)
 
   assert status == 0, output
   assert "done: 3 steps" in output

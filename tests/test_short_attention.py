@@ -47,10 +47,15 @@ def test_an_encoder_with_the_kernel_equals_one_without(batch, length, meshed):
     mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
     split = sharding.batch_sharding(mesh)
   x = jax.random.normal(jax.random.key(0), (batch, length, 32))
-  params = _encoder("xla").init(jax.random.key(1), x[:1])
-  params = jax.tree.map(
-    lambda p: p + 0.02 * jax.random.normal(jax.random.key(2), p.shape), params
-  )
+
+  @jax.jit
+  def draw(x):
+    params = _encoder("xla").init(jax.random.key(1), x)
+    return jax.tree.map(
+      lambda p: p + 0.02 * jax.random.normal(jax.random.key(2), p.shape), params
+    )
+
+  params = draw(x[:1])
   expected = _value_and_gradients(_encoder("xla"), params, x)
   actual = _value_and_gradients(_encoder("short", split), params, x)
   # The softmax does not feel the keys' bias: its gradient is but rounding.
@@ -65,9 +70,9 @@ def test_an_encoder_with_the_kernel_equals_one_without(batch, length, meshed):
 def test_sequences_of_a_row_do_not_see_each_other():
   x = jax.random.normal(jax.random.key(0), (2, 64, 32))
   encoder = _encoder("short")
-  params = encoder.init(jax.random.key(1), x[:1])
-  one = encoder.apply(params, x)
-  other = encoder.apply(params, x.at[1].set(0))
+  params = jax.jit(encoder.init)(jax.random.key(1), x[:1])
+  apply = jax.jit(encoder.apply)
+  one, other = apply(params, x), apply(params, x.at[1].set(0))
   np.testing.assert_array_equal(one[0], other[0])
   assert not np.array_equal(one[1], other[1])
 

@@ -222,7 +222,7 @@ def test_the_program_donates_its_state_and_trains_like_its_parts():
   before = program.init()
   after, metrics = program.step(before, sharding.to_global(mesh, host))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-  embedded = SigLIP(config.model).apply(
+  embedded = jax.jit(SigLIP(config.model).apply)(
     {"params": params}, host["image"], host["text"]
   )
   expected = losses.sigmoid_loss(*embedded)

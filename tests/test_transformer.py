@@ -22,10 +22,9 @@ def test_attention_equals_linen_in_initialization_and_value():
   linen = nn.MultiHeadDotProductAttention(
     num_heads=3, kernel_init=nn.initializers.xavier_uniform()
   )
-  expected, params = linen.init_with_output(jax.random.key(1), x)
-  actual, ours = Attention(3, Compute()).init_with_output(
-    jax.random.key(1), x, x
-  )
+  expected, params = jax.jit(linen.init_with_output)(jax.random.key(1), x)
+  ours_of = jax.jit(Attention(3, Compute()).init_with_output)
+  actual, ours = ours_of(jax.random.key(1), x, x)
   jax.tree.map(np.testing.assert_array_equal, ours, params)
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
@@ -115,9 +114,9 @@ def test_slices_of_a_block_change_no_value_and_no_gradient(scan):
     Encoder(2, 3, 40, dataclasses.replace(compute, slice_tokens=n))
     for n in (None, 12)
   )
-  params = whole.init(jax.random.key(1), x[:1])
+  params = jax.jit(whole.init)(jax.random.key(1), x[:1])
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-    jnp.shape, sliced.init(jax.random.key(1), x[:1])
+    jnp.shape, jax.eval_shape(sliced.init, jax.random.key(1), x[:1])
   )
 
   def run(encoder):
@@ -148,7 +147,7 @@ def test_what_a_mask_hides_changes_nothing_by_exactly_0(scan, slice_tokens):
   encoder = Encoder(2, 3, 40, compute)
   x = jax.random.normal(jax.random.key(0), (32, 6, 24))
   mask = jnp.arange(6)[None] < 1 + jnp.arange(32)[:, None] % 6
-  params = encoder.init(jax.random.key(1), x[:1])
+  params = jax.jit(encoder.init)(jax.random.key(1), x[:1])
   run = jax.jit(
     lambda x: pool(encoder.apply(params, x, mask), "mean", None, compute, mask)
   )
@@ -156,7 +155,8 @@ def test_what_a_mask_hides_changes_nothing_by_exactly_0(scan, slice_tokens):
   masked = run(x)
   np.testing.assert_array_equal(run(garbage), masked)
   three = np.flatnonzero(mask.sum(axis=1) == 3)
-  short = encoder.clone(compute=Compute(scan=scan)).apply(params, x[three, :3])
+  plain = jax.jit(encoder.clone(compute=Compute(scan=scan)).apply)
+  short = plain(params, x[three, :3])
   np.testing.assert_allclose(
     masked[three], short.mean(axis=1), rtol=1e-5, atol=1e-6
   )
@@ -173,17 +173,18 @@ def test_a_pool_takes_real_tokens_alone(pooling):
 
   x = jax.random.normal(jax.random.key(0), (4, 6, 24))
   mask = jnp.arange(6)[None] < jnp.array([6, 4, 4, 1])[:, None]
-  params = Tower().init(jax.random.key(1), x, mask)
-  pooled = Tower().apply(params, jnp.where(mask[..., None], x, jnp.inf), mask)
+  params = jax.jit(Tower().init)(jax.random.key(1), x, mask)
+  apply = jax.jit(Tower().apply)
+  pooled = apply(params, jnp.where(mask[..., None], x, jnp.inf), mask)
   for row, length in enumerate((6, 4, 4, 1)):
-    alone = Tower().apply(params, x[row : row + 1, :length], None)
+    alone = apply(params, x[row : row + 1, :length], None)
     np.testing.assert_allclose(pooled[row], alone[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_causal_encoder_sees_nothing_that_comes_later():
   encoder = Encoder(2, 3, 40, Compute(), causal=True)
   x = jax.random.normal(jax.random.key(0), (2, 6, 24))
-  params = encoder.init(jax.random.key(1), x)
+  params = jax.jit(encoder.init)(jax.random.key(1), x)
   run = jax.jit(lambda x: encoder.apply(params, x))
   later = run(x.at[:, 4:].multiply(-2.0))
   np.testing.assert_array_equal(later[:, :4], run(x)[:, :4])

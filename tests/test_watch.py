@@ -10,6 +10,7 @@ import sys
 from etils import epath
 import jax
 import numpy as np
+import programs
 import pytest
 import runs
 
@@ -100,10 +101,11 @@ def test_details_and_events_lie_beside(watched):
 
 def test_a_second_look_does_nothing_twice(watched):
   before = (watched / watch.NAME).read_bytes()
-  again = start_watcher(watched)
-  said = again.communicate(timeout=300)[0]
-  assert again.returncode == 0, said
-  assert "step" not in said
+  status, output, said = programs.call(
+    "tools/evaluate.py", f"--watch={watched}"
+  )
+  assert status == 0, said
+  assert "step" not in output + said
   assert (watched / watch.NAME).read_bytes() == before
 
 

@@ -99,8 +99,8 @@ def _parse(text: str, suffix: str, display: bool) -> ClassNames:
   for delimiter in ",;":
     if len(cells := _header(lines, delimiter)) > 1 and all(map(_known, cells)):
       return _table(text, delimiter)
-  ids = [_WORDNET_LINE.fullmatch(line) for line in lines]
-  if lines and all(ids):
+  ids = [found for x in lines if (found := _WORDNET_LINE.fullmatch(x))]
+  if lines and len(ids) == len(lines):
     return _made([(i[2],) for i in ids], [[i[1] for i in ids]])
   return _made([(line,) for line in lines])
 

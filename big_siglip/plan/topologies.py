@@ -5,7 +5,7 @@ import math
 import os
 
 import jax
-import jaxlib
+import jaxlib.version
 
 from big_siglip import extras
 from big_siglip.errors import UserError
@@ -60,7 +60,7 @@ def compiler(topology: str, devices: Sequence[jax.Device]) -> str:
   if gpus.named(topology) and devices[0].platform == "gpu":
     return gpus.compiler()
   if topology.partition(":")[0] not in _TPUS:
-    return f"jaxlib {jaxlib.__version__}"
+    return f"jaxlib {jaxlib.version.__version__}"
   import libtpu
 
   return f"libtpu {libtpu.__version__}"

@@ -123,6 +123,7 @@ class Folder:
     passing = set()
     for number in range(self.job.num_shards):
       fields = shards.read_marker(self.parts, number)
+      assert fields is not None, f"shard {number} is written before it is told"
       if not all(fault["lasting"] for fault in fields["faults"]):
         passing.add(number)
       tally.add(fields)

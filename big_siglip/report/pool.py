@@ -15,6 +15,7 @@ from big_siglip.data.sources import Example, open_source, Options, Source
 from big_siglip.errors import BadExample, naming_evaluation, UserError
 from big_siglip.evaluators import make_evaluator
 from big_siglip.evaluators.captions import open_captions
+from big_siglip.evaluators.classification import ZeroShotClassification
 from big_siglip.report.runs import Run
 from big_siglip.report.thumbnails import shrink
 from big_siglip.trained import inference
@@ -241,6 +242,7 @@ def ask(model: inference.Model, pool: Pool, asked: Wanted) -> Answers:
       preprocess=model.preprocess,
       embedders=model.embedders,
     )
+    assert isinstance(evaluator, ZeroShotClassification)
     said = evaluator.predict(model.params)
   names = evaluator.names
   prompts = [evaluator.template.replace("{}", name) for name in names]

@@ -98,12 +98,18 @@ def change(params: Any, before: Any) -> dict[str, float]:
   for (key, new), (_, old) in pairs:
     part = "/".join(path_string(key).split("/")[:2])
     sums = moved.setdefault(part, [0.0, 0.0])
-    sums[0] += float(((new - old) ** 2).sum())
-    sums[1] += float((old**2).sum())
+    for place, value in enumerate(_squares(new, old)):
+      sums[place] += float(value)
   return {
     part: (difference / max(norm, 1e-30)) ** 0.5
     for part, (difference, norm) in moved.items()
   }
+
+
+@jax.jit
+def _squares(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the sums of (new - old)^2 and old^2, by one program of a shape."""
+  return ((new - old) ** 2).sum(), (old**2).sum()
 
 
 def _load(

@@ -212,7 +212,7 @@ def _prefixes(names: Mapping[str, str]) -> list[str]:
   """Returns a line about what was taken off names, if anything was."""
   taken = {new: old for new, old in names.items() if new != old}
   words = {
-    old.removesuffix(new) if old.endswith(new) else _WRAPPERS.search(old)[0]
+    old.removesuffix(new) if old.endswith(new) else _WRAPPERS.findall(old)[0]
     for new, old in taken.items()
   }
   if not words - {"params/"}:
@@ -227,7 +227,7 @@ def _passed_over(names: Sequence[str]) -> list[str]:
     return []
   groups: dict[str, int] = {}
   for name in names:
-    start = re.match(r"[^./]*[./]?", name)[0]
+    start = re.findall(r"^[^./]*[./]?", name)[0]
     groups[start] = groups.get(start, 0) + 1
   ordered = sorted(groups.items(), key=lambda group: (-group[1], group[0]))
   shown = [f"{start} {count:,}" for start, count in ordered]

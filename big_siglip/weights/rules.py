@@ -285,5 +285,5 @@ def _blocks(path: str, shape: Shape) -> Iterable[str]:
 
 
 def _stacked_path(path: str) -> tuple[str, int]:
-  found = re.search(r"/block_(\d+)/", path)
-  return path.replace(found[0], "/blocks/"), int(found[1])
+  before, number, after = re.split(r"/block_(\d+)/", path, maxsplit=1)
+  return f"{before}/blocks/{after}", int(number)

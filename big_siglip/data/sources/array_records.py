@@ -230,8 +230,9 @@ class SerializedExamples:
         fields = {}
       for key in keys:
         found = fields.get(key)
-        single = found is not None and len(found) == 1
-        values[key].append(found[0] if single else found)
+        if found is not None and len(found) == 1:
+          found = found[0]
+        values[key].append(found)
     return {key: column(found) for key, found in values.items()}
 
   def _parse(self, index: int) -> dict[str, list]:

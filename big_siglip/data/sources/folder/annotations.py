@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 from big_siglip.data.sources.folder import tables
 from big_siglip.data.sources.folder.table import Row, Table
@@ -99,7 +99,7 @@ def _by_column(file: str, content: dict[str, Any]) -> Table | None:
   return _listed(file, [dict(zip(content, row, strict=True)) for row in rows])
 
 
-def _objects(value: Any) -> bool:
+def _objects(value: Any) -> TypeGuard[list[dict[Any, Any]]]:
   return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
