@@ -23,7 +23,9 @@ def _model(scan=True, **lora):
   return config, model, (image, text)
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+  "scan", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_at_the_start_nothing_is_changed(scan):
   config, model, inputs = _model(scan)
   params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]

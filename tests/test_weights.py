@@ -446,7 +446,7 @@ def test_an_imported_repository_is_a_model_that_evaluates(
   )
   status, output, message = programs.call(*evaluate, f"--evals={evals}")
   assert status == 0, message
-  assert "\n  zeroshot\n    accuracy " in output
+  assert "\n  zeroshot: 360 images, 95% intervals\n    accuracy " in output
   status, _, message = _import(programs.call, tmp_path, shared_data)[1]
   assert status == 2, "never written over"
   *said, error = message.splitlines()

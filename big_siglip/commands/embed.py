@@ -113,7 +113,7 @@ def _embed(inputs) -> None:
   size = _SHARD_SIZE.value or (
     embedding_description.read(folder).shard_size if is_there else _SHARD
   )
-  with progress.waiting("naming the model by its parameters", after=5):
+  with progress.waiting("naming the model by its parameters", after=4):
     made = embeddings.describe_model(model, _CHECKPOINT.value)
   description = descriptions.describe(inputs, made, _DTYPE.value, size)
   run = _update if _UPDATE.value and is_there else _go_on

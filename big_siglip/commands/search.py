@@ -106,7 +106,7 @@ def _embed_query(reader):
 
   checkpoint = _CHECKPOINT.value or reader.description.checkpoint
   model = big_siglip.load(checkpoint)
-  with progress.waiting("naming the model by its parameters", after=5):
+  with progress.waiting("naming the model by its parameters", after=4):
     made = embeddings.describe_model(model, checkpoint)
   descriptions.check_model(reader.folder, reader.description, made)
   if _QUERY.value:

@@ -124,15 +124,25 @@ def _check_prefix(prefix: str) -> None:
     )
 
 
-def _read_heads(model):
-  """Returns {name: classifier} of the folders that are given."""
-  heads = {}
+def _check_folders():
+  """Returns {name: folder} of classifiers, before the model is read.
+
+  Raises:
+    UserError: a folder holds none, or no embeddings; two have one name.
+  """
+  from big_siglip import embeddings
+  from big_siglip.trained import classifier
+
+  if _EMBEDDINGS.value:
+    embeddings.Reader(pathlib.Path(_EMBEDDINGS.value).expanduser())
+  folders = {}
   for folder in _CLASSIFIER.value:
     name = pathlib.Path(folder).expanduser().resolve().name
-    if name in heads:
+    if name in folders:
       raise UserError(f"--classifier={folder}: there is one called {name!r}")
-    heads[name] = model.classifier(folder).head
-  return heads
+    classifier.read(folder)
+    folders[name] = folder
+  return folders
 
 
 def _make_server():
@@ -156,6 +166,7 @@ def _make_server():
 
     choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
     choice.check()
+    classifiers = _check_folders()
     platforms.prepare()
   model = big_siglip.load(_CHECKPOINT.value)
   for kind in ("images", "texts"):  # Before the page opens.
@@ -168,7 +179,9 @@ def _make_server():
   hosts = {name.lower() for name in names}
   name = _CHECKPOINT.value.rstrip("/").rsplit("/", 1)[-1]
   scorer = Scorer(model, limits)
-  heads = _read_heads(model)
+  heads = {
+    name: model.classifier(one).head for name, one in classifiers.items()
+  }
   page = make_app(scorer, name, gallery, limits, hosts, _PREFIX.value, heads)
   config = uvicorn.Config(
     page,

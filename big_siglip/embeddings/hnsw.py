@@ -91,7 +91,7 @@ def _open(reader: Reader) -> Any:
   file, stamp = reader.folder / _INDEX, _stamp(reader)
   try:
     if json.loads((reader.folder / _STAMP).read_text()) == stamp:
-      with waiting("reading the graph", after=5):
+      with waiting("reading the graph", after=4):
         return faiss.read_index(str(file))
   except (OSError, ValueError, RuntimeError):
     pass  # There is none, or it is damaged: it follows from the shards.
@@ -100,7 +100,7 @@ def _open(reader: Reader) -> Any:
   try:
     # Without its stamp until it is whole.
     (reader.folder / _STAMP).unlink(missing_ok=True)
-    with waiting("writing the graph", after=5):
+    with waiting("writing the graph", after=4):
       faiss.write_index(index, str(partial))
     partial.replace(file)
     (reader.folder / _STAMP).write_text(json.dumps(stamp))

@@ -34,12 +34,12 @@ def run(config: ConfigDict, folder: str | None = None) -> None:
   sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   count = math.prod(size for size in sizes if size > 0)
   count = platforms.stay_on_cpu(count)
-  with progress.waiting("opening the weights", after=5):
+  with progress.waiting("opening the weights", after=4):
     config, taken = from_init.fill(config, folder)
   mesh = build.mesh(config, jax.devices("cpu")[:count])
   print_plan(config, mesh)
   print(flush=True)
-  with progress.waiting("opening what a start would", after=5):
+  with progress.waiting("opening what a start would", after=4):
     lines = list(start.lines(config, mesh, folder))
   for line in [*taken, *lines]:
     print(line)
@@ -51,7 +51,7 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
   Raises:
     UserError: rules do not fit.
   """
-  with progress.waiting("laying out the model", after=5):
+  with progress.waiting("laying out the model", after=4):
     state = build.program(config, mesh).abstract_state
   print(json.dumps(workdir.as_json(config), indent=2))
   print()

@@ -61,14 +61,14 @@ def run(
       wanted = missing[start : start + size]
       say(f"reading {len(job.inputs)} files for {len(wanted)} shards' rows")
       with (
-        waiting("reading rows", after=5),
+        waiting("reading rows", after=4),
         beam.Pipeline(options=options) as pipeline,
       ):
         _sort_rows(pipeline, folder, wanted)
     if not folder.fetched_file.exists():
       say("fetching images")
       with (
-        waiting("fetching images", after=5),
+        waiting("fetching images", after=4),
         beam.Pipeline(options=options) as pipeline,
       ):
         _fetch(pipeline, folder)
@@ -77,7 +77,7 @@ def run(
   if missing:
     say(f"writing {len(missing)} of {job.num_shards} shards")
     with (
-      waiting("writing shards", after=5),
+      waiting("writing shards", after=4),
       beam.Pipeline(options=options) as pipeline,
     ):
       _each(pipeline, missing) | beam.Map(stages.write_part, folder=folder)
