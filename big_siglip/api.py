@@ -10,7 +10,15 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from big_siglip import build, command_line, loop, metrics, platforms, sharding
+from big_siglip import (
+  build,
+  command_line,
+  loop,
+  metrics,
+  platforms,
+  progress,
+  sharding,
+)
 from big_siglip.config import find_problems
 from big_siglip.errors import naming, raise_problems, UserError
 from big_siglip.evaluation import results
@@ -62,7 +70,8 @@ def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Trained:
   place = epath.Path(folder).expanduser()
   stop = Interrupts()
   try:
-    loop.train(config, os.fspath(place), stop)
+    with progress.speaking():
+      loop.train(config, os.fspath(place), stop)
   finally:
     stop.close()
   step = max(workdir.saved_steps(place), default=0)

@@ -288,7 +288,7 @@ class Loop:
     }
     if self._began:
       position["began"] = self._began
-    with progress.waiting("saving", after=5):  # After the one before.
+    with progress.waiting("saving", after=4):  # After the one before.
       self._checkpoints.save(self._state, position)
 
   def _say(self, text: str) -> None:

@@ -93,7 +93,7 @@ def waiting(
     what: such as "compiling the image tower".
     key: names what is done on this machine, as exactly as its duration depends
       on it. With a key the first line says how long it took last time.
-    after: so many seconds are at once; None: half a second.
+    after: so many seconds of silence need no word; None: half a second.
   """
   if not _voice.on:
     yield
@@ -111,7 +111,9 @@ def waiting(
   ended = "stopped after"
   try:
     bar = bars.still_line(after)
-    with _under_way(line, bar, after):
+    # What is not to be told of at once waits for a silence, whosever.
+    first = max(after - _silent(), _QUICK) if after > _QUICK else after
+    with _under_way(line, bar, first):
       yield
     ended = "took"
   finally:

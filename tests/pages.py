@@ -24,6 +24,7 @@ import uvicorn
 import big_siglip
 from big_siglip import embeddings
 from big_siglip.embeddings import description as descriptions
+from big_siglip.embeddings.index import Choice
 from big_siglip.models import SigLIP
 from big_siglip.page.app import make_app
 from big_siglip.page.gallery import Gallery
@@ -183,7 +184,7 @@ def serve_here(
   """
   limits = Limits(**limits)
   gallery = folder and Gallery(
-    folder, place.model, str(place.checkpoint), limits, index
+    folder, place.model, str(place.checkpoint), limits, Choice(index)
   )
   scorer = Scorer(place.model, limits)
   app = make_app(scorer, "tiny", gallery, limits, prefix=prefix, heads=heads)

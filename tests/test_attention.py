@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -293,15 +294,18 @@ _PROBLEM = Problem("tpu", "bfloat16", 128, 256, 256, 16, 72)
     ("cudnn", {"platform": "gpu", "size": 20}, "a multiple of 8"),
     ("cudnn", {"platform": "gpu", "size": 136}, "up to 128"),
     ("cudnn", {"platform": "gpu", "keys": 49}, "even lengths"),
+    ("cudnn", {"platform": "gpu", "capability": "7.5"}, "8.0 .* not 7.5"),
+    ("cudnn", {"platform": "gpu", "capability": "gfx942"}, "a GPU of NVIDIA"),
   ],
 )
 def test_what_is_named_and_cannot_is_refused_in_a_line(
   backend, changes, reason, monkeypatch
 ):
   problem = dataclasses.replace(_PROBLEM, **changes)
-  assert reason in backends.lack(backend, problem)
+  assert re.search(reason, backends.lack(backend, problem))
   assert not suits(backend, problem)
   monkeypatch.setattr(backends, "platform_of", lambda _: problem.platform)
+  monkeypatch.setattr(backends, "_capability_of", lambda _: problem.capability)
   if problem.head_shards > 1:
     return
   with pytest.raises(UserError, match=reason) as error:

@@ -87,7 +87,7 @@ def test_each_config_imports_what_lies_beside_it(elsewhere):
 
 
 def test_no_such_config_lists_those_there_are(elsewhere):
-  names = "b16, digits, finetune, folder"
+  names = "b16, digits, finetune, finetune_labels, folder"
   for name in ("nope", "nope.py", "configs/nope.py", "a/digits.py"):
     with pytest.raises(UserError) as caught:
       load_config(name)
@@ -95,7 +95,7 @@ def test_no_such_config_lists_those_there_are(elsewhere):
     assert said.startswith(f"--config={name}: no such file")
     assert f"(by name: {names}" in said and "\n" not in said
     assert "base" not in said
-  with pytest.raises(UserError, match=r"\(by name: digits, imagenet, retr"):
+  with pytest.raises(UserError, match=r"\(by name: digits, imagenet, labels"):
     load_evals("nope")
 
 

@@ -55,10 +55,20 @@ def test_an_evaluation_follows_the_training_data_and_not_the_reverse(path):
 
 
 def test_recipes_for_own_photos_hold_images_out():
-  for name in ("folder", "finetune", "unlocked", "lit", "lit_precomputed"):
+  for name in (
+    *("folder", "finetune", "finetune_labels"),
+    *("unlocked", "lit", "lit_precomputed"),
+  ):
     path = str(runs.ROOT / "configs" / f"{name}.py")
     config = load_config(path, ["--config.data.path=photos"])
-    assert training_data.trained_on(config, config.evals.photos) == "held out"
+    (section,) = config.evals.values()
+    assert training_data.trained_on(config, section) == "held out"
+
+
+def test_labels_are_classified_by_the_sentence_that_they_are_trained_with():
+  path = str(runs.ROOT / "configs" / "finetune_labels.py")
+  config = load_config(path, ["--config.data.templates=('one of {}',)"])
+  assert config.evals.labels.templates == ("one of {}",)
 
 
 @pytest.mark.parametrize("name", ["b16", "l16", "so400m"])

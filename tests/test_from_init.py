@@ -20,7 +20,10 @@ from big_siglip.schema.fields import unset_fields
 from big_siglip.trained import from_init
 from big_siglip.weights import export
 
-CONFIGS = ("finetune", "lora", "lit", "unlocked", "lit_precomputed")
+CONFIGS = (
+  *("finetune", "finetune_labels"),
+  *("lora", "lit", "unlocked", "lit_precomputed"),
+)
 DATA = {
   "tokenizer": "configs/scenes.model",
   "lowercase": False,

@@ -159,11 +159,12 @@ def test_a_mistake_is_one_line(topology, flags, said):
   assert said in line
 
 
-def test_what_jax_may_take_of_a_gpu_is_in_the_environment(monkeypatch):
-  monkeypatch.setenv(gpus.FRACTION_VARIABLE, "0.9")
+@pytest.mark.parametrize("name", gpus.FRACTION_VARIABLES)
+def test_what_jax_may_take_of_a_gpu_is_in_the_environment(name, monkeypatch):
+  monkeypatch.setenv(name, "0.9")
   assert gpus.memory_fraction() == 0.9
-  monkeypatch.setenv(gpus.FRACTION_VARIABLE, "90%")
-  with pytest.raises(UserError, match="=90%: must lie in"):
+  monkeypatch.setenv(name, "90%")
+  with pytest.raises(UserError, match=f"{name}=90%: must lie in"):
     gpus.memory_fraction()
 
 

@@ -8,10 +8,15 @@ import struct
 import subprocess
 import sys
 
+from etils import epath
+import numpy as np
 import pytest
 
-from big_siglip import metrics
-from big_siglip.run import meter
+from big_siglip import metrics, progress
+from big_siglip.errors import UserError
+from big_siglip.run import meter, wandb_run
+
+_LOGGING = {"project": "tests", "entity": None, "name": None, "tags": ["a"]}
 
 
 def _writer(workdir, start_step=0, evaluated_step=None):
@@ -167,6 +172,52 @@ def test_a_bar_and_no_reader_end_no_run(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "stderr", terminal)
   with os.fdopen(writer, "w", buffering=1) as output:
     monkeypatch.setattr(sys, "stdout", output)
-    _write(tmp_path, *((n, {"evals/a/accuracy": 0.5}) for n in (1, 2)))
-  assert len(metrics.read_metrics(tmp_path)) == 2
-  assert "2/9" in terminal.getvalue()
+    with progress.speaking():
+      made = _writer(tmp_path)
+      for step in (1, 2):
+        made.step_done()
+        made.write(step, {"loss": 2.5})
+        made.write(step, {"evals/a/accuracy": 0.5})
+      made.close()
+  assert len(metrics.read_metrics(tmp_path)) == 4
+  assert "2/9" in terminal.getvalue() and "loss=2.5" in terminal.getvalue()
+
+
+def test_a_run_keeps_its_id_at_wandb(tmp_path, monkeypatch):
+  """Two starts are one run there, and two folders of one name are two."""
+  pytest.importorskip("wandb")
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  monkeypatch.setenv("WANDB_SILENT", "true")
+  monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+  config = {"logging": _LOGGING}
+  ids = []
+  for folder in ("a/run", "a/run", "b/run"):
+    place = epath.Path(tmp_path / folder)
+    place.mkdir(parents=True, exist_ok=True)
+    run = wandb_run.WandbRun(place, config)
+    run.log(1, {"loss": 2.5})
+    run.close()
+    ids.append(json.loads((place / wandb_run.FILE).read_text())["id"])
+  assert ids[0] == ids[1] != ids[2]
+  assert len(list((tmp_path / "a/run/wandb").glob(f"*run-*-{ids[0]}"))) >= 1
+
+
+def test_the_id_at_wandb_is_kept(tmp_path):
+  place = epath.Path(tmp_path)
+  own = wandb_run.find_id(place)
+  assert wandb_run.find_id(place) == own
+  (tmp_path / wandb_run.FILE).write_text("{")
+  with pytest.raises(UserError, match=r"wandb.json: damaged"):
+    wandb_run.find_id(place)
+  (tmp_path / "old" / "wandb").mkdir(parents=True)  # Of a run of before.
+  assert wandb_run.find_id(place / "old") == "old"
+
+
+def test_pictures_are_events(tmp_path):
+  picture = np.zeros((5, 7, 3), np.uint8)
+  writer = _writer(tmp_path)
+  writer.draw(3, {"evals/a/chart": picture})
+  writer.close()
+  (file,) = (tmp_path / "tensorboard").iterdir()
+  (record,) = (r for r in _records(file.read_bytes()) if b"\x89PNG" in r)
+  assert b"evals/a/chart" in record

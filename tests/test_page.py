@@ -571,6 +571,9 @@ def test_mistakes_at_the_start_are_one_line(place, port):
     ([good, "--host=no.such.host.invalid"], "--host=no.such.host.invalid "),
     (["--checkpoint=nowhere"], "nowhere: no such file or folder"),
     ([good, "--embeddings=tests"], "tests: holds no embeddings"),
+    ([good, "--classifier=tests"], "tests: holds no classifier"),
+    ([good, "--prefix=siglip"], "--prefix=siglip: must begin with a slash"),
+    ([good, "--index=best"], "--index=best: must be exact, "),
   ]:
     flags = ["tools/serve.py", "--port=0", *flags]
     assert expected in programs.said_in_one_line(*flags)

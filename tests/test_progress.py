@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from big_siglip import bars, durations, progress
+from big_siglip.data import vocabulary
 
 
 class _Stream(io.StringIO):
@@ -211,3 +212,33 @@ def test_the_compiler_lets_it_speak(stream):
   with progress.waiting("compiling"):
     lowered.compile()
     assert stream.spoken.is_set(), "the compiler held the interpreter"
+
+
+def test_what_lasts_for_long_speaks_seldom(stream, monkeypatch):
+  monkeypatch.setattr(progress, "_LONG", -1.0)
+  monkeypatch.setattr(progress, "_SELDOM", 1000.0)
+  with progress.waiting("training"):
+    assert not stream.spoken.wait(0.05)
+  assert stream.getvalue().startswith("training ...")
+
+
+def test_libraries_that_load_at_once_need_no_word(stream, monkeypatch):
+  monkeypatch.setattr(progress, "_SILENCE", 1000.0)
+  with progress.loading():
+    assert not stream.spoken.wait(0.05)
+  assert not stream.getvalue()
+
+
+def test_a_pass_over_captions_says_how_far_it_is(stream):
+  source = [types.SimpleNamespace(texts=["a dog", ""])] * 3
+  captions = vocabulary.Captions(source, "none", True)
+  for _ in captions:
+    stream.spoken.wait(60)
+  assert "of 3 examples" in stream.getvalue()
+  assert (captions.count, captions.skipped) == (3, 3)
+
+
+def test_a_key_holds_all_that_a_duration_depends_on():
+  keys = {durations.key("step", {"b": 1, "a": n}) for n in (1, 2)}
+  assert len(keys) == 2 and all(key.startswith("step ") for key in keys)
+  assert durations.key("step", {"a": 1, "b": 1}) in keys

@@ -35,7 +35,6 @@ _SMALLER = {
   "--config=so400m --config.distributed=True": (
     f"--config=folder --config.distributed=True {_FEW_STEPS}"
   ),
-  "host0:1234": f"localhost:{runs.free_port()}",
 }
 
 pytestmark = pytest.mark.slow
@@ -46,8 +45,8 @@ def blocks(title):
   section = re.split(r"^## ", README, flags=re.M)
   text = next(part for part in section if part.startswith(f"{title}\n"))
   found = []
-  pattern = r"^```python\n(.*?)^```|((?:^    .*\n)+)"
-  for match in re.finditer(pattern, text, re.M | re.S):
+  pattern = r"^```python\n((?s:.*?))^```|((?:^    .*\n)+)"
+  for match in re.finditer(pattern, text, re.M):
     code = match[1] or re.sub(r"^    ", "", match[2], flags=re.M)
     found.append((match[1] is not None, code))
   return found
@@ -227,7 +226,8 @@ def _open_page(user, command):
 def _run_two(user, command):
   """Runs a command as process 0 and 1 of 2; returns what 0 says."""
   assert "JAX_PROCESS_ID=0" in command
-  shared = f"{command.replace('runs/so400m', 'runs/two')}"
+  shared = command.replace("runs/so400m", "runs/two")
+  shared = shared.replace("host0:1234", f"localhost:{runs.free_port()}")
   both = [
     user.start(shared.replace("PROCESS_ID=0", f"PROCESS_ID={number}"))
     for number in (0, 1)

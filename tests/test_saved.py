@@ -127,3 +127,11 @@ def test_weights_of_others_in_folders_of_digits_are_no_run(tmp_path):
   assert not saved.is_run("someone/7")
   path = workdir.absolute(str(tmp_path / "384"))
   assert results.step_of(path) == 0
+
+
+def test_a_models_parameters_are_not_compressed(tmp_path):
+  """It would save little, and reading takes twice as long."""
+  params = {"a": jax.numpy.zeros((512, 512))}
+  saved.save_params(workdir.absolute(str(tmp_path)), params)
+  files = [file for file in tmp_path.rglob("*") if file.is_file()]
+  assert sum(file.stat().st_size for file in files) >= 2**20

@@ -41,6 +41,7 @@ NEWER = (
   "evals.test.max_captions",
   "evals.test.templates_file",
   "init",
+  "logging",
   "loss.dtype",
   "loss.duplicates",
   "loss.same",
@@ -187,3 +188,28 @@ def test_a_field_without_its_weights_must_be_set():
   said = find_problems(config)
   assert "config.model.image.size=None: must be set, or" in said[0]
   assert len(said) == len(fields.unset_fields(config)) == 20
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("project", "a/b"),
+    ("project", ""),
+    ("entity", " "),
+    ("name", "x" * 129),
+    ("tags", ("good", "")),
+    ("tags", ("good", 3)),
+  ],
+)
+def test_a_name_that_wandb_does_not_take_is_told_at_once(field, value):
+  config = runs.config()
+  config.logging[field] = value
+  (problem,) = find_problems(config)
+  assert problem.startswith(f"config.logging.{field}={value!r}: must ")
+
+
+def test_logging_may_change_on_resume_and_is_new():
+  config = workdir.as_json(runs.config())
+  assert all(fields.may_change(f"logging.{name}") for name in config["logging"])
+  whole = fields.complete_config(_old(runs.config()))
+  assert whole["logging"]["project"] == "big_siglip"

@@ -6,12 +6,13 @@ python -m benchmarks.gpu --tiny    # every line of it, on a CPU: no measurement
 Our step of B/16 and So400m/14 (bfloat16, blocks computed again) stands beside a
 plain one in JAX (benchmarks/plain.py) and transformers' in PyTorch, where that
 sees the GPU; then attention by each implementation, the ring loss in tiles
-beside the dense one, changes of our step, and flags of XLA. The batch is the
-largest power of two whose step fits by the compiler's word, up to --most, and
-the same for all steps of a model. A time is the median of 5 to 50 steps after 3
-that warm up; the spread is from the fastest to the slowest. Each row is
-measured by a process of its own, which is ended when its time is over; what
-does not fit into --minutes is left out and named. docs/gpu.md says more.
+beside the dense one, our step on all GPUs where there are several, changes of
+our step, and flags of XLA. The batch is the largest power of two whose step
+fits by the compiler's word, up to --most, and the same for all steps of a
+model. A time is the median of 5 to 50 steps after 3 that warm up; the spread is
+from the fastest to the slowest. Each row is measured by a process of its own,
+which is ended when its time is over; what does not fit into --minutes is left
+out and named. docs/gpu.md says more.
 """
 
 import argparse
@@ -27,10 +28,11 @@ import time
 from typing import Any
 
 from benchmarks.gpu import needs, table
-from benchmarks.gpu.parts import ENVIRONMENT, PARTS, Run, runs
+from benchmarks.gpu.parts import FRACTION, FRACTION_NAMES, PARTS, Run, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TINY = {"most": "8", "seconds": "0.1", "gib": "0.5"}
+_TINY_PATIENCE = 6  # Times as long: a CPU compiles slowly.
 
 
 class Benchmark:
@@ -54,7 +56,8 @@ class Benchmark:
     if left < run.seconds / 4:  # Too little to end with something.
       self._add(run, {"skipped": f"left out: {max(left, 0):.0f} s are left"})
       return
-    seconds = min(run.seconds, left)
+    patience = _TINY_PATIENCE if self._given.tiny else 1
+    seconds = min(run.seconds * patience, left)
     for row in _rows(self._command(run), _environment(run), seconds):
       self._add(run, row)
 
@@ -64,6 +67,8 @@ class Benchmark:
     command += run.arguments
     given = self._given
     size = given.batch_size or self._batch_sizes.get(run.model)
+    if run.part == "devices" and size:  # As many examples for each.
+      size *= self.chip["devices"]
     if run.model and size:
       command.append(f"--batch_size={size}")
     elif run.module == "torch_step":
@@ -87,7 +92,7 @@ class Benchmark:
       print("\n".join(said), flush=True)
     else:
       table.derive(run.part, row, self.chip)
-      if run.module == "steps" and "seconds" in row:
+      if run.part == "steps" and "seconds" in row:
         self._batch_sizes.setdefault(run.model, row["batch_size"])
       for field, value in _named(run).items():
         row.setdefault(field, value)
@@ -105,14 +110,12 @@ def _named(run: Run) -> dict[str, Any]:
 
 
 def _environment(run: Run) -> dict[str, str]:
-  """Returns that of a process; what the user has set wins."""
-  environment = {**ENVIRONMENT, **os.environ}
-  if set(ENVIRONMENT) & set(os.environ):  # One is enough; two may differ.
-    for name in set(ENVIRONMENT) - set(os.environ):
-      del environment[name]
+  """Returns that of a process; what the user has set wins, or is added to."""
+  environment = dict(os.environ)
+  if not any(name in environment for name in FRACTION_NAMES):
+    environment[FRACTION_NAMES[0]] = FRACTION
   for name, value in run.environment:
-    own = os.environ.get(name)
-    environment[name] = f"{own} {value}" if own else value
+    environment[name] = f"{environment.get(name, '')} {value}".strip()
   return environment
 
 
@@ -135,9 +138,7 @@ def _rows(command: list[str], environment: dict[str, str], seconds: float):
       target=_read, args=(process.stdout, lines), daemon=True
     ).start()
     try:
-      while (
-        line := lines.get(timeout=max(end - time.monotonic(), 0))
-      ) is not None:
+      while line := lines.get(timeout=max(end - time.monotonic(), 0)):
         if line.startswith("{"):
           yield json.loads(line)
     except queue.Empty:
@@ -170,7 +171,7 @@ def main() -> int:
   parser.add_argument("--most", type=int, default=4_096, help="of what fits")
   parser.add_argument("--tiny", action="store_true", help="try it on a CPU")
   given = parser.parse_args()
-  wanted = tuple(given.parts.split(","))
+  wanted = given.parts.split(",")
   if unknown := [part for part in wanted if part not in PARTS]:
     known = ", ".join(PARTS)
     print(f"error: --parts={unknown[0]}: must be of {known}", file=sys.stderr)
@@ -184,7 +185,9 @@ def main() -> int:
     )
     return 2
   benchmark = Benchmark(given)
-  for run in runs(("chip", *wanted)):
+  for run in runs({"chip", *wanted}):
+    if run.part == "devices" and benchmark.chip["devices"] == 1:
+      continue
     benchmark.run(run)
     if "skipped" in benchmark.chip:
       print(

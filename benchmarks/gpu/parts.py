@@ -5,12 +5,15 @@ import dataclasses
 
 from benchmarks.gpu.models import NAMES
 
-# Of all runs of JAX; what the user has set wins. Of the memory of a GPU JAX
-# takes 0.75 unless it is told another share.
-ENVIRONMENT = {
-  "XLA_CLIENT_MEM_FRACTION": "0.92",
-  "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",  # Its older name.
-}
+# The share of a GPU's memory that JAX takes, 0.75 unless it is told another: by
+# one of these, since with both it refuses to start. The second is the older.
+FRACTION, FRACTION_NAMES = (
+  "0.92",
+  (
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+  ),
+)
 # Sets of XLA_FLAGS, to find out what they are worth on this GPU: docs/gpu.md
 # says what each does.
 FLAGS = (
@@ -28,7 +31,9 @@ VARIANTS = (
   {"model.scan": "False", "model.remat": "attention"},
   {"model.scan": "False", "model.remat": "none"},
 )
-PARTS = ("chip", "steps", "attention", "ring", "variants", "flags")
+PARTS = (
+  *("chip", "steps", "attention", "ring", "devices", "variants", "flags"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,8 @@ def _all() -> Iterator[Run]:
     yield Run("steps", "torch_step", (f"--model={name}",), 60.0, model=name)
   yield Run("attention", "attention", seconds=70.0)
   yield Run("ring", "ring", seconds=60.0)
+  for name in NAMES:
+    yield _step(name, "ours", "--all_devices", part="devices")
   # Not before the rest: it takes long to compile.
   compiled = ("--model=b16", "--compile")
   yield Run("steps", "torch_step", compiled, 90.0, model="b16")

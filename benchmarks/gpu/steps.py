@@ -41,8 +41,8 @@ def fields_of(config: Any) -> Fields:
 
 def make(
   who: str, config: Any, mesh: Any
-) -> tuple[Callable, Callable, dict[str, Any], dict[str, jax.Array]]:
-  """Returns init, step, an abstract batch and one of noise.
+) -> tuple[Callable, Any, dict[str, jax.Array]]:
+  """Returns init, the lowered step, and a batch of noise.
 
   Args:
     who: "ours" or "plain".
@@ -60,7 +60,7 @@ def make(
   }
   if who == "ours":
     program = make_program(config, fields, mesh)
-    init, step = program.init, program.step
+    init, step, state = program.init, program.step, program.abstract_state
     batch["faults"] = np.zeros((rows, len(COUNTERS)), np.int32)
   else:
     size, _ = models.towers(config.model)
@@ -76,20 +76,19 @@ def make(
       scan=config.model.scan,
     )
     init, step = plain.program(shape, batch)
+    state = jax.eval_shape(init)
   abstract = {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
     for name, x in batch.items()
   }
-  return init, step, abstract, jax.device_put(batch, split)
+  return init, step.lower(state, abstract), jax.device_put(batch, split)
 
 
 def peak(who: str, config: Any, mesh: Any) -> int:
   """Returns the bytes that a step has on a device at once."""
-  init, step, abstract, _ = make(who, config, mesh)
+  _, lowered, _ = make(who, config, mesh)
   on_gpu = mesh.devices.flat[0].platform == "gpu"
-  compiled = step.lower(jax.eval_shape(init), abstract).compile(
-    _UNTUNED if on_gpu else None
-  )
+  compiled = lowered.compile(_UNTUNED if on_gpu else None)
   return hlo.peak_bytes(compiled.memory_analysis(), "gpu" if on_gpu else "cpu")
 
 
@@ -121,12 +120,12 @@ def timed(
 ) -> dict[str, Any] | None:
   """Returns the figures of a row; None: it needs more memory than there is."""
   try:
-    init, step, abstract, batch = make(who, config, mesh)
+    init, lowered, batch = make(who, config, mesh)
     before = time.perf_counter()
-    compiled = step.lower(jax.eval_shape(init), abstract).compile()
+    compiled = lowered.compile()
     took = time.perf_counter() - before
     stats = compiled.memory_analysis()
-    state = jax.jit(init)()
+    state = init()
 
     def run():
       nonlocal state
@@ -157,25 +156,26 @@ def main() -> None:
   parser.add_argument("--batch_size", type=int, help="default: what fits")
   parser.add_argument("--most", type=int, default=4_096, help="of what fits")
   parser.add_argument("--gib", type=float, help="memory; default: the GPU's")
-  parser.add_argument("--devices", type=int, default=1)
+  parser.add_argument("--all_devices", action="store_true", help="not one")
   parser.add_argument("--seconds", type=float, default=10.0)
   parser.add_argument("--tiny", action="store_true")
   parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE")
   given = parser.parse_args()
-  mesh = sharding.make_mesh(devices=jax.devices()[: given.devices])
+  devices = jax.devices() if given.all_devices else jax.devices()[:1]
+  mesh = sharding.make_mesh(devices=devices)
   changes = dict(change.split("=", 1) for change in given.set)
 
   def config(batch_size):
     return models.config(given.model, batch_size, given.tiny, changes)
 
-  row = {"model": given.model, "who": given.who}
+  row = {"model": given.model, "who": given.who, "devices": len(devices)}
   try:
     row["model"] = models.title(config(1).model)
     size = given.batch_size
     if size is None:
       limit = _HEADROOM * memory(given.gib)
-      size = given.devices * largest(
-        lambda n: peak(given.who, config(n * given.devices), mesh),
+      size = len(devices) * largest(
+        lambda n: peak(given.who, config(n * len(devices)), mesh),
         limit,
         given.most,
       )

@@ -31,7 +31,8 @@ def derive(part: str, row: dict[str, Any], chip: dict[str, Any]) -> None:
   row["examples_per_second"] = row["batch_size"] / row["seconds"]
   row["flops_per_second"] = row["examples_per_second"] * each
   peak = chip.get("peak_flops")
-  row["mfu"] = row["flops_per_second"] / peak if peak else None
+  devices = row.get("devices", 1)
+  row["mfu"] = row["flops_per_second"] / (peak * devices) if peak else None
 
 
 def chip_lines(chip: dict[str, Any]) -> list[str]:

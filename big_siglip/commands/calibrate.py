@@ -60,13 +60,14 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   with exit_on_error(), labelled.naming_flags():
     _check_flags(argv[1:])
-    from etils import epath
+    with progress.loading():
+      from etils import epath
 
-    import big_siglip
-    from big_siglip import platforms
-    from big_siglip.trained import calibrated
+      import big_siglip
+      from big_siglip import platforms
+      from big_siglip.trained import calibrated
 
-    platforms.prepare()
+      platforms.prepare()
     model = big_siglip.load(_CHECKPOINT.value, calibration="none")
     model.embedder("texts")
     model.embedder("images")
@@ -129,6 +130,7 @@ def _calibrate(model):
       seen = calibrating.see_labels(model, wanted, source, templates, show.add)
   if seen.skipped:
     progress.say(f"{seen.skipped} of {len(source)} images skipped")
-  return calibrating.calibrate(
-    model, seen, str(wanted), templates, _PRIOR.value
-  )
+  with progress.waiting("fitting scale and bias"):
+    return calibrating.calibrate(
+      model, seen, str(wanted), templates, _PRIOR.value
+    )

@@ -75,13 +75,14 @@ def main(argv: list[str]) -> None:
   sys.stdout.reconfigure(errors="backslashreplace")
   with exit_on_error():
     kind = _check_flags()
-    names = read_labels(_LABELS.value) if _LABELS.value else ()
-    templates = labelled.read_templates(_TEMPLATE.value)
-    inputs = find_images(argv[1:])
-    import big_siglip
-    from big_siglip import platforms
+    with progress.loading():
+      names = read_labels(_LABELS.value) if _LABELS.value else ()
+      templates = labelled.read_templates(_TEMPLATE.value)
+      inputs = find_images(argv[1:])
+      import big_siglip
+      from big_siglip import platforms
 
-    platforms.prepare()
+      platforms.prepare()
     model = big_siglip.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
     asked, logits = _ask(model, kind, names, templates)
     from big_siglip.labels.classifying import Counts, scored

@@ -16,6 +16,7 @@ import json
 
 from absl import flags
 
+from big_siglip import progress
 from big_siglip.commands import tables
 from big_siglip.errors import exit_on_error, UserError
 
@@ -38,11 +39,13 @@ def main(argv: list[str]) -> None:
       )
     if _OUTPUT.value is not None:
       tables.check(_OUTPUT.value, "--output")
-    from big_siglip.evaluation import reading
-    from big_siglip.evaluation.compare import compare
+    with progress.loading():
+      from big_siglip.evaluation import reading
+      from big_siglip.evaluation.compare import compare
 
-    first, second = (reading.read(path) for path in argv[1:])
-    found = compare(first, second)
+    with progress.waiting("comparing"):
+      first, second = (reading.read(path) for path in argv[1:])
+      found = compare(first, second)
     files = _write(found)
     if _JSON.value:
       print(json.dumps(_as_json(first, second, found)))

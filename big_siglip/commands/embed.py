@@ -26,7 +26,7 @@ import warnings
 
 from absl import flags, logging
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.errors import exit_on_error, naming, RunStopped, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -72,16 +72,19 @@ def main(argv: list[str]) -> None:
   warnings.filterwarnings("ignore", module="PIL")
   with exit_on_error():
     _check_flags(argv[1:])
-    with extras.needed_by("big-siglip embed"):  # Before what takes minutes.
-      import pyarrow  # noqa: F401
-    from big_siglip import embeddings, platforms
-    from big_siglip.run import processes
+    with progress.loading():
+      # Before what takes minutes.
+      with extras.needed_by("big-siglip embed"):
+        import pyarrow  # noqa: F401
+      from big_siglip import embeddings, platforms
+      from big_siglip.run import processes
 
     if _IMAGES.value:
       path, read = _IMAGES.value, embeddings.read_images
     else:
       path, read = _TEXTS.value, embeddings.read_texts
-    inputs = read(path, _COLUMN.value, _DATA.value, _SPLIT.value)
+    with progress.waiting("listing the inputs"):
+      inputs = read(path, _COLUMN.value, _DATA.value, _SPLIT.value)
     platforms.prepare(keep=not _DISTRIBUTED.value)
     if _DISTRIBUTED.value:
       with naming({"config.distributed": "--distributed"}):
@@ -110,7 +113,8 @@ def _embed(inputs) -> None:
   size = _SHARD_SIZE.value or (
     embedding_description.read(folder).shard_size if is_there else _SHARD
   )
-  made = embeddings.describe_model(model, _CHECKPOINT.value)
+  with progress.waiting("naming the model by its parameters", after=4):
+    made = embeddings.describe_model(model, _CHECKPOINT.value)
   description = descriptions.describe(inputs, made, _DTYPE.value, size)
   run = _update if _UPDATE.value and is_there else _go_on
   result = run(folder, description, model, inputs)
@@ -152,7 +156,6 @@ def _go_on(folder, description, model, inputs) -> dict[str, Any]:
 
 def _update(folder, description, model, inputs) -> dict[str, Any]:
   """Brings a folder up to what the inputs are now."""
-  from big_siglip import progress
   from big_siglip.embeddings import folder as folders
   from big_siglip.embeddings.update import Update
   from big_siglip.run import processes
@@ -190,7 +193,6 @@ def _run(writer, model, inputs, shards, total, before=None) -> dict[str, Any]:
   """Embeds this process's part of some shards; returns what all did."""
   import jax
 
-  from big_siglip import progress
   from big_siglip.embeddings.pipeline import embed_missing
   from big_siglip.run import processes
 

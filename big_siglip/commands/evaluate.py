@@ -26,7 +26,7 @@ import sys
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.command_line import parse_evaluation
 from big_siglip.commands import tables
 from big_siglip.errors import exit_on_error, UserError
@@ -95,9 +95,11 @@ def main(given: _Given) -> None:
     if _OUTPUT.value is not None:
       with extras.needed_by("--output"):  # Before what takes minutes.
         import matplotlib  # noqa: F401
-    from big_siglip import platforms
+    with progress.loading():
+      from big_siglip import platforms
+      from big_siglip.evaluation import watch  # noqa: F401
 
-    platforms.prepare(keep=not _DISTRIBUTED.value)
+      platforms.prepare(keep=not _DISTRIBUTED.value)
     if _WATCH.value is not None:
       _watch(_WATCH.value, given)
     else:
@@ -121,7 +123,7 @@ def _check_rows(value: str | None) -> None:
 def _evaluate(path: str, given: _Given) -> None:
   import jax
 
-  from big_siglip import build, progress, sharding
+  from big_siglip import build, sharding
   from big_siglip.evaluation import results
   from big_siglip.run import processes
   from big_siglip.trained import saved
@@ -134,8 +136,7 @@ def _evaluate(path: str, given: _Given) -> None:
   mesh = sharding.make_mesh()
   with progress.waiting("opening the data"):
     evaluators = build.evaluators(config, mesh)
-  with progress.waiting("reading weights"):
-    params = load_params(mesh)
+  params = load_params(mesh)
   with processes.stopping_together():
     found = results.run(evaluators, params)
   if jax.process_index() != 0:

@@ -18,6 +18,7 @@ import pathlib
 
 from absl import flags, logging
 
+from big_siglip import progress
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -49,13 +50,14 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   with exit_on_error():
     output = _check_flags(argv[1:])
-    from big_siglip import platforms, sharding
-    from big_siglip.report import runs
-    from big_siglip.schema.sizes import has_text_tower
-    from big_siglip.trained import saved, serving
-    from big_siglip.weights import card, export, push
+    with progress.loading():
+      from big_siglip import platforms, sharding
+      from big_siglip.report import runs
+      from big_siglip.schema.sizes import has_text_tower
+      from big_siglip.trained import saved, serving
+      from big_siglip.weights import card, export, push
 
-    platforms.prepare()
+      platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
     found, config, load_params = saved.open_model(_CHECKPOINT.value)
     if not has_text_tower(config.model):
@@ -68,16 +70,18 @@ def main(argv: list[str]) -> None:
     head = _read_classifier(params, config)
     params = _finish(params, config)
     more = {"stablehlo": serving.save}
-    if style == "open_clip":
-      export.to_open_clip(output, params, config, name)
-    elif style == "onnx":
-      export.to_onnx(output, params, config, head)
-    else:
-      {**export.FORMATS, **more}[style](output, params, config)
+    with progress.waiting(f"writing {output}"):
+      if style == "open_clip":
+        export.to_open_clip(output, params, config, name)
+      elif style == "onnx":
+        export.to_onnx(output, params, config, head)
+      else:
+        {**export.FORMATS, **more}[style](output, params, config)
     if style in _CARDS and output.is_dir():
       card.save(output, style, config, runs.evaluations_of(found), name)
     if name:
-      push.upload(name, output)
+      with progress.waiting(f"uploading to {name}"):
+        push.upload(name, output)
   print(output)
   if address:
     print(address)

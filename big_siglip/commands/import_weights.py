@@ -16,6 +16,7 @@ import json
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from big_siglip import progress
 from big_siglip.errors import exit_on_error, UserError
 
 _WEIGHTS = flags.DEFINE_string(
@@ -42,23 +43,26 @@ def main(argv: list[str]) -> None:
     for name in ("weights", "output"):
       if not flags.FLAGS[name].value:
         raise UserError(f"--{name} must be given")
-    from etils import epath
-    import jax
+    with progress.loading():
+      from etils import epath
+      import jax
 
-    from big_siglip import platforms, sharding
-    from big_siglip.trained import saved
-    from big_siglip.weights import open_weights
-    from big_siglip.weights.preprocessing import find_preprocessing
+      from big_siglip import platforms, sharding
+      from big_siglip.trained import saved
+      from big_siglip.weights import open_weights
+      from big_siglip.weights.preprocessing import find_preprocessing
 
-    platforms.prepare()
-    weights = open_weights(_WEIGHTS.value, _BASE.value)
-    preprocessing = find_preprocessing(weights, _TOKENIZER.value)
+      platforms.prepare()
+    with progress.waiting("opening the weights"):
+      weights = open_weights(_WEIGHTS.value, _BASE.value)
+      preprocessing = find_preprocessing(weights, _TOKENIZER.value)
     config = ConfigDict({"model": weights.model, "data": {}})
     params = saved.load_weights(weights, config, sharding.make_mesh())
     output = epath.Path(_OUTPUT.value)
     if "://" not in str(_OUTPUT.value):
       output = output.expanduser().resolve()
-    saved.save_model(output, params, weights.model, preprocessing)
+    with progress.waiting("writing the model"):
+      saved.save_model(output, params, weights.model, preprocessing)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   answer = {
     "format": weights.format,

@@ -17,7 +17,7 @@ import json
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.command_line import parse_flags
 from big_siglip.errors import exit_on_error, UserError
 
@@ -36,18 +36,21 @@ def main(config: ConfigDict) -> None:
   """Draws the page and prints the numbers."""
   logging.set_verbosity(logging.ERROR)
   with exit_on_error():
-    from big_siglip import build, platforms, training_data
-    from big_siglip.data.first_look import first_look
-    from big_siglip.trained import from_init
+    with progress.loading():
+      from big_siglip import build, platforms, training_data
+      from big_siglip.data.first_look import first_look
+      from big_siglip.trained import from_init
 
-    with extras.needed_by("big-siglip inspect"):
-      from big_siglip.report import inspection
-    platforms.prepare()
-    config, taken = from_init.fill(config)
-    source = training_data.train_source(config)
-    found = inspection.inspect(
-      source, build.views(config), config, _COUNT.value
-    )
+      with extras.needed_by("big-siglip inspect"):
+        from big_siglip.report import inspection
+      platforms.prepare()
+    with progress.waiting("opening the data"):
+      config, taken = from_init.fill(config)
+      source = training_data.train_source(config)
+    with progress.waiting("reading batches"):
+      found = inspection.inspect(
+        source, build.views(config), config, _COUNT.value
+      )
     try:
       inspection.draw(found, _OUTPUT.value)
     except OSError as error:

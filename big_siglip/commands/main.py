@@ -8,7 +8,7 @@ import sys
 import textwrap
 import types
 
-from big_siglip import __version__
+from big_siglip import __version__, durations
 from big_siglip.errors import exit_on_error, UserError
 
 # What `big-siglip --help` says: the first line of each module.
@@ -146,6 +146,7 @@ def _help() -> str:
     )
     for name, line in LINES.items()
   ]
+  kept = durations.cache_folder()
   return "\n".join(
     [
       "big-siglip trains, fine-tunes, evaluates and exports SigLIP models.",
@@ -155,6 +156,7 @@ def _help() -> str:
       *lines,
       "",
       "big-siglip COMMAND --help shows examples and flags of one.",
+      f"Compiled programs are kept in {kept or 'no folder'}.",
     ]
   )
 

@@ -16,6 +16,7 @@ import sys
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from big_siglip import progress
 from big_siglip.command_line import parse_flags
 from big_siglip.errors import exit_on_error, UserError
 from big_siglip.schema.words import REMATS
@@ -71,14 +72,14 @@ def parse(argv: list[str]) -> ConfigDict:
 def main(config: ConfigDict) -> None:
   """Prints a table or JSON; exits with 3 if the run does not fit."""
   logging.set_verbosity(logging.ERROR)
-  import jax
+  with progress.loading():
+    import jax
 
-  # Plans are compiled, not run: whatever is attached may stay at its work.
-  if not _TOPOLOGY.value.removeprefix("gpu:").isdecimal():
-    jax.config.update("jax_platforms", "cpu")
-  from big_siglip.plan import peaks, plan
-  from big_siglip.trained import from_init
-
+    # Plans are compiled, not run: whatever is attached may stay at its work.
+    if not _TOPOLOGY.value.removeprefix("gpu:").isdecimal():
+      jax.config.update("jax_platforms", "cpu")
+    from big_siglip.plan import peaks, plan
+    from big_siglip.trained import from_init
   share = _UTILIZATION.value or peaks.UTILIZATION
   with exit_on_error():
     config, taken = from_init.fill(config)

@@ -18,12 +18,11 @@ import json
 import logging as python_logging
 import os
 import signal
-import sys
 import types
 
 from absl import flags, logging
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
 
@@ -107,7 +106,8 @@ def main(given: tuple[list[str], list[str]]) -> None:
   kind = argv[1] if argv[1:] else ""
   with exit_on_error():
     _check_arguments(kind)
-    with extras.needed_by(f"big-siglip prepare {kind}", "prepare"):
+    needed = extras.needed_by(f"big-siglip prepare {kind}", "prepare")
+    with progress.loading(), needed:
       from big_siglip.preparation.folder import Folder
 
       folder = Folder(_make_job(kind, argv[2:]))
@@ -178,7 +178,7 @@ def _make_job(kind: str, inputs: list[str]):
 
 
 def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
+  progress.say(line)
 
 
 def _print_summary(folder) -> None:

@@ -58,11 +58,12 @@ def main(argv: list[str]) -> None:
     output = labelled.check_new(_OUTPUT.value, "--output")
     if _ROWS.value is not None:
       tables.check(_ROWS.value, "--rows")
-    import big_siglip
-    from big_siglip import platforms
-    from big_siglip.trained import classifier
+    with progress.loading():
+      import big_siglip
+      from big_siglip import platforms
+      from big_siglip.trained import classifier
 
-    platforms.prepare()
+      platforms.prepare()
     model = big_siglip.load(_CHECKPOINT.value)
     model.embedder("images")
     head, table = _learn(model)
@@ -119,7 +120,8 @@ def _learn(model):
   wanted = images.Wanted(
     _IMAGES.value, _DATA.value, _SPLIT.value, _LABEL_KEY.value, _LABELS.value
   )
-  source = images.open_source(model, wanted, "linear_probe")
+  with progress.waiting("opening the data"):
+    source = images.open_source(model, wanted, "linear_probe")
   with progress.Progress(len(source), "images") as show:
     found = images.embed_labelled(
       model, wanted, source, show.add, "linear_probe"

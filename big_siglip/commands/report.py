@@ -11,7 +11,7 @@ last numbers of a single run are printed too.
 
 from absl import flags, logging
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.errors import exit_on_error, UserError
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
@@ -32,13 +32,13 @@ def main(argv: list[str]) -> None:
   with exit_on_error():
     if not argv[1:]:
       raise UserError("name at least one run's folder")
-    from big_siglip import platforms
-    from big_siglip.metrics import last_metrics
+    with progress.loading():
+      from big_siglip import platforms
+      from big_siglip.metrics import last_metrics
 
-    with extras.needed_by("big-siglip report"):
-      from big_siglip.report import page
-
-    platforms.prepare()
+      with extras.needed_by("big-siglip report"):
+        from big_siglip.report import page
+      platforms.prepare()
     file = page.write_report(
       argv[1:],
       _OUTPUT.value,

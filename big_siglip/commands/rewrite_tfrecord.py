@@ -12,7 +12,7 @@ import json
 
 from absl import flags, logging
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.errors import exit_on_error, UserError
 
 _INPUT = flags.DEFINE_string("input", None, "Folder with dataset_info.json.")
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     for name, value in (("input", _INPUT.value), ("output", _OUTPUT.value)):
       if not value:
         raise UserError(f"--{name}=FOLDER must be given")
-    with extras.needed_by("big-siglip rewrite_tfrecord"):
+    with progress.loading(), extras.needed_by("big-siglip rewrite_tfrecord"):
       from big_siglip.preparation import tfrecord
 
     counts = tfrecord.rewrite(_INPUT.value, _OUTPUT.value)

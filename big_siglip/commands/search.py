@@ -21,6 +21,7 @@ import sys
 
 from absl import flags, logging
 
+from big_siglip import progress
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -56,8 +57,9 @@ def main(argv: list[str]) -> None:
   sys.stdout.reconfigure(errors="backslashreplace")
   with exit_on_error():
     _check_flags(argv[1:])
-    from big_siglip import embeddings, platforms
-    from big_siglip.embeddings import index
+    with progress.loading():
+      from big_siglip import embeddings, platforms
+      from big_siglip.embeddings import index
 
     choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
     choice.check()
@@ -104,7 +106,8 @@ def _embed_query(reader):
 
   checkpoint = _CHECKPOINT.value or reader.description.checkpoint
   model = big_siglip.load(checkpoint)
-  made = embeddings.describe_model(model, checkpoint)
+  with progress.waiting("naming the model by its parameters", after=4):
+    made = embeddings.describe_model(model, checkpoint)
   descriptions.check_model(reader.folder, reader.description, made)
   if _QUERY.value:
     return model.embed_texts([_QUERY.value])
@@ -121,10 +124,11 @@ def _search(reader, choice, query):
   from big_siglip.embeddings import index
 
   found = index.open_index(reader, choice, _say)
-  scores, numbers = found.search(query, _TOP.value, _WHERE.value)
+  with progress.waiting("searching"):
+    scores, numbers = found.search(query, _TOP.value, _WHERE.value)
   there = numbers[0] >= 0
   return scores[0][there], numbers[0][there]
 
 
 def _say(line: str) -> None:
-  print(f"note: {line}", file=sys.stderr, flush=True)
+  progress.say(f"note: {line}")

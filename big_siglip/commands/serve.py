@@ -18,7 +18,7 @@ import warnings
 
 from absl import flags, logging
 
-from big_siglip import extras
+from big_siglip import extras, progress
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -124,15 +124,25 @@ def _check_prefix(prefix: str) -> None:
     )
 
 
-def _read_heads(model):
-  """Returns {name: classifier} of the folders that are given."""
-  heads = {}
+def _check_folders():
+  """Returns {name: folder} of classifiers, before the model is read.
+
+  Raises:
+    UserError: a folder holds none, or no embeddings; two have one name.
+  """
+  from big_siglip import embeddings
+  from big_siglip.trained import classifier
+
+  if _EMBEDDINGS.value:
+    embeddings.Reader(pathlib.Path(_EMBEDDINGS.value).expanduser())
+  folders = {}
   for folder in _CLASSIFIER.value:
     name = pathlib.Path(folder).expanduser().resolve().name
-    if name in heads:
+    if name in folders:
       raise UserError(f"--classifier={folder}: there is one called {name!r}")
-    heads[name] = model.classifier(folder).head
-  return heads
+    classifier.read(folder)
+    folders[name] = folder
+  return folders
 
 
 def _make_server():
@@ -141,21 +151,23 @@ def _make_server():
   Raises:
     UserError: a library is missing, or the model or the folder is none.
   """
-  with extras.needed_by("big-siglip serve"):
-    import python_multipart  # noqa: F401
-    import uvicorn
+  with progress.loading():
+    with extras.needed_by("big-siglip serve"):
+      import python_multipart  # noqa: F401
+      import uvicorn
 
-    from big_siglip.page.app import make_app
-  import big_siglip
-  from big_siglip import platforms
-  from big_siglip.embeddings import index
-  from big_siglip.page.gallery import Gallery
-  from big_siglip.page.limits import Limits
-  from big_siglip.page.scorer import Scorer
+      from big_siglip.page.app import make_app
+    import big_siglip
+    from big_siglip import platforms
+    from big_siglip.embeddings import index
+    from big_siglip.page.gallery import Gallery
+    from big_siglip.page.limits import Limits
+    from big_siglip.page.scorer import Scorer
 
-  choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
-  choice.check()
-  platforms.prepare()
+    choice = index.Choice(_INDEX.value, _DATABASE.value, _COLLECTION.value)
+    choice.check()
+    classifiers = _check_folders()
+    platforms.prepare()
   model = big_siglip.load(_CHECKPOINT.value)
   for kind in ("images", "texts"):  # Before the page opens.
     model.embedder(kind)
@@ -167,7 +179,9 @@ def _make_server():
   hosts = {name.lower() for name in names}
   name = _CHECKPOINT.value.rstrip("/").rsplit("/", 1)[-1]
   scorer = Scorer(model, limits)
-  heads = _read_heads(model)
+  heads = {
+    name: model.classifier(one).head for name, one in classifiers.items()
+  }
   page = make_app(scorer, name, gallery, limits, hosts, _PREFIX.value, heads)
   config = uvicorn.Config(
     page,

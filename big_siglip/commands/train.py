@@ -8,6 +8,7 @@ big-siglip train --config=configs/so400m.py:batch_size=4096 \
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from big_siglip import progress
 from big_siglip.command_line import parse_flags
 from big_siglip.errors import exit_on_error, UserError
 from big_siglip.run.preemption import StopSignal
@@ -38,7 +39,8 @@ def main(config: ConfigDict) -> None:
     _train(config)
     return
   # Imported late: a mistake in the flags is told before JAX is loaded.
-  from big_siglip.plan import dry_run
+  with progress.loading():
+    from big_siglip.plan import dry_run
 
   with exit_on_error():
     dry_run.run(config, _WORKDIR.value)
@@ -49,7 +51,8 @@ def _train(config: ConfigDict) -> None:
   stop = StopSignal(several=config.distributed)
   with exit_on_error():
     # Imported late, and after the signals are heard: it takes seconds.
-    from big_siglip import loop, platforms
+    with progress.loading():
+      from big_siglip import loop, platforms
 
-    platforms.prepare(keep=not config.distributed)
+      platforms.prepare(keep=not config.distributed)
     loop.train(config, _WORKDIR.value, stop)

@@ -15,6 +15,7 @@ import pathlib
 
 from absl import flags, logging
 
+from big_siglip import progress
 from big_siglip.errors import exit_on_error, naming, UserError
 from big_siglip.schema.words import CLEANINGS
 
@@ -54,22 +55,24 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value).expanduser()
     if output.exists():
       raise UserError(f"--output={output}: exists already")
-    from big_siglip.data import vocabulary
-    from big_siglip.data.sources import open_source
-    from big_siglip.data.text import make_tokenizer
+    with progress.loading():
+      from big_siglip.data import vocabulary
+      from big_siglip.data.sources import open_source
+      from big_siglip.data.text import make_tokenizer
 
-    with naming(_FIELDS):
+    with naming(_FIELDS), progress.waiting("opening the data"):
       source = open_source(_DATA.value, _SPLIT.value, _PATH.value)
     captions = vocabulary.Captions(source, _CLEAN.value, _LOWERCASE.value)
-    vocabulary.train(
-      captions,
-      output,
-      vocab_size=_VOCAB_SIZE.value,
-      model_type=_MODEL_TYPE.value,
-      byte_fallback=_BYTE_FALLBACK.value,
-      character_coverage=_COVERAGE.value,
-      max_captions=_MAX_CAPTIONS.value,
-    )
+    with progress.waiting("learning pieces"):  # Once the captions are read.
+      vocabulary.train(
+        captions,
+        output,
+        vocab_size=_VOCAB_SIZE.value,
+        model_type=_MODEL_TYPE.value,
+        byte_fallback=_BYTE_FALLBACK.value,
+        character_coverage=_COVERAGE.value,
+        max_captions=_MAX_CAPTIONS.value,
+      )
     tokenizer = make_tokenizer(str(output), _LOWERCASE.value)
   answer = {
     "output": str(output),

@@ -12,6 +12,7 @@ import string
 
 import sentencepiece
 
+from big_siglip import progress
 from big_siglip.data.cleaning import prepare
 from big_siglip.data.sources import Source
 from big_siglip.errors import BadExample, UserError
@@ -40,19 +41,24 @@ class Captions:
     self.count = self.skipped = 0
 
   def __iter__(self) -> Iterator[str]:
-    for index in range(len(self._source)):
-      try:
-        texts = self._source[index].texts
-      except BadExample:
+    with progress.Progress(len(self._source), "examples") as show:
+      for index in range(len(self._source)):
+        yield from self._of(index)
+        show.add(1)
+
+  def _of(self, index: int) -> Iterator[str]:
+    try:
+      texts = self._source[index].texts
+    except BadExample:
+      self.skipped += 1
+      return
+    for text in texts:
+      prepared = " ".join(prepare(text, *self._rules).split())
+      if not prepared or len(prepared.encode()) > _MAX_BYTES:
         self.skipped += 1
         continue
-      for text in texts:
-        prepared = " ".join(prepare(text, *self._rules).split())
-        if not prepared or len(prepared.encode()) > _MAX_BYTES:
-          self.skipped += 1
-          continue
-        self.count += 1
-        yield prepared
+      self.count += 1
+      yield prepared
 
 
 def train(

@@ -23,6 +23,7 @@ from big_siglip.data.embedding_folder import (
 )
 from big_siglip.embeddings.search import choose, search_exactly
 from big_siglip.errors import UserError
+from big_siglip.progress import Progress, waiting
 
 _INDEX, _STAMP = "_hnsw.faiss", "_hnsw.json"
 _NEIGHBOURS = 32  # Of each row in the graph, on its lowest level twice as many.
@@ -90,7 +91,8 @@ def _open(reader: Reader) -> Any:
   file, stamp = reader.folder / _INDEX, _stamp(reader)
   try:
     if json.loads((reader.folder / _STAMP).read_text()) == stamp:
-      return faiss.read_index(str(file))
+      with waiting("reading the graph", after=4):
+        return faiss.read_index(str(file))
   except (OSError, ValueError, RuntimeError):
     pass  # There is none, or it is damaged: it follows from the shards.
   index = _build(reader)
@@ -98,7 +100,8 @@ def _open(reader: Reader) -> Any:
   try:
     # Without its stamp until it is whole.
     (reader.folder / _STAMP).unlink(missing_ok=True)
-    faiss.write_index(index, str(partial))
+    with waiting("writing the graph", after=4):
+      faiss.write_index(index, str(partial))
     partial.replace(file)
     (reader.folder / _STAMP).write_text(json.dumps(stamp))
   except (OSError, RuntimeError) as error:  # faiss's own are RuntimeErrors.
@@ -118,13 +121,15 @@ def _build(reader: Reader) -> Any:
     reader.description.width, _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT
   )
   index.hnsw.efConstruction = _BUILD_WIDTH
-  for rows in reader.blocks(_BLOCK):
-    if not np.isfinite(rows).all():
-      raise UserError(
-        f"{reader.folder}: holds embeddings that are not finite, which a graph "
-        "cannot hold; --index=exact passes them by"
-      )
-    index.add(np.ascontiguousarray(rows))
+  with Progress(reader.num_rows, "rows in the graph") as show:
+    for rows in reader.blocks(_BLOCK):
+      if not np.isfinite(rows).all():
+        raise UserError(
+          f"{reader.folder}: holds embeddings that are not finite, which a "
+          "graph cannot hold; --index=exact passes them by"
+        )
+      index.add(np.ascontiguousarray(rows))
+      show.add(len(rows))
   return index
 
 

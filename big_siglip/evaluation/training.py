@@ -70,14 +70,15 @@ class Evaluations:
     if not (self.config.logging.pictures and results):
       return {}
     try:  # Imported late: it takes a second.
-      from big_siglip.evaluation import pictures, samples
+      with progress.waiting("loading matplotlib", after=4):
+        from big_siglip.evaluation import pictures, samples
     except ModuleNotFoundError as error:
       if error.name != "matplotlib":
         raise
       return {}
 
     drawn: dict[str, np.ndarray] = {}
-    with progress.waiting("drawing the evaluations", after=5):
+    with progress.waiting("drawing the evaluations", after=4):
       for name, result in results.items():
         opened = functools.partial(self._source, name)
         _draw(drawn, f"evals/{name}/chart", pictures.chart, name, result)

@@ -40,6 +40,8 @@ class Problem:
     causal: whether query i sees the keys up to i alone.
     batch_shards: how many devices share the batch.
     head_shards: how many devices share the heads.
+    capability: of a GPU: CUDA's, such as "9.0", or AMD's name of it, such as
+      "gfx942"; "": not known.
   """
 
   platform: str
@@ -53,6 +55,7 @@ class Problem:
   causal: bool = False
   batch_shards: int = 1
   head_shards: int = 1
+  capability: str = ""
 
 
 def choose(
@@ -104,6 +107,7 @@ def choose(
     causal,
     1 if mesh is None else batch_devices(mesh),
     1 if mesh is None else mesh.shape["tensor"],
+    _capability_of(sharding),
   )
   if backend != "auto":
     if length == 1 and backend in ("short", "splash", "cudnn"):
@@ -154,6 +158,16 @@ def platform_of(sharding: NamedSharding | None) -> str:
   return sharding.mesh.devices.flat[0].platform
 
 
+def _capability_of(sharding):
+  """Returns `Problem.capability`; devices that are not there have none."""
+  if platform_of(sharding) != "gpu":
+    return ""
+  device = (
+    jax.devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
+  )
+  return str(getattr(device, "compute_capability", ""))
+
+
 def _auto(problem):
   names = _ORDER.get(problem.platform, ("xla",))
   return next(
@@ -194,9 +208,21 @@ def _heads_lack(problem):
 
 
 def _cudnn_lack(problem):
-  """As JAX's `check_layout` and `check_is_flash_attention` have it."""
+  """As JAX's `check_layout` and `check_is_flash_attention` have it.
+
+  These take every attention for one with a bias, which wants even lengths. The
+  generation is cuDNN's own condition (its documentation, "Attention").
+  """
   if problem.platform != "gpu":
     return f"needs a GPU, not a {problem.platform}"
+  generation = problem.capability.partition(".")[0]
+  if generation and not generation.isdecimal():
+    return f"needs a GPU of NVIDIA, not {problem.capability}"
+  if generation and int(generation) < 8:
+    return (
+      "needs a GPU of compute capability 8.0 (Ampere) or later, not "
+      f"{problem.capability}"
+    )
   if jnp.dtype(problem.dtype) not in (jnp.bfloat16, jnp.float16):
     return f"needs config.model.dtype=bfloat16, not {problem.dtype}"
   if problem.size % 8 or problem.size > 128:

@@ -56,7 +56,8 @@ class Gallery:
       UserError: the folder holds no embeddings, or those of another model;
         there is no such index, its package is missing, or its database.
     """
-    self._folder, self._index, self._limits = folder, index, limits
+    self._folder, self._limits = folder, limits
+    self._choice = index or Choice()
     self._opened = self._open()
     description = self._opened.reader.description
     made = embeddings.describe_model(model, checkpoint)
@@ -71,7 +72,7 @@ class Gallery:
 
   def _open(self) -> _Opened:
     reader = embeddings.Reader(self._folder)
-    return _Opened(reader, open_index(reader, self._index, progress.say))
+    return _Opened(reader, open_index(reader, self._choice, progress.say))
 
   def _current(self) -> _Opened:
     if not self._opened.reader.is_current:
@@ -96,7 +97,7 @@ class Gallery:
   @property
   def index(self) -> str:
     """How it is searched."""
-    return self._index
+    return self._choice.name
 
   @property
   def columns(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from big_siglip import build, platforms
+from big_siglip import build, platforms, progress
 from big_siglip.config import has_image_tower
 from big_siglip.models import flops
 from big_siglip.plan import start
@@ -34,11 +34,14 @@ def run(config: ConfigDict, folder: str | None = None) -> None:
   sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   count = math.prod(size for size in sizes if size > 0)
   count = platforms.stay_on_cpu(count)
-  config, taken = from_init.fill(config, folder)
+  with progress.waiting("opening the weights", after=4):
+    config, taken = from_init.fill(config, folder)
   mesh = build.mesh(config, jax.devices("cpu")[:count])
   print_plan(config, mesh)
-  print()
-  for line in [*taken, *start.lines(config, mesh, folder)]:
+  print(flush=True)
+  with progress.waiting("opening what a start would", after=4):
+    lines = list(start.lines(config, mesh, folder))
+  for line in [*taken, *lines]:
     print(line)
 
 
@@ -48,7 +51,8 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
   Raises:
     UserError: rules do not fit.
   """
-  state = build.program(config, mesh).abstract_state
+  with progress.waiting("laying out the model", after=4):
+    state = build.program(config, mesh).abstract_state
   print(json.dumps(workdir.as_json(config), indent=2))
   print()
   _print_parameters(state.params)

@@ -19,8 +19,12 @@ from big_siglip.errors import UserError
 from big_siglip.models import flops
 from big_siglip.plan.chips import Chip, simulated
 
-# The share of a GPU's memory that JAX takes, unless this variable says another.
-FRACTION_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+# The share of a GPU's memory that JAX takes, unless one of these variables says
+# another. The second is the first's older name; JAX refuses to start with both.
+FRACTION_VARIABLES = (
+  "XLA_CLIENT_MEM_FRACTION",
+  "XLA_PYTHON_CLIENT_MEM_FRACTION",
+)
 _FRACTION = 0.75
 # Without a GPU nothing can be timed, so nothing is tuned: cuBLAS multiplies.
 _UNTUNED = {
@@ -138,14 +142,16 @@ def memory_fraction() -> float:
   Raises:
     UserError: the environment has no number between 0 and 1.
   """
-  value = os.environ.get(FRACTION_VARIABLE, str(_FRACTION))
-  try:
-    fraction = float(value)
-  except ValueError:
-    fraction = 0.0
-  if not 0 < fraction <= 1:
-    raise UserError(f"{FRACTION_VARIABLE}={value}: must lie in (0, 1]")
-  return fraction
+  for name in FRACTION_VARIABLES:
+    if value := os.environ.get(name):
+      try:
+        fraction = float(value)
+      except ValueError:
+        fraction = 0.0
+      if not 0 < fraction <= 1:
+        raise UserError(f"{name}={value}: must lie in (0, 1]")
+      return fraction
+  return _FRACTION
 
 
 def compiler() -> str:

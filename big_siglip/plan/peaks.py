@@ -96,7 +96,7 @@ def sources(
   return {
     "peak memory a chip": memory,
     "memory of a chip": "what nvidia-smi shows, times the share that JAX takes "
-    "(XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 unless set)",
+    "(XLA_CLIENT_MEM_FRACTION, 0.75 unless set)",
     "FLOPs executed a step": "matrix products of the traced program",
     "time a step, at least": f"peaks of {sheet}",
     "time a step, estimated": f"{utilization:.0%} of the peak of {sheet}: an "

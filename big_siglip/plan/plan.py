@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -15,6 +16,7 @@ from big_siglip.config import has_image_tower
 from big_siglip.errors import UserError
 from big_siglip.models import flops
 from big_siglip.plan import gpus, hlo, operations, peaks, topologies
+from big_siglip.train_step import TrainState
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -103,11 +105,9 @@ def make_plan(
   if named := gpus.named(topology):
     config = gpus.without_cudnn(config)
   mesh = build.mesh(config, devices)
-  program = build.program(config, mesh)
-  state = program.abstract_state
+  state, traced = _traced(config, mesh)
   state_bytes = sum(map(_bytes_per_chip, jax.tree.leaves(state)))
   compiler = topologies.compiler(topology, devices)
-  traced = program.step.trace(state, build.abstract_batch(config, mesh))
   peak, text = _compile(
     traced,
     f"compiling for {topology} with {compiler}",
@@ -202,11 +202,21 @@ def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
   }
 
 
+def _traced(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Any]:
+  """Returns the abstract state of a run, and its step as JAX traces it."""
+  with progress.waiting("laying out the step", after=4):
+    program = build.program(config, mesh)
+    batch = build.abstract_batch(config, mesh)
+    state = program.abstract_state
+    return state, program.step.trace(state, batch)
+
+
 def _compile(
   traced: Any, work: str, platform: str, options: dict[str, Any] | None
 ) -> tuple[int, str]:
   """Returns peak bytes and the program's text; no text if it does not fit."""
-  lowered = traced.lower()
+  with progress.waiting("laying out the step", after=4):
+    lowered = traced.lower()
   try:
     with progress.waiting(work):
       compiled = lowered.compile(options)

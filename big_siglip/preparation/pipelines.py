@@ -19,6 +19,7 @@ from big_siglip.errors import UserError
 from big_siglip.preparation import stages
 from big_siglip.preparation.files import write_whole
 from big_siglip.preparation.folder import Folder
+from big_siglip.progress import waiting
 
 
 def check_arguments(arguments: list[str]) -> list[str]:
@@ -59,17 +60,26 @@ def run(
     for start in range(0, len(missing), size):
       wanted = missing[start : start + size]
       say(f"reading {len(job.inputs)} files for {len(wanted)} shards' rows")
-      with beam.Pipeline(options=options) as pipeline:
+      with (
+        waiting("reading rows", after=4),
+        beam.Pipeline(options=options) as pipeline,
+      ):
         _sort_rows(pipeline, folder, wanted)
     if not folder.fetched_file.exists():
       say("fetching images")
-      with beam.Pipeline(options=options) as pipeline:
+      with (
+        waiting("fetching images", after=4),
+        beam.Pipeline(options=options) as pipeline,
+      ):
         _fetch(pipeline, folder)
       write_whole(folder.fetched_file, b"")
   missing = folder.missing_parts()
   if missing:
     say(f"writing {len(missing)} of {job.num_shards} shards")
-    with beam.Pipeline(options=options) as pipeline:
+    with (
+      waiting("writing shards", after=4),
+      beam.Pipeline(options=options) as pipeline,
+    ):
       _each(pipeline, missing) | beam.Map(stages.write_part, folder=folder)
 
 

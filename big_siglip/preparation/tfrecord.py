@@ -6,7 +6,7 @@ their masked CRC-32C; all little-endian. The records themselves stay as they
 are, so nothing is decoded and nothing is lost.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 import os
 import shutil
@@ -19,6 +19,7 @@ import google_crc32c
 
 from big_siglip.data.sources.storage import local_path, Storage
 from big_siglip.errors import BadExample, UserError
+from big_siglip.progress import Progress
 
 _OLD, _NEW = "tfrecord", "array_record"
 _MASK_DELTA = 0xA282EAD8  # Of TensorFlow's lib/hash/crc32c.h.
@@ -51,8 +52,11 @@ def rewrite(folder: str, output: str) -> dict[str, int]:
   try:
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
-    for split in info.get("splits", ()):
-      _rewrite_split(info, split, folder, partial, storage, counts)
+    splits = info.get("splits", ())
+    total = sum(int(n) for split in splits for n in split["shardLengths"])
+    with Progress(total, "records") as show:
+      for split in splits:
+        _rewrite_split(info, split, folder, partial, storage, counts, show.add)
     info["fileFormat"] = _NEW
     _copy_descriptions(folder, partial, storage)
     with open(os.path.join(partial, "dataset_info.json"), "w") as file:
@@ -121,6 +125,7 @@ def _rewrite_split(
   output: str,
   storage: Storage,
   counts: dict[str, int],
+  show: Callable[[int], None],
 ) -> None:
   lengths = split["shardLengths"]
   template = split.get("filepathTemplate") or (
@@ -141,6 +146,7 @@ def _rewrite_split(
     written = 0
     with storage.open(path) as file:
       for record in read_records(file, path):
+        show(1)
         if record is not None:
           writer.write(record)
           written += 1

@@ -58,7 +58,8 @@ def evaluation_charts(
 ) -> tuple[list[Chart], list[Chart]]:
   """Returns the charts of shares (accuracy ...), and of all other metrics.
 
-  Recall at several K shares one.
+  Recall at several K shares one. What was measured once is no curve: the table
+  has it.
   """
   groups: dict[str, dict[str, str]] = {}
   for name in evaluated(runs):
@@ -69,7 +70,8 @@ def evaluation_charts(
   first, others = [], []
   for title, named in groups.items():
     share = all(is_share(name) for name in named.values())
-    if chart := _chart(runs, title, named, share, False):
+    chart = _chart(runs, title, named, share, False)
+    if chart and any(len(curve.points) > 1 for curve in chart.curves):
       (first if share else others).append(chart)
   return (first, others) if first else (others, [])
 

@@ -40,7 +40,7 @@ class WandbRun:
         dir=str(folder),
         config=dict(config),
         resume="allow",
-        id=_id(folder),
+        id=find_id(folder),
       )
     except wandb.Error as error:
       reason = str(error).strip().splitlines()[0]
@@ -63,8 +63,12 @@ class WandbRun:
     self._run.finish()
 
 
-def _id(folder: epath.Path) -> str:
-  """Returns the id of the folder's run; makes one and keeps it."""
+def find_id(folder: epath.Path) -> str:
+  """Returns the id of the folder's run; makes one and keeps it.
+
+  Raises:
+    UserError: the file that keeps it is damaged.
+  """
   file = folder / FILE
   try:
     return str(json.loads(file.read_text())["id"])

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import build, sharding
+from big_siglip import build, progress, sharding
 from big_siglip.checkpoint import restore_params, save_params
 from big_siglip.config import has_image_tower
 from big_siglip.data.preprocessing import Preprocessing
@@ -86,11 +86,12 @@ def open_model(
   if is_run(path):
     run, checkpoint = find(path)
     config = load_config(run)
-    return (
-      checkpoint,
-      config,
-      lambda mesh: load_params(checkpoint, config, mesh),
-    )
+
+    def load_run(mesh: Mesh) -> Any:
+      with progress.waiting("reading weights"):
+        return load_params(checkpoint, config, mesh)
+
+    return checkpoint, config, load_run
   weights = open_weights(path)
   try:
     config = published_config(weights)

@@ -16,6 +16,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from big_siglip import progress
 from big_siglip.errors import raise_problems, UserError
 from big_siglip.sharding import path_string
 from big_siglip.weights import matching
@@ -139,9 +140,12 @@ def read_params(
         arrays.copy_to(made[str(index)], path, count, index)
       return made[str(index)]
 
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+    array = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+    show.add(1)
+    return array
 
-  return jax.tree_util.tree_map_with_path(load, abstract)
+  with progress.Progress(len(jax.tree.leaves(abstract)), "arrays") as show:
+    return jax.tree_util.tree_map_with_path(load, abstract)
 
 
 class _Arrays:
