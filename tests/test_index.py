@@ -287,6 +287,8 @@ def test_a_collection_of_something_else_stays_as_it_is(tmp_path, server):
   descriptions.write(small.folder, other)
   with pytest.raises(UserError, match="has parameters=p, and .*small q; name"):
     index.open_index(embeddings.Reader(small.folder), choice)
+  with pytest.raises(UserError, match="--database=.*: failed to create query"):
+    found.search(next(small.blocks(1)), 3, "key like '%7.jpg'")
   client = MilvusClient(server)
   client.create_collection("theirs", 8)
   with pytest.raises(UserError, match="'theirs' was not made by big-siglip"):

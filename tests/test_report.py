@@ -455,6 +455,11 @@ def test_evaluations_beside_training_count(copy):
   folder = copy("watched")
   line = {"step": 5, "evals/more/recall@1": 0.5, "evals/more/recall@10": 0.75}
   (folder / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+  once = render(folder)  # The table has it; that is no curve.
+  assert not any(t.startswith("more/recall") for _, t in once.all("figure"))
+  lines = [{**line, "step": 4}, line]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (folder / "evaluations.jsonl").write_text(text)
   found = render(folder)
   rows = dict(found.rows("The last value of every metric")[1:])
   assert rows["more/recall@1"] == "50.0 % at step 5"
