@@ -215,12 +215,11 @@ def _open_page(user, command):
         break
     else:
       raise AssertionError(said)
-    with urllib.request.urlopen(f"{found[0]}/healthz", timeout=60) as answer:
+    with urllib.request.urlopen(f"{found[0]}/healthz", timeout=600) as answer:
       assert answer.status == 200
   finally:
     os.killpg(process.pid, signal.SIGTERM)
-    process.stdout.close()
-    process.wait(timeout=60)
+    process.communicate(timeout=600)
 
 
 def _run_two(user, command):

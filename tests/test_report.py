@@ -455,6 +455,11 @@ def test_evaluations_beside_training_count(copy):
   folder = copy("watched")
   line = {"step": 5, "evals/more/recall@1": 0.5, "evals/more/recall@10": 0.75}
   (folder / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+  once = render(folder)  # The table has it; that is no curve.
+  assert not any(t.startswith("more/recall") for _, t in once.all("figure"))
+  lines = [{**line, "step": 4}, line]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (folder / "evaluations.jsonl").write_text(text)
   found = render(folder)
   rows = dict(found.rows("The last value of every metric")[1:])
   assert rows["more/recall@1"] == "50.0 % at step 5"
@@ -653,7 +658,9 @@ def test_the_program_writes_the_page(digits, tmp_path):
   )
   assert status == 0, said
   *numbers, last = printed.splitlines()
-  assert last.split() == ["report", str(file)] and not said
+  assert last.split() == ["report", str(file)]
+  # Of a machine that is slow to load libraries, nothing else is said.
+  assert all(line.startswith("loading") for line in said.splitlines())
   assert "evals/test/accuracy" in [line.split()[0] for line in numbers]
   assert Page(file.read_text()).all("section", id="curves")
 

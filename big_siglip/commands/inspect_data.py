@@ -52,7 +52,8 @@ def main(config: ConfigDict) -> None:
         source, build.views(config), config, _COUNT.value
       )
     try:
-      inspection.draw(found, _OUTPUT.value)
+      with progress.waiting("drawing the page", after=4):
+        inspection.draw(found, _OUTPUT.value)
     except OSError as error:
       raise UserError(
         f"--output={_OUTPUT.value}: not writable ({error.strerror})"

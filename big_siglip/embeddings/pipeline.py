@@ -173,7 +173,7 @@ class _Shard:
     if result is None:
       return 0
     rows = np.asarray(result)[: len(batch.members)]
-    good = np.isfinite(rows).all(axis=1).tolist()
+    good = [bool(np.isfinite(row).all()) for row in rows]
     for member, row, finite in zip(batch.members, rows, good, strict=True):
       if finite:
         one = member.one._replace(array=None, embedding=row)

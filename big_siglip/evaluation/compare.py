@@ -90,7 +90,7 @@ def compare(first: Results, second: Results) -> list[Comparison]:
     )
   with_rows = [pair for pair in pairs if pair[0].file or pair[1].file]
   places = (first.place, second.place)
-  return [_compare(*pair, places) for pair in with_rows or pairs]
+  return [_compare(one, other, places) for one, other in with_rows or pairs]
 
 
 def _compare(
@@ -104,7 +104,7 @@ def _compare(
     raise UserError(
       f"{places[0]} and {places[1]}: one is of images, the other of queries"
     )
-  before, after, notes = _paired(*tables, places)
+  before, after, notes = _paired(tables[0], tables[1], places)
   _check_labels(before, after, places)
   scores = [rows.scores(table) for table in (before, after)]
   differences = [

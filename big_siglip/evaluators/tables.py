@@ -46,7 +46,7 @@ def classified(
     further: columns of N values.
   """
   labels = [
-    BETWEEN.join(names[c] for c in row if c >= 0) or None
+    BETWEEN.join(names[int(c)] for c in row if c >= 0) or None
     for row in answers.tolist()
   ]
   known = [label is not None for label in labels]

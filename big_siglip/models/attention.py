@@ -55,9 +55,13 @@ def attention(
   _check(query, key, value, backend, length, mask, causal)
   packed = length is not None and length != query.shape[1]
   if not packed:
+    batch, queries, heads, size = query.shape
     backend = choose(
       backend,
-      *query.shape,
+      batch,
+      queries,
+      heads,
+      size,
       query.dtype,
       sharding,
       keys=key.shape[1],
@@ -164,7 +168,7 @@ def _einsum(query, key, value, mask, causal, heads_first):
     key,
     preferred_element_type=jnp.float32,
   )
-  seen = _seen(*logits.shape[2:], mask, causal)
+  seen = _seen(logits.shape[2], logits.shape[3], mask, causal)
   if seen is not None:
     # Finite: a row of -inf alone would have no softmax.
     logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)

@@ -161,7 +161,8 @@ class Encoder(nn.Module):
       length,
     )
     laid_out = x.shape[1] != length
-    slices = self._slices(*x.shape[:2], whole_rows(length) if laid_out else 1)
+    unit = whole_rows(length) if laid_out else 1
+    slices = self._slices(x.shape[0], x.shape[1], unit)
     cut = slices.cut if slices else lambda x: x[None]
     parts = tuple(slices.cut(x)) if slices else (x,)
     parts = tuple(constrain(part, sharding) for part in parts)

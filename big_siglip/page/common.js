@@ -115,7 +115,7 @@ function watchState(part, words) {
     if (compiling) {
       status.textContent = "The model compiles; this happens once.";
       ticks.textContent = compilingInWords(compiling);
-      status.hidden = true; // The same in fewer words.
+      status.classList.add("unseen"); // A screen reader hears it once.
       if (compiling.last) {
         bar.max = compiling.last;
         bar.value = Math.min(compiling.seconds, compiling.last);
@@ -124,7 +124,7 @@ function watchState(part, words) {
       }
       return;
     }
-    status.hidden = false;
+    status.classList.remove("unseen");
     const seconds = ((performance.now() - start) / 1000).toFixed(0);
     status.textContent = words;
     ticks.textContent =
@@ -137,7 +137,7 @@ function watchState(part, words) {
     stop() {
       over = true;
       clearInterval(timer);
-      status.hidden = false;
+      status.classList.remove("unseen");
       ticks.textContent = "";
       bar.hidden = true;
     },

@@ -104,9 +104,9 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
 def _trips(line: str, condition: list[str]) -> int:
   if known := _TRIPS.search(line):
     return int(known[1])
-  constants = dict(
-    found.groups() for x in condition if (found := _CONSTANT.search(x))
-  )
+  constants = {
+    found[1]: found[2] for x in condition if (found := _CONSTANT.search(x))
+  }
   for x in condition:
     compared = _COMPARE.search(x)
     if compared:

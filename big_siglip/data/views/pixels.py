@@ -99,7 +99,7 @@ class Pixels:
     else:
       pixels, _ = image.decoded()
     if self.crop_min_area < 1.0:
-      box = self._box(*pixels.shape[:2], rng)
+      box = self._box(pixels.shape[0], pixels.shape[1], rng)
       return images.resize(pixels, self.size, self.resize, box)
     return self._square()(pixels)
 
