@@ -3,7 +3,6 @@
 import signal
 
 import numpy as np
-import programs
 import pytest
 import runs
 
@@ -175,7 +174,7 @@ def test_a_number_of_processes_that_is_none_is_named(monkeypatch, name):
 
 
 def test_an_environment_that_names_nobody_is_an_error(tmp_path):
-  status, output = programs.train(tmp_path, distributed=True)
+  status, output = runs.run(tmp_path, distributed=True)
   assert status == 2
   assert "config.distributed=True" in output
   assert "Set JAX_COORDINATOR_ADDRESS" in output

@@ -1,8 +1,8 @@
 """The nearest rows by LanceDB: a database in a folder, read from the disk.
 
-Of the embedded ones that were measured (docs/embeddings.md) it alone is built
-in seconds, holds no vectors in memory, filters by columns while it searches,
-and takes single rows in and out. Rows are grouped around centres (IVF); in a
+It holds no vectors in memory, filters by columns while it searches, takes
+single rows in and out, and is built in minutes of a million rows
+(docs/embeddings.md, which has what was measured). Rows are grouped around centres (IVF); in a
 group each is known by a bit a dimension (RaBitQ, arXiv:2405.12497), and the
 best are compared by all of their numbers.
 
