@@ -2,9 +2,9 @@
 
 It holds no vectors in memory, filters by columns while it searches, takes
 single rows in and out, and is built in minutes of a million rows
-(docs/embeddings.md, which has what was measured). Rows are grouped around centres (IVF); in a
-group each is known by a bit a dimension (RaBitQ, arXiv:2405.12497), and the
-best are compared by all of their numbers.
+(docs/embeddings.md, which has what was measured). Rows are grouped around
+centres (IVF); in a group each is known by a bit a dimension (RaBitQ,
+arXiv:2405.12497), and the best are compared by all of their numbers.
 
 Shape letters: Q queries, E width of an embedding, K results.
 """
