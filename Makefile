@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow test-prepare test-stores test-vectors bench bench-data bench-search bench-tpu bench-ring studies lint format clean
+.PHONY: demo test test-slow test-prepare test-stores test-vectors bench bench-data bench-search bench-tpu bench-ring bench-gpu bench-gpu-wheels studies lint format clean
 
 demo: .venv/demo
 	$(RUN) main.py --config=configs/digits.py --workdir=runs/digits
@@ -48,6 +48,26 @@ bench-data: .venv/dev .venv-tf/done
 # How fast, and how nearly, each index searches a million embeddings.
 bench-search: .venv/dev
 	$(RUN) -m benchmarks.search
+
+# On a machine with a GPU, by $(PYTHON) as it is: an image with JAX for CUDA, flax
+# and optax. What it lacks comes from the wheels in WHEELS, without network.
+bench-gpu:
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps \
+	  --upgrade --disable-pip-version-check --target=build/bench-gpu \
+	  $(WHEELS)/*.whl)
+	PYTHONPATH=.:build/bench-gpu:$$PYTHONPATH \
+	  $(PYTHON) -m benchmarks.gpu --json=gpu.json $(ARGUMENTS)
+
+# Makes that folder, where there is a network. LACKING: what the image lacks;
+# WHEELS_PYTHON: the version of its Python.
+LACKING ?= ml_collections
+WHEELS_PYTHON ?= 3.12
+bench-gpu-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: \
+	  --disable-pip-version-check --python-version=$(WHEELS_PYTHON) \
+	  --implementation=cp --platform=manylinux_2_28_x86_64 \
+	  --platform=manylinux_2_17_x86_64 --platform=manylinux2014_x86_64 \
+	  --dest=$(or $(WHEELS),wheels) $(LACKING)
 
 bench-ring: .venv/demo
 	$(RUN) -m benchmarks.ring

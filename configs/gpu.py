@@ -4,7 +4,8 @@ big-siglip train --config=gpu --config.data.path=PAIRS --workdir=runs/gpu
 
 The data, the tokenizer and what is not said here are those of configs/b16.py.
 The loss sees all 4,096 pairs of a batch; the towers embed 512 at once, so the
-memory does not grow with the batch. A GPU of 24 GB: config.microbatch=128.
+memory does not grow with the batch. A GPU of 24 GB: config.model.remat=full and
+config.model.scan=True.
 docs/gpu.md says how it was chosen. It has not run on a GPU yet.
 """
 

@@ -11,7 +11,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu import child, models
+from benchmarks.gpu import child, models, parts
 from big_siglip.models import flops
 
 _SIDE, _TINY_SIDE = 8_192, 256
@@ -40,7 +40,7 @@ def main() -> None:
     child.times(lambda: jax.block_until_ready(copy(x)), given.seconds)
   )
   configs = {
-    name: models.config(name, 1, given.tiny, {}) for name in models.NAMES
+    name: models.config(name, 1, given.tiny, {}) for name in parts.NAMES
   }
   child.say(
     jax=jax.__version__,

@@ -5,7 +5,6 @@ from ml_collections import ConfigDict
 from big_siglip import command_line
 from big_siglip.schema import sizes
 
-NAMES = ("b16", "so400m")
 # Of configs/NAME.py. The step is the recipe's own, with AdamW, which plain
 # programs have: bfloat16, blocks computed again for the gradient and compiled
 # once, gradients clipped, all metrics.
@@ -33,7 +32,7 @@ def config(
   """Returns the config of one timing.
 
   Args:
-    name: one of `NAMES`.
+    name: one of `parts.NAMES`.
     batch_size: examples a step.
     tiny: a model of two blocks in its place.
     changes: {field: value} on top, as on a command line.

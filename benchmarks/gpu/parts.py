@@ -3,8 +3,6 @@
 from collections.abc import Collection, Iterator
 import dataclasses
 
-from benchmarks.gpu.models import NAMES
-
 # The share of a GPU's memory that JAX takes, 0.75 unless it is told another: by
 # one of these, since with both it refuses to start. The second is the older.
 FRACTION, FRACTION_NAMES = (
@@ -31,6 +29,7 @@ VARIANTS = (
   {"model.scan": "False", "model.remat": "attention"},
   {"model.scan": "False", "model.remat": "none"},
 )
+NAMES = ("b16", "so400m")  # Configs of the models whose steps are timed.
 PARTS = (
   *("chip", "steps", "attention", "ring", "devices", "variants", "flags"),
 )
@@ -46,7 +45,7 @@ class Run:
     arguments: of its command line.
     seconds: after which it is ended.
     environment: of its own, on top.
-    model: one of `models.NAMES`, whose step it times; "": none's.
+    model: one of `NAMES`, whose step it times; "": none's.
     who: the column of its row; "": what it says itself.
   """
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import plain
-from benchmarks.gpu import child, models
+from benchmarks.gpu import child, models, parts
 from big_siglip import sharding
 from big_siglip.data.batch import Field, Fields
 from big_siglip.data.faults import COUNTERS
@@ -152,7 +152,7 @@ def main() -> None:
   """Says one row."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--who", choices=("ours", "plain"), required=True)
-  parser.add_argument("--model", choices=models.NAMES, required=True)
+  parser.add_argument("--model", choices=parts.NAMES, required=True)
   parser.add_argument("--batch_size", type=int, help="default: what fits")
   parser.add_argument("--most", type=int, default=4_096, help="of what fits")
   parser.add_argument("--gib", type=float, help="memory; default: the GPU's")

@@ -12,7 +12,7 @@ import argparse
 import time
 from typing import Any
 
-from benchmarks.gpu import child, models
+from benchmarks.gpu import child, models, parts
 
 
 def make_model(torch: Any, transformers: Any, model: Any) -> Any:
@@ -125,7 +125,7 @@ def timed(torch: Any, transformers: Any, given: Any, size: int) -> Any:
 def main() -> None:
   """Says one row."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", choices=models.NAMES, required=True)
+  parser.add_argument("--model", choices=parts.NAMES, required=True)
   parser.add_argument("--batch_size", type=int, required=True)
   parser.add_argument("--compile", action="store_true", help="torch.compile")
   parser.add_argument("--seconds", type=float, default=10.0)
