@@ -11,7 +11,7 @@ from big_siglip import shipped
 from big_siglip.errors import UserError
 
 _PACKAGE = "configs"  # In `from configs import base`.
-_PARTS = ("base", "__init__")  # Of others, and none of their own.
+_PARTS = ("base", "dense", "__init__")  # Of others, and none of their own.
 _EVALS = "evals"  # The folder of those that are evaluations alone.
 
 

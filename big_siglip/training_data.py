@@ -91,7 +91,7 @@ def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
       fields[f"config.data.{key}"] = f"{section}.{key}"
   labelled = "answers_file" in spec
   masks = spec.get("mask_key")
-  of_texts = not labelled and not masks and spec.kind != "correspondence"
+  of_texts = not labelled and not masks and spec.get("kind") != "correspondence"
   options = dataclasses.replace(
     evaluation_options(spec, config.data),
     needs_texts=of_texts,

@@ -217,6 +217,7 @@ def _ask(model, kind, names, templates):
     progress.say(f"note: {head}")
     scores.check(kind, head.labels, threshold)
     return scores.Asked(head.labels, False, top, threshold), head.logits
+  model.embedder("texts")
   _say_which_calibration(model, templates)
   if not model.has_trained_bias:
     said = f"{_CHECKPOINT.value}: {model.NO_SIGMOID}"
