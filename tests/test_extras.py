@@ -5,6 +5,7 @@ import configparser
 import functools
 from importlib import metadata
 import re
+import subprocess
 import sys
 
 from layers import module, PACKAGE, parsed, ROOT
@@ -189,8 +190,17 @@ def test_a_missing_package_is_one_line():
     (("evaluate", "--checkpoint=a", "--output=b"), "matplotlib", "report"),
   ],
 )
-def test_commands_name_their_extra(command, module, extra, monkeypatch):
-  monkeypatch.setitem(sys.modules, module, None)
-  said = programs.said_in_one_line("big_siglip/__main__.py", *command)
+def test_commands_name_their_extra(command, module, extra):
+  """In a process of its own, in which nothing has been imported yet."""
+  code = (
+    f"import sys; sys.modules[{module!r}] = None; "
+    f"sys.argv = ['big-siglip', *{command!r}]; "
+    "from big_siglip.commands.main import main; main()"
+  )
+  ended = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
   extra = extra or extras.BRINGS[module]
+  said = programs.without_progress(ended.stderr)
+  assert ended.returncode == 2 and len(said.splitlines()) == 1, said
   assert f"pip install 'big_siglip[{extra}]'" in said

@@ -137,6 +137,8 @@ def test_a_signal_ends_a_process_that_nobody_hears(output):
 def test_handlers_are_again_what_they_were():
   numbers = signal.SIGTERM, signal.SIGINT
   before = [signal.getsignal(number) for number in numbers]
+  # Another test's event loop may have left one.
+  wakeup = signal.set_wakeup_fd(-1)
   stop = StopSignal()
   assert not stop.requested(1)
   os.kill(os.getpid(), signal.SIGTERM)
@@ -146,7 +148,7 @@ def test_handlers_are_again_what_they_were():
     raise AssertionError("it was stopped before")
   stop.close()
   assert [signal.getsignal(number) for number in numbers] == before
-  assert signal.set_wakeup_fd(-1) == -1
+  assert signal.set_wakeup_fd(wakeup) == -1
 
 
 def test_the_second_ctrl_c_does_not_wait(tmp_path):
