@@ -380,3 +380,19 @@ def test_embed_writes_patches_as_parquet(reference, tmp_path):
   ):
     said = programs.said_in_one_line("tools/embed.py", *flags, *more)
     assert expected in said
+
+
+@pytest.mark.parametrize("way", ["pca", "segment", "match", "attention"])
+def test_the_command_draws(reference, tmp_path, way):
+  files = [tmp_path / f"{number}.png" for number in range(2)]
+  for file, image in zip(files, _images(90), strict=True):
+    Image.fromarray(image).save(file)
+  flags = [f"--checkpoint={reference[1]}", f"--output={tmp_path / 'a.png'}"]
+  flags += ["--labels=a dog,grass"] * (way == "segment")
+  status, output, said = programs.call("tools/dense.py", way, *flags, *files)
+  if way == "segment":
+    assert status == 2 and "is an image tower alone" in said
+    return
+  assert (status, output) == (0, f"{tmp_path / 'a.png'}\n"), said
+  drawn = np.asarray(Image.open(tmp_path / "a.png"))
+  assert drawn.shape[0] >= 320 and drawn.std() > 10

@@ -63,7 +63,6 @@ _DATA = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", None, "Of data sets; all unless given.")
 _COLUMN = flags.DEFINE_string("column", None, "Of tables and data sets.")
-_NAMES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".names"}
 
 
 def main(argv: list[str]) -> None:
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> None:
   with exit_on_error():
     kind = _check_flags()
     with progress.loading():
-      names = read_labels(_LABELS.value) if _LABELS.value else ()
+      names = labelled.read_labels(_LABELS.value) if _LABELS.value else ()
       templates = labelled.read_templates(_TEMPLATE.value)
       inputs = find_images(argv[1:])
       import big_siglip
@@ -124,45 +123,6 @@ def _check_flags() -> str:
   if _CSV.value:
     labelled.check_new(_CSV.value, "--csv")
   return kinds.pop() if kinds else "table"
-
-
-def read_labels(given: str) -> tuple[tuple[str, ...], ...]:
-  """Returns the names of each label, in their order; of most there is one.
-
-  Raises:
-    UserError: one is empty or stands twice.
-  """
-  from big_siglip import shipped
-  from big_siglip.data import class_files
-  from big_siglip.data.class_names import ClassNames, distinct
-
-  where = f"--labels={given if len(given) < 80 else given[:77] + '...'}"
-  file = shipped.find(given)
-  try:
-    is_file = file.is_file()
-  except (OSError, ValueError):  # Many labels are longer than a name may be.
-    is_file = False
-  if is_file:
-    classes = class_files.read(given, where)
-  elif given.lstrip().startswith(("[", "{")):
-    classes = class_files.parse(given, where)
-  elif "," not in given and file.suffix.lower() in _NAMES:
-    raise UserError(f"{where}: no such file")
-  elif given.endswith("/") and file.is_dir():
-    raise UserError(f"{where}: is a folder, must be labels or a file of them")
-  else:
-    labels = [label.strip() for label in given.split(",")]
-    if "" in labels:
-      raise UserError(f"{where}: holds an empty label")
-    classes = ClassNames(tuple((label,) for label in labels))
-  names, several = distinct(classes, where)
-  if several:
-    print(
-      f"note: {where}: {len(several)} labels have the names of others, and "
-      f"count once: {', '.join(several[:5])}",
-      file=sys.stderr,
-    )
-  return names
 
 
 def find_images(arguments: list[str]) -> list[tuple]:

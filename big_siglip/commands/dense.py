@@ -115,9 +115,8 @@ def _check(arguments: list[str]) -> tuple[str, list[str]]:
 def _read_labels():
   """Returns the first name of each label, and the templates."""
   from big_siglip.commands import labelled
-  from big_siglip.commands.classify import read_labels
 
-  names = read_labels(_LABELS.value)
+  names = labelled.read_labels(_LABELS.value)
   return [own[0] for own in names], labelled.read_templates(_TEMPLATE.value)
 
 

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 import contextlib
 import pathlib
 import re
+import sys
 
 from big_siglip.errors import UserError
 
 # What messages of data sets and evaluations call fields -> the flags.
 _FLAGS = {"path": "images", "classes_file": "labels", "name": "data"}
 _FIELD = re.compile(r"config\.(?:evals\.images|evals|data)[.:] ?(\w+)(?==)")
+
+# Files of labels, by their ends.
+_NAMES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".names"}
 
 
 @contextlib.contextmanager
@@ -79,3 +83,42 @@ def read_templates(given: list[str]) -> tuple[str, ...]:
     for theirs, ours in with_names.items():
       message = message.replace(theirs, ours)
     raise UserError(message) from error
+
+
+def read_labels(given: str) -> tuple[tuple[str, ...], ...]:
+  """Returns the names of each label, in their order; of most there is one.
+
+  Raises:
+    UserError: one is empty or stands twice.
+  """
+  from big_siglip import shipped
+  from big_siglip.data import class_files
+  from big_siglip.data.class_names import ClassNames, distinct
+
+  where = f"--labels={given if len(given) < 80 else given[:77] + '...'}"
+  file = shipped.find(given)
+  try:
+    is_file = file.is_file()
+  except (OSError, ValueError):  # Many labels are longer than a name may be.
+    is_file = False
+  if is_file:
+    classes = class_files.read(given, where)
+  elif given.lstrip().startswith(("[", "{")):
+    classes = class_files.parse(given, where)
+  elif "," not in given and file.suffix.lower() in _NAMES:
+    raise UserError(f"{where}: no such file")
+  elif given.endswith("/") and file.is_dir():
+    raise UserError(f"{where}: is a folder, must be labels or a file of them")
+  else:
+    labels = [label.strip() for label in given.split(",")]
+    if "" in labels:
+      raise UserError(f"{where}: holds an empty label")
+    classes = ClassNames(tuple((label,) for label in labels))
+  names, several = distinct(classes, where)
+  if several:
+    print(
+      f"note: {where}: {len(several)} labels have the names of others, and "
+      f"count once: {', '.join(several[:5])}",
+      file=sys.stderr,
+    )
+  return names
