@@ -156,6 +156,8 @@ class Progress:
         total=total,
         unit=f" {unit}",
         dynamic_ncols=True,
+        # A notebook cannot go back up to the line of an outer bar.
+        position=0 if bars.in_notebook() else None,
       )
     first = _REFRESH if self._bar else max(_SILENCE - _silent(), 0)
     self._stack.enter_context(_under_way(self.line, self._bar, first))
