@@ -173,6 +173,8 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
   embedders = embedders._replace(sigmoid=not _has_softmax(config))
+  # One for all: they share what is compiled, and the random tower.
+  sight = make_sight(exact_model(config.model), device_mesh)
   prepared, made = preprocess(config), {}
   for name, spec in config.evals.items():
     if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
@@ -187,7 +189,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         open_split=functools.partial(evaluation_source, config, name),
         preprocess=prepared,
         embedders=embedders,
-        sight=make_sight(exact_model(config.model), device_mesh),
+        sight=sight,
       )
   return made
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from big_siglip.evaluators.grids import unit
+
 
 class Matches(NamedTuple):
   """Patches that are each other's nearest, the most alike first.
@@ -32,7 +34,7 @@ def mutual(first: np.ndarray, second: np.ndarray, most: int) -> Matches:
     second: hwC, those of another; its grid may be of another size.
     most: how many to return, at most.
   """
-  a, b = (_unit(x.reshape(-1, x.shape[-1])) for x in (first, second))
+  a, b = (unit(x.reshape(-1, x.shape[-1])) for x in (first, second))
   cosines = a @ b.T
   there, back = cosines.argmax(axis=1), cosines.argmax(axis=0)
   own = np.flatnonzero(back[there] == np.arange(len(a)))
@@ -42,7 +44,3 @@ def mutual(first: np.ndarray, second: np.ndarray, most: int) -> Matches:
     np.stack(np.divmod(there[own], second.shape[1]), axis=-1),
     cosines[own, there[own]],
   )
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-  return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from big_siglip.evaluators.grids import unit
+
 # A component's values between these percentiles span all of a colour.
 _RANGE = (2.0, 98.0)
 # From cold to hot, readable for the colour-blind: black, violet, orange, white.
@@ -40,7 +42,7 @@ def components(grids: Sequence[np.ndarray]) -> list[np.ndarray]:
     uint8 hw3 of each.
   """
   rows = np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids])
-  rows = rows / (np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-8)
+  rows = unit(rows)
   rows = rows - rows.mean(axis=0)
   _, vectors = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
   values = rows @ vectors[:, ::-1][:, :3]

@@ -25,7 +25,7 @@ from big_siglip.data.sources import Example
 from big_siglip.errors import UserError
 from big_siglip.evaluators import tables
 from big_siglip.evaluators.embed import Embed, Rows
-from big_siglip.evaluators.grids import Grid
+from big_siglip.evaluators.grids import Grid, unit
 from big_siglip.evaluators.patches import Sight
 from big_siglip.evaluators.result import Result, Table
 from big_siglip.evaluators.scores import plain
@@ -111,7 +111,7 @@ class Correspondence:
       inside = ((truth >= 0) & (truth <= 1)).all(axis=1)
       if not inside.any():
         continue
-      cosines = _unit(other[inside]) @ _unit(whole).T
+      cosines = unit(other[inside]) @ unit(whole).T
       distances = np.linalg.norm(middles[None] - truth[inside, None], axis=-1)
       errors = (
         distances[np.arange(len(cosines)), cosines.argmax(axis=1)],
@@ -180,7 +180,3 @@ def show_twice(
   left, top, right, bottom = grid.box(height, width)
   truth = (at - [top, left]) / [bottom - top, right - left]
   return {"other": other, "truth": truth.astype(np.float32)}
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-  return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)

@@ -106,6 +106,11 @@ class Grid:
     return counts.astype(np.float32)
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+  """Returns vectors of length 1, along the last axis."""
+  return vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-8)
+
+
 def _between(old: int, new: int, start: float, stop: float) -> np.ndarray:
   """Returns [new, old] float32: linear weights; the ends are repeated.
 

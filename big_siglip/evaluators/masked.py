@@ -5,6 +5,7 @@ Shape letters: h x w the grid of patches, H and W pixels, C classes, T values.
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +50,9 @@ class Masked:
       if mask is not None:
         yield number, patches, mask
 
+  @functools.cached_property
   def ceiling(self) -> "Ceiling":
-    """Returns what counts the best that patches of this size can do."""
+    """What counts the best that patches of this size can do, once."""
     return Ceiling(self)
 
   def scores(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -70,9 +72,12 @@ class Ceiling:
     """Has counted nothing yet."""
     self._grid, self._classes = masked.grid, len(masked.names)
     self._ways = [Overlap(masked.rows.count, self._classes) for _ in range(2)]
+    self._mean: float | None = None
 
   def add(self, number: int, mask: np.ndarray) -> None:
-    """Counts an image."""
+    """Counts an image, until all are counted: masks do not change."""
+    if self._mean is not None:
+      return
     shares = self._grid.classes(mask, self._classes)
     between = self._grid.to_pixels(shares, *mask.shape).argmax(axis=-1)
     filled = self._grid.to_nearest(shares.argmax(axis=-1), *mask.shape)
@@ -81,7 +86,9 @@ class Ceiling:
 
   def mean(self) -> float:
     """Returns the better mIoU; all processes must ask together."""
-    return max(way.gathered().mean() for way in self._ways)
+    if self._mean is None:
+      self._mean = max(way.gathered().mean() for way in self._ways)
+    return self._mean
 
 
 class MaskClasses(NamedTuple):

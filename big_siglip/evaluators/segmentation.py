@@ -18,6 +18,7 @@ from big_siglip.data.masks import IGNORED
 from big_siglip.evaluators import tables
 from big_siglip.evaluators.classification import classifier
 from big_siglip.evaluators.embed import Embedders, Rows
+from big_siglip.evaluators.grids import unit
 from big_siglip.evaluators.masked import Masked
 from big_siglip.evaluators.overlap import of_all_processes, Overlap
 from big_siglip.evaluators.patches import Sight
@@ -147,7 +148,7 @@ class _Measured:
     """Has counted nothing yet."""
     classes = len(masked.names)
     self.overlap = Overlap(masked.rows.count, classes)
-    self.ceiling = masked.ceiling()
+    self.ceiling = masked.ceiling
     shape = classes, classes, len(_THRESHOLDS) + 1
     self.pairs = np.zeros(shape, np.int64)
 
@@ -205,5 +206,4 @@ def centered(patches: np.ndarray) -> np.ndarray:
 
   What all patches of an image share tells none of them from another.
   """
-  off = patches - patches.mean(axis=(0, 1))
-  return off / (np.linalg.norm(off, axis=-1, keepdims=True) + 1e-8)
+  return unit(patches - patches.mean(axis=(0, 1)))

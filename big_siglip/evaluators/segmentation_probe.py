@@ -16,6 +16,7 @@ from big_siglip import progress
 from big_siglip.errors import UserError
 from big_siglip.evaluators import tables
 from big_siglip.evaluators.embed import Embed
+from big_siglip.evaluators.grids import unit
 from big_siglip.evaluators.masked import Masked
 from big_siglip.evaluators.overlap import of_all_processes, Overlap
 from big_siglip.evaluators.patches import Sight
@@ -91,7 +92,7 @@ class SegmentationProbe:
   ) -> tuple[Overlap, float, dict[str, float]]:
     scores, figures = self.learn(self.train, embed, params)
     found = Overlap(self.test.rows.count, len(self.test.names))
-    ceiling = self.test.ceiling()
+    ceiling = self.test.ceiling
     for number, patches, mask in self.test.each(embed, params):
       predicted = self.test.scores(scores(patches), mask).argmax(axis=-1)
       found.add(number, predicted, mask)
@@ -230,7 +231,7 @@ def nearest(
     shares = train.grid.classes(mask, classes).reshape(-1, classes)
     order = np.random.default_rng(number).permutation(len(shares))[:own]
     bank[number * own : number * own + len(order)] = np.concatenate(
-      [_unit(patches.reshape(-1, width)), shares], axis=1
+      [unit(patches.reshape(-1, width)), shares], axis=1
     )[order]
   if not of_all_processes(np.array(float(bank is not None))):
     raise UserError(_NO_MASKS)
@@ -244,7 +245,7 @@ def nearest(
   most = min(neighbours, len(keys))
 
   def scores(patches: np.ndarray) -> np.ndarray:
-    flat = _unit(patches.reshape(-1, patches.shape[-1]))
+    flat = unit(patches.reshape(-1, patches.shape[-1]))
     cosines = flat @ keys.T
     near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
     cosines = np.take_along_axis(cosines, near, axis=1)
@@ -256,7 +257,3 @@ def nearest(
     return found.reshape(*patches.shape[:2], classes).astype(np.float32)
 
   return scores, {"memory": float(len(keys))}
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-  return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)

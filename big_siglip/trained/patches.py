@@ -17,7 +17,7 @@ import numpy as np
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embed, make_embed
-from big_siglip.evaluators.grids import Grid
+from big_siglip.evaluators.grids import Grid, unit
 from big_siglip.models import patches as features
 from big_siglip.models.patches import Patches
 from big_siglip.schema import sizes, words
@@ -177,7 +177,7 @@ class Look:
     mean = total / seen
     if not self._is_unit:
       return mean
-    return mean / (np.linalg.norm(mean, axis=-1, keepdims=True) + 1e-8)
+    return unit(mean)
 
 
 def embed_patches(
