@@ -6,11 +6,9 @@ people's, and the template escapes them.
 
 from collections.abc import Mapping, Sequence
 import datetime
-import pathlib
 from typing import Any, NamedTuple
 
 from etils import epath
-import jinja2
 from markupsafe import Markup
 import numpy as np
 
@@ -18,6 +16,7 @@ from big_siglip import progress
 from big_siglip.embeddings.library import Library
 from big_siglip.embeddings.neighbours import Group, Pairs
 from big_siglip.errors import BadExample, UserError
+from big_siglip.report import templates
 from big_siglip.report.thumbnails import Picture, picture, shrink_bytes
 from big_siglip.run import workdir
 
@@ -25,7 +24,6 @@ _GROUPS = 300  # On a page.
 _CARDS = 24  # Of a group.
 _ALL_CARDS = 1500  # On a page, of some 6 kB each.
 QUANTILES = (0.5, 0.9, 0.99)
-_FOLDER = pathlib.Path(__file__).parent
 
 
 class Card(NamedTuple):
@@ -121,18 +119,12 @@ def write_page(
       shown.append(_show(library, pairs, group, min(left, _CARDS)))
       left -= len(shown[-1].cards)
       show.add(1)
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_FOLDER),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  environment = templates.environment()
   now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
   page = environment.get_template("duplicates.html").render(
     place=place,
     written=now,
-    style=Markup(_FOLDER.joinpath("page.css").read_text()),
+    style=Markup(templates.FOLDER.joinpath("page.css").read_text()),
     threshold=threshold,
     count=len(library.keys),
     pairs=len(pairs.first),

@@ -10,20 +10,24 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import datetime
 import hashlib
-import pathlib
 
 from etils import epath
-import jinja2
 from markupsafe import Markup
 
 from big_siglip.errors import UserError
-from big_siglip.report import answers, curves, resources, samples, tables
+from big_siglip.report import (
+  answers,
+  curves,
+  resources,
+  samples,
+  tables,
+  templates,
+)
 from big_siglip.report.opening import read_runs
 from big_siglip.report.runs import Run
 from big_siglip.run import workdir
 
 MAX_RUNS = 8  # As many colours can be told apart.
-_FOLDER = pathlib.Path(__file__).parent
 
 
 def write_report(
@@ -82,15 +86,9 @@ def render(
   compared: Sequence[answers.Compared] = (),
 ) -> str:
   """Returns the page as text."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_FOLDER),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  environment = templates.environment()
   environment.filters |= {"probability": probability, "heat": heat_step}
-  script = _FOLDER.joinpath("page.js").read_text()
+  script = templates.FOLDER.joinpath("page.js").read_text()
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   names = [run.name for run in runs]
   training = curves.training_charts(runs)
@@ -101,7 +99,7 @@ def render(
     title=f"{', '.join(names)}: report",
     written=now,
     # Both files are our own.
-    style=Markup(_FOLDER.joinpath("page.css").read_text()),
+    style=Markup(templates.FOLDER.joinpath("page.css").read_text()),
     script=Markup(script),
     script_hash=digest,
     headlines=[tables.headline(run) for run in runs],
