@@ -32,7 +32,10 @@ _Axes = tuple[str | tuple[str, ...] | None, ...]
 # `tensor` group exchanges activations once after each; `fsdp` takes a dimension
 # that `tensor` left whole.
 PARAMETER_AXES: tuple[tuple[str, _Axes], ...] = (
-  (r"(cross_)?attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),  # D,H,h
+  (
+    r"(cross_)?attention/(query|key|value)/kernel",
+    ("fsdp", "tensor", None),
+  ),  # D,H,h
   (r"(cross_)?attention/(query|key|value)/bias", ("tensor", None)),  # H,h
   (r"(cross_)?attention/out/kernel", ("tensor", None, "fsdp")),  # H,h,D
   (r"mlp/up/kernel", ("fsdp", "tensor")),  # D,F

@@ -66,7 +66,9 @@ class Attention(nn.Module):
     # Xavier over the D x D matrix that the heads make together.
     project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
     query, key, value = (
-      checkpoint_name(project(tokens.shape[-1:], heads, name=name)(tokens), name)
+      checkpoint_name(
+        project(tokens.shape[-1:], heads, name=name)(tokens), name
+      )
       for name, tokens in (("query", x), ("key", context), ("value", context))
     )
     if flat:
