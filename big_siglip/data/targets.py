@@ -14,7 +14,7 @@ image's edge, `bins` - 1.
 As "text" all of this goes through the run's tokenizer, piece by piece. As
 "tokens" prefixes and coordinates are ids of their own behind the vocabulary,
 which the decoder's table alone has: `bins` coordinates, then the tasks in their
-order; no ":" is needed. That is for vocabularies without digits, and is shorter.
+order; no ":" is needed. That is shorter, and for vocabularies without digits.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ Shape letters: b examples of one slice, T tasks, L tokens.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from big_siglip.data.text import Tokenizer
 from big_siglip.data.views import Targets
 from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
-from big_siglip.models.decoder import Decoder
+from big_siglip.models.decoder import Decoded, Decoder
 from big_siglip.objectives.term import Metrics, Slice, Term
 from big_siglip.schema.sizes import resolve_text
 
@@ -119,17 +119,14 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
 
   def init(key: jax.Array, part: Slice) -> Any:
     targets = jnp.zeros((1, len(tasks), decoder.length), jnp.int32)
-    return decoder.init(key, targets, part.seen.image_tokens[:1])["params"]
+    return decoder.init(key, targets, _patches(part)[:1])["params"]
 
   def each(part: Slice) -> tuple[jax.Array, Metrics]:
     targets, real = part.batch["targets"], part.batch["target_weights"] > 0
     parallel = _parallel(part.keys, spec["parallel"], tasks)
-    decoded = decoder.apply(
-      {"params": part.params[name]},
-      targets,
-      part.seen.image_tokens,
-      part.seen.image_mask,
-      parallel,
+    inputs = targets, _patches(part), part.seen.image_mask, parallel
+    decoded = cast(
+      Decoded, decoder.apply({"params": part.params[name]}, *inputs)
     )
     found = token_cross_entropy(
       *decoded, targets, real, chunk_size=spec["chunk_size"], sharding=split
@@ -146,6 +143,14 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     init=init,
     summary=_summary,
   )
+
+
+def _patches(part: Slice) -> jax.Array:
+  """Returns what the decoder looks at; `schema.terms` refuses to have none."""
+  tokens = part.seen.image_tokens
+  if tokens is None:
+    raise TypeError("a decoder needs an image tower")
+  return tokens
 
 
 def _parallel(
