@@ -116,7 +116,10 @@ def test_it_equals_torch_in_values_and_gradients(tied):
   (_, logits), (d_params, d_context) = jax.value_and_grad(
     loss, (0, 1), has_aux=True
   )(params, CONTEXT)
-  leaf = lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=True)
+
+  def leaf(x):
+    return torch.tensor(x, dtype=torch.float64, requires_grad=True)
+
   theirs, context = jax.tree.map(leaf, params), leaf(CONTEXT)
   rows = [
     _plain(
