@@ -95,6 +95,11 @@ _DATA = {
   "mixture": Sections(_MIXTURE),
   "deduplicate": Field(str, ("none", "image", "name"), older="none"),
   "fields": Field(tuple | list, older=()),
+  "boxes": {
+    "key": Field(str, older="boxes"),
+    "text_key": Field(str, older="box_texts"),
+    "format": Field(str, words.BOX_FORMATS, older="yxyx"),
+  },
   **KEYS,
   "label_key": _unset(str | None),
   "captions": Field(str, ("random", "all"), older="random"),
