@@ -124,7 +124,7 @@ def views(config: ConfigDict) -> tuple[View, ...]:
   if isinstance(seen, Pixels):
     square = vars(made.value.square())
     seen = Pixels(**square, crop_min_area=data.crop_min_area, flip=data.flip)
-  return seen, *others
+  return seen, *others, *_term_views(config, made.tokenizer, seen)
 
 
 def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
@@ -135,6 +135,7 @@ def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
     whole: with images, even if the run trains on embeddings of them.
   """
   parts = _plain_views(config, None, whole or has_image_tower(config))
+  parts += _term_views(config, None, None)
   return union(view.fields(0) for view in parts)
 
 
@@ -155,15 +156,26 @@ def _plain_views(
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
-  if not has_text_tower(config.model):
-    return (seen,)
-  text = config.model.text
-  others = [
-    captioning.make_view(spec, config.model, made, f"config.terms.{name}")
+  has_texts = has_text_tower(config.model)
+  return seen, *([Tokens(made, config.model.text.length)] if has_texts else ())
+
+
+def _term_views(
+  config: ConfigDict, made: Tokenizer | None, seen: View | None
+) -> tuple[View, ...]:
+  """Returns what terms of the loss want beside the plain views.
+
+  Args:
+    config: the config.
+    made: the tokenizer; None where fields alone are wanted.
+    seen: the view of the images; None there too.
+  """
+  pixels = seen if isinstance(seen, Pixels) else None
+  return tuple(
+    captioning.make_view(name, spec, config, made, pixels)
     for name, spec in config.get("terms", {}).items()
     if spec.kind == "captioning"
-  ]
-  return seen, Tokens(made, text.length), *others
+  )
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
