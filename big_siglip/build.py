@@ -27,7 +27,7 @@ from big_siglip.evaluators import (
   make_sights,
 )
 from big_siglip.models import make_model
-from big_siglip.objectives import Term
+from big_siglip.objectives import captioning, Term
 from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
@@ -120,11 +120,11 @@ def views(config: ConfigDict) -> tuple[View, ...]:
       vocabulary is smaller than its own.
   """
   data, made = config.data, preprocess(config)
-  seen, texts = _plain_views(config, made.tokenizer, has_image_tower(config))
+  seen, *others = _plain_views(config, made.tokenizer, has_image_tower(config))
   if isinstance(seen, Pixels):
     square = vars(made.value.square())
     seen = Pixels(**square, crop_min_area=data.crop_min_area, flip=data.flip)
-  return seen, texts
+  return seen, *others, *_term_views(config, made.tokenizer, seen)
 
 
 def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
@@ -135,6 +135,7 @@ def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
     whole: with images, even if the run trains on embeddings of them.
   """
   parts = _plain_views(config, None, whole or has_image_tower(config))
+  parts += _term_views(config, None, None)
   return union(view.fields(0) for view in parts)
 
 
@@ -157,6 +158,24 @@ def _plain_views(
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
   has_texts = has_text_tower(config.model)
   return seen, *([Tokens(made, config.model.text.length)] if has_texts else ())
+
+
+def _term_views(
+  config: ConfigDict, made: Tokenizer | None, seen: View | None
+) -> tuple[View, ...]:
+  """Returns what terms of the loss want beside the plain views.
+
+  Args:
+    config: the config.
+    made: the tokenizer; None where fields alone are wanted.
+    seen: the view of the images; None there too.
+  """
+  pixels = seen if isinstance(seen, Pixels) else None
+  return tuple(
+    captioning.make_view(name, spec, config, made, pixels)
+    for name, spec in config.get("terms", {}).items()
+    if spec.kind == "captioning"
+  )
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
