@@ -1,4 +1,4 @@
-"""Colours and blur on the device: Pillow, colorsys and SciPy say what they do."""
+"""Colours and blur on the device, against Pillow, colorsys and SciPy."""
 
 import colorsys
 
