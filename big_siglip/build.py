@@ -27,7 +27,7 @@ from big_siglip.evaluators import (
   make_sight,
 )
 from big_siglip.models import make_model
-from big_siglip.objectives import Term
+from big_siglip.objectives import captioning, Term
 from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
@@ -120,11 +120,11 @@ def views(config: ConfigDict) -> tuple[View, ...]:
       vocabulary is smaller than its own.
   """
   data, made = config.data, preprocess(config)
-  seen, texts = _plain_views(config, made.tokenizer, has_image_tower(config))
+  seen, *others = _plain_views(config, made.tokenizer, has_image_tower(config))
   if isinstance(seen, Pixels):
     square = vars(made.value.square())
     seen = Pixels(**square, crop_min_area=data.crop_min_area, flip=data.flip)
-  return seen, texts
+  return seen, *others
 
 
 def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
@@ -155,8 +155,15 @@ def _plain_views(
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
-  has_texts = has_text_tower(config.model)
-  return seen, *([Tokens(made, config.model.text.length)] if has_texts else ())
+  if not has_text_tower(config.model):
+    return (seen,)
+  text = config.model.text
+  others = [
+    captioning.make_view(spec, config.model, made, f"config.terms.{name}")
+    for name, spec in config.get("terms", {}).items()
+    if spec.kind == "captioning"
+  ]
+  return seen, Tokens(made, text.length), *others
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:

@@ -151,11 +151,11 @@ def _data() -> ConfigDict:
       "name": "folder",  # digits, scenes, tar, tfds ...: docs/data.md.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
-      # NAME: {name, path, split, weight} ...: several sources (docs/data.md)
-      # instead of the one above.
-      "mixture": {},
+      "mixture": {},  # Or several: NAME: {name, path, split, weight} ...
       "deduplicate": "none",  # Or by image or by name.
       "fields": (),  # More fields of the examples to take, such as "boxes".
+      # Of boxes: their field and their texts'; yxyx (fractions), xyxy or xywh.
+      "boxes": {"key": "boxes", "text_key": "box_texts", "format": "yxyx"},
       "image_key": config_dict.placeholder(str),  # None: found by its type.
       # Fields with texts, or (field, weight) pairs; none: found by type.
       "text_keys": (),

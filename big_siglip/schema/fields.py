@@ -22,6 +22,7 @@ from big_siglip.schema.field import (
   rgb,
   Sections,
 )
+from big_siglip.schema.terms import TERMS
 
 _COUNT, _NOT_NEGATIVE = Range(least=1), Range(least=0)
 _POSITIVE = Range(above=0, below=math.inf)
@@ -94,6 +95,11 @@ _DATA = {
   "mixture": Sections(_MIXTURE),
   "deduplicate": Field(str, ("none", "image", "name"), older="none"),
   "fields": Field(tuple | list, older=()),
+  "boxes": {
+    "key": Field(str, older="boxes"),
+    "text_key": Field(str, older="box_texts"),
+    "format": Field(str, words.BOX_FORMATS, older="yxyx"),
+  },
   **KEYS,
   "label_key": _unset(str | None),
   "captions": Field(str, ("random", "all"), older="random"),
@@ -125,8 +131,6 @@ _DATA = {
   "num_threads": _free(int, within=_COUNT),
   "stall_seconds": _free(float | int, within=_NOT_NEGATIVE, older=300.0),
 }
-
-TERMS = Sections({"kind": Field(str)}, {})
 
 FIELDS = {
   "seed": Field(int, within=_NOT_NEGATIVE),
