@@ -27,7 +27,7 @@ from big_siglip.evaluators import (
   make_sight,
 )
 from big_siglip.models import make_model
-from big_siglip.objectives import captioning, Term
+from big_siglip.objectives import captioning, distillation, Term
 from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
@@ -155,15 +155,16 @@ def _plain_views(
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
-  if not has_text_tower(config.model):
-    return (seen,)
-  text = config.model.text
-  others = [
-    captioning.make_view(spec, config.model, made, f"config.terms.{name}")
-    for name, spec in config.get("terms", {}).items()
-    if spec.kind == "captioning"
-  ]
-  return seen, Tokens(made, text.length), *others
+  others, model = [], config.model
+  if has_text_tower(model):
+    others.append(Tokens(made, model.text.length))
+  for name, spec in config.get("terms", {}).items():
+    if spec.kind == "captioning":
+      field = f"config.terms.{name}"
+      others.append(captioning.make_view(spec, model, made, field))
+    elif spec.kind == "distillation":
+      others += distillation.make_views(spec, model)
+  return seen, *others
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:

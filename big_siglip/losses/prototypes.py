@@ -106,7 +106,8 @@ def summed_distribution(
   matrix = matrix.reshape(len(matrix), count, -1).swapaxes(0, 1)
 
   def visit(_, chunk):
-    scores = _scores(teacher, *chunk, of_teacher.temperature)
+    matrix, centre = chunk
+    scores = _scores(teacher, matrix, centre, of_teacher.temperature)
     return None, jnp.exp(scores - log_total[..., None]).sum(axis=(0, 1))
 
   cut = matrix, of_teacher.centre.reshape(count, -1)
@@ -126,9 +127,9 @@ def _compare(student, of_student, teacher, of_teacher):
 
 def _forward(student, of_student, teacher, of_teacher):
   def visit(sums, chunk):
-    of_s, of_t = chunk
-    s = _scores(student, *of_s, of_student.temperature)
-    t = _scores(teacher, *of_t, of_teacher.temperature)
+    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
+    s = _scores(student, matrix_s, centre_s, of_student.temperature)
+    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
     top_s, total_s, top_t, total_t, dot_s, dot_t = sums
     total_s, top_s, _, _ = _add(total_s, top_s, s)
     total_t, top_t, shrink, share = _add(total_t, top_t, t)
@@ -168,12 +169,12 @@ def _backward(saved, cotangents):
   factor = cotangents.loss / of_student.temperature
 
   def visit(d_student, chunk):
-    of_s, of_t = chunk
-    s = _scores(student, *of_s, of_student.temperature)
-    t = _scores(teacher, *of_t, of_teacher.temperature)
+    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
+    s = _scores(student, matrix_s, centre_s, of_student.temperature)
+    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
     p_s, p_t = jnp.exp(s - log_s[..., None]), jnp.exp(t - log_t[..., None])
     d_s = (factor[..., None] * (p_s - p_t)).astype(student.dtype)
-    d_student += _product("bnc,dc->bnd", d_s, of_s[0])
+    d_student += _product("bnc,dc->bnd", d_s, matrix_s)
     return d_student, _product("bnd,bnc->dc", student, d_s)
 
   zeros = jnp.zeros(student.shape, jnp.float32)

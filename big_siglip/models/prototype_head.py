@@ -55,10 +55,10 @@ class PrototypeHead(nn.Module):
       nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
       (self.bottleneck, self.prototypes),
     )
-    return _unit(x.astype(jnp.float32), -1), _unit(directions, 0)
+    return unit(x.astype(jnp.float32), -1), unit(directions, 0)
 
 
-def _unit(x: jax.Array, axis: int) -> jax.Array:
+def unit(x: jax.Array, axis: int) -> jax.Array:
   """Returns x / max(|x|, 1e-12); a zero has no gradient, not NaN."""
   square = (x**2).sum(axis=axis, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

@@ -79,9 +79,10 @@ def _jitter(x, key, strength):
     functools.partial(change, by=most * draw)
     for change, most, draw in zip(changes, strength, draws, strict=True)
   ]
-  for place in range(4):
-    x = jax.lax.switch(order[place], branches, x)
-  return x
+  # A loop, so that a compiler sees them once.
+  return jax.lax.scan(
+    lambda x, which: (jax.lax.switch(which, branches, x), None), x, order
+  )[0]
 
 
 def _brightness(x, by):
