@@ -5,7 +5,6 @@ import re
 
 import distillation_cases as cases
 import jax
-import jax.numpy as jnp
 import model_cases
 import numpy as np
 import optax
@@ -175,14 +174,24 @@ class _Case:
     self.carry = _carry(rng, {**carry, "teacher": teacher})
     self.keys = jax.random.split(jax.random.key(1), 8)
 
-  def part(self, params, carry=None):
-    seen = self.model.look(params, self.batch)
-    return Slice(
-      params, carry or self.carry, self.batch, seen, self.model.look, self.keys
+    self._both = jax.jit(
+      jax.value_and_grad(
+        self._mean, argnums=(0, 1), has_aux=True, allow_int=True
+      )
     )
 
-  def each(self, params, carry=None):
-    return self.term.each(self.part(params, carry))
+  def _mean(self, params, carry):
+    look = self.model.look
+    part = Slice(params, carry, self.batch, None, look, self.keys)
+    losses, observed = self.term.each(part)
+    return losses.mean(), (losses, observed)
+
+  def each(self, params=None, carry=None):
+    """Returns losses, what is observed, and gradients of their mean."""
+    (_, found), gradients = self._both(
+      params or self.params, carry or self.carry
+    )
+    return jax.device_get((*found, *gradients))
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +237,7 @@ def _dino_loss(student, teacher, centre, temperature):
 
 def _towers(case):
   """What teacher and student see, as the plain tower says: [8, n, D] each."""
-  look, params = case.model.look, case.params
+  look, params = jax.jit(case.model.look), case.params
   taught = {**params, **case.carry["teacher"]}
   shown = case.batch["global_crops"][:, 0]
   local = case.batch["local_crops"].reshape(-1, 8, 8, 3)
@@ -250,8 +259,8 @@ def _towers(case):
 
 @pytest.mark.torch
 def test_losses_and_gradients_of_heads_are_those_of_dino(case):
-  losses, observed = case.each(case.params)
-  gradient = jax.grad(lambda p: case.each(p)[0].mean())(case.params)[NAME]
+  losses, observed, gradient, _ = case.each()
+  gradient = gradient[NAME]
   temperature = 0.04 + 0.03 * 2 / 4  # Half of the warm-up is over.
   summed = 0
   for half, (student, teacher) in _towers(case).items():
@@ -308,7 +317,7 @@ def test_losses_and_gradients_of_heads_are_those_of_dino(case):
 
 @pytest.mark.torch
 def test_the_centre_is_the_mean_of_all_scores(case):
-  _, observed = case.each(case.params)
+  _, observed, *_ = case.each()
   means = jax.tree.map(lambda x: x.sum(axis=0) / 8, observed)
   after = case.term.carried.advance(case.carry, case.params, means)
   for half, (_, teacher) in _towers(case).items():
@@ -321,60 +330,46 @@ def test_the_centre_is_the_mean_of_all_scores(case):
 
 
 def test_the_teacher_gets_no_gradient_and_hears_no_text(case):
-  def loss(carry):
-    return case.each(case.params, {**carry, "steps": np.int32(2)})[0].sum()
-
-  carry = {k: case.carry[k] for k in ("teacher", "centres")}
-  for path, gradient in runs.flatten(jax.grad(loss)(carry)).items():
-    assert not gradient.any(), path
-  gradient = jax.grad(lambda p: case.each(p)[0].sum())(case.params)
-  for path, of_path in runs.flatten(gradient).items():
-    assert of_path.any() == path.startswith(("image/", NAME)) or (
-      path.endswith("attention/key/bias")
-    ), path
+  *_, of_student, of_carry = case.each()
+  for part in ("teacher", "centres"):
+    for path, gradient in runs.flatten(of_carry[part]).items():
+      assert not gradient.any(), path
+  for path, gradient in runs.flatten(of_student).items():
+    learns = path.startswith(("image/", NAME))
+    assert gradient.any() == learns or path.endswith("key/bias"), path
   assert set(case.carry["teacher"]) == {"image", NAME}
   assert set(case.carry["teacher"][NAME]) == {"local", "masked"}
 
 
-def test_prototypes_are_frozen_at_first(case):
-  frozen = _Case(frozen_steps=3)
-  gradients = [
-    jax.grad(lambda p, carry=carry: frozen.each(p, carry)[0].sum())(
-      frozen.params
-    )[NAME]
-    for carry in (frozen.carry, {**frozen.carry, "steps": np.int32(3)})
-  ]
-  for half in ("local", "masked"):
-    before, after = (g[half]["prototypes"] for g in gradients)
-    assert not np.any(before) and np.any(after)
-    assert np.any(gradients[0][half]["first"]["kernel"])
-
-
-@pytest.mark.parametrize("half", ["local", "masked"])
-def test_a_half_alone_is_what_it_is_beside_the_other(case, half):
-  other = {"local": "masked", "masked": "local"}[half]
-  alone = _Case(**{other: 0.0})
-  assert set(alone.params[NAME]) == {half} | (
-    {"mask_token"} if half == "masked" else set()
+def test_prototypes_are_frozen_at_first():
+  frozen = _Case(frozen_steps=3, masked=0.0)
+  later = {**frozen.carry, "steps": np.int32(3)}
+  before, after = (
+    frozen.each(carry=carry)[2][NAME]["local"]
+    for carry in (frozen.carry, later)
   )
-  params = {
-    **case.params,
-    NAME: {k: case.params[NAME][k] for k in alone.params[NAME]},
-  }
-  heads = {half: case.carry["teacher"][NAME][half]}
+  assert not before["prototypes"].any() and after["prototypes"].any()
+  assert before["first"]["kernel"].any()
+
+
+def test_a_half_alone_is_what_it_is_beside_the_other(case):
+  alone = _Case(local=0.0)
+  assert set(alone.params[NAME]) == {"masked", "mask_token"}
+  params = {k: case.params[NAME][k] for k in alone.params[NAME]}
+  teacher = case.carry["teacher"]
   carry = {
-    "teacher": {"image": case.carry["teacher"]["image"], NAME: heads},
-    "centres": {half: case.carry["centres"][half]},
+    "teacher": {
+      "image": teacher["image"],
+      NAME: {"masked": teacher[NAME]["masked"]},
+    },
+    "centres": {"masked": case.carry["centres"]["masked"]},
     "steps": case.carry["steps"],
   }
-  losses, observed = alone.each(params, carry)
-  _, both = case.each(case.params)
-  np.testing.assert_allclose(
-    observed[f"{half}_loss"], both[f"{half}_loss"], rtol=1e-6
-  )
-  np.testing.assert_allclose(
-    losses, case.spec[half] * both[f"{half}_loss"], rtol=1e-6
-  )
+  losses, observed, *_ = alone.each({**case.params, NAME: params}, carry)
+  _, both, *_ = case.each()
+  for found in (observed["masked_loss"], losses / case.spec["masked"]):
+    np.testing.assert_allclose(found, both["masked_loss"], rtol=1e-6)
+  assert "local_loss" not in observed
 
 
 def test_places_are_drawn_evenly_and_exactly_so_many():
@@ -422,6 +417,15 @@ def _history(terms=True):
   return states, metrics
 
 
+def _placed(state, program):
+  """Returns a state as a program wants it."""
+  return jax.tree.map(
+    lambda x, like: jax.device_put(x, like.sharding),
+    state,
+    program.abstract_state,
+  )
+
+
 def test_with_weight_0_it_changes_no_bit():
   plain, weightless = _history(False), _history("weightless")
   expected, found = (runs.flatten(h[0][-1].params) for h in (plain, weightless))
@@ -452,15 +456,7 @@ def test_the_teacher_is_the_students_average():
 def test_a_step_that_is_skipped_leaves_teacher_and_centres():
   program, batch = _program()
   states, _ = _history()
-  state = (
-    jax.device_put(states[1], program.init_shardings)
-    if hasattr(program, "init_shardings")
-    else jax.tree.map(
-      lambda x, a: jax.device_put(x, a.sharding),
-      states[1],
-      program.abstract_state,
-    )
-  )
+  state = _placed(states[1], program)
   bias = state.params["logit_bias"]
   broken = jax.device_put(np.float32(np.nan), bias.sharding)
   state = state.replace(params={**state.params, "logit_bias": broken})
@@ -473,11 +469,7 @@ def test_a_step_after_a_checkpoint_is_the_same_bit_for_bit(tmp_path):
   program, batch = _program()
   states, _ = _history()
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-  state = jax.tree.map(
-    lambda x, a: jax.device_put(x, a.sharding),
-    states[2],
-    program.abstract_state,
-  )
+  state = _placed(states[2], program)
   checkpoints.save(state, {})
   checkpoints.wait()
   restored, _ = checkpoints.restore(program.abstract_state)
