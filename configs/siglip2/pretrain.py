@@ -1,7 +1,10 @@
 """SigLIP 2, stage 1 of 2: captions and boxes beside the sigmoid loss.
 
 big-siglip train --config=siglip2/pretrain --workdir=runs/siglip2/pretrain \
-  --config.data.path=PAIRS --config.data.tokenizer=gemma/tokenizer.model
+  --config.data.path=PAIRS
+
+PAIRS says of an image what it shows and where (docs/data.md): texts, "boxes"
+and "box_texts". The tokenizer is Gemma's: copy it to gemma/.
 
 B/16 at 256 pixels; L/16, So400m/14, So400m/16 and g-opt/16 by
 `config.model.image.size` and `config.model.text.size` (g-opt's is So400m). The
@@ -37,7 +40,7 @@ def get_config() -> ConfigDict:
   # Captions, (box from text) and (text from box), of equal weight.
   c.terms.locca = terms.captioning(aref=1.0, gcap=1.0)
 
-  c.data.tokenizer = config_dict.placeholder(str)
+  c.data.tokenizer = "gemma/tokenizer.model"
   c.data.pad_id = 0
   c.data.fields = ("boxes", "box_texts")
   return c
