@@ -1,0 +1,26 @@
+"""SigLIP 2's first stage on drawn scenes: minutes on a laptop.
+
+big-siglip train --config=siglip2/scenes_pretrain --workdir=runs/scenes_pretrain
+
+The terms and the stages of configs/siglip2/pretrain.py; scenes know their true
+boxes. The tokenizer of the captions has no digits, so places are tokens of
+their own, one for each pixel of a side.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import scenes_dense, terms
+
+
+def get_config() -> ConfigDict:
+  """Returns the experiment."""
+  c = scenes_dense.get_config()
+  # What this stage trains of the schedule; the second one trains the rest.
+  steps = c.get_ref("total_steps")
+  c.optimizer.warmup_steps = steps // 10
+  c.optimizer.schedule_steps = steps * 5 // 4
+  c.terms.locca = terms.captioning(
+    aref=1.0, gcap=1.0, depth=2, boxes="tokens", bins=60, length=16
+  )
+  c.data.fields = ("boxes", "box_texts")
+  return c
