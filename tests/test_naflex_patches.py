@@ -10,7 +10,7 @@ from transformers.models.siglip2 import (
   image_processing_pil_siglip2 as published,
 )
 
-from big_siglip.data import images, patches
+from big_siglip.data import patches
 
 # ((height, width), p, N) -> (height, width), of big_vision's own test.
 SIZES = (

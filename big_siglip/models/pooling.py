@@ -3,6 +3,8 @@
 Shape letters: B batch, L tokens, D width, E embedding.
 """
 
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -89,6 +91,7 @@ def encode(
   size: TowerSize,
   compute: Compute,
   blocks: int | None = None,
+  add_positions: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array | None, jax.Array]:
   """Returns what both towers make of embedded patches or tokens.
 
@@ -101,6 +104,7 @@ def encode(
     compute: how.
     blocks: how many there are before the tokens are returned, without a norm;
       None: all, a norm, and the pool.
+    add_positions: BLD -> BLD; None: a learned vector for each place.
 
   Returns:
     One vector of each sequence, BD (None where pooling is "none"), and the
@@ -108,7 +112,10 @@ def encode(
   """
   if pooling == "cls":
     x, mask = _add_class_token(module, x), _class_token_mask(mask)
-  x = add_position_embedding(module, x)
+  if add_positions is None:
+    x = add_position_embedding(module, x)
+  else:
+    x = add_positions(x)
   encoder = Encoder(
     size.depth if blocks is None else blocks,
     size.num_heads,

@@ -59,6 +59,17 @@ def places(grid: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
   return place // columns, place % columns
 
 
+def real(grid: jax.Array, length: int) -> jax.Array:
+  """Returns which places of a sequence hold a patch, [B, N] bool.
+
+  Args:
+    grid: [B, 2] int32, rows and columns.
+    length: N.
+  """
+  count = jnp.prod(grid, axis=1, keepdims=True)
+  return jnp.arange(length, dtype=jnp.int32)[None] < count
+
+
 def resample(table: jax.Array, rows: int, columns: int) -> jax.Array:
   """Returns a table at one grid, [rows * columns, D] float32, row by row.
 

@@ -263,10 +263,14 @@ def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
 
 def add_position_embedding(module: nn.Module, x: jax.Array) -> jax.Array:
   """Adds a learned vector for every position; BLD -> BLD."""
-  _, length, width = x.shape
-  embedding = module.param(
+  embedding = position_embedding(module, *x.shape[1:])
+  return x + embedding.astype(x.dtype)[None]
+
+
+def position_embedding(module: nn.Module, length: int, width: int) -> jax.Array:
+  """Returns the parameter with a vector for every position, LD float32."""
+  return module.param(
     "position_embedding",
     nn.initializers.normal(stddev=width**-0.5),
     (length, width),
   )
-  return x + embedding.astype(x.dtype)[None]
