@@ -62,10 +62,11 @@ class ImageTower(nn.Module):
       "none"), and the patches after the final norm, BLD.
     """
     size = sizes.resolve_image(self.config)
-    grid = None
+    add_positions = None
     if isinstance(image, Mapping):
       grid = image["grid"]
       x = self._embed_patches(image["patches"], size)
+      add_positions = functools.partial(self._add_positions, grid, size)
       if mask is None:
         mask = positions.real(grid, x.shape[1])
     else:
@@ -78,9 +79,7 @@ class ImageTower(nn.Module):
       size,
       self.compute,
       self.blocks,
-      None
-      if grid is None
-      else functools.partial(self._add_positions, grid, size),
+      add_positions,
     )
     if pooled is not None and self.config.head:
       pooled = nn.Dense(
