@@ -79,6 +79,7 @@ GOOD = [0.1, 0.2, 0.5, 0.9]
     (None, ["a"], "other shape", "0 boxes, and 1 texts"),
     ([GOOD[:3]], "a", "other shape", "[1, 3], must be [n, 4]"),
     ([GOOD, GOOD[:2]], "ab", "other shape", "must be [n, 4]"),
+    ([GOOD, GOOD, GOOD, GOOD[:2]], "abcd", "other shape", "[4], must be [n"),
     ("[[0.1, 0.2", "a", "other shape", "must be [n, 4]"),
   ],
 )

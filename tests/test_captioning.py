@@ -1,6 +1,7 @@
 """The captioning term: its numbers by hand, in slices, on meshes, in a run."""
 
 import functools
+import io
 import re
 import shutil
 import zlib
@@ -9,6 +10,7 @@ import jax
 import model_cases
 import numpy as np
 import optax
+from PIL import Image
 import programs
 import pytest
 import runs
@@ -16,11 +18,21 @@ import runs
 from big_siglip import build, command_line, sharding
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.config import find_problems
+from big_siglip.data.batch import empty, union
+from big_siglip.data.box_reading import Reader
 from big_siglip.data.sources import Example
 from big_siglip.data.targets import TASKS, Writer
 from big_siglip.data.text import ByteTokenizer, SentencePieceTokenizer
-from big_siglip.data.views import Sample, Targets, Tokens
-from big_siglip.data.views.view import Streams
+from big_siglip.data.views import (
+  CutTargets,
+  fill,
+  ImageView,
+  Pixels,
+  Sample,
+  Streams,
+  Targets,
+  Tokens,
+)
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.objectives import captioning, make_terms
@@ -337,6 +349,65 @@ def test_it_draws_the_caption_that_the_text_tower_reads():
     read = tokens.tokenizer.decode(text)
     assert targets.writer.tokenizer.decode(target) == f"cap:{read}"
   assert len({bytes(row) for row in out["text"][:, 7:]}) > 2
+
+
+def _boxed(fields):
+  buffer = io.BytesIO()
+  Image.new("RGB", (100, 50)).save(buffer, "PNG")
+  return Example(buffer.getvalue(), ("a picture",), "it", fields=fields)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_are_those_of_the_pixels_that_are_shown(flip):
+  """Of one box in pixels, mirrored where the image is."""
+  known = {"boxes": [[20, 5, 90, 25]], "box_texts": ["a dog"]}
+  examples = [
+    _boxed(known if i % 2 else {"boxes": [], "box_texts": []}) for i in range(8)
+  ]
+  pixels = Pixels(16, flip=flip)
+  view = CutTargets(_writer(), TASKS, 40, pixels, Reader(format="xyxy"))
+  assert isinstance(view, ImageView)
+  out = empty(union([pixels.fields(0), view.fields(0)]), 8)
+  seeds = [(0, 0, i) for i in range(8)]
+  assert fill([pixels, view], 0, examples, seeds, out, fast=False) == {}
+  rngs, found = Streams(seeds, pixels.name), set()
+  for i in range(8):
+    _, mirrored = pixels.geometry(50, 100, rngs[i])
+    box = "50 50 250 400" if mirrored else "50 100 250 450"
+    wanted = ["cap:a picture", f"aref:a dog:{box}", f"gcap:{box}:a dog"]
+    if not i % 2:
+      wanted[1:] = ["", ""]
+      assert not out["targets"][i, 1:].any()
+      assert not out["target_weights"][i, 1:].any()
+    found.add(mirrored)
+    read = [view.writer.tokenizer.decode(ids) for ids in out["targets"][i]]
+    assert read == wanted
+  assert found == ({False, True} if flip else {False})
+
+
+def test_an_example_with_a_bad_box_is_skipped():
+  example = _boxed({"boxes": [[0.5, 0, 0.1, 1]], "box_texts": ["a dog"]})
+  view = Targets(_writer(), TASKS, 40, Pixels(16), Reader())
+  out = empty(view.fields(0), 1)
+  bad = fill([view], 0, [example], [(0, 0, 0)], out, fast=False)
+  assert "upside down" in str(bad[0])
+
+
+def test_tasks_with_boxes_ask_for_the_fields():
+  config = runs.config(model__text__length=64).unlock()
+  config.terms = {"words": _section(boxes="text")}
+  with pytest.raises(
+    UserError,
+    match=r"config.data.fields=\(\): must hold 'boxes' and 'box_texts', for "
+    "config.terms.words.aref=0.5",
+  ):
+    build.views(config)
+  config.data.fields = ("boxes", "box_texts")
+  *_, view = build.views(config)
+  assert isinstance(view, CutTargets)  # Digits are cropped at random.
+  config.data.crop_min_area = 1.0
+  *_, view = build.views(config)
+  assert not isinstance(view, ImageView)
 
 
 @pytest.mark.parametrize(

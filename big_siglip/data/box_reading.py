@@ -86,7 +86,8 @@ def decode(
   """Returns boxes as data sets store them, all of them good.
 
   Args:
-    value: [n, 4] of numbers, or JSON of it; None or empty: no boxes.
+    value: [n, 4] of numbers, a flat [n * 4], or JSON of it; None or empty: no
+      boxes.
     texts: n of them, JSON of a list, or one text for one box.
     form: one of `BOX_FORMATS`.
     height: of the whole image in pixels, for forms in pixels.
@@ -155,8 +156,9 @@ def _as_array(value: Any) -> np.ndarray:
     array = np.array([_number(x) for x in array.ravel()]).reshape(array.shape)
   except (TypeError, ValueError) as error:
     raise BadBoxes("other shape", "its boxes are no array [n, 4]") from error
-  if array.shape == (4,):
-    array = array[None]
+  flat = array.ndim == 1 and len(array) % 4 == 0
+  if flat and not any(isinstance(x, list | tuple) for x in value):
+    array = array.reshape(-1, 4)  # As tf.train.Example has them.
   if array.shape[1:] != (4,):
     shape = list(array.shape)
     raise BadBoxes(

@@ -19,9 +19,10 @@ import numpy as np
 import optax
 
 from big_siglip import sharding
+from big_siglip.data.box_reading import Reader
 from big_siglip.data.targets import extra_ids, TASKS, Writer
 from big_siglip.data.text import Tokenizer
-from big_siglip.data.views import Targets
+from big_siglip.data.views import CutTargets, Pixels, Targets
 from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoded, Decoder
@@ -83,25 +84,38 @@ def make_writer(
 
 
 def make_view(
-  spec: Mapping[str, Any], model: Any, tokenizer: Tokenizer | None, field: str
+  name: str,
+  spec: Mapping[str, Any],
+  config: Any,
+  tokenizer: Tokenizer | None,
+  pixels: Pixels | None,
 ) -> Targets:
   """Returns the view that a section needs.
 
   Args:
+    name: of the section.
     spec: the section.
-    model: `config.model`.
+    config: the config.
     tokenizer: of the run; None where the view's fields alone are wanted.
-    field: what to call the section.
+    pixels: the view of the images; None as well.
 
   Raises:
-    UserError: the tokenizer or the length do not suffice for its tasks.
+    UserError: the tokenizer or the length do not suffice for its tasks, or
+      `config.data.fields` has no boxes for them.
   """
-  tasks, length = tasks_of(spec), length_of(spec, model)
+  tasks, length = tasks_of(spec), length_of(spec, config.model)
   if tokenizer is None:
     return Targets(None, tasks, length)
-  writer = make_writer(spec, model, tokenizer)
-  writer.check(tasks, field)
-  return Targets(writer, tasks, length)
+  writer, section = make_writer(spec, config.model, tokenizer), f"terms.{name}"
+  writer.check(tasks, f"config.{section}")
+  boxed = [task for task in tasks if task != "caption"]
+  if not boxed or pixels is None:
+    return Targets(writer, tasks, length)
+  asked = f"config.{section}.{boxed[0]}={spec[boxed[0]]}"
+  reader = Reader.of(config.data, asked)
+  if pixels.is_whole and reader.format == "yxyx":
+    return Targets(writer, tasks, length, pixels, reader)
+  return CutTargets(writer, tasks, length, pixels, reader)
 
 
 def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
