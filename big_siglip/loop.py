@@ -74,6 +74,7 @@ class Loop:
       self._evaluations = Evaluations.of(config, self._mesh)
     with progress.waiting("laying out the model"):
       self._program = build.program(config, self._mesh)
+    first_state.check_memory(config, self._program.abstract_state)
     self._fields = build.step_fields(config)
     self._folder = workdir.claim(folder, config)
     processes.wait_for_all("workdir")

@@ -58,7 +58,6 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
   _print_parameters(state.params)
   total = _count(state.params)
   axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-  per_device = sum(map(_device_bytes, jax.tree.leaves(state)))
   steps, batch = config.total_steps, config.batch_size
   step_flops = (
     3
@@ -69,8 +68,17 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
     ("parameters", f"{total:,}"),
     ("of the image tower", f"{_count(state.params.get('image', ())):,}"),
     ("of the text tower", f"{_count(state.params['text']):,}"),
+    *(
+      (f"of terms.{name}", f"{_count(state.params[name]):,}")
+      for name in config.terms
+      if name in state.params
+    ),
     ("mesh", f"{mesh.size} devices ({axes})"),
-    ("state a device", f"{per_device / 2**20:,.1f} MiB"),
+    ("state a device", _mebibytes(state)),
+    *(
+      (f"carried by terms.{name}", f"{_count(tree):,}, {_mebibytes(tree)}")
+      for name, tree in (state.carry or {}).items()
+    ),
     (
       "batch",
       f"{batch:,} = {batch * mesh.shape['tensor'] // mesh.size:,} a device",
@@ -103,6 +111,11 @@ def _axis_name(axis: str | tuple[str, ...] | None) -> str:
 
 def _count(params: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _mebibytes(tree: Any) -> str:
+  """Returns what a device holds of a tree."""
+  return f"{sum(map(_device_bytes, jax.tree.leaves(tree))) / 2**20:,.1f} MiB"
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
