@@ -4,6 +4,7 @@ import functools
 import re
 
 import distillation_cases as cases
+from etils import epath
 import jax
 import model_cases
 import numpy as np
@@ -22,6 +23,7 @@ from big_siglip.objectives.masked import draw_places
 from big_siglip.objectives.term import Slice
 from big_siglip.sharding import Slices
 from big_siglip.train_step import init_state, train_step
+from big_siglip.trained import teachers
 
 SIZE = 64
 # Widths that every mesh axis divides.
@@ -474,6 +476,18 @@ def test_a_step_after_a_checkpoint_is_the_same_bit_for_bit(tmp_path):
   checkpoints.wait()
   restored, _ = checkpoints.restore(program.abstract_state)
   checkpoints.close()
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  load = teachers.choose(
+    "teacher",
+    epath.Path(tmp_path) / "checkpoints" / "2",
+    _config(),
+    lambda mesh: dict(states[2].params),
+  )
+  params, teacher = load(mesh), states[2].carry[NAME]["teacher"]
+  runs.assert_same(
+    runs.flatten(params["image"]), runs.flatten(teacher["image"])
+  )
+  assert params["text"] is states[2].params["text"]
   after, _ = program.step(restored, batch)
   runs.assert_same(runs.flatten(after), runs.flatten(states[3]))
 

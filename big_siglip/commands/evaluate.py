@@ -36,6 +36,12 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
 )
+_WEIGHTS = flags.DEFINE_enum(
+  "weights",
+  "trained",
+  ["trained", "teacher"],
+  "Whose: the teacher's, of a run with self-distillation.",
+)
 _WATCH = flags.DEFINE_string(
   "watch", None, "A run's folder: evaluate each checkpoint as it appears."
 )
@@ -89,6 +95,8 @@ def main(given: _Given) -> None:
   with exit_on_error():
     if _WATCH.value is not None and _DISTRIBUTED.value:
       raise UserError("--watch: must be one process, without --distributed")
+    if _WATCH.value is not None and _WEIGHTS.value == "teacher":
+      raise UserError("--weights=teacher: goes with --checkpoint, not --watch")
     if (_CHECKPOINT.value is None) == (_WATCH.value is None):
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
     _check_rows(_ROWS.value)
@@ -126,11 +134,12 @@ def _evaluate(path: str, given: _Given) -> None:
   from big_siglip import build, sharding
   from big_siglip.evaluation import results
   from big_siglip.run import processes
-  from big_siglip.trained import saved
+  from big_siglip.trained import saved, teachers
 
   if _DISTRIBUTED.value:
     processes.join()
-  checkpoint, trained, load_params = saved.open_model(path)
+  checkpoint, trained, load = saved.open_model(path)
+  load_params = teachers.choose(_WEIGHTS.value, checkpoint, trained, load)
   config = results.with_evals(trained, *given)
   # How many devices trained it, and with which batch, does not matter here.
   mesh = sharding.make_mesh()

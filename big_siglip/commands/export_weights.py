@@ -10,6 +10,7 @@ bits. `onnx` makes a folder with each tower as a graph for onnxruntime,
 `stablehlo` one with programs for JAX (big_siglip.trained.serving.load).
 --classifier=FOLDER adds classifier.onnx, from pixels to the probabilities of
 the labels of a classifier of big-siglip probe (classifier.json names them).
+--weights=teacher takes the teacher of a run with self-distillation.
 What big-siglip calibrate left is exported as the model's scale and bias.
 --push=ORG/NAME uploads a folder to the Hugging Face hub, with its model card.
 """
@@ -25,6 +26,12 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
   "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
+)
+_WEIGHTS = flags.DEFINE_enum(
+  "weights",
+  "trained",
+  ["trained", "teacher"],
+  "Whose: the teacher's, of a run with self-distillation.",
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
 _CARDS = ("huggingface", "open_clip", "onnx")  # Those that the hub knows.
@@ -54,12 +61,13 @@ def main(argv: list[str]) -> None:
       from big_siglip import platforms, sharding
       from big_siglip.report import runs
       from big_siglip.schema.sizes import has_text_tower
-      from big_siglip.trained import saved, serving
+      from big_siglip.trained import saved, serving, teachers
       from big_siglip.weights import card, export, push
 
       platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
-    found, config, load_params = saved.open_model(_CHECKPOINT.value)
+    found, config, load = saved.open_model(_CHECKPOINT.value)
+    load_params = teachers.choose(_WEIGHTS.value, found, config, load)
     if not has_text_tower(config.model):
       raise UserError(
         f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "
