@@ -119,6 +119,13 @@ def _check_distillation(check: Checker, section: str) -> None:
     f"{section}.local",
     "must be above 0, or masked: there is nothing to learn",
   )
+  check.require(
+    spec.prototypes <= spec.chunk_size
+    or spec.prototypes % spec.chunk_size == 0,
+    f"{section}.prototypes",
+    f"must be a multiple of config.{section}.chunk_size={spec.chunk_size}, or "
+    "no more",
+  )
   for field in ("global_area", "local_area"):
     check.require(
       list(spec[field]) == sorted(spec[field]),
