@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from big_siglip.build import Program
 from big_siglip.errors import UserError
 from big_siglip.train_step import TrainState
 from big_siglip.trained import initial, stages
+
+_OF_PROTOTYPES = re.compile("(^|/)(prototypes$|centres/)")
 
 
 def make(
@@ -62,7 +65,8 @@ def check_memory(config: ConfigDict, state: TrainState) -> None:
   )
   problem = f"config.model: {said}"
   for name, spec in config.terms.items():
-    own = sum(n for path, n in sizes.items() if path.endswith("prototypes"))
+    # There is a number of each in the centres, too.
+    own = sum(n for path, n in sizes.items() if _OF_PROTOTYPES.search(path))
     if spec.kind == "distillation" and whole - own <= there:
       problem = (
         f"config.terms.{name}.prototypes={spec.prototypes}: memory cannot hold "
