@@ -24,7 +24,7 @@ from big_siglip.evaluators import (
   exact_model,
   make_embedders,
   make_evaluator,
-  make_sight,
+  make_sights,
 )
 from big_siglip.models import make_model
 from big_siglip.objectives import captioning, Term
@@ -193,8 +193,8 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   embedders = make_embedders(model, device_mesh)
   embedders = embedders._replace(sigmoid=not _has_softmax(config))
   # One for all: they share what is compiled, and the random tower.
-  sight = make_sight(exact_model(config.model), device_mesh)
   prepared, made = preprocess(config), {}
+  sights = make_sights(exact_model(config.model), device_mesh, prepared)
   for name, spec in config.evals.items():
     if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
       logging.warning(
@@ -208,7 +208,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         open_split=functools.partial(evaluation_source, config, name),
         preprocess=prepared,
         embedders=embedders,
-        sight=sight,
+        sights=sights,
       )
   return made
 
