@@ -1,9 +1,11 @@
 """How many floating-point operations a model needs, and what chips offer."""
 
+import dataclasses
 from typing import Any
 
 import jax
 
+from big_siglip.models.decoder import Decoder
 from big_siglip.schema import sizes
 
 # Peak bfloat16 operations a second of one device, by `device_kind`: the chips'
@@ -51,18 +53,31 @@ def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
     model_config: `config.model`.
     image_tower: False: the images' embeddings were made before.
   """
-  image, tokens, text, length = _towers(model_config)
+  image, _, text, length = _towers(model_config)
   embed_dim = model_config.embed_dim or image.width
-  patches = (model_config.image.image_size // image.patch_size) ** 2
   total = _encoder_flops(text, length)
   total += _pool_flops(text, length, model_config.text)
   total += 2 * text.width * embed_dim * model_config.text.head
   if image_tower:
-    total += 2 * patches * 3 * (image.patch_size or 0) ** 2 * image.width
-    total += _encoder_flops(image, tokens)
-    total += _pool_flops(image, tokens, model_config.image)
     total += 2 * image.width * embed_dim * model_config.image.head
+    total += image_flops(model_config.image, model_config.image.image_size)
   return float(total)
+
+
+def image_flops(config: Any, pixels: int) -> float:
+  """Returns the FLOPs of an image's forward pass, without a projection.
+
+  Args:
+    config: `config.model.image`.
+    pixels: along a side of the image, which may be another than the model's.
+  """
+  size = sizes.resolve_image(config)
+  patch = size.patch_size or 1
+  patches = (pixels // patch) ** 2
+  tokens = patches + (config.pooling == "cls")
+  total = 2 * patches * 3 * patch**2 * size.width
+  total += _encoder_flops(size, tokens)
+  return float(total + _pool_flops(size, tokens, config))
 
 
 def attention_flops_per_example(
@@ -74,6 +89,30 @@ def attention_flops_per_example(
   if image_tower:
     total += image.depth * _attention_flops(image, tokens)
   return float(total)
+
+
+def decoder_flops_per_example(
+  decoder: Decoder, texts: int, patches: int, width: int
+) -> float:
+  """Returns the FLOPs of a decoder's forward pass over all texts of an image.
+
+  All tokens count, and all of their logits: a loss that leaves out what has no
+  target needs less.
+
+  Args:
+    decoder: writes them.
+    texts: of each image.
+    patches: that it looks at.
+    width: of these.
+  """
+  size, tokens = decoder.size, texts * decoder.length
+  block = _encoder_flops(dataclasses.replace(size, depth=1), decoder.length)
+  query_and_out = 2 * tokens * 2 * size.width**2
+  key_and_value = 2 * patches * 2 * width * size.width
+  looking = 2 * 2 * tokens * patches * size.width
+  cross = query_and_out + key_and_value + looking
+  logits = 2 * tokens * size.width * decoder.vocab_size
+  return float(size.depth * (texts * block + cross) + logits)
 
 
 def _towers(model_config: Any):

@@ -25,11 +25,12 @@ import optax
 
 from big_siglip import ema, sharding
 from big_siglip.data.views import Crops
+from big_siglip.models.flops import image_flops
 from big_siglip.models.prototype_head import PrototypeHead
 from big_siglip.models.towers import Hidden, Seen
 from big_siglip.models.vision import normalize
 from big_siglip.objectives.augmentation import Augmentation
-from big_siglip.objectives.masked import draw_places
+from big_siglip.objectives.masked import draw_places, hidden_count
 from big_siglip.objectives.matching import Matching
 from big_siglip.objectives.term import Carried, Metrics, Slice, Term
 from big_siglip.schema.sizes import resolve_image
@@ -98,6 +99,31 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     carried=Carried(distillation.first_carry, distillation.next_carry),
     summary=distillation.summary,
   )
+
+
+def step_flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
+  """Returns the FLOPs of a section in a step: the teacher looks, but learns not.
+
+  Args:
+    spec: the section.
+    model: `config.model`.
+  """
+  image = model.image
+  size = resolve_image(image)
+  whole = image_flops(image, image.image_size)
+  patches = (image.image_size // (size.patch_size or 1)) ** 2
+  hidden, bottleneck = spec["hidden"], spec["bottleneck"]
+  layers = (size.width + hidden) * hidden + hidden * bottleneck
+  head = 2 * (layers + bottleneck * spec["prototypes"])
+  total = whole
+  if spec["local"]:
+    count = spec["local_count"]
+    small = image_flops(image, spec["local_size"])
+    total += 3 * count * (small + head) + head
+  if spec["masked"]:
+    masked = hidden_count(patches, spec["masked_share"])
+    total += 3 * (whole + masked * head) + masked * head
+  return total
 
 
 @dataclasses.dataclass(frozen=True)

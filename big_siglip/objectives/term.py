@@ -61,8 +61,9 @@ class Term:
     name: prefix of the metrics, key of `init`'s parameters and of the carry.
     each: b examples -> ([b] float32 losses, {name: [b, ...] observed, or
       [1, ...], their sum}). The loss is their mean over the global batch; so
-      are the metrics, of which scalars are logged. May draw from `Slice.keys` and nothing else: slices
-      and devices then leave loss and gradients as they are.
+      are the metrics, of which scalars are logged. May draw from `Slice.keys`
+      and nothing else: slices and devices then leave loss and gradients as they
+      are.
     pairs: (parameters, embeddings of all B, batch) -> (() loss, metrics under
       their own names). It sees no tokens: these are never there for all B.
     weight: step -> factor; None: 1 at every step.

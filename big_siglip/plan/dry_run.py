@@ -1,5 +1,6 @@
 """What a config would train and a start would say; computes nothing."""
 
+from collections.abc import Iterator
 import json
 import math
 from typing import Any
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from big_siglip import build, platforms, progress
 from big_siglip.config import has_image_tower
 from big_siglip.models import flops
+from big_siglip.objectives import captioning, distillation
 from big_siglip.plan import start
 from big_siglip.run import workdir
 from big_siglip.sharding import path_string
@@ -84,10 +86,23 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
       f"{batch:,} = {batch * mesh.shape['tensor'] // mesh.size:,} a device",
     ),
     ("FLOPs a step", f"{step_flops:.3g}"),
+    *_flops_of_terms(config),
     ("steps", f"{steps:,}"),
     ("examples", f"{steps * batch:,}"),
   ):
     print(f"{name:20} {value}")
+
+
+def _flops_of_terms(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  """Yields a line for each term, of a step."""
+  batch, model = config.batch_size, config.model
+  for name, spec in config.terms.items():
+    if spec.kind == "captioning":
+      own = 3 * captioning.flops_per_example(spec, model)
+      yield f"and of {name}", f"{batch * own:.3g}, each token a target"
+    elif spec.kind == "distillation":
+      own = distillation.step_flops_per_example(spec, model)
+      yield f"and of {name}", f"{batch * own:.3g}"
 
 
 def _print_parameters(params: Any) -> None:
