@@ -102,7 +102,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
 
 
 def step_flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
-  """Returns the FLOPs of a section in a step: the teacher looks, but learns not.
+  """Returns the FLOPs of a section in a step; of the teacher, forward alone.
 
   Args:
     spec: the section.
