@@ -19,6 +19,7 @@ from big_siglip.config import find_problems
 from big_siglip.models import SigLIP
 from big_siglip.models.towers import Hidden
 from big_siglip.objectives import make_terms, total
+from big_siglip.objectives.cutting import Cut
 from big_siglip.objectives.masked import draw_places
 from big_siglip.objectives.term import Slice
 from big_siglip.sharding import Slices
@@ -378,6 +379,21 @@ def test_a_half_alone_is_what_it_is_beside_the_other(case):
   for found in (observed["masked_loss"], losses / case.spec["masked"]):
     np.testing.assert_allclose(found, both["masked_loss"], rtol=1e-6)
   assert "local_loss" not in observed
+
+
+def test_small_crops_may_be_cut_of_the_large_one():
+  short, plain = _Case(masked=0.0, local_from="global"), _Case(masked=0.0)
+  keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(short.keys)
+  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+  cut = Cut(3, 8, (0.05, 0.4), flip=True)
+  large = short.batch["global_crops"][:, 0]
+  plain.batch["local_crops"] = np.asarray(cut(large, keys))
+  del short.batch["local_crops"]
+  found, expected = short.each()[0], plain.each()[0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  config = _config(section={"local_from": "global"})
+  assert "local_crops" not in build.step_fields(config)
+  assert "global_crops" in build.step_fields(config)
 
 
 def test_places_are_drawn_evenly_and_exactly_so_many():

@@ -30,6 +30,7 @@ from big_siglip.models.prototype_head import PrototypeHead
 from big_siglip.models.towers import Hidden, Seen
 from big_siglip.models.vision import normalize
 from big_siglip.objectives.augmentation import Augmentation
+from big_siglip.objectives.cutting import Cut
 from big_siglip.objectives.masked import draw_places, hidden_count
 from big_siglip.objectives.matching import Matching
 from big_siglip.objectives.term import Carried, Metrics, Slice, Term
@@ -49,7 +50,7 @@ def make_views(spec: Mapping[str, Any], model: Any) -> list[Crops]:
   make = functools.partial(Crops, flip=spec["flip"], resize=spec["resize"])
   size, area = model.image.image_size, tuple(spec["global_area"])
   views = [make(_GLOBAL, 1, size, area)]
-  if spec["local"]:
+  if spec["local"] and spec["local_from"] == "image":
     size, area = spec["local_size"], tuple(spec["local_area"])
     views.append(make(_LOCAL, spec["local_count"], size, area))
   return views
@@ -81,6 +82,10 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
   colours = functools.partial(
     Augmentation, spec["jitter"], tuple(spec["jitter_strength"]), spec["grey"]
   )
+  cut = None
+  if spec["local_from"] == "global":
+    size, area = spec["local_size"], tuple(spec["local_area"])
+    cut = Cut(spec["local_count"], size, area, spec["flip"])
   distillation = Distillation(
     name,
     matching,
@@ -90,6 +95,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     model.image,
     spec["masked_share"],
     spec["momentum"],
+    cut,
   )
   return Term(
     name,
@@ -144,6 +150,7 @@ class Distillation:
     masked_share: of patches that are hidden.
     momentum: of the teacher, the same at every step: one that grows towards 1
       would no longer learn what texts teach the student (SILC, section 3).
+    cut: makes small crops of the large one; None: they are in the batch.
   """
 
   name: str
@@ -154,6 +161,7 @@ class Distillation:
   image: Any
   masked_share: float
   momentum: float
+  cut: Cut | None
 
   def init(self, key: jax.Array, part: Slice) -> Any:
     """See `Term`."""
@@ -230,7 +238,12 @@ class Distillation:
     self, part: Slice, keys: jax.Array, seen: Seen
   ) -> tuple[jax.Array, jax.Array]:
     """Returns what is pooled of small crops and of the large one; bnD, b1D."""
-    crops = self.local_colours(part.batch[_LOCAL], keys)
+    if self.cut is None:
+      crops = part.batch[_LOCAL]
+    else:
+      own = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+      crops = self.cut(part.batch[_GLOBAL][:, 0], own)
+    crops = self.local_colours(crops, keys)
     shape = crops.shape
     crops = self._normalized(crops.reshape(-1, *shape[2:]))
     pooled = _there(part.look(part.params, {"image": crops}).image_pooled)

@@ -46,6 +46,7 @@ TERMS = Sections(
       "local_count": Field(int, within=_COUNT),
       "local_size": Field(int, within=_COUNT),
       "local_area": _numbers(Range(above=0, most=1), 2),
+      "local_from": Field(str, ("image", "global")),
       "flip": Field(bool),
       "resize": Field(str, ("bilinear", "bicubic")),
       "jitter": Field(float | int, within=_SHARE),
