@@ -120,19 +120,22 @@ def get_config():
 """
 
 
+MAP = {"model__image__pooling": "map"}  # Which others know.
+
+
 def _train(file, workdir, **changes):
   status, output, error = programs.call(
     "main.py",
     f"--config={file}",
     f"--workdir={workdir}",
-    *runs.overrides(**{"evals__test__every": 100, **changes}),
+    *runs.overrides(**MAP, **{"evals__test__every": 100, **changes}),
   )
   assert status == 0, output + error
   return output + error
 
 
 def _state(file, workdir):
-  config = command_line.load_config(str(file), runs.overrides())
+  config = command_line.load_config(str(file), runs.overrides(**MAP))
   program = build.program(config, build.mesh(config))
   checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
   state, _ = checkpoints.restore(program.abstract_state)
