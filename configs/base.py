@@ -102,6 +102,10 @@ def _model() -> ConfigDict:
       "pooling": "map",  # map, cls or gap; none: patches alone.
       "head": False,  # A projection to embed_dim.
       "drop_border": False,  # Allow pixels that no patch covers.
+      # Keep each image's shape, in up to so many patches: NaFlex
+      # (docs/naflex.md); image_size is that of the learned positions' grid.
+      # None: squash to a square.
+      "max_patches": config_dict.placeholder(int),
       # Of red, green and blue in [0, 1]: taken off, and what is divided by.
       "mean": (0.5, 0.5, 0.5),
       "std": (0.5, 0.5, 0.5),

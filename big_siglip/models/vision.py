@@ -119,7 +119,7 @@ class ImageTower(nn.Module):
     self, grid: jax.Array, size: sizes.TowerSize, x: jax.Array
   ) -> jax.Array:
     """Adds the learned positions at each image's grid; BND -> BND."""
-    side = self.config.image_size // (size.patch_size or 1)
+    side = sizes.grid_side(self.config)
     table = position_embedding(self, side**2, size.width)
     table = table.reshape(side, side, -1)
     resampled = positions.resample_each(table, grid, x.shape[1])

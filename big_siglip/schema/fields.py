@@ -40,6 +40,7 @@ _MODEL = {
     "pooling": _trained(str, ("map", "cls", "gap", "none")),
     "head": _trained(bool),
     "drop_border": _trained(bool),
+    "max_patches": Field(int | None, within=_COUNT, older=None),
     "mean": rgb(float | int, Range(least=-255, most=255), (0.5, 0.5, 0.5)),
     "std": rgb(float | int, Range(above=0, most=255), (0.5, 0.5, 0.5)),
     "patch_size": _size(),
