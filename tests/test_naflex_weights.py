@@ -224,7 +224,7 @@ def test_its_image_processor_is_followed_or_refused(folder, ours, tmp_path):
         find_images(weights)
       assert said in str(error.value)
       assert len(str(error.value).splitlines()) == 1
-    kind = {"image_processor_type": "SiglipImageProcessor", "size": 64}
+    kind = {"image_processor_type": "SiglipImageProcessor"}
     file.write_text(json.dumps(kind))
     with pytest.raises(UserError, match="makes squares, and the model sees pa"):
       find_images(weights)

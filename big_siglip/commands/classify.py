@@ -25,7 +25,7 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.commands import labelled
+from big_siglip.commands import labelled, sight
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -78,11 +78,10 @@ def main(argv: list[str]) -> None:
       names = labelled.read_labels(_LABELS.value) if _LABELS.value else ()
       templates = labelled.read_templates(_TEMPLATE.value)
       inputs = find_images(argv[1:])
-      import big_siglip
       from big_siglip import platforms
 
       platforms.prepare()
-    model = big_siglip.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
+    model = sight.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
     asked, logits = _ask(model, kind, names, templates)
     from big_siglip.labels.classifying import Counts, scored
 

@@ -20,6 +20,7 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import progress
+from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -68,13 +69,12 @@ def main(argv: list[str]) -> None:
     way, files = _check(argv[1:])
     labels, templates = _read_labels() if way == "segment" else ((), ())
     with progress.loading():
-      import big_siglip
       from big_siglip import platforms
       from big_siglip.dense import figure
 
       platforms.prepare()
     photos = [_read(file) for file in files]
-    model = big_siglip.load(_CHECKPOINT.value)
+    model = sight.load(_CHECKPOINT.value)
     match way:
       case "pca":
         rows = _draw_components(model, files, photos)
@@ -223,8 +223,8 @@ def _draw_matches(model, files, photos):
   height = min(len(first), len(second))
   first, second = (_of_height(image, height) for image in (first, second))
   found = matching.mutual(grids[0], grids[1], _MATCHES.value)
-  side = grids.shape[1], grids.shape[2]
-  tile = figure.matched(first, second, found, (side, side))
+  sides = tuple(cells.shape[:2] for cells in grids)
+  tile = figure.matched(first, second, found, sides)
   names = " | ".join(map(_name, files))
   return [[tile._replace(words=f"{names}: {tile.words}")]]
 
@@ -240,7 +240,9 @@ def _draw_attention(model, files, photos):
   from big_siglip.dense import pictures
   from big_siglip.dense.figure import Tile
 
-  weights = _embed(model, photos, "attention").mean(axis=-1)
+  weights = [
+    cells.mean(axis=-1) for cells in _embed(model, photos, "attention")
+  ]
   rows = []
   for file, photo, cells in zip(files, photos, weights, strict=True):
     shown = _shown(photo)

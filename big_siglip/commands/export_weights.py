@@ -12,6 +12,8 @@ bits. `onnx` makes a folder with each tower as a graph for onnxruntime,
 the labels of a classifier of big-siglip probe (classifier.json names them).
 What big-siglip calibrate left is exported as the model's scale and bias.
 --push=ORG/NAME uploads a folder to the Hugging Face hub, with its model card.
+--max_patches=N exports a NaFlex model, 0 one of squares, whichever it was: the
+parameters are the same (docs/naflex.md).
 """
 
 import pathlib
@@ -19,7 +21,8 @@ import pathlib
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.errors import exit_on_error, UserError
+from big_siglip.commands import sight
+from big_siglip.errors import exit_on_error, naming, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -27,6 +30,7 @@ _CHECKPOINT = flags.DEFINE_string(
   "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
+_OF_SQUARES = ("onnx", "stablehlo")
 _CARDS = ("huggingface", "open_clip", "onnx")  # Those that the hub knows.
 _FILES = (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
@@ -54,12 +58,20 @@ def main(argv: list[str]) -> None:
       from big_siglip import platforms, sharding
       from big_siglip.report import runs
       from big_siglip.schema.sizes import has_text_tower
-      from big_siglip.trained import saved, serving
+      from big_siglip.trained import naflex, saved, serving
       from big_siglip.weights import card, export, push
 
       platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
     found, config, load_params = saved.open_model(_CHECKPOINT.value)
+    if sight.MAX_PATCHES.value is not None:
+      with naming({"max_patches": "--max_patches"}):
+        naflex.convert(config, sight.MAX_PATCHES.value, _CHECKPOINT.value)
+    if style in _OF_SQUARES and config.model.image.max_patches is not None:
+      raise UserError(
+        f"--format={style}: has images of one size, and {_CHECKPOINT.value} "
+        "keeps their shape (NaFlex); --max_patches=0 makes it one of squares"
+      )
     if not has_text_tower(config.model):
       raise UserError(
         f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "

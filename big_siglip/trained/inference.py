@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
+from big_siglip.data.batch import Image as PreparedImage
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders
@@ -186,13 +187,13 @@ class Model(Dense):
       raise UserError(f"{self.path}: {no_pool(config)}")
     return self.embedders.image
 
-  def embed_prepared(self, images: Iterable[np.ndarray]) -> np.ndarray:
+  def embed_prepared(self, images: Iterable[PreparedImage]) -> np.ndarray:
     """Returns IE float32 of length 1, of what `prepare_image` returned.
 
     Raises:
       UserError: one of them is something else, and which.
     """
-    check = inputs.checking_prepared(self.config.model.image.image_size)
+    check = inputs.checking_prepared(self.preprocess.value)
     rows = inputs.each(images, "images", check)
     return self._embed(self.embedder("images"), rows)
 
@@ -249,8 +250,11 @@ class Model(Dense):
     """
     return classifier.load(os.fspath(folder), self)
 
-  def prepare_image(self, image: ImageLike) -> np.ndarray:
+  def prepare_image(self, image: ImageLike) -> PreparedImage:
     """Returns what the image tower sees, uint8 [H, W, 3].
+
+    Of a model that keeps an image's shape (NaFlex): "patches", uint8
+    [max_patches, p * p * 3], and their "grid", int32 [2], rows and columns.
 
     Raises:
       UserError: it is nothing that may be an image.
@@ -262,7 +266,7 @@ class Model(Dense):
   def _embed(
     self,
     embed: Embed,
-    rows: Iterable[np.ndarray],
+    rows: Iterable[PreparedImage],
     batch_size: int | None = None,
     add: Callable[[int], None] = lambda count: None,
   ) -> np.ndarray:
