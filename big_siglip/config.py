@@ -49,6 +49,16 @@ def find_problems(config: ConfigDict) -> list[str]:
   return check.problems
 
 
+def patch_lengths(config: ConfigDict) -> tuple[int, ...]:
+  """Returns which lengths a batch's sequences of patches may have.
+
+  Args:
+    config: of a NaFlex model (`config.model.image.max_patches`).
+  """
+  given = config.get("data", {}).get("patch_lengths")
+  return tuple(given or (config.model.image.max_patches,))
+
+
 def has_image_tower(config: ConfigDict) -> bool:
   """Returns whether a run has one, and does not read embeddings made before."""
   return config.data.get("name") != "embeddings"
@@ -188,6 +198,11 @@ def _check_model(check: Checker) -> None:
 def _check_naflex(check: Checker) -> None:
   """Images that keep their shape have no class token, and nothing cut off."""
   if check["model.image.max_patches"] is None:
+    check.require(
+      check["data.patch_lengths"] is None,
+      "data.patch_lengths",
+      "needs config.model.image.max_patches: the model squashes images",
+    )
     return
   check.require(
     check["model.image.pooling"] != "cls",

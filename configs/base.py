@@ -181,6 +181,8 @@ def _data() -> ConfigDict:
       "crop": "none",  # Squash; or center, shortest, longest.
       "crop_fraction": 1.0,  # Below 1: resize to more, and keep the middle.
       "fill": (0, 0, 0),  # Of what lies outside the image, with longest.
+      # Of model.image.max_patches, one drawn for each batch; None: always it.
+      "patch_lengths": config_dict.placeholder(tuple),
       "crop_min_area": 1.0,  # 1: no random crop, as SigLIP does.
       "flip": False,  # Captions may say left or right.
       # bytes, or a SentencePiece model's path, or that of a tokenizer.json.

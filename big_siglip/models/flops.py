@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from big_siglip.config import has_image_tower, patch_lengths
 from big_siglip.schema import sizes
 
 # Peak bfloat16 operations a second of one device, by `device_kind`: the chips'
@@ -40,7 +41,28 @@ def peak_flops(device: jax.Device) -> float | None:
   return PEAK_FLOPS.get(device.device_kind)
 
 
-def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
+def flops_per_step(config: Any) -> float:
+  """Returns the FLOPs of a training step, without recomputation.
+
+  Where the length of images' sequences is drawn, the mean of all.
+
+  Args:
+    config: the whole config.
+  """
+  image_tower = has_image_tower(config)
+  lengths: tuple[int | None, ...] = (None,)
+  if config.model.image.max_patches is not None and image_tower:
+    lengths = patch_lengths(config)
+  each = [
+    flops_per_example(config.model, image_tower=image_tower, patches=length)
+    for length in lengths
+  ]
+  return 3 * config.batch_size * sum(each) / len(each)
+
+
+def flops_per_example(
+  model_config: Any, *, image_tower: bool = True, patches: int | None = None
+) -> float:
   """Returns the FLOPs of one image-text pair's forward pass.
 
   Counts the matrix products of both towers (two operations for each
@@ -50,10 +72,11 @@ def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
   Args:
     model_config: `config.model`.
     image_tower: False: the images' embeddings were made before.
+    patches: of an image; None: as many as the model sees.
   """
-  image, tokens, text, length = _towers(model_config)
+  patches = patches or _patches(model_config.image)
+  image, tokens, text, length = _towers(model_config, patches)
   embed_dim = model_config.embed_dim or image.width
-  patches = (model_config.image.image_size // image.patch_size) ** 2
   total = _encoder_flops(text, length)
   total += _pool_flops(text, length, model_config.text)
   total += 2 * text.width * embed_dim * model_config.text.head
@@ -66,21 +89,25 @@ def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
 
 
 def attention_flops_per_example(
-  model_config: Any, *, image_tower: bool = True
+  model_config: Any, *, image_tower: bool = True, patches: int | None = None
 ) -> float:
   """Returns those of `flops_per_example` between queries, keys and values."""
-  image, tokens, text, length = _towers(model_config)
+  patches = patches or _patches(model_config.image)
+  image, tokens, text, length = _towers(model_config, patches)
   total = text.depth * _attention_flops(text, length)
   if image_tower:
     total += image.depth * _attention_flops(image, tokens)
   return float(total)
 
 
-def _towers(model_config: Any):
+def _patches(image: Any) -> int:
+  return image.max_patches or sizes.grid_side(image) ** 2
+
+
+def _towers(model_config: Any, patches: int):
   """Returns the image tower's size and tokens, and the text tower's."""
   image = sizes.resolve_image(model_config.image)
   text = sizes.resolve_text(model_config.text)
-  patches = (model_config.image.image_size // image.patch_size) ** 2
   tokens = patches + (model_config.image.pooling == "cls")
   length = model_config.text.length + (model_config.text.pooling == "cls")
   return image, tokens, text, length

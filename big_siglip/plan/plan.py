@@ -115,11 +115,7 @@ def make_plan(
     gpus.options(topology, devices),
   )
   costs = hlo.costs(text) if text else hlo.Costs()
-  step_flops = (
-    3
-    * config.batch_size
-    * flops.flops_per_example(config.model, image_tower=has_image_tower(config))
-  )
+  step_flops = flops.flops_per_step(config)
   timing = {}
   if named:
     executed = operations.executed_flops(traced)
@@ -184,8 +180,11 @@ def sweep(
 def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
   kernel_flops = 0.0
   if costs.kernel_calls:
+    lengths = config.data.patch_lengths
     attention = flops.attention_flops_per_example(
-      config.model, image_tower=has_image_tower(config)
+      config.model,
+      image_tower=has_image_tower(config),
+      patches=lengths and lengths[0],
     )
     kernel_flops = 3 * config.batch_size * attention / chips
   kernel_seconds = kernel_flops / chip.peak_flops

@@ -115,6 +115,9 @@ _DATA = {
     float | int, within=Range(least=0.1, most=10), older=1.0
   ),
   "fill": rgb(int, Range(least=0, most=255), (0, 0, 0)),
+  "patch_lengths": Field(
+    tuple | list | None, each=Field(int, within=_COUNT), older=None
+  ),
   "crop_min_area": Field(float | int, within=Range(above=0, most=1)),
   "flip": Field(bool),
   "tokenizer": _trained(str),

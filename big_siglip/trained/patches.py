@@ -107,9 +107,8 @@ class Look:
     self.embed: Embed = make_embed(flat, mesh, "the image tower's patches")
     side = self._size // self._patch
     width = features.width(config.image, config.embed_dim, asked)
-    self.shape = side, side, width
-    if self._length is not None:
-      self.shape = self._length, width
+    grid = (side, side) if self._length is None else (self._length,)
+    self.shape = *grid, width
 
   @property
   def keeps_shape(self) -> bool:
