@@ -44,10 +44,8 @@ def get_config() -> ConfigDict:
   c.distributed = False  # Join other processes (jax.distributed.initialize).
   c.init = ConfigDict(
     {
-      # Start from trained weights: a run, a model folder, or published ones.
-      "path": config_dict.placeholder(str),
-      # What is taken: params, or all of a run: moments, step and data position.
-      "state": "params",
+      "path": config_dict.placeholder(str),  # Run, model folder, published.
+      "state": "params",  # Or all: moments, step, data position of a run.
       "towers": "both",  # both, image or text; the rest starts at random.
       "positions": "big_vision",  # Or huggingface: at another resolution.
     }
@@ -61,6 +59,9 @@ def get_config() -> ConfigDict:
       "warmup_steps": c.get_ref("total_steps") // 10,
       "cooldown_steps": 0,  # The last steps, to a rate of 0.
       "timescale": 10_000,  # steps, of rsqrt.
+      "schedule_steps": config_dict.placeholder(int),  # None: the run's end.
+      "stretch_from": 0,  # From this step on it takes `stretch` times as long.
+      "stretch": 1.0,
       "b1": 0.9,
       "b2": 0.95,  # 0.999 diverges at large batches.
       "mu_dtype": "float32",  # bfloat16 halves the memory of the momentum.
@@ -69,8 +70,7 @@ def get_config() -> ConfigDict:
       "rules": (),  # (path regex, {freeze | learning_rate | weight_decay}).
     }
   )
-  # A moving average of the weights, such as 0.9999: evaluated and exported in
-  # their place. None: no average.
+  # Of a moving average of the weights, in their place, such as 0.9999. None: no.
   c.ema = ConfigDict({"decay": config_dict.placeholder(float)})
   c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
   c.data = _data()
@@ -86,8 +86,7 @@ def get_config() -> ConfigDict:
       "entity": config_dict.placeholder(str),
       "name": config_dict.placeholder(str),
       "tags": (),
-      # Draw evaluations, for TensorBoard and wandb (needs matplotlib).
-      "pictures": True,
+      "pictures": True,  # Draw evaluations (needs matplotlib).
     }
   )
   return c
@@ -102,10 +101,7 @@ def _model() -> ConfigDict:
       "pooling": "map",  # map, cls or gap; none: patches alone.
       "head": False,  # A projection to embed_dim.
       "drop_border": False,  # Allow pixels that no patch covers.
-      # Keep each image's shape, in up to so many patches: NaFlex
-      # (docs/naflex.md); image_size is that of the learned positions' grid.
-      # None: squash to a square.
-      "max_patches": config_dict.placeholder(int),
+      "max_patches": config_dict.placeholder(int),  # NaFlex: docs/naflex.md.
       # Of red, green and blue in [0, 1]: taken off, and what is divided by.
       "mean": (0.5, 0.5, 0.5),
       "std": (0.5, 0.5, 0.5),
@@ -155,11 +151,11 @@ def _data() -> ConfigDict:
       "name": "folder",  # digits, scenes, tar, tfds ...: docs/data.md.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
-      # NAME: {name, path, split, weight} ...: several sources (docs/data.md)
-      # instead of the one above.
-      "mixture": {},
+      "mixture": {},  # Or several: NAME: {name, path, split, weight} ...
       "deduplicate": "none",  # Or by image or by name.
       "fields": (),  # More fields of the examples to take, such as "boxes".
+      # Of boxes: their field and their texts'; yxyx (fractions), xyxy or xywh.
+      "boxes": {"key": "boxes", "text_key": "box_texts", "format": "yxyx"},
       "image_key": config_dict.placeholder(str),  # None: found by its type.
       # Fields with texts, or (field, weight) pairs; none: found by type.
       "text_keys": (),
@@ -181,8 +177,7 @@ def _data() -> ConfigDict:
       "crop": "none",  # Squash; or center, shortest, longest.
       "crop_fraction": 1.0,  # Below 1: resize to more, and keep the middle.
       "fill": (0, 0, 0),  # Of what lies outside the image, with longest.
-      # Of model.image.max_patches, one drawn for each batch; None: always it.
-      "patch_lengths": config_dict.placeholder(tuple),
+      "patch_lengths": config_dict.placeholder(tuple),  # In max_patches' place.
       "crop_min_area": 1.0,  # 1: no random crop, as SigLIP does.
       "flip": False,  # Captions may say left or right.
       # bytes, or a SentencePiece model's path, or that of a tokenizer.json.

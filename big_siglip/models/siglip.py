@@ -16,7 +16,13 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from big_siglip.models import positions
 from big_siglip.models.compute import Compute
 from big_siglip.models.text import TextTower
-from big_siglip.models.towers import Image, image_of, is_embedded, Seen
+from big_siglip.models.towers import (
+  Hidden,
+  Image,
+  image_of,
+  is_embedded,
+  Seen,
+)
 from big_siglip.models.transformer import constrain
 from big_siglip.models.vision import ImageTower
 from big_siglip.schema import sizes
@@ -89,36 +95,47 @@ class SigLIP(nn.Module):
     image: Image | None,
     text: jax.Array | None,
     image_mask: jax.Array | None = None,
+    hidden: Hidden | None = None,
   ) -> Seen:
     """Returns all that the towers make of images and texts.
 
     Args:
       image: as of `__call__`.
       text: the same.
-      image_mask: BL bool, true for real patches; None: all are, or for
+      image_mask: BL bool, true for real patches; None: all are, or of
         sequences of patches those of the grid.
+      hidden: patches that are not shown; None: none are.
     """
-    pooled, tokens = {}, {}
+    embedded, tokens, pooled = {}, {}, None
     if image_mask is None and isinstance(image, Mapping):
       image_mask = positions.real(image["grid"], image["patches"].shape[1])
     if image is not None and is_embedded(image):
-      pooled["image"] = image
+      embedded["image"] = image
     elif image is not None:
-      pooled["image"], tokens["image"] = self.image(image, image_mask)
+      embedded["image"], tokens["image"], pooled = self.image(
+        image, image_mask, hidden
+      )
     if text is not None:
-      pooled["text"], tokens["text"] = self.text(text)
+      embedded["text"], tokens["text"] = self.text(text)
     return Seen(
-      image=self._finish(pooled.get("image")),
-      text=self._finish(pooled.get("text")),
+      image=self._finish(embedded.get("image")),
+      text=self._finish(embedded.get("text")),
       image_tokens=tokens.get("image"),
       text_tokens=tokens.get("text"),
       image_mask=image_mask,
+      image_pooled=pooled,
     )
 
   @nn.nowrap
-  def look(self, params: Any, batch: Mapping[str, jax.Array]) -> Seen:
+  def look(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    hidden: Hidden | None = None,
+  ) -> Seen:
     """Returns what this model with these parameters sees; `towers.Look`."""
-    inputs = image_of(batch), batch.get("text"), batch.get("image_mask")
+    image, mask = image_of(batch), batch.get("image_mask")
+    inputs = image, batch.get("text"), mask, hidden
     return self.apply({"params": params}, *inputs, method="see")
 
   def image_features(self, image: Image) -> jax.Array:

@@ -36,6 +36,11 @@ class Patches:
   flip: bool = False
   name: str = "image"
 
+  @property
+  def is_whole(self) -> bool:
+    """Whether it always shows the whole image, not mirrored."""
+    return self.crop_min_area == 1.0 and not self.flip
+
   def fields(self, batch: int) -> Fields:
     """See `View`: "patches" uint8 [N, p * p * 3] and "grid" int32 [2]."""
     length = lengths.drawn(self.lengths, self.seed, batch)
@@ -77,10 +82,9 @@ class Patches:
     out: Batch,
   ) -> dict[int, BadExample]:
     """See `View`."""
-    draws = self.flip or self.crop_min_area < 1.0
     bad: dict[int, BadExample] = {}
     for i, example in enumerate(examples):
-      rng = rngs[i] if draws else None
+      rng = None if self.is_whole else rngs[i]
       try:
         seen = self._see(example.image, rng, len(out["patches"][i]))
       except BadExample as error:
