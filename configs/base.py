@@ -70,14 +70,13 @@ def get_config() -> ConfigDict:
       "rules": (),  # (path regex, {freeze | learning_rate | weight_decay}).
     }
   )
-  # Of a moving average of the weights, in their place, such as 0.9999. None: no.
+  # Such as 0.9999: an average of the weights, evaluated and exported for them.
   c.ema = ConfigDict({"decay": config_dict.placeholder(float)})
   c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
   c.data = _data()
   c.evals = ConfigDict()  # NAME: a section of one of the functions below.
   c.log_every = 20  # steps
-  # steps; how many are kept, 2 at least: the newest may be damaged.
-  c.checkpoint = ConfigDict({"every": 200, "keep": 2})
+  c.checkpoint = ConfigDict({"every": 200, "keep": 2})  # steps; 2 at least.
   c.wandb = False  # Log to Weights & Biases, too.
   c.logging = ConfigDict(
     {
