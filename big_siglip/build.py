@@ -95,9 +95,22 @@ def program(
   return make_program(config, fields(config), device_mesh, loss_terms, began)
 
 
-def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
-  """Returns shapes, dtypes and shardings of what `Program.step` takes."""
-  return sharding.abstract(step_fields(config), config.batch_size, device_mesh)
+def abstract_batch(
+  config: ConfigDict, device_mesh: Mesh, length: int | None = None
+) -> dict[str, Any]:
+  """Returns shapes, dtypes and shardings of what `Program.step` takes.
+
+  Args:
+    config: the config.
+    device_mesh: of `mesh`.
+    length: patches of each image, where these keep their shape; None: as the
+      first batch has.
+  """
+  parts = dict(step_fields(config))
+  if length is not None:
+    numbers = parts["patches"].shape[1:]
+    parts["patches"] = parts["patches"]._replace(shape=(length, *numbers))
+  return sharding.abstract(parts, config.batch_size, device_mesh)
 
 
 def preprocess(config: ConfigDict) -> Preprocess:

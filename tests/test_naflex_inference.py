@@ -172,7 +172,8 @@ def test_commands_take_the_number_of_patches(models, photos):
   model = big_siglip.load(models["naflex"], max_patches=24)
   expected = model.probabilities(photos, ["a cat", "a dog"])
   found = [
-    {one["label"]: one["probability"] for one in row["scores"]} for row in rows
+    {label: one["probability"] for label, one in row["scores"].items()}
+    for row in rows
   ]
   np.testing.assert_allclose(
     [[row["a cat"], row["a dog"]] for row in found], expected, rtol=1e-4

@@ -41,17 +41,17 @@ def peak_flops(device: jax.Device) -> float | None:
   return PEAK_FLOPS.get(device.device_kind)
 
 
-def flops_per_step(config: Any) -> float:
+def flops_per_step(config: Any, patches: int | None = None) -> float:
   """Returns the FLOPs of a training step, without recomputation.
-
-  Where the length of images' sequences is drawn, the mean of all.
 
   Args:
     config: the whole config.
+    patches: of an image; None: as many as it has, and where that is drawn the
+      mean of all.
   """
   image_tower = has_image_tower(config)
-  lengths: tuple[int | None, ...] = (None,)
-  if config.model.image.max_patches is not None and image_tower:
+  lengths: tuple[int | None, ...] = (patches,)
+  if config.model.image.max_patches and image_tower and patches is None:
     lengths = patch_lengths(config)
   each = [
     flops_per_example(config.model, image_tower=image_tower, patches=length)
