@@ -213,3 +213,26 @@ def test_a_library_of_images_is_searched_as_it_was_made(
   assert status == 0, error
   best = json.loads(output.splitlines()[0])
   assert "2.png" in json.dumps(best)
+
+
+def test_what_a_model_sees_is_drawn(models, photos, tmp_path):
+  status, output, error = programs.call(
+    "tools/dense.py",
+    "sight",
+    f"--checkpoint={models['naflex']}",
+    "--lengths=4,16,64",
+    f"--output={tmp_path / 'sight.png'}",
+    *map(str, photos[:3]),
+  )
+  assert status == 0, error
+  with Image.open(output.strip()) as page:
+    assert page.width > page.height > 3 * 100
+  status, _, error = programs.call(
+    "tools/dense.py",
+    "sight",
+    f"--checkpoint={models['naflex']}",
+    "--lengths=4,many",
+    str(photos[0]),
+  )
+  assert status == 2
+  assert "--lengths='many': must be a whole number from 1 on" in error

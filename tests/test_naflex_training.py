@@ -20,6 +20,8 @@ from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.views import fill, Patches
 from big_siglip.device_program import _fitting_rows
 from big_siglip.models import flops
+from big_siglip.plan import plan
+from big_siglip.report import inspection
 
 LENGTHS = (4, 9, 16)
 NAFLEX = {
@@ -183,11 +185,18 @@ def batch_of(config, length, size):
   }
 
 
-@pytest.mark.parametrize("length", (4, 16))
-def test_slices_change_nothing(length):
+@pytest.mark.parametrize(
+  ("length", "slices"),
+  [
+    (9, (4,)),
+    pytest.param(4, (8, 4, 2), marks=pytest.mark.slow),
+    pytest.param(16, (8, 4, 2), marks=pytest.mark.slow),
+  ],
+)
+def test_slices_change_nothing(length, slices):
   size = 16
   metrics, states = {}, {}
-  for rows in (None, 8, 4, 2):
+  for rows in (None, *slices):
     config = runs.config(**NAFLEX, batch_size=size)
     config.microbatch = rows
     config.data.patch_lengths = (length,)
@@ -195,7 +204,7 @@ def test_slices_change_nothing(length):
     program = build.program(config, mesh)
     batch = sharding.to_global(mesh, batch_of(config, length, size))
     states[rows], metrics[rows] = program.step(program.init(), batch)
-  for rows in (8, 4, 2):
+  for rows in slices:
     for name in ("loss", "grad_norm", "update_norm"):
       np.testing.assert_allclose(
         metrics[rows][name], metrics[None][name], rtol=1e-6
@@ -275,3 +284,31 @@ def test_a_run_goes_on_through_changes_of_length_bit_for_bit(tmp_path):
   again = runs.final_state(tmp_path / "cut", **options)
   runs.assert_same(again[0], whole[0])
   assert again[1] == whole[1]
+
+
+def test_each_length_is_planned():
+  config = runs.config(**NAFLEX)
+  assert plan.lengths(config) == LENGTHS
+  config.data.patch_lengths = (4, 16)
+  made = [plan.make_plan(config, "cpu:1", length=n) for n in (4, 16)]
+  peaks = [own.peak_hbm_bytes_per_chip for own in made]
+  assert peaks == sorted(peaks) and peaks[0] < peaks[-1]
+  assert made[0].flops_per_step < made[-1].flops_per_step
+  mean = np.mean([own.flops_per_step for own in made])
+  np.testing.assert_allclose(mean, flops.flops_per_step(config))
+  config.data.patch_lengths, config.model.image.max_patches = None, None
+  assert plan.lengths(config) == ()
+
+
+def test_what_training_sees_is_drawn_in_its_own_shape(source, tmp_path):
+  config = runs.config(**NAFLEX, batch_size=6)
+  view = Patches(LENGTHS, 4, 0)
+  tokens = build.views(config)[1]
+  found = inspection.inspect(source, (view, tokens), config, 6)
+  shapes = {seen.shape for _, _, seen, _ in found.rows}
+  assert len(shapes) > 1
+  for shape in shapes:
+    assert shape[0] % 4 == shape[1] % 4 == 0
+    assert shape[0] * shape[1] <= 16 * 16
+  inspection.draw(found, tmp_path / "page.png")
+  assert (tmp_path / "page.png").stat().st_size > 1_000
