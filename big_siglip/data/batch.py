@@ -56,10 +56,10 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 
 def stack(images: Sequence[Image]) -> Image:
   """Returns images as one array, or one for each name; all are of one kind."""
-  first = images[0]
-  if isinstance(first, Mapping):
-    return {name: np.stack([image[name] for image in images]) for name in first}
-  return np.stack(images)
+  parts = [image for image in images if isinstance(image, Mapping)]
+  if parts:
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+  return np.stack([np.asarray(image) for image in images])
 
 
 def zeros_like(image: Image) -> Image:

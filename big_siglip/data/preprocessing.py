@@ -233,7 +233,8 @@ class Preprocess:
     length, patch = self.value.max_patches, self.value.patch_size
     if length is None or patch is None:
       raise UserError("preprocessing: max_patches needs a patch_size")
-    grid = patches.grid_of(*image.shape[:2], patch, length)
+    height, width = image.shape[:2]
+    grid = patches.grid_of(height, width, patch, length)
     shape = grid[0] * patch, grid[1] * patch
     resized = images.resize(image, shape, self.value.resize)
     return {
