@@ -19,6 +19,8 @@ from big_siglip.schema.terms import check_terms
 
 # Evaluations that need no texts, and those that need no pool.
 _OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
+# And those whose patches stand in squares.
+_OF_SQUARES = ("segmentation", *_OF_PATCHES)
 _OF_IMAGES = ("fewshot", "linear_probe", *_OF_PATCHES)
 
 
@@ -47,6 +49,16 @@ def find_problems(config: ConfigDict) -> list[str]:
   if not has_image_tower(config):
     _check_embeddings(check)
   return check.problems
+
+
+def patch_lengths(config: ConfigDict) -> tuple[int, ...]:
+  """Returns which lengths a batch's sequences of patches may have.
+
+  Args:
+    config: of a NaFlex model (`config.model.image.max_patches`).
+  """
+  given = config.get("data", {}).get("patch_lengths")
+  return tuple(given or (config.model.image.max_patches,))
 
 
 def has_image_tower(config: ConfigDict) -> bool:
@@ -96,6 +108,12 @@ def unfit_evals(config: ConfigDict) -> list[str]:
       problems.append(
         f"config.evals.{name}: needs embeddings of images, and the model has "
         "no pool (config.model.image.pooling='none')"
+      )
+    elif config.model.image.max_patches and spec.kind in _OF_SQUARES:
+      problems.append(
+        f"config.evals.{name}.kind={spec.kind!r}: needs squares, and the model "
+        "keeps the shape of images (NaFlex); big-siglip export --max_patches=0 "
+        "makes it one of squares"
       )
     elif spec.kind not in _OF_IMAGES and not sizes.has_text_tower(config.model):
       problems.append(
@@ -186,8 +204,39 @@ def _check_model(check: Checker) -> None:
       f"must be a multiple of the patch size, {patch} (or set "
       "config.model.image.drop_border=True to leave the last pixels unseen)",
     )
+    _check_naflex(check)
   if len(towers) == 2:
     _check_embed_dim(check, towers)
+
+
+def _check_naflex(check: Checker) -> None:
+  """Images that keep their shape have no class token, and nothing cut off."""
+  if check["model.image.max_patches"] is None:
+    check.require(
+      check["data.patch_lengths"] is None,
+      "data.patch_lengths",
+      "needs config.model.image.max_patches: the model squashes images",
+    )
+    return
+  check.require(
+    check["model.image.pooling"] != "cls",
+    "model.image.pooling",
+    "must be map or gap with config.model.image.max_patches: a class token has "
+    "no place in a grid",
+  )
+  for field, plain in (("crop", "none"), ("crop_fraction", 1.0)):
+    check.require(
+      check[f"data.{field}"] == plain,
+      f"data.{field}",
+      f"must be {plain!r} with config.model.image.max_patches: images keep "
+      "their shape",
+    )
+  check.require(
+    check["model.attention"] != "short",
+    "model.attention",
+    "must be another with config.model.image.max_patches: it has no masks, "
+    "and auto, splash, cudnn, xla and heads_first have",
+  )
 
 
 def _check_embed_dim(check: Checker, towers) -> None:

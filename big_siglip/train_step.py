@@ -13,9 +13,8 @@ import optax
 
 from big_siglip import ema
 from big_siglip.microbatch import value_and_grad
-from big_siglip.models.towers import image_of
 from big_siglip.objectives import total
-from big_siglip.objectives.term import Batch, Look, Term
+from big_siglip.objectives.term import Batch, image_of, Look, Term
 from big_siglip.sharding import Slices
 
 Metrics = dict[str, jax.Array]  # Scalars.

@@ -1,5 +1,7 @@
 """Learned positions at other grids, against JAX's and torch's resizing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,11 @@ from big_siglip.models import positions
 
 GRIDS = ((16, 16), (1, 7), (3, 5), (12, 21), (36, 28), (1, 64), (2, 128))
 TALL = ((7, 1), (64, 1), (64, 4))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def resample_each(table, grid, length):
+  return positions.Grids(grid, length, 16).resample(table.reshape(256, 8))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def test_a_grid_is_what_jax_resizes_it_to(table, grid):
     "bilinear",
     antialias=True,
   ).reshape(-1, 8)
-  ours = positions.resample(table, *grid)
+  ours = positions.Grid(*grid, 16).resample(table.reshape(256, 8))
   np.testing.assert_allclose(ours, expected, atol=5e-6)
 
 
@@ -43,25 +50,24 @@ def test_a_grid_is_what_torch_resizes_it_to(table, grid):
     align_corners=False,
     antialias=True,
   )[0].permute(1, 2, 0)
-  ours = positions.resample(table, *grid)
+  ours = positions.Grid(*grid, 16).resample(table.reshape(256, 8))
   np.testing.assert_allclose(ours, expected.reshape(-1, 8), atol=5e-6)
 
 
 def test_the_grid_of_the_table_is_the_table_to_the_bit(table):
-  ours = positions.resample(table, 16, 16)
+  ours = positions.Grid(16, 16, 16).resample(table.reshape(256, 8))
   np.testing.assert_array_equal(ours, table.reshape(256, 8))
   grid = jnp.asarray([[16, 16], [3, 5]])
-  each = jax.jit(positions.resample_each, static_argnums=2)(table, grid, 256)
+  each = resample_each(table, grid, 256)
   np.testing.assert_array_equal(each[0], table.reshape(256, 8))
 
 
 def test_each_image_of_a_batch_gets_the_positions_of_its_own_grid(table):
   grids = [g for g in GRIDS + TALL if g[0] * g[1] <= 256]
-  resample = jax.jit(positions.resample_each, static_argnums=2)
-  ours = np.asarray(resample(table, jnp.asarray(grids, jnp.int32), 256))
+  ours = resample_each(table, jnp.asarray(grids, jnp.int32), 256)
   for grid, found in zip(grids, ours, strict=True):
     real = grid[0] * grid[1]
-    expected = positions.resample(table, *grid)
+    expected = positions.Grid(*grid, 16).resample(table.reshape(256, 8))
     np.testing.assert_allclose(found[:real], expected, atol=2e-6)
     np.testing.assert_allclose(found[real:], found[:1].repeat(256 - real, 0))
 
@@ -88,7 +94,7 @@ def test_gradients_reach_the_table_and_nothing_is_lost(table):
   grid = jnp.asarray([[3, 5]])
 
   def total(table):
-    found = positions.resample_each(table, grid, 20)
+    found = resample_each(table, grid, 20)
     return jnp.einsum("i,id->", jnp.arange(15.0), found[0, :15])
 
   gradient = jax.grad(total)(jnp.asarray(table))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from big_siglip.models import SigLIP
-from big_siglip.models.positions import resample
+from big_siglip.models.positions import Grid
 from big_siglip.models.towers import Hidden
 
 
@@ -39,7 +39,7 @@ def test_an_image_of_another_size_sees_the_resampled_positions(model):
     "image": {
       **params["image"],
       "position_embedding": jnp.concatenate(
-        [before, resample(patches.reshape(4, 4, -1), 2, 2)]
+        [before, Grid(2, 2, 4).resample(patches)]
       ),
     },
   }

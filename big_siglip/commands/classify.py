@@ -24,7 +24,7 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.commands import labelled
+from big_siglip.commands import labelled, sight
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -79,11 +79,10 @@ def main(argv: list[str]) -> None:
       inputs = labelled.find_images(
         argv[1:], _DATA.value, _SPLIT.value, _COLUMN.value
       )
-      import big_siglip
       from big_siglip import platforms
 
       platforms.prepare()
-    model = big_siglip.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
+    model = sight.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
     asked, logits = _ask(model, kind, names, templates)
     from big_siglip.labels.classifying import Counts, scored
 

@@ -28,8 +28,8 @@ from ml_collections import ConfigDict
 
 from big_siglip import extras, progress
 from big_siglip.command_line import parse_evaluation
-from big_siglip.commands import tables
-from big_siglip.errors import exit_on_error, UserError
+from big_siglip.commands import sight, tables
+from big_siglip.errors import exit_on_error, naming, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -134,12 +134,15 @@ def _evaluate(path: str, given: _Given) -> None:
   from big_siglip import build, sharding
   from big_siglip.evaluation import results
   from big_siglip.run import processes
-  from big_siglip.trained import saved, teachers
+  from big_siglip.trained import naflex, saved, teachers
 
   if _DISTRIBUTED.value:
     processes.join()
   checkpoint, trained, load = saved.open_model(path)
   load_params = teachers.choose(_WEIGHTS.value, checkpoint, trained, load)
+  if sight.MAX_PATCHES.value is not None:
+    with naming({"max_patches": "--max_patches"}):
+      naflex.set_length(trained.model, sight.MAX_PATCHES.value, path)
   config = results.with_evals(trained, *given)
   # How many devices trained it, and with which batch, does not matter here.
   mesh = sharding.make_mesh()

@@ -3,14 +3,13 @@
 Shape letters: B batch, L tokens, D width, E embedding.
 """
 
-from collections.abc import Callable
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
+from big_siglip.models.positions import Grid, Grids
 from big_siglip.models.transformer import (
   add_position_embedding,
   Attention,
@@ -91,7 +90,7 @@ def encode(
   size: TowerSize,
   compute: Compute,
   blocks: int | None = None,
-  add_positions: Callable[[jax.Array], jax.Array] | None = None,
+  grid: Grid | Grids | None = None,
 ) -> tuple[jax.Array | None, jax.Array]:
   """Returns what both towers make of embedded patches or tokens.
 
@@ -104,7 +103,7 @@ def encode(
     compute: how.
     blocks: how many there are before the tokens are returned, without a norm;
       None: all, a norm, and the pool.
-    add_positions: BLD -> BLD; None: a learned vector for each place.
+    grid: of patches; see `add_position_embedding`.
 
   Returns:
     One vector of each sequence, BD (None where pooling is "none"), and the
@@ -112,10 +111,7 @@ def encode(
   """
   if pooling == "cls":
     x, mask = _add_class_token(module, x), _class_token_mask(mask)
-  if add_positions is None:
-    x = add_position_embedding(module, x)
-  else:
-    x = add_positions(x)
+  x = add_position_embedding(module, x, grid)
   encoder = Encoder(
     size.depth if blocks is None else blocks,
     size.num_heads,

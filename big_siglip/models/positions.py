@@ -1,17 +1,20 @@
-"""Learned positions of a grid at any other: bilinear, where it shrinks smooth.
+"""Learned positions of a square grid of patches, on grids of other sizes.
 
-Half a pixel off the edges, with antialiasing, as SigLIP 2's NaFlex models have
-it (arXiv:2502.14786, section 2.4.2; big_vision's models/proj/image_text/
-naflex_vit.py, transformers' models/siglip2). Along one axis of n outputs and b
-rows of the table, with r = b / n, output i weighs row j by
+Linear interpolation between the middles of patches, antialiased where there are
+fewer than were learned, as SigLIP 2's NaFlex models have it (arXiv:2502.14786,
+section 2.4.2; big_vision's models/proj/image_text/naflex_vit.py, transformers'
+models/siglip2). Along one side of n patches, of which g were learned, with
+r = g / n, patch i takes of learned patch j
 
   max(0, 1 - |j - ((i + 1/2) r - 1/2)| / max(r, 1)),
 
 divided by the sum over j.
 
-Shape letters: B batch, N places of a sequence, D width, b rows of a table.
+Shape letters: B batch, L patches, N places of a sequence of patches, D width; n
+patches along a side, g learned ones.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,25 +23,25 @@ import numpy as np
 
 
 def weights(n: int, base: int) -> np.ndarray:
-  """Returns what each of n outputs takes of each row; [n, base] float32.
+  """Returns what each of n places takes of `base` learned ones; ng float32.
 
   Args:
-    n: of outputs along one axis; known before anything is compiled.
-    base: rows of the table along it.
+    n: places along a side.
+    base: g.
   """
   return _weights(np.arange(n), [n], base, np).astype(np.float32)
 
 
 def weights_at(index: jax.Array, n: jax.Array, base: int) -> jax.Array:
-  """Returns `weights` on the device, for outputs of grids of several sizes.
+  """Returns `weights` on the device, for places of grids of several sizes.
 
   Args:
-    index: [...] int32, of an output, from 0.
-    n: int32 of as many dimensions: how many outputs there are in its grid.
-    base: rows of the table along the axis.
+    index: [...] int32, of a place along a side, from 0.
+    n: int32 of as many dimensions: how many there are along the side.
+    base: g.
 
   Returns:
-    [..., base] float32.
+    [..., g] float32.
   """
   return _weights(index, n, base, jnp)
 
@@ -70,50 +73,103 @@ def real(grid: jax.Array, length: int) -> jax.Array:
   return jnp.arange(length, dtype=jnp.int32)[None] < count
 
 
-def resample(table: jax.Array, rows: int, columns: int) -> jax.Array:
-  """Returns a table at one grid, [rows * columns, D] float32, row by row.
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """Patches of an image, and of those whose positions are learned.
 
-  Args:
-    table: [b, b, D], not necessarily square.
-    rows: of the grid.
-    columns: of the grid.
+  Attributes:
+    rows: of the image.
+    columns: of the image.
+    base: g; g rows and columns are learned.
   """
-  down, across = (
-    weights(n, base)
-    for n, base in zip((rows, columns), table.shape, strict=False)
-  )
-  both = np.einsum("yj,xk->yxjk", down, across)
-  return _mix(jnp.asarray(both.reshape(rows * columns, -1)), table)
+
+  rows: int
+  columns: int
+  base: int
+
+  def count(self) -> int:
+    """Returns L."""
+    return self.rows * self.columns
+
+  def learned(self) -> int:
+    """Returns how many positions are learned."""
+    return self.base**2
+
+  def is_learned(self) -> bool:
+    """Returns whether the image has just the patches that are learned."""
+    return self.rows == self.columns == self.base
+
+  def resample(self, table: jax.Array) -> jax.Array:
+    """Returns the positions of the image's patches, row by row; ggD -> LD.
+
+    Differentiable by the table.
+
+    Args:
+      table: the learned ones, [g g, D], row by row.
+    """
+    square = table.reshape(self.base, self.base, -1)
+    rows, columns = (
+      jnp.asarray(weights(n, self.base)) for n in (self.rows, self.columns)
+    )
+    found = jnp.einsum("yj,jkd->ykd", rows, square, precision="highest")
+    found = jnp.einsum("xk,ykd->yxd", columns, found, precision="highest")
+    return found.reshape(self.count(), -1)
 
 
-def resample_each(table: jax.Array, grid: jax.Array, length: int) -> jax.Array:
-  """Returns a table at the grid of each image, [B, N, D] float32.
+@dataclasses.dataclass(frozen=True)
+class Grids:
+  """`Grid` of sequences of patches, each of another shape (NaFlex).
 
-  Args:
-    table: [b, b, D], not necessarily square.
-    grid: [B, 2] int32, rows and columns of each image's patches.
-    length: N; what stands behind a grid gets the vector of its first patch.
+  Attributes:
+    grid: [B, 2] int32, rows and columns of each image.
+    length: N.
+    base: g; g rows and columns are learned.
   """
-  row, column = places(grid, length)
-  down = weights_at(row, jnp.maximum(grid[:, :1], 1), table.shape[0])
-  across = weights_at(column, jnp.maximum(grid[:, 1:], 1), table.shape[1])
-  both = down[..., :, None] * across[..., None, :]
-  return _mix(both.reshape(*row.shape, -1), table)
+
+  grid: jax.Array
+  length: int
+  base: int
+
+  def count(self) -> int:
+    """Returns N."""
+    return self.length
+
+  def learned(self) -> int:
+    """Returns how many positions are learned."""
+    return self.base**2
+
+  def is_learned(self) -> bool:
+    """Returns False: that is not known before it runs."""
+    return False
+
+  def resample(self, table: jax.Array) -> jax.Array:
+    """Returns the positions of each image's patches; ggD -> BND float32.
+
+    What stands behind a grid gets that of the first patch. Differentiable by
+    the table.
+
+    Args:
+      table: the learned ones, [g g, D], row by row.
+    """
+    row, column = places(self.grid, self.length)
+    n = jnp.maximum(self.grid, 1)
+    down = weights_at(row, n[:, :1], self.base)
+    across = weights_at(column, n[:, 1:], self.base)
+    both = down[..., :, None] * across[..., None, :]
+    return jnp.matmul(
+      both.reshape(*row.shape, -1),
+      table.astype(jnp.float32),
+      precision="highest",
+    )
 
 
 def _weights(index: Any, n: Any, base: int, of: Any) -> Any:
   """Computes the formula above with numpy or JAX.
 
-  Times 2 n max(b / n, 1), so that all but the last division is of integers.
+  Times 2 n max(g / n, 1), so that all but the last division is of integers.
   """
   index, n = (of.asarray(x)[..., None] for x in (index, n))
   rows = of.arange(base).reshape((1,) * (index.ndim - 1) + (base,))
   distance = of.abs(2 * n * rows - ((2 * index + 1) * base - n))
   found = of.maximum(0, 2 * of.maximum(base, n) - distance)
   return found / found.sum(axis=-1, keepdims=True)
-
-
-def _mix(both: jax.Array, table: jax.Array) -> jax.Array:
-  """Returns [..., b * b] weights times a table, [..., D], in float32."""
-  flat = table.reshape(-1, table.shape[-1]).astype(jnp.float32)
-  return jnp.matmul(both, flat, precision=jax.lax.Precision.HIGHEST)

@@ -102,7 +102,7 @@ class SigLIP(nn.Module):
     Args:
       image: as of `__call__`.
       text: the same.
-      image_mask: BL bool, true for real patches; None: all are, or for
+      image_mask: BL bool, true for real patches; None: all are, or of
         sequences of patches those of the grid.
       hidden: patches that are not shown; None: none are.
     """
@@ -134,7 +134,8 @@ class SigLIP(nn.Module):
     hidden: Hidden | None = None,
   ) -> Seen:
     """Returns what this model with these parameters sees; `towers.Look`."""
-    inputs = image_of(batch), batch.get("text"), batch.get("image_mask"), hidden
+    image, mask = image_of(batch), batch.get("image_mask")
+    inputs = image, batch.get("text"), mask, hidden
     return self.apply({"params": params}, *inputs, method="see")
 
   def image_features(self, image: Image) -> jax.Array:

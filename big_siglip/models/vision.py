@@ -5,29 +5,26 @@ places of a sequence of patches, p pixels along a patch's side.
 """
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_siglip.models import positions
 from big_siglip.models.compute import Compute
 from big_siglip.models.dense import add_bias
 from big_siglip.models.pooling import encode
+from big_siglip.models.positions import Grid, Grids, real
 from big_siglip.models.towers import Hidden, Image
-from big_siglip.models.transformer import position_embedding
 from big_siglip.schema import sizes
 
 
 class ImageTower(nn.Module):
   """Vision transformer of SigLIP (arXiv:2303.15343) and CLIP.
 
-  BHW3 -> BE, BLD, BD.
-
-  It sees images as squares of pixels, or as sequences of patches that keep
-  their shape: NaFlex, arXiv:2502.14786, section 2.4.2. Parameters are the same.
+  BHW3 -> BE, BLD, BD. It sees images as squares of pixels, or as sequences of
+  patches that keep their shape: NaFlex, arXiv:2502.14786, section 2.4.2.
+  Parameters are the same.
 
   Attributes:
     config: `config.model.image`: size, pooling ("map": attention pooling, as
@@ -55,13 +52,13 @@ class ImageTower(nn.Module):
     """Embeds images.
 
     Args:
-      image: BHW3, uint8, or float of which mean and std are taken off; where
+      image: BHW3, uint8, or float of which mean and std are taken off. Where
         its size is not that of the config, positions are resampled. Or
         sequences: "patches" of the same, BN(p p 3), row by row, each by row,
         column and color; and "grid", B2 int32, rows and columns. What stands
         behind a grid changes nothing; its tokens mean nothing.
-      mask: BL bool, true for real patches; None: all are, or for sequences
-        those of the grid.
+      mask: BL bool, true for real patches; None: all are, or of sequences those
+        of the grid.
       hidden: patches that are not shown; None: none are.
 
     Returns:
@@ -70,31 +67,16 @@ class ImageTower(nn.Module):
       them, BD, before any head (None where pooling is "none").
     """
     size = sizes.resolve_image(self.config)
-    add_positions = None
     if isinstance(image, Mapping):
-      grid = image["grid"]
-      x = self._embed_patches(image["patches"], size)
-      add_positions = functools.partial(self._add_positions, grid, size)
-      if mask is None:
-        mask = positions.real(grid, x.shape[1])
+      x, grid = self._embed_patches(image, size)
+      mask = real(grid.grid, grid.length) if mask is None else mask
     else:
-      x = self._embed_pixels(image, size)  # BHWD
-      side, shape = self._side(size), x.shape[1:3]
-      if shape != (side, side):
-        add_positions = functools.partial(self._add_resampled, shape, size)
-      x = x.reshape(x.shape[0], -1, size.width)
+      x, grid = self._embed_pixels(image, size)
     if hidden is not None:
       token = hidden.token.astype(x.dtype).reshape(1, 1, -1)
       x = jnp.where(hidden.patches[..., None], token, x)
     pooled, tokens = encode(
-      self,
-      x,
-      mask,
-      self.config.pooling,
-      size,
-      self.compute,
-      self.blocks,
-      add_positions,
+      self, x, mask, self.config.pooling, size, self.compute, self.blocks, grid
     )
     embedding = pooled
     if pooled is not None and self.config.head:
@@ -104,11 +86,13 @@ class ImageTower(nn.Module):
     return embedding, tokens, pooled
 
   @nn.nowrap
-  def _embed_pixels(self, image: jax.Array, size: sizes.TowerSize) -> jax.Array:
-    """Returns the patches in rows and columns; call it in `__call__`."""
+  def _embed_pixels(
+    self, image: jax.Array, size: sizes.TowerSize
+  ) -> tuple[jax.Array, Grid]:
+    """Returns BLD of BHW3; call it in `__call__`."""
     if image.dtype == jnp.uint8:
       image = normalize(image, self.config.mean, self.config.std)
-    return nn.Conv(
+    x = nn.Conv(
       size.width,
       (size.patch_size, size.patch_size),
       strides=(size.patch_size, size.patch_size),
@@ -117,48 +101,23 @@ class ImageTower(nn.Module):
       kernel_init=nn.initializers.lecun_normal(),
       name="patch_embedding",
     )(image)
+    _, rows, columns, _ = x.shape
+    grid = Grid(rows, columns, sizes.grid_side(self.config))
+    return x.reshape(x.shape[0], -1, size.width), grid
 
   @nn.nowrap
   def _embed_patches(
-    self, patches: jax.Array, size: sizes.TowerSize
-  ) -> jax.Array:
-    """Returns BND of BN(p p 3); call it in `__call__`."""
+    self, image: Mapping[str, jax.Array], size: sizes.TowerSize
+  ) -> tuple[jax.Array, Grids]:
+    """Returns BND of sequences; call it in `__call__`."""
+    patches = image["patches"]
     x = patches.reshape(*patches.shape[:2], -1, 3)
     if x.dtype == jnp.uint8:
       x = normalize(x, self.config.mean, self.config.std)
     embed = PatchEmbedding(size, self.compute.dtype, name="patch_embedding")
-    return embed(x.reshape(patches.shape))
-
-  @nn.nowrap
-  def _add_positions(
-    self, grid: jax.Array, size: sizes.TowerSize, x: jax.Array
-  ) -> jax.Array:
-    """Adds the learned positions at each image's grid; BND -> BND."""
-    side = self._side(size)
-    table = position_embedding(self, side**2, size.width)
-    table = table.reshape(side, side, -1)
-    resampled = positions.resample_each(table, grid, x.shape[1])
-    return x + resampled.astype(x.dtype)
-
-  @nn.nowrap
-  def _add_resampled(
-    self, shape: tuple[int, int], size: sizes.TowerSize, x: jax.Array
-  ) -> jax.Array:
-    """Adds the learned positions at the grid of all images; BLD -> BLD.
-
-    What stands before the patches, a class token, has a position of its own.
-    """
-    side, before = self._side(size), x.shape[1] - shape[0] * shape[1]
-    table = position_embedding(self, before + side**2, size.width)
-    square = table[before:].reshape(side, side, -1)
-    resampled = positions.resample(square, *shape)
-    added = jnp.concatenate([table[:before], resampled])
-    return x + added.astype(x.dtype)[None]
-
-  @nn.nowrap
-  def _side(self, size: sizes.TowerSize) -> int:
-    """Returns of how many rows and columns positions are learned."""
-    return self.config.image_size // (size.patch_size or 1)
+    side = sizes.grid_side(self.config)
+    grids = Grids(image["grid"], patches.shape[1], side)
+    return embed(x.reshape(patches.shape)), grids
 
 
 class PatchEmbedding(nn.Module):

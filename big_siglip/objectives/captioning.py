@@ -22,7 +22,7 @@ from big_siglip import sharding
 from big_siglip.data.box_reading import Reader
 from big_siglip.data.targets import extra_ids, TASKS, Writer
 from big_siglip.data.text import Tokenizer
-from big_siglip.data.views import CutTargets, Pixels, Targets
+from big_siglip.data.views import CutTargets, Patches, Pixels, Targets
 from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoded, Decoder
@@ -97,7 +97,7 @@ def make_view(
   spec: Mapping[str, Any],
   config: Any,
   tokenizer: Tokenizer | None,
-  pixels: Pixels | None,
+  pixels: Pixels | Patches | None,
 ) -> Targets:
   """Returns the view that a section needs.
 

@@ -34,7 +34,7 @@ from big_siglip.objectives.cutting import Cut
 from big_siglip.objectives.masked import draw_places, hidden_count
 from big_siglip.objectives.matching import Matching
 from big_siglip.objectives.term import Carried, Metrics, Slice, Term
-from big_siglip.schema.sizes import resolve_image
+from big_siglip.schema.sizes import grid_side, resolve_image
 
 _GLOBAL, _LOCAL = "global_crops", "local_crops"
 HALVES = ("local", "masked")  # Heads, centres and metrics are named so.
@@ -116,15 +116,16 @@ def step_flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
   """
   image = model.image
   size = resolve_image(image)
-  whole = image_flops(image, image.image_size)
-  patches = (image.image_size // (size.patch_size or 1)) ** 2
+  patches = grid_side(image) ** 2
+  whole = image_flops(image, patches)
   hidden, bottleneck = spec["hidden"], spec["bottleneck"]
   layers = (size.width + hidden) * hidden + hidden * bottleneck
   head = 2 * (layers + bottleneck * spec["prototypes"])
   total = whole
   if spec["local"]:
     count = spec["local_count"]
-    small = image_flops(image, spec["local_size"])
+    side = spec["local_size"] // (size.patch_size or 1)
+    small = image_flops(image, side**2)
     total += 3 * count * (small + head) + head
   if spec["masked"]:
     masked = hidden_count(patches, spec["masked_share"])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from big_siglip.models.towers import image_of as image_of
 from big_siglip.models.towers import Look, Seen
 
 Batch = Mapping[str, jax.Array]

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import build, platforms, progress
-from big_siglip.config import has_image_tower
 from big_siglip.models import flops
 from big_siglip.objectives import captioning, distillation
 from big_siglip.plan import start
@@ -61,11 +60,7 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
   total = _count(state.params)
   axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
   steps, batch = config.total_steps, config.batch_size
-  step_flops = (
-    3
-    * batch
-    * flops.flops_per_example(config.model, image_tower=has_image_tower(config))
-  )
+  step_flops = flops.flops_per_step(config)
   for name, value in (
     ("parameters", f"{total:,}"),
     ("of the image tower", f"{_count(state.params.get('image', ())):,}"),

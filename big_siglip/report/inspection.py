@@ -13,12 +13,19 @@ from etils import epath
 from matplotlib.figure import Figure
 import numpy as np
 
-from big_siglip.data import faults
+from big_siglip.data import faults, patches
 from big_siglip.data.batch import empty
 from big_siglip.data.mixture import epochs, locate, opening_faults
 from big_siglip.data.pipeline import train_batches
 from big_siglip.data.sources import Source
-from big_siglip.data.views import ImageView, Sample, Streams, Tokens, View
+from big_siglip.data.views import (
+  ImageView,
+  Patches,
+  Sample,
+  Streams,
+  Tokens,
+  View,
+)
 from big_siglip.errors import BadExample
 
 _COLUMNS = 6
@@ -94,12 +101,21 @@ def inspect(
 
 def _rows(source: Source, views: Sequence[View], batch) -> Iterator[tuple]:
   (tokens,) = (view for view in views if isinstance(view, Tokens))
-  image = batch["image" if "image" in batch else "image_embedding"]
   for seen, ids, index in zip(
-    image, batch[tokens.name], batch["index"], strict=True
+    _images(views, batch), batch[tokens.name], batch["index"], strict=True
   ):
     name, number = locate(source, int(index))
     yield name, number, seen, tokens.tokenizer.decode(ids)
+
+
+def _images(views: Sequence[View], batch) -> Iterator[np.ndarray]:
+  """Yields images as they are seen, or embeddings of them."""
+  for view in views:
+    if isinstance(view, Patches):
+      for seen, grid in zip(batch["patches"], batch["grid"], strict=True):
+        yield patches.join(seen, grid.tolist(), view.patch)
+      return
+  yield from batch["image" if "image" in batch else "image_embedding"]
 
 
 def _stages(

@@ -94,6 +94,11 @@ class Captioner:
     Raises:
       UserError: there is none.
     """
+    if model.config.model.image.max_patches is not None:
+      raise UserError(
+        f"{model.path}: keeps the shape of images (NaFlex), and its decoder is "
+        "asked about squares alone as yet"
+      )
     found = decoders.load(model.path, model.mesh)
     self._model, self._decoder = model, found.decoder
     self._params = {"image": model.params, "decoder": found.params}
@@ -156,6 +161,7 @@ class Captioner:
     """
     devices = sharding.batch_devices(self._model.mesh)
     for batch, count in inputs.padded(images, size):
+      batch = np.asarray(batch)  # Of squares.
       batch = np.pad(
         batch, [(0, -len(batch) % devices)] + [(0, 0)] * 3, mode="edge"
       )
