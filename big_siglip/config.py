@@ -15,6 +15,7 @@ from big_siglip.schema.fields import (
   value_problems,
 )
 from big_siglip.schema.logs import check_logging
+from big_siglip.schema.terms import check_terms
 
 # Evaluations that need no texts, and those that need no pool.
 _OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
@@ -41,6 +42,7 @@ def find_problems(config: ConfigDict) -> list[str]:
     _check_model(check)
   check_source(check)
   check_mixture(check)
+  check_terms(check)
   check_logging(check)
   if not has_image_tower(config):
     _check_embeddings(check)

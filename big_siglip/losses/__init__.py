@@ -1,4 +1,4 @@
-"""Losses over embeddings; they never see a model."""
+"""Losses over embeddings and tokens; they never see a model."""
 
 from big_siglip.losses.duplicates import image_id, text_id
 from big_siglip.losses.ring import ring_sigmoid_loss
@@ -6,6 +6,7 @@ from big_siglip.losses.ring_softmax import ring_softmax_loss
 from big_siglip.losses.sigmoid import sigmoid_loss
 from big_siglip.losses.softmax import softmax_loss
 from big_siglip.losses.statistics import LogitStatistics
+from big_siglip.losses.token_cross_entropy import token_cross_entropy
 
 __all__ = [
   "LogitStatistics",
@@ -15,4 +16,5 @@ __all__ = [
   "sigmoid_loss",
   "softmax_loss",
   "text_id",
+  "token_cross_entropy",
 ]

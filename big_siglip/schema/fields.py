@@ -22,6 +22,7 @@ from big_siglip.schema.field import (
   rgb,
   Sections,
 )
+from big_siglip.schema.terms import TERMS
 
 _COUNT, _NOT_NEGATIVE = Range(least=1), Range(least=0)
 _POSITIVE = Range(above=0, below=math.inf)
@@ -130,8 +131,6 @@ _DATA = {
   "num_threads": _free(int, within=_COUNT),
   "stall_seconds": _free(float | int, within=_NOT_NEGATIVE, older=300.0),
 }
-
-TERMS = Sections({"kind": Field(str)}, {})
 
 FIELDS = {
   "seed": Field(int, within=_NOT_NEGATIVE),

@@ -3,10 +3,12 @@
 from big_siglip.data.views.embeddings import Embeddings
 from big_siglip.data.views.masks import Masks
 from big_siglip.data.views.pixels import Pixels
+from big_siglip.data.views.targets import CutTargets, Targets
 from big_siglip.data.views.tokens import Tokens
 from big_siglip.data.views.view import fill, ImageView, Sample, Streams, View
 
 __all__ = [
+  "CutTargets",
   "Embeddings",
   "fill",
   "ImageView",
@@ -14,6 +16,7 @@ __all__ = [
   "Pixels",
   "Sample",
   "Streams",
+  "Targets",
   "Tokens",
   "View",
 ]
