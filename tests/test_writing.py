@@ -229,6 +229,9 @@ def test_likelihoods_are_sums_over_the_tokens(model):
   assert found.shape == (3, 19)
   np.testing.assert_array_equal(found[:, 3:], found[:, 3:4] + np.zeros((1, 16)))
   trained = decoders.load(model.path, model.mesh)
+  stacked = model.config.model.copy_and_resolve_references()
+  stacked.scan = True
+  decoder = captioning.make_decoder(trained.spec, stacked)
   seen = model.embedders  # The same tower as everywhere.
   assert seen is not None
   pixels = np.stack([model.prepare_image(image) for image in IMAGES])
@@ -237,9 +240,7 @@ def test_likelihoods_are_sums_over_the_tokens(model):
     ids = [ord(c) + 3 for c in f"cap:{text}"] + [EOS]
     row = np.zeros((3, 1, LENGTH), np.int32)
     row[:, 0, : len(ids)] = ids
-    decoded = trained.decoder.apply(
-      {"params": trained.params}, row, look.image_tokens
-    )
+    decoded = decoder.apply({"params": trained.params}, row, look.image_tokens)
     logits = np.float64(decoded.hidden[:, 0]) @ np.float64(decoded.kernel)
     logits += np.float64(decoded.bias)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
