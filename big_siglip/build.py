@@ -28,7 +28,7 @@ from big_siglip.evaluators import (
 )
 from big_siglip.evaluators.scribe import find_decoder, Scribe
 from big_siglip.models import make_model
-from big_siglip.objectives import captioning, Term
+from big_siglip.objectives import captioning, distillation, Term
 from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
@@ -172,11 +172,14 @@ def _term_views(
     seen: the view of the images; None there too.
   """
   pixels = seen if isinstance(seen, Pixels) else None
-  return tuple(
-    captioning.make_view(name, spec, config, made, pixels)
-    for name, spec in config.get("terms", {}).items()
-    if spec.kind == "captioning"
-  )
+  views: list[View] = []
+  for name, spec in config.get("terms", {}).items():
+    if spec.kind == "captioning":
+      made_view = captioning.make_view(name, spec, config, made, pixels)
+      views.append(made_view)
+    elif spec.kind == "distillation":
+      views += distillation.make_views(spec, config.model)
+  return tuple(views)
 
 
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:

@@ -22,6 +22,7 @@ from big_siglip.models.attention import (
 from big_siglip.models.compute import Compute
 from big_siglip.models.dense import Dense, gelu
 from big_siglip.models.norm import layer_norm
+from big_siglip.models.positions import Grid
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes, whole_rows
 from big_siglip.sharding import batch_devices, Slices
@@ -272,12 +273,25 @@ def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def add_position_embedding(module: nn.Module, x: jax.Array) -> jax.Array:
-  """Adds a learned vector for every position; BLD -> BLD."""
+def add_position_embedding(
+  module: nn.Module, x: jax.Array, grid: Grid | None = None
+) -> jax.Array:
+  """Adds a learned vector for every position; BLD -> BLD.
+
+  Args:
+    module: where it is learned.
+    x: BLD.
+    grid: of patches, of which there may be more or fewer than are learned;
+      what stands before them has a position of its own. None: L are learned.
+  """
   _, length, width = x.shape
+  before = 0 if grid is None else length - grid.count()
   embedding = module.param(
     "position_embedding",
     nn.initializers.normal(stddev=width**-0.5),
-    (length, width),
+    (length if grid is None else before + grid.learned(), width),
   )
+  if grid is not None and not grid.is_learned():
+    patches = grid.resample(embedding[before:])
+    embedding = jnp.concatenate([embedding[:before], patches])
   return x + embedding.astype(x.dtype)[None]

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from big_siglip.errors import UserError
-from big_siglip.objectives import captioning, contrastive
+from big_siglip.objectives import captioning, contrastive, distillation
 from big_siglip.objectives.term import Carried, Slice, Term
 
 __all__ = ["Carried", "make_terms", "Slice", "Term"]
@@ -30,6 +30,8 @@ def make_terms(config: Any, mesh: Mesh) -> tuple[Term, ...]:
     match spec.kind:
       case "captioning":
         terms.append(captioning.make(name, spec, config, mesh))
+      case "distillation":
+        terms.append(distillation.make(name, spec, config, mesh))
       case _:
         raise UserError(f"config.terms.{name}.kind={spec.kind!r}: is not known")
   return tuple(terms)

@@ -4,22 +4,33 @@ configs/terms.py says what each is for.
 """
 
 import functools
+import math
 
 from big_siglip.schema.checks import Checker
 from big_siglip.schema.field import Field, Range, Sections
+from big_siglip.schema.sizes import resolve_image
 
 _COUNT, _NOT_NEGATIVE = Range(least=1), Range(least=0)
+_POSITIVE = Range(above=0, below=math.inf)
+_SHARE = Range(least=0, most=1)
 _WEIGHT = Field(float | int, within=_NOT_NEGATIVE)
 _free = functools.partial(Field, resumes=True)
 
+
+def _numbers(within: Range, count: int) -> Field:
+  each = Field(float | int, within=within)
+  return Field(tuple | list, each=each, count=count)
+
+
 CAPTION_TASKS = ("caption", "aref", "gcap")
+DISTILLATION_HALVES = ("local", "masked")
 # Sections by name: the fields of each kind. A new kind is one entry here.
 TERMS = Sections(
   {"kind": Field(str), "weight": _WEIGHT},
   {
     "captioning": {
       **dict.fromkeys(CAPTION_TASKS, _WEIGHT),
-      "parallel": Field(float | int, within=Range(least=0, most=1)),
+      "parallel": Field(float | int, within=_SHARE),
       "depth": Field(int | None, within=_COUNT),
       "length": Field(int | None, within=Range(least=3)),
       "tie_embedding": Field(bool),
@@ -28,10 +39,38 @@ TERMS = Sections(
       "prefixes": Field(tuple | list),
       "chunk_size": _free(int, within=_COUNT),
     },
+    "distillation": {
+      **dict.fromkeys(DISTILLATION_HALVES, _WEIGHT),
+      "momentum": Field(float | int, within=Range(least=0, below=1)),
+      "global_area": _numbers(Range(above=0, most=1), 2),
+      "local_count": Field(int, within=_COUNT),
+      "local_size": Field(int, within=_COUNT),
+      "local_area": _numbers(Range(above=0, most=1), 2),
+      "flip": Field(bool),
+      "resize": Field(str, ("bilinear", "bicubic")),
+      "jitter": Field(float | int, within=_SHARE),
+      "jitter_strength": _numbers(_SHARE, 4),
+      "grey": Field(float | int, within=_SHARE),
+      "global_blur": Field(float | int, within=_SHARE),
+      "local_blur": Field(float | int, within=_SHARE),
+      "masked_share": Field(float | int, within=Range(above=0, most=1)),
+      "hidden": Field(int, within=_COUNT),
+      "bottleneck": Field(int, within=_COUNT),
+      "prototypes": Field(int, within=Range(least=2)),
+      "student_temperature": Field(float | int, within=_POSITIVE),
+      "teacher_temperature": _numbers(_POSITIVE, 2),
+      "warmup_steps": Field(int, within=_NOT_NEGATIVE),
+      "centre_momentum": Field(float | int, within=Range(least=0, below=1)),
+      "frozen_steps": Field(int, within=_NOT_NEGATIVE),
+      "chunk_size": _free(int, within=_COUNT),
+    },
   },
 )
 # Of parameters and metrics, beside those of terms.
-_TAKEN = ("image", "text", "logit_scale", "logit_bias", "contrastive")
+_TAKEN = (
+  *("image", "text", "logit_scale", "logit_bias"),
+  *("lora", "contrastive"),
+)
 
 
 def check_terms(check: Checker) -> None:
@@ -42,18 +81,19 @@ def check_terms(check: Checker) -> None:
         f"config.terms.{name}: must have another name; taken are "
         + ", ".join(_TAKEN)
       )
-  decoders = [
-    name
-    for name, spec in check.config.terms.items()
-    if spec.kind == "captioning"
-  ]
-  for name in decoders[1:]:
-    check.problems.append(
-      f"config.terms.{name}.kind='captioning': must be one alone, and "
-      f"config.terms.{decoders[0]} is another"
-    )
-  for name in decoders[:1]:
-    _check_captioning(check, f"terms.{name}")
+  checks = {
+    "captioning": _check_captioning,
+    "distillation": _check_distillation,
+  }
+  for kind, check_kind in checks.items():
+    names = [n for n, s in check.config.terms.items() if s.kind == kind]
+    for name in names[1:]:
+      check.problems.append(
+        f"config.terms.{name}.kind={kind!r}: must be one alone, and "
+        f"config.terms.{names[0]} is another"
+      )
+    for name in names[:1]:
+      check_kind(check, f"terms.{name}")
 
 
 def _check_captioning(check: Checker, section: str) -> None:
@@ -69,6 +109,44 @@ def _check_captioning(check: Checker, section: str) -> None:
     f"{section}.prefixes",
     f"must be three texts, of {', '.join(CAPTION_TASKS)}",
   )
+  _check_has_tower(check, section)
+
+
+def _check_distillation(check: Checker, section: str) -> None:
+  spec, image = check[section], check["model.image"]
+  check.require(
+    any(spec[half] for half in DISTILLATION_HALVES),
+    f"{section}.local",
+    "must be above 0, or masked: there is nothing to learn",
+  )
+  for field in ("global_area", "local_area"):
+    check.require(
+      list(spec[field]) == sorted(spec[field]),
+      f"{section}.{field}",
+      "must be the least share of an image's area, then the largest",
+    )
+  _check_has_tower(check, section)
+  if image.size is None or image.image_size is None:
+    return  # Of weights that are not opened yet.
+  try:
+    patch = resolve_image(image).patch_size or 1
+  except ValueError:
+    return  # Which is told elsewhere.
+  check.require(
+    spec.local_size >= patch
+    and (spec.local_size % patch == 0 or image.drop_border),
+    f"{section}.local_size",
+    f"must be a multiple of the patch size, {patch}",
+  )
+  patches = (image.image_size // patch) ** 2
+  check.require(
+    round(spec.masked_share * patches) > 0,
+    f"{section}.masked_share",
+    f"must hide at least one of {patches} patches",
+  )
+
+
+def _check_has_tower(check: Checker, section: str) -> None:
   check.require(
     check["data.name"] != "embeddings",
     "data.name",
