@@ -6,6 +6,8 @@ import json
 
 import jax
 import numpy as np
+from PIL import Image
+import programs
 import pytest
 import runs
 
@@ -275,6 +277,69 @@ def test_a_model_without_its_decoder_is_the_same(model):
   """The decoder is read apart: what others compute of the model stays."""
   assert "words" not in model.params
   assert model.embed_images(IMAGES).shape == (3, 32)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("photos")
+  for number, image in enumerate(IMAGES[:2]):
+    Image.fromarray(image).save(folder / f"{number}.png")
+  (folder / "bad.png").write_bytes(b"no image")
+  return folder
+
+
+def test_the_command_says_what_the_model_says(model, run, photos):
+  arguments = [
+    "tools/caption.py",
+    f"--checkpoint={run}",
+    "--max_length=5",
+    "--phrase=a dog",
+    "--labels=cat,dog",
+    photos,
+  ]
+  status, output, said = programs.call(*arguments, "--json")
+  assert status == 0 and "1 of 3 images skipped" in said, said
+  found = [json.loads(line) for line in output.splitlines()]
+  assert [one["image"] for one in found] == [
+    str(photos / f"{number}.png") for number in range(2)
+  ]
+  scores = model.log_likelihoods(IMAGES[:2], ["cat", "dog"])
+  for one, row in zip(found, scores, strict=True):
+    box, *labels = one["answers"]
+    assert box["task"] == "aref" and box["text"] == "a dog"
+    assert [label["task"] for label in labels] == ["label", "label"]
+    likely = {label["text"]: label["score"] for label in labels}
+    np.testing.assert_allclose([likely["cat"], likely["dog"]], row, rtol=1e-4)
+    assert labels[0]["score"] >= labels[1]["score"]
+  status, output, _ = programs.call(*arguments)
+  first, box, *_ = output.splitlines()
+  assert first == str(photos / "0.png") and "a dog" in box
+  status, output, _ = programs.call(*arguments, "--format=csv")
+  head, *rows = output.splitlines()
+  assert head == "image,task,text,y1,x1,y2,x2,score" and len(rows) == 6
+
+
+@pytest.mark.parametrize(
+  "flags,said",
+  [
+    ([], "--checkpoint=RUN must be given"),
+    (["--checkpoint=x"], "name at least one image or folder of images"),
+    (["--checkpoint=x", "--beams=0", "y"], "--beams=0: must be at least 1"),
+    (
+      ["--checkpoint=x", "--box=0,0,2,1", "y"],
+      "--box=0,0,2,1: must be y1,x1,y2,x2 in shares of the image, with "
+      "0 <= y1 < y2 <= 1, and x alike",
+    ),
+    (
+      ["--checkpoint=x", "--prefix=a", "--phrase=b", "y"],
+      "--prefix: is of captions, and goes without --phrase, --box and --labels",
+    ),
+  ],
+)
+def test_mistakes_on_the_command_line_are_told(flags, said):
+  assert programs.said_in_one_line("tools/caption.py", *flags) == (
+    f"error: {said}\n"
+  )
 
 
 WORDS = "a red dog", "two cats", "one blue bird", "a fish"

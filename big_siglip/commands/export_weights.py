@@ -65,6 +65,11 @@ def main(argv: list[str]) -> None:
         f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "
         "exports are of whole models: train a text tower to it (configs/lit.py)"
       )
+    if terms := config.get("terms"):
+      progress.say(
+        f"note: the parameters of config.terms ({', '.join(terms)}) belong to "
+        "the run, and are not exported"
+      )
     address = push.open_repository(name, public=_PUBLIC.value) if name else ""
     params = load_params(sharding.make_mesh())
     head = _read_classifier(params, config)

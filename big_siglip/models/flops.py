@@ -1,9 +1,11 @@
 """How many floating-point operations a model needs, and what chips offer."""
 
+import dataclasses
 from typing import Any
 
 import jax
 
+from big_siglip.models.decoder import Decoder
 from big_siglip.schema import sizes
 
 # Peak bfloat16 operations a second of one device, by `device_kind`: the chips'
@@ -74,6 +76,30 @@ def attention_flops_per_example(
   if image_tower:
     total += image.depth * _attention_flops(image, tokens)
   return float(total)
+
+
+def decoder_flops_per_example(
+  decoder: Decoder, texts: int, patches: int, width: int
+) -> float:
+  """Returns the FLOPs of a decoder's forward pass over all texts of an image.
+
+  All tokens count, and all of their logits: a loss that leaves out what has no
+  target needs less.
+
+  Args:
+    decoder: writes them.
+    texts: of each image.
+    patches: that it looks at.
+    width: of these.
+  """
+  size, tokens = decoder.size, texts * decoder.length
+  block = _encoder_flops(dataclasses.replace(size, depth=1), decoder.length)
+  query_and_out = 2 * tokens * 2 * size.width**2
+  key_and_value = 2 * patches * 2 * width * size.width
+  looking = 2 * 2 * tokens * patches * size.width
+  cross = query_and_out + key_and_value + looking
+  logits = 2 * tokens * size.width * decoder.vocab_size
+  return float(size.depth * (texts * block + cross) + logits)
 
 
 def _towers(model_config: Any):

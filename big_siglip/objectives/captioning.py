@@ -26,8 +26,9 @@ from big_siglip.data.views import CutTargets, Pixels, Targets
 from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoded, Decoder
+from big_siglip.models.flops import decoder_flops_per_example
 from big_siglip.objectives.term import Metrics, Slice, Term
-from big_siglip.schema.sizes import resolve_text
+from big_siglip.schema.sizes import resolve_image, resolve_text
 
 
 def tasks_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,6 +68,14 @@ def make_decoder(
       sharding=None if mesh is None else sharding.batch_sharding(mesh),
     ),
   )
+
+
+def flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
+  """Returns the FLOPs of its forward pass, if every token were a target."""
+  size = resolve_image(model.image)
+  patches = (model.image.image_size // (size.patch_size or 1)) ** 2
+  decoder, texts = make_decoder(spec, model), len(tasks_of(spec))
+  return decoder_flops_per_example(decoder, texts, patches, size.width)
 
 
 def make_writer(

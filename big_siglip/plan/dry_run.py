@@ -1,5 +1,6 @@
 """What a config would train and a start would say; computes nothing."""
 
+from collections.abc import Iterator
 import json
 import math
 from typing import Any
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from big_siglip import build, platforms, progress
 from big_siglip.config import has_image_tower
 from big_siglip.models import flops
+from big_siglip.objectives import captioning
 from big_siglip.plan import start
 from big_siglip.run import workdir
 from big_siglip.sharding import path_string
@@ -76,10 +78,21 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
       f"{batch:,} = {batch * mesh.shape['tensor'] // mesh.size:,} a device",
     ),
     ("FLOPs a step", f"{step_flops:.3g}"),
+    *(
+      (f"and of {name}", f"{3 * batch * own:.3g}, each token a target")
+      for name, own in _decoders(config)
+    ),
     ("steps", f"{steps:,}"),
     ("examples", f"{steps * batch:,}"),
   ):
     print(f"{name:20} {value}")
+
+
+def _decoders(config: ConfigDict) -> Iterator[tuple[str, float]]:
+  """Yields names of decoders, and the FLOPs of a forward pass an example."""
+  for name, spec in config.terms.items():
+    if spec.kind == "captioning":
+      yield name, captioning.flops_per_example(spec, config.model)
 
 
 def _print_parameters(params: Any) -> None:
