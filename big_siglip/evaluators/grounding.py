@@ -81,12 +81,14 @@ class Grounding:
   Attributes:
     images: padded batches with "image", "index" and "mask".
     regions: of each image.
+    whole: whether the model sees all of an image, so that boxes lie in it too.
     scribe: writes.
     search: how.
   """
 
   images: Rows
   regions: Sequence[tuple[Region, ...]]
+  whole: bool
   scribe: Scribe
   search: Search
 
@@ -198,7 +200,7 @@ class Grounding:
       "box": [_said(region.box) for region in regions],
       **columns,
     }
-    details = {"settings": self.search._asdict()}
+    details = {"settings": self.search._asdict(), "whole": self.whole}
     images = len(np.unique(image))
     return Result(metrics, details, images=images, scores=scores, rows=rows)
 

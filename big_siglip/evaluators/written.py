@@ -52,13 +52,13 @@ def make_written(
       raise UserError(f"config.evals: data={spec.data!r}: has no captions")
     return WrittenCaptions(images, texts, scribe, search)
   reader = Reader(spec.box_key, spec.box_text_key, spec.box_format)
-  square = vars(preprocess.value.square())
-  regions = read_regions(source, reader, Pixels(**square), spec.max_boxes)
+  pixels = Pixels(**vars(preprocess.value.square()))
+  regions = read_regions(source, reader, pixels, spec.max_boxes)
   if not any(regions):
     raise UserError(
       f"config.evals: data={spec.data!r}: no image has a box that can be used"
     )
-  return Grounding(images, regions, scribe, search)
+  return Grounding(images, regions, pixels.is_whole, scribe, search)
 
 
 @dataclasses.dataclass(frozen=True)
