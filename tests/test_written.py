@@ -12,8 +12,10 @@ import runs
 import big_siglip
 from big_siglip import build
 from big_siglip.checkpoint import save_params
+from big_siglip.data import sources
 from big_siglip.errors import UserError
-from big_siglip.evaluators import caption_metrics
+from big_siglip.evaluation import samples
+from big_siglip.evaluators import caption_metrics, Result
 from big_siglip.evaluators.caption_tokens import tokenize
 from big_siglip.objectives import captioning
 from big_siglip.run import workdir
@@ -179,6 +181,32 @@ def test_boxes_and_texts_are_scored_as_they_are_written(said, run, tmp_path):
     assert 1 < metrics[name] < np.inf
   only = _evaluate(tmp_path, run, kind=written.grounding, max_boxes=1)
   assert only.metrics["regions"] == 2
+
+
+def test_samples_show_captions_and_boxes(said, tmp_path):
+  """Green where right: what is compared here is where the frames lie."""
+  _, images, own, _ = said
+  _write(tmp_path, images, [{"caption": text} for text in own])
+  source = sources.open_source("folder", "all", str(tmp_path))
+  box, key = "0.2500 0.2500 0.7500 0.7500", [f"{i}.png" for i in range(2)]
+  answers = {"key": key, "row": [0, 1], "text": ["a", "b"]}
+  answers |= {"box": [box, box], "found": [box, None], "iou": [1.0, 0.0]}
+  frames = [
+    samples.sheet(
+      lambda: source, Result({}, {"whole": whole}, rows=lambda: answers)
+    )
+    for whole in (True, False)
+  ]
+  changed = (frames[0] != frames[1]).any(axis=-1)
+  rows, columns = np.nonzero(changed)
+  tall, wide = np.ptp(rows), np.ptp(columns[columns < changed.shape[1] // 4])
+  assert tall == pytest.approx(wide, rel=0.05) and tall > 50
+  captions = {"key": key, "row": [0, 1], "written": ["a", "b"]}
+  captions |= {"captions": ["a", "c"], "exact": [True, False]}
+  drawn = Result({}, {}, rows=lambda: captions)
+  assert samples.sheet(lambda: source, drawn).std() > 0
+  nothing = Result({}, {}, rows=lambda: {"key": key, "miou": [0.5, 0.5]})
+  assert samples.sheet(lambda: source, nothing) is None
 
 
 def test_a_run_evaluates_its_own_decoder(run, tmp_path):
