@@ -20,6 +20,8 @@ from big_siglip.schema.terms import check_terms
 # Evaluations that need no texts, and those that need no pool.
 _OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
 _OF_IMAGES = ("fewshot", "linear_probe", *_OF_PATCHES)
+# Of a decoder, which looks at patches: the tasks of which it has learned one.
+_WRITTEN = {"caption": ("caption",), "grounding": ("aref", "gcap")}
 
 
 def find_problems(config: ConfigDict) -> list[str]:
@@ -92,7 +94,14 @@ def unfit_evals(config: ConfigDict) -> list[str]:
   """
   problems = []
   for name, spec in config.evals.items():
-    if config.model.image.pooling == "none" and spec.kind not in _OF_PATCHES:
+    patches = (*_OF_PATCHES, *_WRITTEN)
+    if spec.kind in _WRITTEN and (tasks := _untrained(config, spec.kind)):
+      problems.append(
+        f"config.evals.{name}.kind={spec.kind!r}: needs a decoder that was"
+        f" trained for {tasks}: a section of config.terms, of"
+        " kind='captioning'"
+      )
+    elif config.model.image.pooling == "none" and spec.kind not in patches:
       problems.append(
         f"config.evals.{name}: needs embeddings of images, and the model has "
         "no pool (config.model.image.pooling='none')"
@@ -103,6 +112,16 @@ def unfit_evals(config: ConfigDict) -> list[str]:
         f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
       )
   return problems
+
+
+def _untrained(config: ConfigDict, kind: str) -> str:
+  """Returns the tasks of an evaluation, where no decoder learns one of them."""
+  terms = config.get("terms", {})
+  decoders = [s for s in terms.values() if s.kind == "captioning"]
+  tasks = _WRITTEN[kind]
+  if any(spec.get(task, 0) > 0 for spec in decoders for task in tasks):
+    return ""
+  return " or ".join(tasks)
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -231,7 +231,9 @@ def test_likelihoods_are_sums_over_the_tokens(model):
   assert found.shape == (3, 19)
   np.testing.assert_array_equal(found[:, 3:], found[:, 3:4] + np.zeros((1, 16)))
   trained = decoders.load(model.path, model.mesh)
-  apply = jax.jit(trained.decoder.apply)
+  stacked = model.config.model.copy_and_resolve_references()
+  stacked.scan = True
+  apply = jax.jit(captioning.make_decoder(trained.spec, stacked).apply)
   pixels = np.stack([model.prepare_image(image) for image in IMAGES])
   look = jax.jit(make_model(model.config.model).look)
   seen = look(model.params, {"image": pixels})

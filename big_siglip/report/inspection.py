@@ -20,6 +20,8 @@ from big_siglip.data.pipeline import train_batches
 from big_siglip.data.sources import Source
 from big_siglip.data.views import ImageView, Sample, Streams, Tokens, View
 from big_siglip.errors import BadExample
+from big_siglip.report import inspected_boxes
+from big_siglip.report.inspected_boxes import LookAtBoxes
 
 _COLUMNS = 6
 
@@ -37,6 +39,7 @@ class Inspection:
       shards that could not be read.
     rows: source, number, image [H, W, 3] (or embedding [D]) and text of the
       first examples.
+    boxes: of the examples; None where the config takes none.
   """
 
   images_per_second: float
@@ -45,6 +48,7 @@ class Inspection:
   skipped: Mapping[str, int]
   faults: tuple[faults.Fault, ...]
   rows: tuple[tuple[str, int, np.ndarray, str], ...]
+  boxes: LookAtBoxes | None = None
 
 
 def inspect(
@@ -89,6 +93,7 @@ def inspect(
     },
     faults=tuple(dict.fromkeys(found)),
     rows=tuple(_rows(source, views, first)),
+    boxes=inspected_boxes.look(source, views, config, first["index"], count),
   )
 
 
@@ -147,9 +152,12 @@ def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:
   axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
   for ax in axes:
     ax.set_axis_off()
-  for ax, (name, number, image, text) in zip(axes, rows, strict=False):
+  seen = found.boxes.seen if found.boxes else [None] * len(found.rows)
+  parts = zip(axes, rows, seen, strict=False)
+  for ax, (name, number, image, text), boxes in parts:
     if image.ndim == 3:
       ax.imshow(image)
+      inspected_boxes.draw(ax, image, boxes)
     else:
       ax.plot(image, color="gray", linewidth=0.5)
       ax.set_box_aspect(1)
