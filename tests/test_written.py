@@ -14,7 +14,7 @@ from big_siglip import build
 from big_siglip.checkpoint import save_params
 from big_siglip.data import sources
 from big_siglip.errors import UserError
-from big_siglip.evaluation import samples
+from big_siglip.evaluation import compare, reading, samples
 from big_siglip.evaluators import caption_metrics, Result
 from big_siglip.evaluators.caption_tokens import tokenize
 from big_siglip.objectives import captioning
@@ -262,11 +262,12 @@ def test_the_command_writes_rows_and_a_picture(said, run, tmp_path):
   _write(tmp_path / "data", images, rows)
   evals = tmp_path / "evals.py"
   evals.write_text(
-    "from configs import written\n"
+    "from configs import base, written\n"
     "from ml_collections import ConfigDict\n\n\n"
     "def get_config():\n"
-    "  return ConfigDict({'own': written.caption(path="
-    f"{str(tmp_path / 'data')!r}, split='all')}})\n"
+    f"  place = dict(path={str(tmp_path / 'data')!r}, split='all')\n"
+    "  return ConfigDict({'own': written.caption(**place),\n"
+    "                     'found': base.retrieval(**place)})\n"
   )
   status, printed, error = programs.call(
     "tools/evaluate.py",
@@ -278,3 +279,6 @@ def test_the_command_writes_rows_and_a_picture(said, run, tmp_path):
   content = json.loads((tmp_path / "o" / "results.json").read_text())
   metrics = content["evaluations"]["own"]["metrics"]
   assert metrics["exact_match"] == 1
+  # Rows of texts say of nothing that it is right: others are compared.
+  done = reading.read(str(tmp_path / "o"))
+  assert [one.name for one in compare.compare(done, done)] == ["found"]
