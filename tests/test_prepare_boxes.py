@@ -3,7 +3,12 @@
 import csv
 import io
 import json
+import shutil
 
+from array_record.python.array_record_module import (
+  ArrayRecordReader,
+  ArrayRecordWriter,
+)
 import numpy as np
 from PIL import Image
 import programs
@@ -216,3 +221,27 @@ def test_the_data_set_must_be_one(tmp_path):
   )
   assert "no prepared TFDS data set lies there" in line
   assert "config.data" not in line
+
+
+def test_damaged_records_are_left_out(plain, tmp_path):
+  """And counted; the split is one shorter."""
+  folder = tmp_path / "1.0.0"
+  shutil.copytree(plain, folder)
+  (shard,) = folder.glob("*test*")
+  (record,) = ArrayRecordReader(str(shard)).read_all()
+  writer = ArrayRecordWriter(str(shard), "group_size:1")
+  for data in (b"\xff no example", record):
+    writer.write(data)
+  writer.close()
+  file = folder / "dataset_info.json"
+  info = json.loads(file.read_text())
+  (split,) = (s for s in info["splits"] if s["name"] == "test")
+  split["shardLengths"] = ["2"]
+  file.write_text(json.dumps(info))
+  output = tmp_path / "with"
+  status, said, error = _add(folder, _write(tmp_path, "csv"), output, "--json")
+  assert status == 0, error
+  counts = json.loads(said)
+  assert counts["damaged records"] == 1 and counts["images"] == 4
+  test = sources.open_source("tfds", "test", str(output))
+  assert [example.name for example in test] == ["b/3.jpg"]
