@@ -124,6 +124,11 @@ def test_captions_are_scored_as_they_are_written(said, run, tmp_path):
   np.testing.assert_allclose(
     metrics["perplexity"], np.exp(-likely / tokens), rtol=1e-5
   )
+  others = [*true[1:], *true[:1]]
+  cider = caption_metrics.cider(words, others).mean()
+  np.testing.assert_allclose(metrics["shuffled_cider"], cider, rtol=1e-12)
+  same = own[0] == own[1]  # The second image has the caption of the first.
+  assert metrics["shuffled_exact"] == same / 5
   rows = found.rows()
   assert rows["written"] == own and rows["row"] == list(range(COUNT))
   assert rows["exact"] == [True, True, False, False, False]
@@ -165,6 +170,9 @@ def test_boxes_and_texts_are_scored_as_they_are_written(said, run, tmp_path):
   assert found.images == 2 and metrics["no_box"] == 1 / 6
   np.testing.assert_allclose(metrics["accuracy@0.5"], 4 / 6)
   np.testing.assert_allclose(metrics["mean_iou"], np.mean(expected), atol=1e-6)
+  curve = found.details["accuracy_by_iou"]
+  assert curve["share"][9] == metrics["accuracy@0.5"]
+  assert curve["share"][-1] == 4 / 6 and curve["share"][0] == 5 / 6
   table = found.rows()
   np.testing.assert_allclose(table["iou"], expected, atol=1e-6)
   texts = []

@@ -30,6 +30,7 @@ from big_siglip.evaluators.scribe import (
 )
 
 IOU = 0.5  # Of a box that is right, at least.
+_CURVE = np.linspace(0.05, 0.95, 19)
 
 
 class Region(NamedTuple):
@@ -200,7 +201,15 @@ class Grounding:
       "box": [_said(region.box) for region in regions],
       **columns,
     }
-    details = {"settings": self.search._asdict(), "whole": self.whole}
+    details: dict[str, Any] = {
+      "settings": self.search._asdict(),
+      "whole": self.whole,
+    }
+    if "mean_iou" in scores:
+      shares = [
+        float(np.mean(scores["mean_iou"].value >= least)) for least in _CURVE
+      ]
+      details["accuracy_by_iou"] = {"iou": _CURVE.tolist(), "share": shares}
     images = len(np.unique(image))
     return Result(metrics, details, images=images, scores=scores, rows=rows)
 

@@ -81,8 +81,10 @@ class WrittenCaptions:
     """Returns figures of the whole set.
 
     "cider" and "bleu4" (`caption_metrics`), "exact_match" (word for word one of
-    an image's captions), "mean_length" and "true_length" in words, "perplexity"
-    of a token of each image's first caption, which is given, and "skipped".
+    an image's captions), "shuffled_cider" and "shuffled_exact" (the captions of
+    the next image in place of its own: what needs no look at the image),
+    "mean_length" and "true_length" in words, "perplexity" of a token of each
+    image's first caption, which is given, and "skipped".
     """
     found, scored = {}, np.zeros(2)
     writer = self.scribe.writer
@@ -122,6 +124,7 @@ class WrittenCaptions:
       "cider": float(cider.mean()),
       "bleu4": float(caption_metrics.bleu(counts.sum(axis=0))),
       "exact_match": float(exact.mean()),
+      **_of_others(words, true),
       "mean_length": float(counts[:, 0].mean()),
       "true_length": float(np.mean([len(t) for own in true for t in own])),
       "perplexity": perplexity(*scored.tolist()),
@@ -133,7 +136,7 @@ class WrittenCaptions:
     }
     return Result(
       metrics,
-      {"settings": self.search._asdict()},
+      {"settings": self.search._asdict(), "cider_by_image": _shares(cider)},
       images=len(found),
       scores={"exact_match": plain(exact)},
       rows=lambda: self._rows(found, cider, exact),
@@ -151,6 +154,19 @@ class WrittenCaptions:
       "cider": cider.tolist(),
       "log_probability": [likely for _, likely in found.values()],
     }
+
+
+def _of_others(words, true) -> dict[str, float]:
+  """Returns what each image's caption is worth for the next image."""
+  others = [*true[1:], *true[:1]]
+  cider = caption_metrics.cider(words, others).mean()
+  exact = caption_metrics.exact(words, others).mean()
+  return {"shuffled_cider": float(cider), "shuffled_exact": float(exact)}
+
+
+def _shares(cider: np.ndarray) -> dict[str, list[float]]:
+  counts, edges = np.histogram(cider, 20, (0.0, max(1.0, float(cider.max()))))
+  return {"edges": edges.tolist(), "share": (counts / len(cider)).tolist()}
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
