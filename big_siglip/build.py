@@ -32,6 +32,7 @@ from big_siglip.evaluators import (
   make_evaluator,
   make_sights,
 )
+from big_siglip.evaluators.scribe import find_decoder, Scribe
 from big_siglip.models import make_model
 from big_siglip.objectives import captioning, distillation, Term
 from big_siglip.schema.sizes import has_text_tower, resolve_image
@@ -222,6 +223,16 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   # One for all: they share what is compiled, and the random tower.
   prepared, made = preprocess(config), {}
   sights = make_sights(exact_model(config.model), device_mesh, prepared)
+
+  @functools.cache
+  def scribe() -> Scribe:
+    found = find_decoder(config)
+    if found is None or prepared.tokenizer is None:
+      raise TypeError("`unfit_evals` refuses what has no decoder")
+    return Scribe(
+      exact_model(config.model), *found, prepared.tokenizer, device_mesh
+    )
+
   for name, spec in config.evals.items():
     if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
       logging.warning(
@@ -236,6 +247,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         preprocess=prepared,
         embedders=embedders,
         sights=sights,
+        scribe=scribe,
       )
   return made
 

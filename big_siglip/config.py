@@ -22,6 +22,8 @@ _OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
 # And those whose patches stand in squares.
 _OF_SQUARES = ("segmentation", *_OF_PATCHES)
 _OF_IMAGES = ("fewshot", "linear_probe", *_OF_PATCHES)
+# Of a decoder, which looks at patches: the tasks of which it has learned one.
+_WRITTEN = {"caption": ("caption",), "grounding": ("aref", "gcap")}
 
 
 def find_problems(config: ConfigDict) -> list[str]:
@@ -104,7 +106,14 @@ def unfit_evals(config: ConfigDict) -> list[str]:
   """
   problems = []
   for name, spec in config.evals.items():
-    if config.model.image.pooling == "none" and spec.kind not in _OF_PATCHES:
+    patches = (*_OF_PATCHES, *_WRITTEN)
+    if spec.kind in _WRITTEN and (tasks := _untrained(config, spec.kind)):
+      problems.append(
+        f"config.evals.{name}.kind={spec.kind!r}: needs a decoder that was"
+        f" trained for {tasks}: a section of config.terms, of"
+        " kind='captioning'"
+      )
+    elif config.model.image.pooling == "none" and spec.kind not in patches:
       problems.append(
         f"config.evals.{name}: needs embeddings of images, and the model has "
         "no pool (config.model.image.pooling='none')"
@@ -121,6 +130,16 @@ def unfit_evals(config: ConfigDict) -> list[str]:
         f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
       )
   return problems
+
+
+def _untrained(config: ConfigDict, kind: str) -> str:
+  """Returns the tasks of an evaluation, where no decoder learns one of them."""
+  terms = config.get("terms", {})
+  decoders = [s for s in terms.values() if s.kind == "captioning"]
+  tasks = _WRITTEN[kind]
+  if any(spec.get(task, 0) > 0 for spec in decoders for task in tasks):
+    return ""
+  return " or ".join(tasks)
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

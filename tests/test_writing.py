@@ -28,7 +28,7 @@ from big_siglip.trained import decoders
 EOS = 1
 _search = jax.jit(
   generate,
-  static_argnames=("eos_id", "beams", "max_length", "length_penalty"),
+  static_argnames=("eos_id", "beams"),
 )
 
 
@@ -94,7 +94,7 @@ class Case:
     return ids, total, count
 
 
-@pytest.mark.parametrize("seed,tied", [(0, False), (1, True), (2, False)])
+@pytest.mark.parametrize("seed,tied", [(0, False), (1, True)])
 def test_greedy_with_a_cache_equals_whole_passes(seed, tied):
   case = Case(30, 8, seed, tied)
   rng = np.random.default_rng(seed)
@@ -231,17 +231,17 @@ def test_likelihoods_are_sums_over_the_tokens(model):
   assert found.shape == (3, 19)
   np.testing.assert_array_equal(found[:, 3:], found[:, 3:4] + np.zeros((1, 16)))
   trained = decoders.load(model.path, model.mesh)
-  seen = model.embedders  # The same tower as everywhere.
-  assert seen is not None
+  stacked = model.config.model.copy_and_resolve_references()
+  stacked.scan = True
+  apply = jax.jit(captioning.make_decoder(trained.spec, stacked).apply)
   pixels = np.stack([model.prepare_image(image) for image in IMAGES])
-  look = make_model(model.config.model).look(model.params, {"image": pixels})
+  look = jax.jit(make_model(model.config.model).look)
+  seen = look(model.params, {"image": pixels})
   for column, text in enumerate(texts[:3]):
     ids = [ord(c) + 3 for c in f"cap:{text}"] + [EOS]
     row = np.zeros((3, 1, LENGTH), np.int32)
     row[:, 0, : len(ids)] = ids
-    decoded = trained.decoder.apply(
-      {"params": trained.params}, row, look.image_tokens
-    )
+    decoded = apply({"params": trained.params}, row, seen.image_tokens)
     logits = np.float64(decoded.hidden[:, 0]) @ np.float64(decoded.kernel)
     logits += np.float64(decoded.bias)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -134,7 +134,7 @@ def _evaluate(path: str, given: _Given) -> None:
   from big_siglip import build, sharding
   from big_siglip.evaluation import results
   from big_siglip.run import processes
-  from big_siglip.trained import naflex, saved, teachers
+  from big_siglip.trained import decoders, naflex, saved, teachers
 
   if _DISTRIBUTED.value:
     processes.join()
@@ -148,7 +148,7 @@ def _evaluate(path: str, given: _Given) -> None:
   mesh = sharding.make_mesh()
   with progress.waiting("opening the data"):
     evaluators = build.evaluators(config, mesh)
-  params = load_params(mesh)
+  params = decoders.joined(load_params(mesh), checkpoint, config, mesh)
   with processes.stopping_together():
     found = results.run(evaluators, params)
   if jax.process_index() != 0:

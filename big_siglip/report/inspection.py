@@ -27,6 +27,8 @@ from big_siglip.data.views import (
   View,
 )
 from big_siglip.errors import BadExample
+from big_siglip.report import inspected_boxes
+from big_siglip.report.inspected_boxes import LookAtBoxes
 
 _COLUMNS = 6
 
@@ -44,6 +46,7 @@ class Inspection:
       shards that could not be read.
     rows: source, number, image [H, W, 3] (or embedding [D]) and text of the
       first examples.
+    boxes: of the examples; None where the config takes none.
   """
 
   images_per_second: float
@@ -52,6 +55,7 @@ class Inspection:
   skipped: Mapping[str, int]
   faults: tuple[faults.Fault, ...]
   rows: tuple[tuple[str, int, np.ndarray, str], ...]
+  boxes: LookAtBoxes | None = None
 
 
 def inspect(
@@ -96,6 +100,7 @@ def inspect(
     },
     faults=tuple(dict.fromkeys(found)),
     rows=tuple(_rows(source, views, first)),
+    boxes=inspected_boxes.look(source, views, config, first["index"], count),
   )
 
 
@@ -163,9 +168,12 @@ def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:
   axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
   for ax in axes:
     ax.set_axis_off()
-  for ax, (name, number, image, text) in zip(axes, rows, strict=False):
+  seen = found.boxes.seen if found.boxes else [None] * len(found.rows)
+  parts = zip(axes, rows, seen, strict=False)
+  for ax, (name, number, image, text), boxes in parts:
     if image.ndim == 3:
       ax.imshow(image)
+      inspected_boxes.draw(ax, image, boxes)
     else:
       ax.plot(image, color="gray", linewidth=0.5)
       ax.set_box_aspect(1)
