@@ -7,7 +7,11 @@ from ml_collections import ConfigDict
 
 from big_siglip.schema import sizes
 from big_siglip.schema.checks import Checker
-from big_siglip.schema.data import check_mixture, check_source
+from big_siglip.schema.data import (
+  check_embeddings,
+  check_mixture,
+  check_source,
+)
 from big_siglip.schema.fields import (
   may_change,
   shape_problems,
@@ -49,7 +53,7 @@ def find_problems(config: ConfigDict) -> list[str]:
   check_terms(check)
   check_logging(check)
   if not has_image_tower(config):
-    _check_embeddings(check)
+    check_embeddings(check)
   return check.problems
 
 
@@ -267,33 +271,6 @@ def _check_embed_dim(check: Checker, towers) -> None:
       f"model.{tower}.head",
       f"must be True, since the tower's width {towers[tower].width} is not "
       f"the embedding's, {embed_dim}",
-    )
-
-
-def _check_embeddings(check: Checker) -> None:
-  """Images that are embeddings leave nothing to augment or to embed."""
-  check.require(
-    check["init.path"] is not None,
-    "init.path",
-    "must name the weights that made the embeddings: their image tower belongs "
-    "to the model that is trained",
-  )
-  for field, is_set in (
-    ("mixture", len(check["data.mixture"]) > 0),
-    ("deduplicate", check["data.deduplicate"] != "none"),
-  ):
-    rule = "cannot be set with config.data.name='embeddings'"
-    check.require(not is_set, f"data.{field}", rule)
-  check.require(
-    check["data.crop_min_area"] == 1 and not check["data.flip"],
-    "data.crop_min_area",
-    "must be 1.0, and data.flip False, with config.data.name='embeddings'",
-  )
-  for name in check.config.evals:
-    check.require(
-      check[f"evals.{name}.data"] == "embeddings",
-      f"evals.{name}.data",
-      "must be embeddings, as config.data.name: there is no image tower",
     )
 
 
