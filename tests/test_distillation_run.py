@@ -58,8 +58,8 @@ def test_plans_tell_what_a_term_has_and_carries(capsys):
   said = capsys.readouterr().out
   state = build.program(config, mesh).abstract_state
   for tree, name in (
-    (state.params[NAME], "of terms.self"),
-    (state.carry[NAME], "carried by terms.self"),
+    (state.params[NAME], "of self"),
+    (state.carry[NAME], "carried by self"),
   ):
     count = sum(x.size for x in jax.tree.leaves(tree))
     assert f"{name:20} {count:,}" in said

@@ -66,14 +66,14 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
     ("of the image tower", f"{_count(state.params.get('image', ())):,}"),
     ("of the text tower", f"{_count(state.params['text']):,}"),
     *(
-      (f"of terms.{name}", f"{_count(state.params[name]):,}")
+      (f"of {name}", f"{_count(state.params[name]):,}")
       for name in config.terms
       if name in state.params
     ),
     ("mesh", f"{mesh.size} devices ({axes})"),
     ("state a device", _mebibytes(state)),
     *(
-      (f"carried by terms.{name}", f"{_count(tree):,}, {_mebibytes(tree)}")
+      (f"carried by {name}", f"{_count(tree):,}, {_mebibytes(tree)}")
       for name, tree in (state.carry or {}).items()
     ),
     (
