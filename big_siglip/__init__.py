@@ -57,6 +57,7 @@ def load(
   device: "str | jax.Device | Sequence[jax.Device] | None" = None,
   batch_size: int = 64,
   calibration: str = "kept",
+  max_patches: int | None = None,
 ) -> "Model":
   """Returns a trained model, ready to embed images and texts.
 
@@ -78,6 +79,8 @@ def load(
     calibration: "kept": scale and bias of the logits are those that
       `big-siglip calibrate` left beside the model, if it did; "none": those
       that were trained; or the path of a calibration.
+    max_patches: of an image, for a model that keeps its shape (NaFlex); None:
+      as the model says.
 
   Raises:
     UserError: no model lies there, there is no such device, or the calibration
@@ -91,6 +94,7 @@ def load(
     device=device,
     batch_size=batch_size,
     calibration=calibration,
+    max_patches=max_patches,
   )
 
 

@@ -26,7 +26,7 @@ from big_siglip.evaluators import Result
 from big_siglip.progress import speaking
 from big_siglip.run import workdir
 from big_siglip.run.interrupts import Interrupts
-from big_siglip.trained import saved
+from big_siglip.trained import decoders, saved
 from big_siglip.trained.inference import Model
 
 
@@ -99,15 +99,22 @@ def _evaluate(
   if isinstance(model, Model):
     config = results.with_evals(model.config, None, evals)
     evaluators = build.evaluators(config, model.mesh)
-    return results.run(evaluators, model.params)
+    params = model.params
+    if saved.is_run(model.path):
+      checkpoint = saved.find(model.path)[1]
+      params = decoders.joined(params, checkpoint, config, model.mesh)
+    return results.run(evaluators, params)
   if not isinstance(model, str | os.PathLike):
     raise UserError(f"model={model!r}: must be a path or of big_siglip.load")
   with naming({"--checkpoint": "model"}):
-    _, config, load_params_on = saved.open_model(os.fspath(model))
+    checkpoint, config, load_params_on = saved.open_model(os.fspath(model))
   config = results.with_evals(config, None, evals)
   mesh = sharding.make_mesh()
   evaluators = build.evaluators(config, mesh)
-  return results.run(evaluators, load_params_on(mesh))
+  params = load_params_on(mesh)
+  return results.run(
+    evaluators, decoders.joined(params, checkpoint, config, mesh)
+  )
 
 
 def _change(

@@ -1,6 +1,7 @@
 """From a config to the parts of a program: one plain function for each."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,12 +12,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import sharding
-from big_siglip.config import device_problems, has_image_tower, unfit_evals
+from big_siglip.config import (
+  device_problems,
+  has_image_tower,
+  patch_lengths,
+  unfit_evals,
+)
 from big_siglip.data.batch import Fields, union
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.rows import METADATA
 from big_siglip.data.text import Tokenizer
-from big_siglip.data.views import Embeddings, Pixels, Tokens, View
+from big_siglip.data.views import Embeddings, Patches, Pixels, Tokens, View
 from big_siglip.device_program import make_program, Program
 from big_siglip.errors import naming_evaluation, raise_problems, UserError
 from big_siglip.evaluators import (
@@ -26,6 +32,7 @@ from big_siglip.evaluators import (
   make_evaluator,
   make_sights,
 )
+from big_siglip.evaluators.scribe import find_decoder, Scribe
 from big_siglip.models import make_model
 from big_siglip.objectives import captioning, distillation, Term
 from big_siglip.schema.sizes import has_text_tower, resolve_image
@@ -89,9 +96,22 @@ def program(
   return make_program(config, fields(config), device_mesh, loss_terms, began)
 
 
-def abstract_batch(config: ConfigDict, device_mesh: Mesh) -> dict[str, Any]:
-  """Returns shapes, dtypes and shardings of what `Program.step` takes."""
-  return sharding.abstract(step_fields(config), config.batch_size, device_mesh)
+def abstract_batch(
+  config: ConfigDict, device_mesh: Mesh, length: int | None = None
+) -> dict[str, Any]:
+  """Returns shapes, dtypes and shardings of what `Program.step` takes.
+
+  Args:
+    config: the config.
+    device_mesh: of `mesh`.
+    length: patches of each image, where these keep their shape; None: as the
+      first batch has.
+  """
+  parts = dict(step_fields(config))
+  if length is not None:
+    numbers = parts["patches"].shape[1:]
+    parts["patches"] = parts["patches"]._replace(shape=(length, *numbers))
+  return sharding.abstract(parts, config.batch_size, device_mesh)
 
 
 def preprocess(config: ConfigDict) -> Preprocess:
@@ -121,9 +141,11 @@ def views(config: ConfigDict) -> tuple[View, ...]:
   """
   data, made = config.data, preprocess(config)
   seen, *others = _plain_views(config, made.tokenizer, has_image_tower(config))
+  augmented = {"crop_min_area": data.crop_min_area, "flip": data.flip}
   if isinstance(seen, Pixels):
-    square = vars(made.value.square())
-    seen = Pixels(**square, crop_min_area=data.crop_min_area, flip=data.flip)
+    seen = Pixels(**vars(made.value.square()), **augmented)
+  elif isinstance(seen, Patches):
+    seen = dataclasses.replace(seen, resize=data.resize, **augmented)
   return seen, *others, *_term_views(config, made.tokenizer, seen)
 
 
@@ -152,7 +174,10 @@ def _plain_views(
 ) -> tuple[View, ...]:
   """Returns views without augmentation, by `config.model` alone."""
   image = config.model.image
-  if image_tower:
+  if image_tower and image.max_patches is not None:
+    patch = resolve_image(image).patch_size or 1
+    seen = Patches(patch_lengths(config), patch, config.get("seed", 0))
+  elif image_tower:
     seen = Pixels(image.image_size)
   else:
     seen = Embeddings(config.model.embed_dim or resolve_image(image).width)
@@ -170,7 +195,7 @@ def _term_views(
     made: the tokenizer; None where fields alone are wanted.
     seen: the view of the images; None there too.
   """
-  pixels = seen if isinstance(seen, Pixels) else None
+  pixels = seen if isinstance(seen, Pixels | Patches) else None
   views: list[View] = []
   for name, spec in config.get("terms", {}).items():
     if spec.kind == "captioning":
@@ -198,6 +223,16 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   # One for all: they share what is compiled, and the random tower.
   prepared, made = preprocess(config), {}
   sights = make_sights(exact_model(config.model), device_mesh, prepared)
+
+  @functools.cache
+  def scribe() -> Scribe:
+    found = find_decoder(config)
+    if found is None or prepared.tokenizer is None:
+      raise TypeError("`unfit_evals` refuses what has no decoder")
+    return Scribe(
+      exact_model(config.model), *found, prepared.tokenizer, device_mesh
+    )
+
   for name, spec in config.evals.items():
     if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
       logging.warning(
@@ -212,6 +247,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         preprocess=prepared,
         embedders=embedders,
         sights=sights,
+        scribe=scribe,
       )
   return made
 

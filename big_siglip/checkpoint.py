@@ -187,7 +187,7 @@ def read_any(
   if "optimizer" not in names:
     raise UserError(f"{folder}: holds no optimizer state, parameters at most")
   try:
-    items = {name: _read_item(folder / name, mesh) for name in names}
+    items = {name: read_item(folder / name, mesh) for name in names}
     data = json.loads((folder / "data" / "metadata").read_text())
     state = flatten(_fields(items))
     whole = int(_fingerprint(state)) == data["fingerprint"]
@@ -199,7 +199,7 @@ def read_any(
   return state, data
 
 
-def _read_item(folder: epath.Path, mesh: Mesh) -> Any:
+def read_item(folder: epath.Path, mesh: Mesh) -> Any:
   """Returns an item as nested dicts and lists, as its metadata say."""
   with ocp.StandardCheckpointer() as checkpointer:
     saved = checkpointer.metadata(folder).item_metadata.tree

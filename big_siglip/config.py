@@ -7,7 +7,11 @@ from ml_collections import ConfigDict
 
 from big_siglip.schema import sizes
 from big_siglip.schema.checks import Checker
-from big_siglip.schema.data import check_mixture, check_source
+from big_siglip.schema.data import (
+  check_embeddings,
+  check_mixture,
+  check_source,
+)
 from big_siglip.schema.fields import (
   may_change,
   shape_problems,
@@ -19,7 +23,11 @@ from big_siglip.schema.terms import check_terms
 
 # Evaluations that need no texts, and those that need no pool.
 _OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
+# And those whose patches stand in squares.
+_OF_SQUARES = ("segmentation", *_OF_PATCHES)
 _OF_IMAGES = ("fewshot", "linear_probe", *_OF_PATCHES)
+# Of a decoder, which looks at patches: the tasks of which it has learned one.
+_WRITTEN = {"caption": ("caption",), "grounding": ("aref", "gcap")}
 
 
 def find_problems(config: ConfigDict) -> list[str]:
@@ -45,8 +53,18 @@ def find_problems(config: ConfigDict) -> list[str]:
   check_terms(check)
   check_logging(check)
   if not has_image_tower(config):
-    _check_embeddings(check)
+    check_embeddings(check)
   return check.problems
+
+
+def patch_lengths(config: ConfigDict) -> tuple[int, ...]:
+  """Returns which lengths a batch's sequences of patches may have.
+
+  Args:
+    config: of a NaFlex model (`config.model.image.max_patches`).
+  """
+  given = config.get("data", {}).get("patch_lengths")
+  return tuple(given or (config.model.image.max_patches,))
 
 
 def has_image_tower(config: ConfigDict) -> bool:
@@ -92,10 +110,23 @@ def unfit_evals(config: ConfigDict) -> list[str]:
   """
   problems = []
   for name, spec in config.evals.items():
-    if config.model.image.pooling == "none" and spec.kind not in _OF_PATCHES:
+    patches = (*_OF_PATCHES, *_WRITTEN)
+    if spec.kind in _WRITTEN and (tasks := _untrained(config, spec.kind)):
+      problems.append(
+        f"config.evals.{name}.kind={spec.kind!r}: needs a decoder that was"
+        f" trained for {tasks}: a section of config.terms, of"
+        " kind='captioning'"
+      )
+    elif config.model.image.pooling == "none" and spec.kind not in patches:
       problems.append(
         f"config.evals.{name}: needs embeddings of images, and the model has "
         "no pool (config.model.image.pooling='none')"
+      )
+    elif config.model.image.max_patches and spec.kind in _OF_SQUARES:
+      problems.append(
+        f"config.evals.{name}.kind={spec.kind!r}: needs squares, and the model "
+        "keeps the shape of images (NaFlex); big-siglip export --max_patches=0 "
+        "makes it one of squares"
       )
     elif spec.kind not in _OF_IMAGES and not sizes.has_text_tower(config.model):
       problems.append(
@@ -103,6 +134,16 @@ def unfit_evals(config: ConfigDict) -> list[str]:
         f"{', '.join(_OF_IMAGES)}: the model is an image tower alone"
       )
   return problems
+
+
+def _untrained(config: ConfigDict, kind: str) -> str:
+  """Returns the tasks of an evaluation, where no decoder learns one of them."""
+  terms = config.get("terms", {})
+  decoders = [s for s in terms.values() if s.kind == "captioning"]
+  tasks = _WRITTEN[kind]
+  if any(spec.get(task, 0) > 0 for spec in decoders for task in tasks):
+    return ""
+  return " or ".join(tasks)
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -186,8 +227,39 @@ def _check_model(check: Checker) -> None:
       f"must be a multiple of the patch size, {patch} (or set "
       "config.model.image.drop_border=True to leave the last pixels unseen)",
     )
+    _check_naflex(check)
   if len(towers) == 2:
     _check_embed_dim(check, towers)
+
+
+def _check_naflex(check: Checker) -> None:
+  """Images that keep their shape have no class token, and nothing cut off."""
+  if check["model.image.max_patches"] is None:
+    check.require(
+      check["data.patch_lengths"] is None,
+      "data.patch_lengths",
+      "needs config.model.image.max_patches: the model squashes images",
+    )
+    return
+  check.require(
+    check["model.image.pooling"] != "cls",
+    "model.image.pooling",
+    "must be map or gap with config.model.image.max_patches: a class token has "
+    "no place in a grid",
+  )
+  for field, plain in (("crop", "none"), ("crop_fraction", 1.0)):
+    check.require(
+      check[f"data.{field}"] == plain,
+      f"data.{field}",
+      f"must be {plain!r} with config.model.image.max_patches: images keep "
+      "their shape",
+    )
+  check.require(
+    check["model.attention"] != "short",
+    "model.attention",
+    "must be another with config.model.image.max_patches: it has no masks, "
+    "and auto, splash, cudnn, xla and heads_first have",
+  )
 
 
 def _check_embed_dim(check: Checker, towers) -> None:
@@ -199,33 +271,6 @@ def _check_embed_dim(check: Checker, towers) -> None:
       f"model.{tower}.head",
       f"must be True, since the tower's width {towers[tower].width} is not "
       f"the embedding's, {embed_dim}",
-    )
-
-
-def _check_embeddings(check: Checker) -> None:
-  """Images that are embeddings leave nothing to augment or to embed."""
-  check.require(
-    check["init.path"] is not None,
-    "init.path",
-    "must name the weights that made the embeddings: their image tower belongs "
-    "to the model that is trained",
-  )
-  for field, is_set in (
-    ("mixture", len(check["data.mixture"]) > 0),
-    ("deduplicate", check["data.deduplicate"] != "none"),
-  ):
-    rule = "cannot be set with config.data.name='embeddings'"
-    check.require(not is_set, f"data.{field}", rule)
-  check.require(
-    check["data.crop_min_area"] == 1 and not check["data.flip"],
-    "data.crop_min_area",
-    "must be 1.0, and data.flip False, with config.data.name='embeddings'",
-  )
-  for name in check.config.evals:
-    check.require(
-      check[f"evals.{name}.data"] == "embeddings",
-      f"evals.{name}.data",
-      "must be embeddings, as config.data.name: there is no image tower",
     )
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import ema, sharding
+from big_siglip.config import patch_lengths
 from big_siglip.data.batch import Fields
 from big_siglip.models import make_model
 from big_siglip.objectives import make_terms, Term, total
@@ -101,7 +102,7 @@ def make_program(
       schedule=schedule,
       seed=config.seed,
       frozen=_frozen(params, config),
-      slices=_slices(config, device_mesh),
+      slices=_slices(config, device_mesh, batch),
       skip_nonfinite=config.nonfinite == "skip",
       ema_decay=decay,
     )
@@ -132,11 +133,34 @@ def _start_from(
   )
 
 
-def _slices(config: ConfigDict, device_mesh: Mesh) -> sharding.Slices | None:
-  if config.microbatch in (None, config.batch_size):
+def _slices(
+  config: ConfigDict, device_mesh: Mesh, batch: Mapping[str, Any]
+) -> sharding.Slices | None:
+  rows = config.microbatch
+  if rows is not None and "patches" in batch:
+    rows = _fitting_rows(config, device_mesh, batch["patches"].shape[1])
+  if rows in (None, config.batch_size):
     return None
-  count = config.batch_size // config.microbatch
+  count = config.batch_size // rows
   return sharding.Slices(count, device_mesh, sharding.BATCH_AXES)
+
+
+def _fitting_rows(config: ConfigDict, device_mesh: Mesh, length: int) -> int:
+  """Returns the examples of a slice whose images have `length` patches.
+
+  `config.microbatch` is of the longest sequences; of shorter ones a slice has
+  as many more as have no more patches together.
+  """
+  longest = max(patch_lengths(config))
+  most = config.microbatch * longest // length
+  shared = sharding.batch_devices(device_mesh)
+  return max(
+    rows
+    for rows in range(config.microbatch, config.batch_size + 1)
+    if rows <= max(most, config.microbatch)
+    and config.batch_size % rows == 0
+    and rows % shared == 0
+  )
 
 
 def _frozen(params: Any, config: ConfigDict) -> Any:

@@ -8,7 +8,7 @@ from absl import logging
 import jax
 from ml_collections import ConfigDict
 
-from big_siglip import build, durations, progress, sharding, training_data
+from big_siglip import build, progress, sharding, training_data
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.data import faults
 from big_siglip.data.mixture import epochs
@@ -18,6 +18,7 @@ from big_siglip.evaluation.training import Evaluations, logged
 from big_siglip.evaluators import Result
 from big_siglip.metrics import MetricsWriter
 from big_siglip.run import advice, libraries, nonfinite, processes, workdir
+from big_siglip.run.firsts import Firsts
 from big_siglip.run.meter import Meter
 from big_siglip.run.preemption import Interrupted, StopSignal
 from big_siglip.run.skipped import Skipped
@@ -74,6 +75,7 @@ class Loop:
       self._evaluations = Evaluations.of(config, self._mesh)
     with progress.waiting("laying out the model"):
       self._program = build.program(config, self._mesh)
+    first_state.check_memory(config, self._program.abstract_state)
     self._fields = build.step_fields(config)
     self._folder = workdir.claim(folder, config)
     processes.wait_for_all("workdir")
@@ -101,7 +103,7 @@ class Loop:
     self._starts = Starts(self._folder, self._step) if self._writer else None
     self._meter = Meter(config, self._mesh.size)
     self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
-    self._moves = False  # Whether a step was taken since the start.
+    self._firsts = Firsts(config, self._mesh)
 
   def _restore(self) -> None:
     restored = self._checkpoints.restore(self._program.abstract_state)
@@ -179,20 +181,13 @@ class Loop:
     self._say(f"done: {self._step} steps; results lie in {self._folder}")
     self._say(f"to train for longer: {workdir.how_to_go_on(self._folder)}")
 
-  def _at_first(self, what: str) -> contextlib.AbstractContextManager[None]:
-    """Says what is done, where the bar of the steps does not move yet."""
-    if self._moves:
-      return contextlib.nullcontext()
-    config = workdir.as_json(self._config)
-    return progress.waiting(what, durations.key(what, str(self._mesh), config))
-
   def _next_batch(self) -> Mapping[str, Any] | None:
     """Returns a batch; None where a signal came first: data may be slow."""
     try:
       with (
         self._stop.interruptible(),
         self._meter.waiting(),
-        self._at_first("reading the first batch"),
+        self._firsts.reading(),
       ):
         return next(self._batches)
     except Interrupted:
@@ -203,9 +198,8 @@ class Loop:
     self._skipped.name(faults.from_rows(host_batch["skipped"]), self._step + 1)
     batch = {name: host_batch[name] for name in self._fields}
     batch = sharding.to_global(self._mesh, batch)
-    with self._at_first("compiling the step"):
+    with self._firsts.compiling(batch):
       self._state, metrics = self._program.step(self._state, batch)
-    self._moves = True
     self._settle()
     self._step += 1
     self._pending = (self._step, metrics)

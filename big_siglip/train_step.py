@@ -14,7 +14,7 @@ import optax
 from big_siglip import ema
 from big_siglip.microbatch import value_and_grad
 from big_siglip.objectives import total
-from big_siglip.objectives.term import Batch, Look, Term
+from big_siglip.objectives.term import Batch, image_of, Look, Term
 from big_siglip.sharding import Slices
 
 Metrics = dict[str, jax.Array]  # Scalars.
@@ -55,8 +55,7 @@ def init_params(
     model: with `init` and `look`; see `big_siglip.models.SigLIP`.
     terms: all of them.
   """
-  image = batch.get("image_embedding", batch.get("image"))
-  params = model.init(rng, image, batch.get("text"))["params"]
+  params = model.init(rng, image_of(batch), batch.get("text"))["params"]
   fresh = total.init_params(terms, rng, params, batch, model.look)
   return {**params, **fresh}
 
@@ -108,8 +107,9 @@ def train_step(
 
   Args:
     state: the state before the step.
-    batch: "image" BHW3 uint8, or "image_embedding" BE float32; "text" BL int32;
-      and what else the terms look at.
+    batch: "image" BHW3 uint8, or "patches" and "grid" of them, or
+      "image_embedding" BE float32; "text" BL int32; and what else the terms
+      look at.
     look: (parameters, batch) -> what the model sees of it.
     terms: the summands of the loss.
     optimizer: turns gradients into updates.

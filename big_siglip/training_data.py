@@ -91,14 +91,19 @@ def evaluation_source(config: ConfigDict, name: str, split: str) -> Source:
       fields[f"config.data.{key}"] = f"{section}.{key}"
   labelled = "answers_file" in spec
   masks = spec.get("mask_key")
+  boxes = "box_key" in spec
+  further = (masks,) if masks else ()
   of_texts = not labelled and not masks and spec.get("kind") != "correspondence"
-  options = dataclasses.replace(
-    evaluation_options(spec, config.data),
-    needs_texts=of_texts,
-    fields=(masks,) if masks else (),
-  )
+  options = evaluation_options(spec, config.data)
   if masks:
     fields["config.data.fields"] = f"{section}.mask_key"
+  if boxes:
+    further = spec.box_key, spec.box_text_key
+    options = dataclasses.replace(options, box_keys=further)
+    fields["config.data.fields"] = f"{section}.box_key or box_text_key"
+  options = dataclasses.replace(
+    options, needs_texts=of_texts and not boxes, fields=further
+  )
   opened = source(config, spec.data, split, spec.path, options, fields)
   if not labelled or spec.answers_file:
     return opened

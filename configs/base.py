@@ -70,15 +70,13 @@ def get_config() -> ConfigDict:
       "rules": (),  # (path regex, {freeze | learning_rate | weight_decay}).
     }
   )
-  # A moving average of the weights, such as 0.9999: evaluated and exported in
-  # their place. None: no average.
+  # Such as 0.9999: an average of the weights, evaluated and exported for them.
   c.ema = ConfigDict({"decay": config_dict.placeholder(float)})
   c.nonfinite = "stop"  # Or "skip": leave such steps out and count them.
   c.data = _data()
   c.evals = ConfigDict()  # NAME: a section of one of the functions below.
   c.log_every = 20  # steps
-  # steps; how many are kept, 2 at least: the newest may be damaged.
-  c.checkpoint = ConfigDict({"every": 200, "keep": 2})
+  c.checkpoint = ConfigDict({"every": 200, "keep": 2})  # steps; 2 at least.
   c.wandb = False  # Log to Weights & Biases, too.
   c.logging = ConfigDict(
     {
@@ -102,6 +100,7 @@ def _model() -> ConfigDict:
       "pooling": "map",  # map, cls or gap; none: patches alone.
       "head": False,  # A projection to embed_dim.
       "drop_border": False,  # Allow pixels that no patch covers.
+      "max_patches": config_dict.placeholder(int),  # NaFlex: docs/naflex.md.
       # Of red, green and blue in [0, 1]: taken off, and what is divided by.
       "mean": (0.5, 0.5, 0.5),
       "std": (0.5, 0.5, 0.5),
@@ -177,6 +176,7 @@ def _data() -> ConfigDict:
       "crop": "none",  # Squash; or center, shortest, longest.
       "crop_fraction": 1.0,  # Below 1: resize to more, and keep the middle.
       "fill": (0, 0, 0),  # Of what lies outside the image, with longest.
+      "patch_lengths": config_dict.placeholder(tuple),  # In max_patches' place.
       "crop_min_area": 1.0,  # 1: no random crop, as SigLIP does.
       "flip": False,  # Captions may say left or right.
       # bytes, or a SentencePiece model's path, or that of a tokenizer.json.

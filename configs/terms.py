@@ -45,6 +45,9 @@ def distillation(**changes: Any) -> ConfigDict:
     "local_count": 8,
     "local_size": 96,  # pixels
     "local_area": (0.05, 0.4),
+    # global: cut small crops of the large one, on the device. Costs the host
+    # nothing; shares of the area are then of the large crop.
+    "local_from": "image",
     "flip": True,
     "resize": "bicubic",  # Or bilinear.
     # Shares of crops that are changed; 0: none.

@@ -15,7 +15,7 @@ def section(**changes):
     hidden=24,
     bottleneck=12,
     prototypes=40,
-    chunk_size=16,
+    chunk_size=8,
     warmup_steps=4,
     frozen_steps=0,
   )

@@ -21,6 +21,7 @@ def model_config(image=None, text=None, **fields):
         pooling="map",
         head=False,
         drop_border=False,
+        max_patches=none(int),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         patch_size=none(int),

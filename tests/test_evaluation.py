@@ -201,6 +201,14 @@ RESULTS = {
   "shots": Result(
     {"accuracy_1shot": 0.5}, {"accuracy_by_seed": {"1": [0.4], "5": [0.6]}}
   ),
+  "captions": Result(
+    {"cider": 0.5, "shuffled_cider": 0.1},
+    {"cider_by_image": {"edges": [0.0, 1.0, 2.0], "share": [0.8, 0.2]}},
+  ),
+  "boxes": Result(
+    {"accuracy@0.5": 0.5},
+    {"accuracy_by_iou": {"iou": [0.25, 0.5, 0.75], "share": [0.9, 0.5, 0.1]}},
+  ),
   "plain": Result({"accuracy": float("nan")}, {}),
 }
 

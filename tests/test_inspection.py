@@ -107,3 +107,52 @@ def test_the_tool_prints_and_draws(folder, tmp_path):
   arguments[-2:] = ["--output=/no/x.png"]
   said = programs.said_in_one_line("tools/inspect_data.py", *arguments)
   assert "--output=/no/x.png: not writable" in said
+
+
+def test_it_shows_boxes_and_counts_bad_ones(tmp_path):
+  """White rectangles, whose boxes are drawn around them; two are no boxes."""
+  rng = np.random.default_rng(0)
+  lines = []
+  for i in range(12):
+    top, left = rng.integers(4, 20, 2)
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[top : top + 15, left : left + 30] = 255
+    Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    box = [int(left), int(top), 30, 15] if i else [5, 5, -3, 10]
+    text = "" if i == 5 else f"white ${i}"
+    row = {"image": f"{i}.png", "caption": "a box", "boxes": [box]}
+    lines.append(json.dumps({**row, "box_texts": [text]}))
+  (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+  config = _config(tmp_path)
+  config.data.fields = ("boxes", "box_texts")
+  config.data.boxes.format = "xywh"
+  config.data.crop_min_area, config.data.flip = 0.5, True
+  config.model.image.image_size = 64
+  config.data.resize = "bilinear"
+  source = training_data.train_source(config)
+  found = inspection.inspect(source, build.views(config), config, 12)
+  assert found.boxes.as_json() == {
+    "images": 12,
+    "with_boxes": 10,
+    "boxes": 10,
+    "bad": dict(found.boxes.bad),
+  }
+  assert found.boxes.bad == {"upside down": 1, "no text": 1}
+  names = {name: why for name, why in found.boxes.told}
+  assert set(names) == {"0.png", "5.png"}
+  assert "box 1 of 1, [5, 5, -3, 10]: upside down" in names["0.png"]
+  assert "10 on 10 of 12 images; cannot be used: " in found.boxes.lines()[0]
+  checked = 0
+  for (_, number, image, _), seen in zip(
+    found.rows, found.boxes.seen, strict=True
+  ):
+    assert (seen is None) == (number in (0, 5))
+    for (top, left, bottom, right), text in seen or ():
+      rows, columns = np.nonzero(image[..., 0] > 127)
+      corners = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+      edges = np.array([top, left, bottom, right]) * 64
+      np.testing.assert_allclose(edges, corners, atol=1.5)
+      assert text == f"white ${number}"
+      checked += 1
+  assert checked >= 12
+  inspection.draw(found, tmp_path / "page.png")

@@ -140,8 +140,9 @@ def test_it_goes_out_and_comes_back_and_starts_runs(model, tmp_path):
   (hf / "preprocessing.json").unlink()
   weights = open_weights(str(hf))
   found = {**find_images(weights), "fill": DATA["fill"]}
-  theirs = {name: getattr(made, name) for name in IMAGE_FIELDS}
+  theirs = {name: made.as_dict()[name] for name in found}
   assert found == theirs
+  assert found.keys() == set(IMAGE_FIELDS) - {"max_patches", "patch_size"}
   for path in (folder, tmp_path / "open_clip" / "m.safetensors"):
     flags = [f"--config.init.path={path}"]
     finetune = str(runs.ROOT / "configs" / "finetune.py")

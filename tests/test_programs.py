@@ -21,6 +21,11 @@ CASES = [
     "--config=NAME or --config=FILE.py must be given (by name: b16,",
   ),
   (["tools/calibrate.py", "--checkpoint=x"], "--images=FOLDER, or another"),
+  (["tools/caption.py"], "--checkpoint=RUN must be given"),
+  (
+    ["tools/caption.py", "--checkpoint=x", "--box=0,0,2,1", "a.png"],
+    "--box=0,0,2,1: must be y1,x1,y2,x2",
+  ),
   (["tools/classify.py", "--checkpoint=x", "--top=0"], "--labels=A,B"),
   (
     ["tools/classify.py", "--checkpoint=x", "--labels=a", "--threshold=30"],
@@ -97,6 +102,10 @@ CASES = [
   ),
   (["tools/probe.py", "--checkpoint=x"], "--output=OUTPUT must be given"),
   (["tools/prepare.py", "no"], "must be one of wit, wit_base"),
+  (
+    ["tools/prepare.py", "boxes", "a", "--output=b", "--table=c"],
+    "--box_format=yxyx|xyxy|xywh must be given",
+  ),
   (["tools/report.py"], "name at least one run"),
   (["tools/report.py", "run", "--price=-1"], "--price"),
   (["tools/rewrite_tfrecord.py"], "--input=FOLDER must be given"),

@@ -6,6 +6,8 @@ import json
 
 import jax
 import numpy as np
+from PIL import Image
+import programs
 import pytest
 import runs
 
@@ -26,7 +28,7 @@ from big_siglip.trained import decoders
 EOS = 1
 _search = jax.jit(
   generate,
-  static_argnames=("eos_id", "beams", "max_length", "length_penalty"),
+  static_argnames=("eos_id", "beams"),
 )
 
 
@@ -92,7 +94,7 @@ class Case:
     return ids, total, count
 
 
-@pytest.mark.parametrize("seed,tied", [(0, False), (1, True), (2, False)])
+@pytest.mark.parametrize("seed,tied", [(0, False), (1, True)])
 def test_greedy_with_a_cache_equals_whole_passes(seed, tied):
   case = Case(30, 8, seed, tied)
   rng = np.random.default_rng(seed)
@@ -229,17 +231,17 @@ def test_likelihoods_are_sums_over_the_tokens(model):
   assert found.shape == (3, 19)
   np.testing.assert_array_equal(found[:, 3:], found[:, 3:4] + np.zeros((1, 16)))
   trained = decoders.load(model.path, model.mesh)
-  seen = model.embedders  # The same tower as everywhere.
-  assert seen is not None
+  stacked = model.config.model.copy_and_resolve_references()
+  stacked.scan = True
+  apply = jax.jit(captioning.make_decoder(trained.spec, stacked).apply)
   pixels = np.stack([model.prepare_image(image) for image in IMAGES])
-  look = make_model(model.config.model).look(model.params, {"image": pixels})
+  look = jax.jit(make_model(model.config.model).look)
+  seen = look(model.params, {"image": pixels})
   for column, text in enumerate(texts[:3]):
     ids = [ord(c) + 3 for c in f"cap:{text}"] + [EOS]
     row = np.zeros((3, 1, LENGTH), np.int32)
     row[:, 0, : len(ids)] = ids
-    decoded = trained.decoder.apply(
-      {"params": trained.params}, row, look.image_tokens
-    )
+    decoded = apply({"params": trained.params}, row, seen.image_tokens)
     logits = np.float64(decoded.hidden[:, 0]) @ np.float64(decoded.kernel)
     logits += np.float64(decoded.bias)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -274,6 +276,69 @@ def test_a_model_without_its_decoder_is_the_same(model):
   """The decoder is read apart: what others compute of the model stays."""
   assert "words" not in model.params
   assert model.embed_images(IMAGES).shape == (3, 32)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("photos")
+  for number, image in enumerate(IMAGES[:2]):
+    Image.fromarray(image).save(folder / f"{number}.png")
+  (folder / "bad.png").write_bytes(b"no image")
+  return folder
+
+
+def test_the_command_says_what_the_model_says(model, run, photos):
+  arguments = [
+    "tools/caption.py",
+    f"--checkpoint={run}",
+    "--max_length=5",
+    "--phrase=a dog",
+    "--labels=cat,dog",
+    photos,
+  ]
+  status, output, said = programs.call(*arguments, "--json")
+  assert status == 0 and "1 of 3 images skipped" in said, said
+  found = [json.loads(line) for line in output.splitlines()]
+  assert [one["image"] for one in found] == [
+    str(photos / f"{number}.png") for number in range(2)
+  ]
+  scores = model.log_likelihoods(IMAGES[:2], ["cat", "dog"])
+  for one, row in zip(found, scores, strict=True):
+    box, *labels = one["answers"]
+    assert box["task"] == "aref" and box["text"] == "a dog"
+    assert [label["task"] for label in labels] == ["label", "label"]
+    likely = {label["text"]: label["score"] for label in labels}
+    np.testing.assert_allclose([likely["cat"], likely["dog"]], row, rtol=1e-4)
+    assert labels[0]["score"] >= labels[1]["score"]
+  status, output, _ = programs.call(*arguments)
+  first, box, *_ = output.splitlines()
+  assert first == str(photos / "0.png") and "a dog" in box
+  status, output, _ = programs.call(*arguments, "--format=csv")
+  head, *rows = output.splitlines()
+  assert head == "image,task,text,y1,x1,y2,x2,score" and len(rows) == 6
+
+
+@pytest.mark.parametrize(
+  "flags,said",
+  [
+    ([], "--checkpoint=RUN must be given"),
+    (["--checkpoint=x"], "name at least one image or folder of images"),
+    (["--checkpoint=x", "--beams=0", "y"], "--beams=0: must be at least 1"),
+    (
+      ["--checkpoint=x", "--box=0,0,2,1", "y"],
+      "--box=0,0,2,1: must be y1,x1,y2,x2 in shares of the image, with "
+      "0 <= y1 < y2 <= 1, and x alike",
+    ),
+    (
+      ["--checkpoint=x", "--prefix=a", "--phrase=b", "y"],
+      "--prefix: is of captions, and goes without --phrase, --box and --labels",
+    ),
+  ],
+)
+def test_mistakes_on_the_command_line_are_told(flags, said):
+  assert programs.said_in_one_line("tools/caption.py", *flags) == (
+    f"error: {said}\n"
+  )
 
 
 WORDS = "a red dog", "two cats", "one blue bird", "a fish"

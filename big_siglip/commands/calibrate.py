@@ -18,7 +18,7 @@ import json
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.commands import labelled
+from big_siglip.commands import labelled, sight
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -63,12 +63,11 @@ def main(argv: list[str]) -> None:
     with progress.loading():
       from etils import epath
 
-      import big_siglip
       from big_siglip import platforms
       from big_siglip.trained import calibrated
 
       platforms.prepare()
-    model = big_siglip.load(_CHECKPOINT.value, calibration="none")
+    model = sight.load(_CHECKPOINT.value, calibration="none")
     model.embedder("texts")
     model.embedder("images")
     file = calibrated.file_of(_CHECKPOINT.value)

@@ -18,14 +18,13 @@ of labels and which images are read says docs/formats.md, and docs/labels.md how
 to tag, calibrate and teach.
 """
 
-import pathlib
 import sys
 import warnings
 
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.commands import labelled
+from big_siglip.commands import labelled, sight
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -77,12 +76,13 @@ def main(argv: list[str]) -> None:
     with progress.loading():
       names = labelled.read_labels(_LABELS.value) if _LABELS.value else ()
       templates = labelled.read_templates(_TEMPLATE.value)
-      inputs = find_images(argv[1:])
-      import big_siglip
+      inputs = labelled.find_images(
+        argv[1:], _DATA.value, _SPLIT.value, _COLUMN.value
+      )
       from big_siglip import platforms
 
       platforms.prepare()
-    model = big_siglip.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
+    model = sight.load(_CHECKPOINT.value, calibration=_CALIBRATION.value)
     asked, logits = _ask(model, kind, names, templates)
     from big_siglip.labels.classifying import Counts, scored
 
@@ -123,40 +123,6 @@ def _check_flags() -> str:
   if _CSV.value:
     labelled.check_new(_CSV.value, "--csv")
   return kinds.pop() if kinds else "table"
-
-
-def find_images(arguments: list[str]) -> list[tuple]:
-  """Returns (argument, `embeddings.AnyInputs`) of files, folders, data sets.
-
-  A table or list is one if it stands alone: among others it is a file that
-  lay beside them, and no image.
-
-  Raises:
-    UserError: nothing is named, or it does not exist, or a folder has none.
-  """
-  if not arguments:
-    raise UserError("name at least one image or folder of images")
-  from big_siglip import embeddings
-  from big_siglip.embeddings import datasets, tables
-
-  lists = (".txt", *tables.SUFFIXES)
-  found = []
-  for argument in arguments:
-    path = pathlib.Path(argument)
-    is_list = len(arguments) == 1 and path.suffix.lower() in lists
-    if path.is_file() and not (
-      is_list or _DATA.value or datasets.find_format(argument)
-    ):
-      inputs = embeddings.Inputs(pathlib.Path(), [argument])
-      found.append((argument, inputs))
-      continue
-    if not (_DATA.value or path.exists() or datasets.find_format(argument)):
-      raise UserError(f"{path}: no such file or folder")
-    inputs = embeddings.read_images(
-      argument, _COLUMN.value, _DATA.value, _SPLIT.value, "images"
-    )
-    found.append((argument, inputs))
-  return found
 
 
 def _ask(model, kind, names, templates):

@@ -5,13 +5,16 @@ big-siglip dense segment --checkpoint=models/b16 --labels="a dog,grass" \
   --output=dog.png dog.jpg
 big-siglip dense match --checkpoint=models/b16 --output=match.png a.jpg b.jpg
 big-siglip dense attention --checkpoint=models/b16 --output=seen.png dog.jpg
+big-siglip dense sight --checkpoint=models/naflex --lengths=64,256,1024 dog.jpg
 
 pca paints patches that are alike in like colours, over all images given.
 segment asks each patch about each label, without training: a map for each, and
 the likeliest one above --threshold. match joins patches of two images that are
 each other's nearest. attention is where the pool looked, which is not why it
-said what it said. --size shows more detail than the model was trained with,
---stride looks through windows of the trained size (docs/dense.md).
+said what it said. sight is what a model that keeps an image's shape (NaFlex)
+sees of it in up to as many patches as --lengths say. --size shows more detail
+than the model was trained with, --stride looks through windows of the trained
+size (docs/dense.md).
 """
 
 import sys
@@ -20,7 +23,8 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.errors import exit_on_error, UserError
+from big_siglip.commands import sight
+from big_siglip.errors import exit_on_error, naming, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or published weights."
@@ -52,7 +56,10 @@ _STRIDE = flags.DEFINE_integer(
 _MATCHES = flags.DEFINE_integer(
   "matches", 40, "Of match: lines to draw, at most.", lower_bound=1
 )
-WAYS = ("pca", "segment", "match", "attention")
+_LENGTHS = flags.DEFINE_list(
+  "lengths", None, "Of sight: patches of an image; the model's unless given."
+)
+WAYS = ("pca", "segment", "match", "attention", "sight")
 _SIDE = 320  # Pixels of an image on the sheet.
 _SHOWN = 12  # Labels that have a map of their own.
 
@@ -68,13 +75,12 @@ def main(argv: list[str]) -> None:
     way, files = _check(argv[1:])
     labels, templates = _read_labels() if way == "segment" else ((), ())
     with progress.loading():
-      import big_siglip
       from big_siglip import platforms
       from big_siglip.dense import figure
 
       platforms.prepare()
     photos = [_read(file) for file in files]
-    model = big_siglip.load(_CHECKPOINT.value)
+    model = sight.load(_CHECKPOINT.value)
     match way:
       case "pca":
         rows = _draw_components(model, files, photos)
@@ -82,6 +88,8 @@ def main(argv: list[str]) -> None:
         rows = _draw_segments(model, files, photos, labels, templates)
       case "match":
         rows = _draw_matches(model, files, photos)
+      case "sight":
+        rows = _draw_sight(model, files, photos)
       case _:
         rows = _draw_attention(model, files, photos)
     figure.save(figure.sheet(rows), _OUTPUT.value)
@@ -143,6 +151,40 @@ def _embed(model, photos, kind: str):
     stride=_STRIDE.value,
     progress=True,
   )
+
+
+def _draw_sight(model, files, photos):
+  import dataclasses
+
+  import numpy as np
+
+  from big_siglip.data import images, patches
+  from big_siglip.dense.figure import Tile
+  from big_siglip.trained import naflex
+
+  made, values = model.preprocess, []
+  for length in _LENGTHS.value or [model.config.model.image.max_patches]:
+    with naming({"max_patches": "--lengths"}):
+      number = int(length) if str(length).isdecimal() else length
+      naflex.set_length(model.config.model, number, _CHECKPOINT.value)
+    value = dataclasses.replace(made.value, max_patches=number)
+    values.append(dataclasses.replace(made, value=value))
+  rows = []
+  for file, photo in zip(files, photos, strict=True):
+    shown = _shown(photo)
+    height, width = photo.shape[:2]
+    row = [Tile(shown, f"{_name(file)}: {width} x {height}")]
+    for made in values:
+      seen = made.image(photo)
+      tall, wide = seen["grid"].tolist()
+      patch = made.value.patch_size
+      pixels = patches.join(seen["patches"], (tall, wide), patch)
+      pixels = images.resize(pixels, shown.shape[:2], "nearest")
+      share = tall * wide / made.value.max_patches
+      words = f"{tall} x {wide} of {made.value.max_patches}: {share:.0%}"
+      row.append(Tile(np.ascontiguousarray(pixels), words))
+    rows.append(row)
+  return rows
 
 
 def _shown(photo):
@@ -223,8 +265,8 @@ def _draw_matches(model, files, photos):
   height = min(len(first), len(second))
   first, second = (_of_height(image, height) for image in (first, second))
   found = matching.mutual(grids[0], grids[1], _MATCHES.value)
-  side = grids.shape[1], grids.shape[2]
-  tile = figure.matched(first, second, found, (side, side))
+  sides = tuple(cells.shape[:2] for cells in grids)
+  tile = figure.matched(first, second, found, sides)
   names = " | ".join(map(_name, files))
   return [[tile._replace(words=f"{names}: {tile.words}")]]
 
@@ -240,7 +282,9 @@ def _draw_attention(model, files, photos):
   from big_siglip.dense import pictures
   from big_siglip.dense.figure import Tile
 
-  weights = _embed(model, photos, "attention").mean(axis=-1)
+  weights = [
+    cells.mean(axis=-1) for cells in _embed(model, photos, "attention")
+  ]
   rows = []
   for file, photo, cells in zip(files, photos, weights, strict=True):
     shown = _shown(photo)

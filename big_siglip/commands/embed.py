@@ -29,6 +29,7 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import extras, progress
+from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, naming, RunStopped, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -110,14 +111,13 @@ def _embed(inputs) -> None:
   """Embeds, and prints what was done."""
   import jax
 
-  import big_siglip
   from big_siglip import embeddings
   from big_siglip.data import embedding_description
   from big_siglip.embeddings import description as descriptions
 
   # Each process computes for itself: what one has to do is not the others'.
   alone = jax.process_count() == 1
-  model = big_siglip.load(
+  model = sight.load(
     _CHECKPOINT.value, **({} if alone else {"device": jax.local_devices()})
   )
   look = None

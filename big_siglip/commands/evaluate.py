@@ -28,13 +28,19 @@ from ml_collections import ConfigDict
 
 from big_siglip import extras, progress
 from big_siglip.command_line import parse_evaluation
-from big_siglip.commands import tables
-from big_siglip.errors import exit_on_error, UserError
+from big_siglip.commands import sight, tables
+from big_siglip.errors import exit_on_error, naming, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
   "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
+)
+_WEIGHTS = flags.DEFINE_enum(
+  "weights",
+  "trained",
+  ["trained", "teacher"],
+  "Whose: the teacher's, of a run with self-distillation.",
 )
 _WATCH = flags.DEFINE_string(
   "watch", None, "A run's folder: evaluate each checkpoint as it appears."
@@ -89,6 +95,8 @@ def main(given: _Given) -> None:
   with exit_on_error():
     if _WATCH.value is not None and _DISTRIBUTED.value:
       raise UserError("--watch: must be one process, without --distributed")
+    if _WATCH.value is not None and _WEIGHTS.value == "teacher":
+      raise UserError("--weights=teacher: goes with --checkpoint, not --watch")
     if (_CHECKPOINT.value is None) == (_WATCH.value is None):
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
     _check_rows(_ROWS.value)
@@ -126,17 +134,21 @@ def _evaluate(path: str, given: _Given) -> None:
   from big_siglip import build, sharding
   from big_siglip.evaluation import results
   from big_siglip.run import processes
-  from big_siglip.trained import saved
+  from big_siglip.trained import decoders, naflex, saved, teachers
 
   if _DISTRIBUTED.value:
     processes.join()
-  checkpoint, trained, load_params = saved.open_model(path)
+  checkpoint, trained, load = saved.open_model(path)
+  load_params = teachers.choose(_WEIGHTS.value, checkpoint, trained, load)
+  if sight.MAX_PATCHES.value is not None:
+    with naming({"max_patches": "--max_patches"}):
+      naflex.set_length(trained.model, sight.MAX_PATCHES.value, path)
   config = results.with_evals(trained, *given)
   # How many devices trained it, and with which batch, does not matter here.
   mesh = sharding.make_mesh()
   with progress.waiting("opening the data"):
     evaluators = build.evaluators(config, mesh)
-  params = load_params(mesh)
+  params = decoders.joined(load_params(mesh), checkpoint, config, mesh)
   with processes.stopping_together():
     found = results.run(evaluators, params)
   if jax.process_index() != 0:

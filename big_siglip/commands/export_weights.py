@@ -10,8 +10,11 @@ bits. `onnx` makes a folder with each tower as a graph for onnxruntime,
 `stablehlo` one with programs for JAX (big_siglip.trained.serving.load).
 --classifier=FOLDER adds classifier.onnx, from pixels to the probabilities of
 the labels of a classifier of big-siglip probe (classifier.json names them).
+--weights=teacher takes the teacher of a run with self-distillation.
 What big-siglip calibrate left is exported as the model's scale and bias.
 --push=ORG/NAME uploads a folder to the Hugging Face hub, with its model card.
+--max_patches=N exports a NaFlex model, 0 one of squares, whichever it was: the
+parameters are the same (docs/naflex.md).
 """
 
 import pathlib
@@ -19,14 +22,22 @@ import pathlib
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.errors import exit_on_error, UserError
+from big_siglip.commands import sight
+from big_siglip.errors import exit_on_error, naming, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
   "A run's or model's folder, RUN/checkpoints/STEP, or published weights.",
 )
+_WEIGHTS = flags.DEFINE_enum(
+  "weights",
+  "trained",
+  ["trained", "teacher"],
+  "Whose: the teacher's, of a run with self-distillation.",
+)
 _FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
+_OF_SQUARES = ("onnx", "stablehlo")
 _CARDS = ("huggingface", "open_clip", "onnx")  # Those that the hub knows.
 _FILES = (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
@@ -54,16 +65,30 @@ def main(argv: list[str]) -> None:
       from big_siglip import platforms, sharding
       from big_siglip.report import runs
       from big_siglip.schema.sizes import has_text_tower
-      from big_siglip.trained import saved, serving
+      from big_siglip.trained import naflex, saved, serving, teachers
       from big_siglip.weights import card, export, push
 
       platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
-    found, config, load_params = saved.open_model(_CHECKPOINT.value)
+    found, config, load = saved.open_model(_CHECKPOINT.value)
+    load_params = teachers.choose(_WEIGHTS.value, found, config, load)
+    if sight.MAX_PATCHES.value is not None:
+      with naming({"max_patches": "--max_patches"}):
+        naflex.convert(config, sight.MAX_PATCHES.value, _CHECKPOINT.value)
+    if style in _OF_SQUARES and config.model.image.max_patches is not None:
+      raise UserError(
+        f"--format={style}: has images of one size, and {_CHECKPOINT.value} "
+        "keeps their shape (NaFlex); --max_patches=0 makes it one of squares"
+      )
     if not has_text_tower(config.model):
       raise UserError(
         f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "
         "exports are of whole models: train a text tower to it (configs/lit.py)"
+      )
+    if terms := config.get("terms"):
+      progress.say(
+        f"note: the parameters of config.terms ({', '.join(terms)}) belong to "
+        "the run, and are not exported"
       )
     address = push.open_repository(name, public=_PUBLIC.value) if name else ""
     params = load_params(sharding.make_mesh())

@@ -8,7 +8,9 @@ big-siglip import --weights=webli_en_b16_224.npz \
 Reads safetensors of transformers and open_clip (a file, a folder, or the id of
 a repository on the Hugging Face hub) and .npz of big_vision. The folder serves
 wherever a run's folder does: big-siglip evaluate, classify, config.init,
-big_siglip.load.
+big_siglip.load. --max_patches=N makes a NaFlex model of one of squares, with
+the same parameters: it sees images in their own shape (docs/naflex.md), and has
+to be trained for it. --max_patches=0 makes one of squares of a NaFlex model.
 """
 
 import json
@@ -17,7 +19,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from big_siglip import progress
-from big_siglip.errors import exit_on_error, UserError
+from big_siglip.commands import sight
+from big_siglip.errors import exit_on_error, naming, UserError
 
 _WEIGHTS = flags.DEFINE_string(
   "weights", None, "A file, a folder, or the id of a repository."
@@ -48,7 +51,8 @@ def main(argv: list[str]) -> None:
       import jax
 
       from big_siglip import platforms, sharding
-      from big_siglip.trained import saved
+      from big_siglip.data.preprocessing import Preprocessing
+      from big_siglip.trained import naflex, saved
       from big_siglip.weights import open_weights
       from big_siglip.weights.preprocessing import find_preprocessing
 
@@ -56,18 +60,23 @@ def main(argv: list[str]) -> None:
     with progress.waiting("opening the weights"):
       weights = open_weights(_WEIGHTS.value, _BASE.value)
       preprocessing = find_preprocessing(weights, _TOKENIZER.value)
-    config = ConfigDict({"model": weights.model, "data": {}})
+    data = preprocessing.data_fields()
+    config = ConfigDict({"model": weights.model, "data": data})
+    if sight.MAX_PATCHES.value is not None:
+      with naming({"max_patches": "--max_patches"}):
+        naflex.convert(config, sight.MAX_PATCHES.value, _WEIGHTS.value)
+      preprocessing = Preprocessing.of(config)
     params = saved.load_weights(weights, config, sharding.make_mesh())
     output = epath.Path(_OUTPUT.value)
     if "://" not in str(_OUTPUT.value):
       output = output.expanduser().resolve()
     with progress.waiting("writing the model"):
-      saved.save_model(output, params, weights.model, preprocessing)
+      saved.save_model(output, params, config.model, preprocessing)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   answer = {
     "format": weights.format,
     "parameters": count,
-    "image": f"{weights.model.image.size} at {weights.model.image.image_size}",
+    "image": _describe_image(config.model.image),
     "text": _describe_text(weights.model),
     "mean": preprocessing.mean,
     "std": preprocessing.std,
@@ -81,6 +90,12 @@ def main(argv: list[str]) -> None:
     print(
       f"{name:13} {value:,}" if name == "parameters" else f"{name:13} {value}"
     )
+
+
+def _describe_image(image) -> str:
+  if image.max_patches is None:
+    return f"{image.size} at {image.image_size}"
+  return f"{image.size}, up to {image.max_patches} patches (NaFlex)"
 
 
 def _describe_text(model) -> str | None:

@@ -7,8 +7,9 @@ Loads the first batches of the training order, draws a page of the images, after
 augmentation, with their decoded tokens, and prints images a second with the
 config's workers and threads, where the time of one thread goes, the epochs of
 the whole run, and what was skipped; first of all how the data were understood:
-how many there are, of which fields, and the first three. --json prints one JSON
-object instead.
+how many there are, of which fields, and the first three. With boxes among
+config.data.fields it draws these too, and counts what is wrong with them.
+--json prints one JSON object instead.
 """
 
 import dataclasses
@@ -75,6 +76,7 @@ def as_json(found, length: int) -> dict[str, object]:
     "epochs": found.epochs,
     "skipped": found.skipped,
     "faults": [dataclasses.asdict(fault) for fault in found.faults],
+    **({"boxes": found.boxes.as_json()} if found.boxes else {}),
     "page": _OUTPUT.value,
   }
 
@@ -100,4 +102,6 @@ def print_table(found, length: int, config: ConfigDict) -> None:
   print(f"skipped        {skipped or 'none'}")
   for fault in found.faults[:10]:
     print(f"  {fault.name}: {fault.reason} ({fault.kind})")
+  if found.boxes:
+    print("\n".join(found.boxes.lines()))
   print(f"page           {_OUTPUT.value}")

@@ -122,3 +122,46 @@ def read_labels(given: str) -> tuple[tuple[str, ...], ...]:
       file=sys.stderr,
     )
   return names
+
+
+def find_images(
+  arguments: list[str],
+  data: str | None,
+  split: str | None,
+  column: str | None,
+) -> list[tuple]:
+  """Returns (argument, `embeddings.AnyInputs`) of files, folders, data sets.
+
+  A table or list is one if it stands alone: among others it is a file that
+  lay beside them, and no image.
+
+  Args:
+    arguments: what the user named.
+    data: the format of data sets; None: seen.
+    split: of data sets; None: all.
+    column: of tables and data sets; None: found.
+
+  Raises:
+    UserError: nothing is named, or it does not exist, or a folder has none.
+  """
+  if not arguments:
+    raise UserError("name at least one image or folder of images")
+  from big_siglip import embeddings
+  from big_siglip.embeddings import datasets, tables
+
+  lists = (".txt", *tables.SUFFIXES)
+  found = []
+  for argument in arguments:
+    path = pathlib.Path(argument)
+    is_list = len(arguments) == 1 and path.suffix.lower() in lists
+    if path.is_file() and not (
+      is_list or data or datasets.find_format(argument)
+    ):
+      inputs = embeddings.Inputs(pathlib.Path(), [argument])
+      found.append((argument, inputs))
+      continue
+    if not (data or path.exists() or datasets.find_format(argument)):
+      raise UserError(f"{path}: no such file or folder")
+    inputs = embeddings.read_images(argument, column, data, split, "images")
+    found.append((argument, inputs))
+  return found

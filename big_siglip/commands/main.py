@@ -25,6 +25,9 @@ LINES = {
   "classify": (
     "Scores images against labels of your choice, or by a classifier of yours."
   ),
+  "caption": (
+    "Writes captions of images, boxes of phrases, and phrases of boxes."
+  ),
   "calibrate": (
     "Fits scale and bias of the logits to your images, and keeps them."
   ),
@@ -96,6 +99,8 @@ def find(name: str) -> types.ModuleType:  # noqa: C901
       from big_siglip.commands import report as command
     case "classify":
       from big_siglip.commands import classify as command
+    case "caption":
+      from big_siglip.commands import caption as command
     case "calibrate":
       from big_siglip.commands import calibrate as command
     case "probe":

@@ -19,7 +19,7 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import extras, progress
-from big_siglip.commands import tables
+from big_siglip.commands import sight, tables
 from big_siglip.errors import exit_on_error, UserError
 
 _EMBEDDINGS = flags.DEFINE_string(
@@ -110,14 +110,13 @@ def _open():
   if _EMBEDDINGS.value:
     platforms.prepare()
     return library.of_folder(_EMBEDDINGS.value)
-  import big_siglip
   from big_siglip import embeddings
 
   inputs = embeddings.read_images(
     _IMAGES.value, _COLUMN.value, _DATA.value, _SPLIT.value
   )
   platforms.prepare()
-  model = big_siglip.load(_CHECKPOINT.value)
+  model = sight.load(_CHECKPOINT.value)
   return library.of_images(model, inputs, os.cpu_count() or 1)
 
 

@@ -5,7 +5,8 @@ big-siglip plan --config=configs/b16.py --topology=v5e:4x4 --sweep
 big-siglip plan --config=configs/gpu.py --topology=gpu:h100
 
 The TPU compiler does it without a TPU (pip install 'big_siglip[tpu]'), that for
-GPUs without a GPU (docs/gpu.md). Ends with 3 if the run does not fit into the
+GPUs without a GPU (docs/gpu.md). Where the length of images is drawn
+(docs/naflex.md), each is planned. Ends with 3 if the run does not fit into the
 chips' memory.
 """
 
@@ -88,15 +89,37 @@ def main(config: ConfigDict) -> None:
     if _SWEEP.value:
       made = _sweep(plan, config, share)
     else:
-      made = plan.make_plan(config, _TOPOLOGY.value, share)
-      if _JSON.value:
-        print(json.dumps(dataclasses.asdict(made)))
-      else:
-        _print_table(made)
+      made = _plan(plan, config, share)
   if made is None or not made.fits:
     excess = made.excess() if made else "does not fit: nothing of the sweep"
     print(f"error: {_TOPOLOGY.value}: {excess}", file=sys.stderr)
     sys.exit(_NOT_FITTING)
+
+
+def _plan(plan, config, share):
+  """Prints the plan, of images' lengths each; returns that of the longest."""
+  made = {
+    length: plan.make_plan(config, _TOPOLOGY.value, share, length)
+    for length in plan.lengths(config) or (None,)
+  }
+  longest, several = list(made.values())[-1], len(made) > 1
+  seconds = [own.estimated_seconds_per_step for own in made.values()]
+  mean = None if None in seconds else sum(seconds) / len(seconds)
+  if _JSON.value:
+    said = dataclasses.asdict(longest)
+    if several:
+      each = {length: dataclasses.asdict(own) for length, own in made.items()}
+      said = {"lengths": each, "mean_seconds_per_step": mean}
+    print(json.dumps(said))
+    return longest
+  for length, own in made.items():
+    if several:
+      print(f"\n{length} patches")
+    _print_table(own)
+  if several and mean is not None:
+    hours = mean * config.total_steps / 3600
+    print(f"\n{'mean over the lengths':28} {mean:.3f} s, {hours:,.1f} hours")
+  return longest
 
 
 def _sweep(plan, config, share):

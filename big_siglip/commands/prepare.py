@@ -6,12 +6,17 @@ big-siglip prepare wit wit_v1.train.all-*.tsv.gz --output=DATA/wit/1.0.0 \
 big-siglip prepare wit_base data/train-*.parquet --output=DATA/wit/1.0.0
 big-siglip prepare tar cc12m/*.tar --output=DATA/cc12m/1.0.0 --name=cc12m
 big-siglip prepare parquet *.parquet --output=DATA/p/1.0.0 --captions=text
+big-siglip prepare boxes DATA/cc12m/1.0.0 --table=FOUND.parquet \
+  --box_format=xyxy --min_score=0.3 --output=DATA/cc12m_boxes/1.0.0
 
 wit: Google's tables, whose images are fetched, politely. wit_base: Wikimedia's
 files, which hold them. tar: what img2dataset writes. parquet: any with image
 bytes. What stands after a lone -- are Beam's own flags: -- --runner=FlinkRunner
 (else all runs here). Killed and started again it goes on. Needs
 pip install 'big_siglip[prepare]'; docs/data-prepare.md has more.
+
+boxes: a prepared data set anew, with the boxes that a table has for its images,
+such as a detector's. Needs no Beam.
 """
 
 import json
@@ -25,8 +30,9 @@ from absl import flags, logging
 from big_siglip import extras, progress
 from big_siglip.command_line import parse_arguments
 from big_siglip.errors import exit_on_error, UserError
+from big_siglip.schema import words
 
-_KINDS = ("wit", "wit_base", "tar", "parquet")
+_KINDS = ("wit", "wit_base", "tar", "parquet", "boxes")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder of the data set.")
 _NAME = flags.DEFINE_string("name", None, "Its name; None: the command's.")
 _CAPTIONS = flags.DEFINE_list(
@@ -62,6 +68,20 @@ _USER_AGENT = flags.DEFINE_string(
   "user_agent", None, "Of wit: who asks, with an address for complaints."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print the counts as JSON.")
+_TABLE = flags.DEFINE_string(
+  "table", None, "Of boxes: CSV, TSV, .jsonl or .parquet, with images' names."
+)
+_BOX_FORMAT = flags.DEFINE_enum(
+  "box_format",
+  None,
+  list(words.BOX_FORMATS),
+  "Of its boxes: yxyx is in fractions; xyxy (corners) and xywh in pixels.",
+)
+_COLUMNS = flags.DEFINE_list(
+  "columns", [], "Of it: IMAGE,BOX,TEXT,SCORE; empty: by their names."
+)
+_MIN_SCORE = flags.DEFINE_float("min_score", None, "Of boxes to take.")
+_MAX_BOXES = flags.DEFINE_integer("max_boxes", None, "Of an image; the best.")
 _MAX_BYTES = flags.DEFINE_integer("max_bytes", 50_000_000, "Of an image.")
 _SHRINK_TO = flags.DEFINE_integer(
   "shrink_to", None, "Pixels, shorter side; None: images stay as they are."
@@ -106,6 +126,9 @@ def main(given: tuple[list[str], list[str]]) -> None:
   kind = argv[1] if argv[1:] else ""
   with exit_on_error():
     _check_arguments(kind)
+    if kind == "boxes":
+      _add_boxes(argv[2:])
+      return
     needed = extras.needed_by(f"big-siglip prepare {kind}", "prepare")
     with progress.loading(), needed:
       from big_siglip.preparation.folder import Folder
@@ -135,6 +158,40 @@ def _check_arguments(kind: str) -> None:
     raise UserError(f"command {kind!r}: must be one of {allowed}")
   if not _OUTPUT.value:
     raise UserError("--output=FOLDER must be given")
+
+
+def _add_boxes(inputs: list[str]) -> None:
+  """Adds boxes to a data set, and says how many."""
+  if len(inputs) != 1:
+    raise UserError(
+      f"boxes needs one prepared data set, its folder; {len(inputs)} given"
+    )
+  formats = "|".join(words.BOX_FORMATS)
+  for flag, what in ((_TABLE, "FILE"), (_BOX_FORMAT, formats)):
+    if flag.value is None:
+      raise UserError(f"--{flag.name}={what} must be given")
+  if _MAX_BOXES.value is not None and _MAX_BOXES.value < 1:
+    raise UserError(f"--max_boxes={_MAX_BOXES.value}: must be at least 1")
+  with progress.loading(), extras.needed_by("big-siglip prepare boxes", "tfds"):
+    from big_siglip.preparation import boxes
+  counts = boxes.add(
+    inputs[0],
+    _TABLE.value,
+    _OUTPUT.value,
+    form=_BOX_FORMAT.value,
+    columns=tuple(_COLUMNS.value),
+    limits=boxes.Limits(_MIN_SCORE.value, _MAX_BOXES.value),
+  )
+  if _JSON.value:
+    print(json.dumps(counts))
+    return
+  print(
+    f"{_OUTPUT.value}: {counts['images']} images, {counts['images with boxes']}"
+    f" with boxes, {counts['boxes']} boxes"
+  )
+  for kind, number in counts.items():
+    if kind not in ("images", "images with boxes", "boxes") and number:
+      print(f"  {number:>9} {kind}")
 
 
 def _make_job(kind: str, inputs: list[str]):

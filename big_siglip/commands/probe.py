@@ -16,7 +16,7 @@ import json
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.commands import labelled, tables
+from big_siglip.commands import labelled, sight, tables
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -59,12 +59,11 @@ def main(argv: list[str]) -> None:
     if _ROWS.value is not None:
       tables.check(_ROWS.value, "--rows")
     with progress.loading():
-      import big_siglip
       from big_siglip import platforms
       from big_siglip.trained import classifier
 
       platforms.prepare()
-    model = big_siglip.load(_CHECKPOINT.value)
+    model = sight.load(_CHECKPOINT.value)
     model.embedder("images")
     head, table = _learn(model)
     classifier.write(output, head)

@@ -22,6 +22,7 @@ import sys
 from absl import flags, logging
 
 from big_siglip import progress
+from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -101,13 +102,13 @@ def _check_flags(arguments: list[str]) -> None:
 
 def _embed_query(reader):
   """Returns [1, E] float32."""
-  import big_siglip
   from big_siglip import embeddings
   from big_siglip.data.images import BadImage
   from big_siglip.embeddings import description as descriptions
 
   checkpoint = _CHECKPOINT.value or reader.description.checkpoint
-  model = big_siglip.load(checkpoint)
+  seen = reader.description.preprocessing or {}
+  model = sight.load(checkpoint, max_patches=seen.get("max_patches"))
   with progress.waiting("naming the model by its parameters", after=4):
     made = embeddings.describe_model(model, checkpoint)
   descriptions.check_model(reader.folder, reader.description, made)

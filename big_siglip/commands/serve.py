@@ -19,6 +19,7 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import extras, progress
+from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -157,7 +158,6 @@ def _make_server():
       import uvicorn
 
       from big_siglip.page.app import make_app
-    import big_siglip
     from big_siglip import platforms
     from big_siglip.embeddings import index
     from big_siglip.page.gallery import Gallery
@@ -168,7 +168,7 @@ def _make_server():
     choice.check()
     classifiers = _check_folders()
     platforms.prepare()
-  model = big_siglip.load(_CHECKPOINT.value)
+  model = sight.load(_CHECKPOINT.value)
   for kind in ("images", "texts"):  # Before the page opens.
     model.embedder(kind)
   limits, gallery = Limits(), None

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 
 from big_siglip import shipped
-from big_siglip.data import decoding
+from big_siglip.data import decoding, images, patches
+from big_siglip.data.batch import Image
 from big_siglip.data.squares import BLACK, Square
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
+from big_siglip.schema.sizes import resolve_image
 
 # Where `config` has each field.
 _CONFIG = {
   "image_size": "config.model.image.image_size",
+  "max_patches": "config.model.image.max_patches",
   "resize": "config.data.resize",
   "crop": "config.data.crop",
   "crop_fraction": "config.data.crop_fraction",
@@ -35,7 +38,8 @@ _CONFIG = {
 # What decides about the pixels that a model sees but for their number, and what
 # decides about them all.
 _COLORS = ("resize", "crop", "crop_fraction", "fill", "mean", "std")
-IMAGE_FIELDS = ("image_size", *_COLORS)
+_SEQUENCE = ("max_patches", "patch_size")
+IMAGE_FIELDS = ("image_size", *_SEQUENCE, *_COLORS)
 # What nothing can make up for: sizes are resampled, pieces are found by name.
 RULES = (*_COLORS, "lowercase", "clean", "pad_id")
 # A config of an image tower alone says nothing of texts.
@@ -49,6 +53,8 @@ _BEFORE = {
   "fill": BLACK,
   "mean": _HALF,
   "std": _HALF,
+  "max_patches": None,
+  "patch_size": None,
 }
 
 
@@ -70,6 +76,10 @@ class Preprocessing:
     fill: red, green and blue of what lies outside the image, 0 to 255.
     mean: of red, green and blue in [0, 1], which the model takes off.
     std: by which it divides then.
+    max_patches: of an image that keeps its shape, as SigLIP 2's NaFlex models
+      see it; `image_size` and the three of squares have no part in it. None:
+      it becomes a square.
+    patch_size: pixels along the side of such a patch.
   """
 
   image_size: int
@@ -84,6 +94,8 @@ class Preprocessing:
   fill: tuple[int, ...] = BLACK
   mean: tuple[float, ...] = _HALF
   std: tuple[float, ...] = _HALF
+  max_patches: int | None = None
+  patch_size: int | None = None
 
   @classmethod
   def of(cls, config: Any) -> "Preprocessing":
@@ -91,6 +103,9 @@ class Preprocessing:
     image, text = config.model.image, config.model.get("text")
     of_model = {name: image[name] for name in ("image_size", "mean", "std")}
     of_model["text_length"] = text and text.length
+    if image.max_patches is not None:
+      of_model["max_patches"] = image.max_patches
+      of_model["patch_size"] = resolve_image(image).patch_size
     return cls.from_dict({**_NO_TEXTS, **config.data, **of_model})
 
   @classmethod
@@ -111,8 +126,11 @@ class Preprocessing:
     return cls(**known)
 
   def as_dict(self) -> dict[str, Any]:
-    """Returns all fields by name, for JSON."""
-    return dataclasses.asdict(self)
+    """Returns all fields by name, for JSON; of squares none of sequences."""
+    fields = dataclasses.asdict(self)
+    if self.max_patches is None:
+      fields = {k: v for k, v in fields.items() if k not in _SEQUENCE}
+    return fields
 
   def data_fields(self) -> dict[str, Any]:
     """Returns the fields that stand in a config's section `data`."""
@@ -189,14 +207,15 @@ class Preprocess:
     )
     return cls(value, made)
 
-  def image(self, image: bytes | np.ndarray) -> np.ndarray:
+  def image(self, image: bytes | np.ndarray) -> Image:
     """Returns what the image tower sees.
 
     Args:
       image: encoded; or uint8 [H, W, 3]; or embedded before, float32 [E].
 
     Returns:
-      uint8 [image_size, image_size, 3]; an embedding stays as it is.
+      uint8 [image_size, image_size, 3], or patches and their grid where there
+      are `max_patches`; an embedding stays as it is.
 
     Raises:
       BadImage: it cannot be decoded.
@@ -205,7 +224,23 @@ class Preprocess:
       image = decoding.decode(image, self.value.resize)
     if image.ndim == 1:
       return image
+    if self.value.max_patches is not None:
+      return self._patches(image)
     return self.value.square()(image)
+
+  def _patches(self, image: np.ndarray) -> Image:
+    """Returns "patches" and their "grid" of uint8 [H, W, 3]."""
+    length, patch = self.value.max_patches, self.value.patch_size
+    if length is None or patch is None:
+      raise UserError("preprocessing: max_patches needs a patch_size")
+    height, width = image.shape[:2]
+    grid = patches.grid_of(height, width, patch, length)
+    shape = grid[0] * patch, grid[1] * patch
+    resized = images.resize(image, shape, self.value.resize)
+    return {
+      "patches": patches.cut(resized, patch, length),
+      "grid": np.array(grid, np.int32),
+    }
 
   def texts(self, texts: Sequence[str]) -> np.ndarray:
     """Returns what the text tower sees, int32 [len(texts), text_length].

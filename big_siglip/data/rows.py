@@ -10,7 +10,14 @@ from absl import logging
 import numpy as np
 
 from big_siglip.data import faults
-from big_siglip.data.batch import Batch, Field, Fields, rows_of, union
+from big_siglip.data.batch import (
+  Batch,
+  Field,
+  Fields,
+  rows_of,
+  union,
+  zeros_like,
+)
 from big_siglip.data.mixture import image_index, locate
 from big_siglip.data.order import Draw, Draws
 from big_siglip.data.prefetch import Watch
@@ -238,5 +245,5 @@ class LoadEvalRow:
     for index in range(tries):
       with contextlib.suppress(BadExample):
         example = self.load_one(index)
-        return {name: np.zeros_like(value) for name, value in example.items()}
+        return {name: zeros_like(value) for name, value in example.items()}
     raise RunStopped(f"none of the first {tries} examples can be used")

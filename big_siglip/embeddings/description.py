@@ -119,7 +119,16 @@ def describe_patches(
     checkpoint: what it was loaded from.
     asked: which patches.
     look: sees them.
+
+  Raises:
+    UserError: each image has a grid of its own.
   """
+  if look.keeps_shape:
+    raise UserError(
+      f"--patches={asked.kind}: rows of a folder have one shape, and "
+      f"{checkpoint} keeps that of each image (NaFlex); Model.embed_patches "
+      "gives them one by one"
+    )
   height, width, numbers = look.shape
   patches = {
     "kind": asked.kind,

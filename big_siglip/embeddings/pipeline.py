@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import numpy as np
 
+from big_siglip.data.batch import Image, stack
 from big_siglip.embeddings.given import AnyInputs, Prepared, STAMP
 from big_siglip.embeddings.shards import Skipped
 from big_siglip.trained.inference import Model
@@ -79,7 +80,7 @@ class _Batch:
 
   shard: int
   members: list[_Member]
-  rows: np.ndarray | None
+  rows: Image | None
   kept: list[_Member]
   skipped: list[Prepared]
   last: bool
@@ -227,11 +228,11 @@ def _batches(
         members.append(member._replace(one=one._replace(array=None)))
         rows.append(one.array)
       if len(rows) == size:
-        yield _Batch(shard, members, np.stack(rows), kept, skipped, last=False)
+        yield _Batch(shard, members, stack(rows), kept, skipped, last=False)
         members, rows, kept, skipped = [], [], [], []
     # Filled up, so that there is one shape to compile.
     rows += rows[-1:] * (size - len(rows))
-    stacked = np.stack(rows) if rows else None
+    stacked = stack(rows) if rows else None
     yield _Batch(shard, members, stacked, kept, skipped, last=True)
 
 

@@ -88,7 +88,11 @@ def compare(first: Results, second: Results) -> list[Comparison]:
       f"{first.place} has evaluations of {mine or 'nothing'}, {second.place} "
       f"of {theirs or 'nothing'}: none is in both"
     )
-  with_rows = [pair for pair in pairs if pair[0].file or pair[1].file]
+  with_rows = [
+    pair
+    for pair in pairs
+    if (pair[0].file or pair[1].file) and all(one.has_answers for one in pair)
+  ]
   places = (first.place, second.place)
   return [_compare(one, other, places) for one, other in with_rows or pairs]
 

@@ -62,6 +62,10 @@ def _drawn(name: str, result: Result):
     figure = _reliability(details, result.metrics)
   elif "edges" in details:
     figure = _logits(details, result.metrics)
+  elif "cider_by_image" in details:
+    figure = _captions(details["cider_by_image"], result.metrics)
+  elif "accuracy_by_iou" in details:
+    figure = _boxes(details["accuracy_by_iou"])
   elif any("recall@" in metric for metric in result.metrics):
     figure = _recalls(result.metrics)
   elif "accuracy_by_seed" in details:
@@ -163,6 +167,31 @@ def _logits(details: Mapping[str, Any], metrics: Mapping[str, float]):
   axes.set_xlabel("logit")
   axes.set_ylabel("share of pairs")
   axes.legend()
+  return figure
+
+
+def _captions(histogram: Mapping[str, Any], metrics: Mapping[str, float]):
+  figure = _figure(6, 4)
+  axes = figure.add_subplot()
+  axes.stairs(histogram["share"], histogram["edges"], fill=True, alpha=0.5)
+  for name, line in (("cider", "-"), ("shuffled_cider", ":")):
+    label = f"{name} {metrics[name]:.3f}"
+    axes.axvline(metrics[name], color="gray", linestyle=line, label=label)
+  axes.set_xlabel("CIDEr-D of an image's caption")
+  axes.set_ylabel("share of images")
+  axes.legend()
+  return figure
+
+
+def _boxes(curve: Mapping[str, Any]):
+  figure = _figure(6, 4)
+  axes = figure.add_subplot()
+  axes.plot(curve["iou"], curve["share"], marker=".")
+  axes.axvline(0.5, color="gray", linestyle=":")
+  axes.set_ylim(0, 1)
+  axes.set_xlabel("least IoU of a box that is right")
+  axes.set_ylabel("accuracy")
+  axes.grid(alpha=0.3)
   return figure
 
 

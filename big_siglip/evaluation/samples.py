@@ -1,8 +1,10 @@
 """Images that an evaluation was about, and what was answered, on one sheet."""
 
 from collections.abc import Callable
+from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 import numpy as np
 
 from big_siglip.data import images
@@ -25,7 +27,9 @@ def sheet(
 
   Of a classification the first images that are wrong, under each the right
   class and the answer; of a retrieval the first images, under each the caption
-  that came first, in green where it is one of the image's.
+  that came first, in green where it is one of the image's; of a decoder the
+  first images, with what it wrote: captions, in green where they are one of the
+  image's word for word, or the boxes of a text, dashed the true one.
 
   Args:
     open_source: the data that were evaluated.
@@ -33,9 +37,11 @@ def sheet(
   """
   if result.rows is None:
     return None
-  cells = _cells(result.rows())
+  table = result.rows()
+  cells = _cells(table)
   if not cells:
     return None
+  shown = result.details.get("whole") and "found" in table
   source = open_source()
   if isinstance(source[cells[0][0]].image, np.ndarray):  # Embeddings.
     return None
@@ -46,12 +52,18 @@ def sheet(
   grid = figure.subplots(height, _COLUMNS, squeeze=False)
   for axes in grid.flat:
     axes.axis("off")
-  for axes, (row, text, color) in zip(grid.flat, cells, strict=False):
+  for i, (axes, (row, text, color)) in enumerate(
+    zip(grid.flat, cells, strict=False)
+  ):
     axes.set_title(text, fontsize=7, color=color)
     try:
-      axes.imshow(images.thumbnail(source[row].image, _SIDE))
+      image = images.thumbnail(source[row].image, _SIDE)
     except BadExample:  # It was read a moment ago.
       continue
+    axes.imshow(image)
+    if shown:
+      _draw_box(axes, image, table["box"][i], "white", "--")
+      _draw_box(axes, image, table["found"][i], color, "-")
   return pictures.as_array(figure)
 
 
@@ -67,7 +79,17 @@ def _cells(table: Table) -> list[tuple[int, str, str]]:
       )
       for i in asked[:_COUNT]
     ]
-  right = table["right"]  # None: it was left out.
+  if "captions" in table:
+    return [
+      (row, _lines(text), _RIGHT if exact else "black")
+      for row, text, exact in _firsts(table, "row", "written", "exact")
+    ]
+  if "found" in table:
+    return [
+      (row, _lines(text), _RIGHT if iou >= 0.5 else _WRONG)
+      for row, text, iou in _firsts(table, "row", "text", "iou")
+    ]
+  right = table.get("right", [])  # None: it was left out.
   wrong = [i for i, r in enumerate(right) if r is not None and not r]
   return [
     (
@@ -77,6 +99,31 @@ def _cells(table: Table) -> list[tuple[int, str, str]]:
     )
     for i in wrong[:_COUNT]
   ]
+
+
+def _firsts(table: Table, *names: str) -> list[tuple[Any, ...]]:
+  """Returns some columns of the first rows."""
+  columns = [table[name][:_COUNT] for name in names]
+  return list(zip(*columns, strict=True))
+
+
+def _draw_box(axes, image: np.ndarray, said: str | None, color: str, line):
+  """Draws a box of a table on an image that is shown."""
+  if not said:
+    return
+  height, width = image.shape[:2]
+  top, left, bottom, right = map(float, said.split())
+  axes.add_patch(
+    Rectangle(
+      (left * width - 0.5, top * height - 0.5),
+      (right - left) * width,
+      (bottom - top) * height,
+      fill=False,
+      edgecolor=color,
+      linestyle=line,
+      linewidth=1.2,
+    )
+  )
 
 
 def _lines(text: str | None) -> str:

@@ -27,7 +27,7 @@ from big_siglip.evaluators import Evaluator, Result
 from big_siglip.metrics import read_metrics
 from big_siglip.run import events
 from big_siglip.run.workdir import saved_steps, write_whole
-from big_siglip.trained import saved
+from big_siglip.trained import decoders, saved
 
 NAME = "evaluations.jsonl"
 _TRIES = 3  # To read a checkpoint that is there and cannot be read.
@@ -158,6 +158,7 @@ class Watcher(contextlib.AbstractContextManager):
     checkpoint = self._run / "checkpoints" / str(step)
     try:
       params = saved.load_params(checkpoint, self._config, self._mesh)
+      params = decoders.joined(params, checkpoint, self._config, self._mesh)
     except Exception as error:  # Whatever half a checkpoint leads to.
       self._failed[step] = self._failed.get(step, 0) + 1
       if not _is_whole(checkpoint):

@@ -15,7 +15,7 @@ from big_siglip.data.batch import Batch
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, UserError
-from big_siglip.evaluators import dense
+from big_siglip.evaluators import dense, written
 from big_siglip.evaluators.answers import Answers
 from big_siglip.evaluators.calibration import Calibration
 from big_siglip.evaluators.captions import CaptionedImages, open_captions
@@ -33,6 +33,7 @@ from big_siglip.evaluators.patches import make_sights, Sights
 from big_siglip.evaluators.prompts import fill_templates, read_templates
 from big_siglip.evaluators.result import Result
 from big_siglip.evaluators.retrieval import Retrieval
+from big_siglip.evaluators.scribe import Scribe
 from big_siglip.models.resolution import Resolution
 
 __all__ = [
@@ -55,6 +56,7 @@ def make_evaluator(
   preprocess: Preprocess,
   embedders: Embedders,
   sights: Sights | None = None,
+  scribe: Callable[[], Scribe] | None = None,
 ) -> Evaluator:
   """Returns the function from parameters to a `Result` that `spec` asks for.
 
@@ -69,6 +71,7 @@ def make_evaluator(
     preprocess: what comes before the towers.
     embedders: see `make_embedders`.
     sights: see `patches.make_sights`; for the kinds of `dense` alone.
+    scribe: makes what writes; for the kinds of `written` alone.
 
   Raises:
     UserError: an unknown kind, or what does not fit the data set.
@@ -81,6 +84,16 @@ def make_evaluator(
     loader = Loader(where, sight.preprocess, spec.batch_size, embedders.devices)
     return dense.make_dense(spec, open_split, loader, embedders, sight)
   loader = Loader(where, preprocess, spec.batch_size, embedders.devices)
+  if spec.kind in written.KINDS and scribe is not None:
+    source = _captioned(spec, open_split)
+    return written.make_written(
+      spec,
+      source,
+      texts_of(source, spec.max_captions) if spec.kind == "caption" else None,
+      loader.images(source),
+      preprocess,
+      scribe(),
+    )
   match spec.kind:
     case "classification":
       return _classification(spec, open_split(spec.split), loader, embedders)

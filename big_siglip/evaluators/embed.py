@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import durations, progress
+from big_siglip.data.batch import Image as Prepared
 from big_siglip.errors import UserError
-from big_siglip.schema.sizes import resolve_image
+from big_siglip.models.towers import Image, is_embedded
+from big_siglip.schema.sizes import grid_side
 from big_siglip.schema.words import KERNELS
 from big_siglip.sharding import batch_devices, replicated, to_global
 
@@ -30,7 +32,7 @@ _NAMED = 5  # Embeddings that are not finite.
 
 Labels = Mapping[str, Any]  # Arrays of one value a row.
 # (params, inputs b.., labels b) -> (BD float32, labels B), on every device.
-Embed = Callable[[Any, np.ndarray, Labels], tuple[jax.Array, Labels]]
+Embed = Callable[[Any, Prepared | np.ndarray, Labels], tuple[jax.Array, Labels]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +107,13 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     mesh: on which the parameters lie.
   """
   tower = model.config.image
-  tokens = (tower.image_size // resolve_image(tower).patch_size) ** 2
+  tokens = tower.max_patches or grid_side(tower) ** 2
 
-  def embed_image(params: Any, image: jax.Array) -> jax.Array:
-    def apply(image: jax.Array) -> jax.Array:
+  def embed_image(params: Any, image: Image) -> jax.Array:
+    def apply(image: Image) -> jax.Array:
       return model.apply({"params": params}, image, None)[0]
 
-    if mesh.devices.flat[0].platform != "cpu" or image.ndim == 2:
+    if mesh.devices.flat[0].platform != "cpu" or is_embedded(image):
       return apply(image)
     size = max(_CACHED_TOKENS // tokens, 1)
     return _in_slices(apply, image, size, batch_devices(mesh))
@@ -119,7 +121,7 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
   def embed_text(params: Any, text: jax.Array) -> jax.Array:
     return model.apply({"params": params}, None, text)[1]
 
-  def image_features(params: Any, image: jax.Array) -> jax.Array:
+  def image_features(params: Any, image: Image) -> jax.Array:
     return model.apply({"params": params}, image, method="image_features")
 
   def logits(params: Any) -> tuple[float, float]:
@@ -139,30 +141,35 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
 
 
 def _in_slices(
-  apply: Callable[[jax.Array], jax.Array],
-  rows: jax.Array,
+  apply: Callable[[Image], jax.Array],
+  rows: Image,
   size: int,
   devices: int,
 ) -> jax.Array:
   """Returns `apply` of all rows, computed for up to `size` a device at once."""
-  own = len(rows) // devices
+  total = len(jax.tree.leaves(rows)[0])
+  own = total // devices
   count = -(-own // size)
   if count == 1:
     return apply(rows)
   size = -(-own // count)
+
   # A device's rows lie together; a slice takes some of each device's.
-  shape = rows.shape[1:]
-  by_device = rows.reshape(devices, own, *shape)
-  surplus = [(0, 0), (0, count * size - own)] + [(0, 0)] * len(shape)
-  slices = jnp.pad(by_device, surplus).reshape(devices, count, size, *shape)
-  slices = slices.swapaxes(0, 1).reshape(count, devices * size, *shape)
-  result = jax.lax.map(apply, slices).reshape(count, devices, size, -1)
+  def cut(rows: jax.Array) -> jax.Array:
+    shape = rows.shape[1:]
+    by_device = rows.reshape(devices, own, *shape)
+    surplus = [(0, 0), (0, count * size - own)] + [(0, 0)] * len(shape)
+    slices = jnp.pad(by_device, surplus).reshape(devices, count, size, *shape)
+    return slices.swapaxes(0, 1).reshape(count, devices * size, *shape)
+
+  result = jax.lax.map(apply, jax.tree.map(cut, rows))
+  result = result.reshape(count, devices, size, -1)
   result = result.swapaxes(0, 1).reshape(devices, count * size, -1)
-  return result[:, :own].reshape(len(rows), -1)
+  return result[:, :own].reshape(total, -1)
 
 
 def make_embed(
-  apply: Callable[[Any, jax.Array], jax.Array],
+  apply: Callable[[Any, Any], jax.Array],
   mesh: Mesh,
   what: str = "",
   key: str | None = None,
@@ -191,16 +198,17 @@ def make_embed(
     missing = -len(rows) % multiple
     return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
 
-  compiled: set[tuple[int, ...]] = set()
+  compiled: set[str] = set()
 
   def embed(params, inputs, labels):
     local = jax.tree.map(pad, (inputs, dict(labels)))
     arrays = to_global(mesh, local)
-    if inputs.shape in compiled:
+    shape = str(jax.tree.map(np.shape, inputs))
+    if shape in compiled:
       return run(params, *arrays)
-    own = f"{what} {key} {inputs.shape}" if key else None
+    own = f"{what} {key} {shape}" if key else None
     with progress.waiting(f"compiling {what}".rstrip(), own):
-      compiled.add(inputs.shape)
+      compiled.add(shape)
       return run(params, *arrays)
 
   return embed

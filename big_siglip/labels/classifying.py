@@ -75,6 +75,32 @@ def scored(
     logits: embeddings NE -> NC.
     counts: is brought up to date.
   """
+  for names, images in prepared(model, inputs, counts):
+    rows = model.embed_prepared(images)[: len(names)]
+    finite = np.isfinite(rows).all(axis=1)
+    for name in itertools.compress(names, ~finite):
+      progress.say(f"skipped: {name}: its embedding is not finite")
+      counts.skipped += 1
+    good = itertools.compress(names, finite)
+    yield from zip(good, logits(rows[finite]), strict=True)
+
+
+def prepared(
+  model: Model,
+  inputs: Sequence[tuple[str, AnyInputs]],
+  counts: Counts,
+) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+  """Yields names of images, and what the model sees of them, in batches.
+
+  Args:
+    model: the model.
+    inputs: (what the user called them, the images).
+    counts: is brought up to date; what cannot be read is named.
+
+  Yields:
+    n names, and n images or more: copies of the last fill a batch up, so that
+    there is one shape to compile.
+  """
   images = (
     (argument, one, index)
     for argument, one in inputs
@@ -86,20 +112,20 @@ def scored(
     progress.Progress(total, "images") as show,
   ):
     while batch := list(itertools.islice(images, _BATCH)):
-      good, rows = _embed(model, batch, min(total, _BATCH), threads)
+      names, arrays = _prepare(model, batch, threads)
       counts.total += len(batch)
-      counts.skipped += len(batch) - len(good)
-      yield from zip(good, logits(rows), strict=True)
+      counts.skipped += len(batch) - len(names)
+      arrays += arrays[-1:] * (min(total, _BATCH) - len(arrays))
+      yield names, arrays
       show.add(len(batch))
 
 
-def _embed(
+def _prepare(
   model: Model,
   batch: Sequence[tuple[str, AnyInputs, int]],
-  size: int,
   threads: Executor,
-) -> tuple[list[str], np.ndarray]:
-  """Returns names and embeddings of the images that can be embedded."""
+) -> tuple[list[str], list[np.ndarray]]:
+  """Returns names and images of those that can be read."""
 
   def prepare(item):
     argument, inputs, index = item
@@ -108,17 +134,11 @@ def _embed(
     name = str(pathlib.Path(argument) / one.key) if in_folder else one.key
     return name, one
 
-  shown, images = [], []
+  names, images = [], []
   for name, one in threads.map(prepare, batch):
     if one.array is None:
       progress.say(f"skipped: {name}: {one.problem}")
       continue
-    shown.append(name)
+    names.append(name)
     images.append(one.array)
-  # Filled up, so that there is one shape to compile.
-  images += images[-1:] * (size - len(images))
-  rows = model.embed_prepared(images)[: len(shown)]
-  finite = np.isfinite(rows).all(axis=1)
-  for name in itertools.compress(shown, ~finite):
-    progress.say(f"skipped: {name}: its embedding is not finite")
-  return list(itertools.compress(shown, finite)), rows[finite]
+  return names, images

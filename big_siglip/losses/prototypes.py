@@ -12,7 +12,7 @@ one that all n are compared with), d width, K prototypes, c of them in a chunk.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,19 +70,10 @@ def prototype_cross_entropy(
     chunk_size: c, at most; K / c are whole.
     whole: how a matrix lies where each device has all of it. None: as it is.
   """
-  prototypes = of_student.matrix.shape[1]
-  count = chunk_count(prototypes, chunk_size)
-  dtype = student.dtype
-
-  def chunks(of: Prototypes) -> Prototypes:
-    matrix = of.matrix.astype(dtype)
-    if whole is not None:
-      matrix = jax.lax.with_sharding_constraint(matrix, whole)
-    # [K / c, d, c] and [K / c, c].
-    cut = matrix.reshape(len(matrix), count, -1).swapaxes(0, 1)
-    return of._replace(matrix=cut, centre=of.centre.reshape(count, -1))
-
   stopped = jax.lax.stop_gradient((teacher, of_teacher))
+  chunks = functools.partial(
+    _cut, dtype=student.dtype, chunk_size=chunk_size, whole=whole
+  )
   return _compare(student, chunks(of_student), stopped[0], chunks(stopped[1]))
 
 
@@ -92,6 +83,7 @@ def summed_distribution(
   of_teacher: Prototypes,
   *,
   chunk_size: int,
+  whole: NamedSharding | None = None,
 ) -> jax.Array:
   """Returns the sum over b and m of softmax(scores); K float32.
 
@@ -100,24 +92,35 @@ def summed_distribution(
     log_total: bm, of `prototype_cross_entropy`.
     of_teacher: its prototypes.
     chunk_size: as there.
+    whole: the same.
   """
-  count = chunk_count(of_teacher.matrix.shape[1], chunk_size)
-  matrix = of_teacher.matrix.astype(teacher.dtype)
-  matrix = matrix.reshape(len(matrix), count, -1).swapaxes(0, 1)
+  cut = _cut(of_teacher, teacher.dtype, chunk_size, whole)
 
   def visit(_, chunk):
     matrix, centre = chunk
-    scores = _scores(teacher, matrix, centre, of_teacher.temperature)
+    scores = _scores(teacher, matrix, centre, cut.temperature)
     return None, jnp.exp(scores - log_total[..., None]).sum(axis=(0, 1))
 
-  cut = matrix, of_teacher.centre.reshape(count, -1)
-  return jax.lax.scan(visit, None, cut)[1].reshape(-1)
+  return jax.lax.scan(visit, None, cut[:2])[1].reshape(-1)
 
 
 def chunk_count(prototypes: int, chunk_size: int) -> int:
   """Returns the fewest equal chunks of at most `chunk_size` prototypes."""
   fewest = math.ceil(prototypes / chunk_size)
   return next(n for n in range(fewest, prototypes + 1) if prototypes % n == 0)
+
+
+def _cut(
+  of: Prototypes, dtype: Any, chunk_size: int, whole: NamedSharding | None
+) -> Prototypes:
+  """Returns a matrix as [K / c, d, c], a centre as [K / c, c]."""
+  matrix = of.matrix.astype(dtype)
+  if whole is not None:
+    matrix = jax.lax.with_sharding_constraint(matrix, whole)
+  width, prototypes = matrix.shape
+  count = chunk_count(prototypes, chunk_size)
+  cut = matrix.reshape(width, count, -1).swapaxes(0, 1)
+  return of._replace(matrix=cut, centre=of.centre.reshape(count, -1))
 
 
 @jax.custom_vjp

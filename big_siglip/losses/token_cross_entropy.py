@@ -10,11 +10,13 @@ Shape letters: N tokens, D width, V vocabulary; G devices that share the batch,
 n tokens of one, c of a chunk, k chunks.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from big_siglip.sharding import batch_devices
 
@@ -76,7 +78,7 @@ def token_cross_entropy(
     x = jnp.pad(x, padding + [(0, 0)] * (x.ndim - 2))
     return x.reshape(groups, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
-  found = _score(cut(hidden), kernel, bias, cut(targets), cut(real))
+  found = _score(sharding, cut(hidden), kernel, bias, cut(targets), cut(real))
   back = jnp.argsort(order, axis=1)
 
   def join(x):
@@ -90,14 +92,14 @@ def _ones(x: jax.Array) -> tuple[int, ...]:
   return (1,) * (x.ndim - 2)
 
 
-@jax.custom_vjp
-def _score(hidden, kernel, bias, targets, real):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _score(sharding, hidden, kernel, bias, targets, real):
   """Returns losses and hits, kGc each, of hidden kGcD."""
-  return _forward(hidden, kernel, bias, targets, real)[0]
+  return _forward(sharding, hidden, kernel, bias, targets, real)[0]
 
 
-def _forward(hidden, kernel, bias, targets, real):
-  cast = kernel.astype(hidden.dtype)
+def _forward(sharding, hidden, kernel, bias, targets, real):
+  cast = _gathered(kernel.astype(hidden.dtype), sharding)
 
   def compute(hidden, targets, real):
     logits = _logits(hidden, cast, bias)
@@ -111,31 +113,30 @@ def _forward(hidden, kernel, bias, targets, real):
     return tuple(jnp.where(real, x, 0) for x in found)
 
   def visit(_, chunk):
-    nothing = (jnp.zeros(chunk[1].shape, jnp.float32),) * 3
-    return None, jax.lax.cond(
-      chunk[2].any(), compute, lambda *_: nothing, *chunk
-    )
+    nothing = (jnp.zeros(chunk[2].shape, jnp.float32),) * 3
+    return None, jax.lax.cond(chunk[0], compute, lambda *_: nothing, *chunk[1:])
 
-  _, (loss, correct, total) = jax.lax.scan(visit, None, (hidden, targets, real))
+  rows = _used(real), hidden, targets, real
+  _, (loss, correct, total) = jax.lax.scan(visit, None, rows)
   return (loss, correct), (hidden, kernel, bias, targets, real, total)
 
 
-def _backward(saved, cotangents):
+def _backward(sharding, saved, cotangents):
   hidden, kernel, bias, targets, real, total = saved
-  cast = kernel.astype(hidden.dtype)
+  cast = _gathered(kernel.astype(hidden.dtype), sharding)
 
   def compute(sums, hidden, targets, real, total, d_loss):
     logits = _logits(hidden, cast, bias)
     is_target, _ = _is_target(logits, targets)
     factor = jnp.where(real, d_loss, 0)[..., None]
     d_logits = factor * (jnp.exp(logits - total[..., None]) - is_target)
-    d_bias = sums[1] + d_logits.sum(axis=(0, 1))
+    d_bias = sums[1] + d_logits.sum(axis=1)
     d_logits = d_logits.astype(hidden.dtype)
     d_hidden = jnp.einsum(
       "GcV,DV->GcD", d_logits, cast, preferred_element_type=jnp.float32
     ).astype(hidden.dtype)
     d_kernel = sums[0] + jnp.einsum(
-      "GcD,GcV->DV", hidden, d_logits, preferred_element_type=jnp.float32
+      "GcD,GcV->GDV", hidden, d_logits, preferred_element_type=jnp.float32
     )
     return (d_kernel, d_bias), d_hidden
 
@@ -143,16 +144,45 @@ def _backward(saved, cotangents):
     def leave_out(sums, hidden, *_):
       return sums, jnp.zeros_like(hidden)
 
-    return jax.lax.cond(chunk[2].any(), compute, leave_out, sums, *chunk)
+    return jax.lax.cond(chunk[0], compute, leave_out, sums, *chunk[1:])
 
-  zeros = jnp.zeros(kernel.shape), jnp.zeros(bias.shape)
-  rows = hidden, targets, real, total, cotangents[0]
-  (d_kernel, d_bias), d_hidden = jax.lax.scan(visit, zeros, rows)
-  found = d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
+  # Each device sums its own, so that what they send is one gradient.
+  groups = hidden.shape[1]
+  zeros = jnp.zeros((groups, *kernel.shape)), jnp.zeros((groups, *bias.shape))
+  if sharding is not None:
+    split = P(sharding.spec[0], None, _vocabulary_axis(kernel, sharding.mesh))
+    zeros = (_place(zeros[0], sharding.mesh, split), zeros[1])
+  rows = _used(real), hidden, targets, real, total, cotangents[0]
+  sums, d_hidden = jax.lax.scan(visit, zeros, rows)
+  found = (
+    total.sum(axis=0).astype(like.dtype)
+    for total, like in zip(sums, (kernel, bias), strict=True)
+  )
   return d_hidden, *found, None, None
 
 
 _score.defvjp(_forward, _backward)
+
+
+def _used(real: jax.Array) -> jax.Array:
+  """Returns k bool, whether any device has a target in a chunk; of kGc."""
+  return real.any(axis=(1, 2))
+
+
+def _gathered(kernel: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+  """Returns the kernel as all chunks need it, brought together once."""
+  if sharding is None:
+    return kernel
+  mesh = sharding.mesh
+  return _place(kernel, mesh, P(None, _vocabulary_axis(kernel, mesh)))
+
+
+def _vocabulary_axis(kernel: jax.Array, mesh: Mesh) -> str | None:
+  return None if kernel.shape[1] % mesh.shape["tensor"] else "tensor"
+
+
+def _place(x: jax.Array, mesh: Mesh, spec: P) -> jax.Array:
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def _logits(hidden, kernel, bias):

@@ -1,9 +1,12 @@
 """How many floating-point operations a model needs, and what chips offer."""
 
+import dataclasses
 from typing import Any
 
 import jax
 
+from big_siglip.config import has_image_tower, patch_lengths
+from big_siglip.models.decoder import Decoder
 from big_siglip.schema import sizes
 
 # Peak bfloat16 operations a second of one device, by `device_kind`: the chips'
@@ -40,7 +43,28 @@ def peak_flops(device: jax.Device) -> float | None:
   return PEAK_FLOPS.get(device.device_kind)
 
 
-def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
+def flops_per_step(config: Any, patches: int | None = None) -> float:
+  """Returns the FLOPs of a training step, without recomputation.
+
+  Args:
+    config: the whole config.
+    patches: of an image; None: as many as it has, and where that is drawn the
+      mean of all.
+  """
+  image_tower = has_image_tower(config)
+  lengths: tuple[int | None, ...] = (patches,)
+  if config.model.image.max_patches and image_tower and patches is None:
+    lengths = patch_lengths(config)
+  each = [
+    flops_per_example(config.model, image_tower=image_tower, patches=length)
+    for length in lengths
+  ]
+  return 3 * config.batch_size * sum(each) / len(each)
+
+
+def flops_per_example(
+  model_config: Any, *, image_tower: bool = True, patches: int | None = None
+) -> float:
   """Returns the FLOPs of one image-text pair's forward pass.
 
   Counts the matrix products of both towers (two operations for each
@@ -50,37 +74,78 @@ def flops_per_example(model_config: Any, *, image_tower: bool = True) -> float:
   Args:
     model_config: `config.model`.
     image_tower: False: the images' embeddings were made before.
+    patches: of an image; None: as many as the model sees.
   """
-  image, tokens, text, length = _towers(model_config)
+  patches = patches or _patches(model_config.image)
+  image, _, text, length = _towers(model_config, patches)
   embed_dim = model_config.embed_dim or image.width
-  patches = (model_config.image.image_size // image.patch_size) ** 2
   total = _encoder_flops(text, length)
   total += _pool_flops(text, length, model_config.text)
   total += 2 * text.width * embed_dim * model_config.text.head
   if image_tower:
-    total += 2 * patches * 3 * (image.patch_size or 0) ** 2 * image.width
-    total += _encoder_flops(image, tokens)
-    total += _pool_flops(image, tokens, model_config.image)
     total += 2 * image.width * embed_dim * model_config.image.head
+    total += image_flops(model_config.image, patches)
   return float(total)
 
 
+def image_flops(config: Any, patches: int) -> float:
+  """Returns the FLOPs of an image's forward pass, without a projection.
+
+  Args:
+    config: `config.model.image`.
+    patches: of the image, which may be more or fewer than the model's.
+  """
+  size = sizes.resolve_image(config)
+  tokens = patches + (config.pooling == "cls")
+  total = 2 * patches * 3 * (size.patch_size or 0) ** 2 * size.width
+  total += _encoder_flops(size, tokens)
+  return float(total + _pool_flops(size, tokens, config))
+
+
 def attention_flops_per_example(
-  model_config: Any, *, image_tower: bool = True
+  model_config: Any, *, image_tower: bool = True, patches: int | None = None
 ) -> float:
   """Returns those of `flops_per_example` between queries, keys and values."""
-  image, tokens, text, length = _towers(model_config)
+  patches = patches or _patches(model_config.image)
+  image, tokens, text, length = _towers(model_config, patches)
   total = text.depth * _attention_flops(text, length)
   if image_tower:
     total += image.depth * _attention_flops(image, tokens)
   return float(total)
 
 
-def _towers(model_config: Any):
+def decoder_flops_per_example(
+  decoder: Decoder, texts: int, patches: int, width: int
+) -> float:
+  """Returns the FLOPs of a decoder's forward pass over all texts of an image.
+
+  All tokens count, and all of their logits: a loss that leaves out what has no
+  target needs less.
+
+  Args:
+    decoder: writes them.
+    texts: of each image.
+    patches: that it looks at.
+    width: of these.
+  """
+  size, tokens = decoder.size, texts * decoder.length
+  block = _encoder_flops(dataclasses.replace(size, depth=1), decoder.length)
+  query_and_out = 2 * tokens * 2 * size.width**2
+  key_and_value = 2 * patches * 2 * width * size.width
+  looking = 2 * 2 * tokens * patches * size.width
+  cross = query_and_out + key_and_value + looking
+  logits = 2 * tokens * size.width * decoder.vocab_size
+  return float(size.depth * (texts * block + cross) + logits)
+
+
+def _patches(image: Any) -> int:
+  return image.max_patches or sizes.grid_side(image) ** 2
+
+
+def _towers(model_config: Any, patches: int):
   """Returns the image tower's size and tokens, and the text tower's."""
   image = sizes.resolve_image(model_config.image)
   text = sizes.resolve_text(model_config.text)
-  patches = (model_config.image.image_size // image.patch_size) ** 2
   tokens = patches + (model_config.image.pooling == "cls")
   length = model_config.text.length + (model_config.text.pooling == "cls")
   return image, tokens, text, length

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from big_siglip.errors import UserError
 from big_siglip.models.siglip import SigLIP
-from big_siglip.models.towers import Hidden, Seen
+from big_siglip.models.towers import Hidden, Image, Seen
 from big_siglip.sharding import path_string
 
 _TREE = "lora"  # Beside "image" and "text" in the parameters.
@@ -48,7 +48,7 @@ class LoraSigLIP:
     """`config.model`."""
     return self.model.config
 
-  def init(self, rng: jax.Array, image: jax.Array, text: jax.Array) -> Any:
+  def init(self, rng: jax.Array, image: Image, text: jax.Array) -> Any:
     """Returns {"params": ...}, with the small matrices in "lora".
 
     Raises:

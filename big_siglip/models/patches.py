@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from big_siglip.errors import UserError
+from big_siglip.models import positions
 from big_siglip.models.compute import Compute
 from big_siglip.models.dense import Dense
 from big_siglip.models.norm import layer_norm
+from big_siglip.models.towers import Image
 from big_siglip.models.transformer import Mlp
 from big_siglip.models.vision import ImageTower
 from big_siglip.schema import sizes
@@ -107,10 +109,11 @@ def width(config: Any, embed_dim: int | None, patches: Patches) -> int:
 
 def make_look(
   config: ConfigDict, patches: Patches
-) -> Callable[[Any, jax.Array], jax.Array]:
+) -> Callable[[Any, Image], jax.Array]:
   """Returns the function (params, image BHW3) -> BL(D, E or H) float32.
 
-  Patches are in rows, from the top left. "text" and "value" are of length 1.
+  Patches are in rows, from the top left. "text" and "value" are of length 1. Of
+  sequences of patches those behind the grid mean nothing, and have no share.
 
   Args:
     config: `config.model`; its image_size is that of the images, for which the
@@ -125,8 +128,10 @@ def make_look(
   compute = Compute(config.dtype, config.attention, scan=config.scan)
   first = ImageTower(config.image, size.width, compute, blocks)
 
-  def look(params: Any, image: jax.Array) -> jax.Array:
-    tower = params["image"]
+  def look(params: Any, image: Image) -> jax.Array:
+    tower, real = params["image"], None
+    if isinstance(image, Mapping):
+      real = positions.real(image["grid"], image["patches"].shape[1])
     x = _apply(
       first, {**tower, "encoder": _before(tower["encoder"], blocks)}, image
     )[1]
@@ -139,7 +144,7 @@ def make_look(
     if patches.kind in ("text", "value"):
       x = _alone(tower, x, config, patches, compute)
     elif patches.kind in _ATTENTION:
-      x = _shares(tower, x, config.image, patches.kind, compute)
+      x = _shares(tower, x, real, config.image, patches.kind, compute)
     return x.astype(jnp.float32)
 
   return look
@@ -200,13 +205,18 @@ def unit(x: jax.Array) -> jax.Array:
 def _shares(
   tower: Mapping[str, Any],
   x: jax.Array,
+  real: jax.Array | None,
   config: Any,
   kind: str,
   compute: Compute,
 ) -> jax.Array:
   """Returns each patch's part of the pooled vector BLD, or its weights BLH."""
+  count: Any = x.shape[1]
+  if real is not None:  # BL bool
+    count = real.sum(axis=1)[:, None, None].astype(x.dtype)
+    x = jnp.where(real[..., None], x, 0)
   if config.pooling == "gap":
-    return x / x.shape[1]
+    return x / count
   size = sizes.resolve_image(config)
   params, dtype = tower["pool"]["attention"], compute.dtype
   heads = size.num_heads, size.width // size.num_heads
@@ -215,6 +225,9 @@ def _shares(
   query = _apply(project, params["query"], probe)[0, 0]  # Hh
   key = _apply(project, params["key"], x)  # BLHh
   scores = jnp.einsum("Hh,BLHh->BLH", query, key).astype(jnp.float32)
+  if real is not None:
+    least = jnp.finfo(jnp.float32).min
+    scores = jnp.where(real[..., None], scores, least)
   weights = jax.nn.softmax(scores / heads[1] ** 0.5, axis=1)
   if kind == "attention":
     return weights
@@ -222,9 +235,9 @@ def _shares(
   kernel, bias = (params["out"][n].astype(dtype) for n in ("kernel", "bias"))
   weighted = weights.astype(dtype)[..., None] * value
   # The bias is given to all alike, so that the parts add up to the whole.
-  bias = bias[None, None] / x.shape[1]
+  bias = bias[None, None] / count
   return jnp.einsum("BLHh,HhD->BLD", weighted, kernel) + bias
 
 
-def _apply(module: nn.Module, params: Any, x: jax.Array) -> Any:
+def _apply(module: nn.Module, params: Any, x: Image) -> Any:
   return module.apply({"params": params}, x)

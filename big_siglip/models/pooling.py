@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
-from big_siglip.models.positions import Grid
+from big_siglip.models.positions import Grid, Grids
 from big_siglip.models.transformer import (
   add_position_embedding,
   Attention,
@@ -90,7 +90,7 @@ def encode(
   size: TowerSize,
   compute: Compute,
   blocks: int | None = None,
-  grid: Grid | None = None,
+  grid: Grid | Grids | None = None,
 ) -> tuple[jax.Array | None, jax.Array]:
   """Returns what both towers make of embedded patches or tokens.
 

@@ -13,9 +13,16 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from big_siglip.models import positions
 from big_siglip.models.compute import Compute
 from big_siglip.models.text import TextTower
-from big_siglip.models.towers import Hidden, Seen
+from big_siglip.models.towers import (
+  Hidden,
+  Image,
+  image_of,
+  is_embedded,
+  Seen,
+)
 from big_siglip.models.transformer import constrain
 from big_siglip.models.vision import ImageTower
 from big_siglip.schema import sizes
@@ -64,14 +71,15 @@ class SigLIP(nn.Module):
     self.logit_bias = self.param("logit_bias", bias, ())
 
   def __call__(
-    self, image: jax.Array | None, text: jax.Array | None
+    self, image: Image | None, text: jax.Array | None
   ) -> tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]:
     """Embeds images and texts.
 
     Args:
-      image: BHW3, uint8 or float from -1 to 1; None computes no image tower.
-        BE are embeddings that a locked tower made before: they are only brought
-        to length 1, and the model has no image tower.
+      image: BHW3, uint8 or float from -1 to 1, or sequences of patches; None
+        computes no image tower. BE are embeddings that a locked tower made
+        before: they are only brought to length 1, and the model has no image
+        tower.
       text: BL int32; None computes no text tower.
 
     Returns:
@@ -84,7 +92,7 @@ class SigLIP(nn.Module):
 
   def see(
     self,
-    image: jax.Array | None,
+    image: Image | None,
     text: jax.Array | None,
     image_mask: jax.Array | None = None,
     hidden: Hidden | None = None,
@@ -94,11 +102,14 @@ class SigLIP(nn.Module):
     Args:
       image: as of `__call__`.
       text: the same.
-      image_mask: BL bool, true for real patches; None: all are.
+      image_mask: BL bool, true for real patches; None: all are, or of
+        sequences of patches those of the grid.
       hidden: patches that are not shown; None: none are.
     """
     embedded, tokens, pooled = {}, {}, None
-    if image is not None and image.ndim == 2:
+    if image_mask is None and isinstance(image, Mapping):
+      image_mask = positions.real(image["grid"], image["patches"].shape[1])
+    if image is not None and is_embedded(image):
       embedded["image"] = image
     elif image is not None:
       embedded["image"], tokens["image"], pooled = self.image(
@@ -123,13 +134,13 @@ class SigLIP(nn.Module):
     hidden: Hidden | None = None,
   ) -> Seen:
     """Returns what this model with these parameters sees; `towers.Look`."""
-    image = batch.get("image_embedding", batch.get("image"))
-    inputs = image, batch.get("text"), batch.get("image_mask"), hidden
+    image, mask = image_of(batch), batch.get("image_mask")
+    inputs = image, batch.get("text"), mask, hidden
     return self.apply({"params": params}, *inputs, method="see")
 
-  def image_features(self, image: jax.Array) -> jax.Array:
+  def image_features(self, image: Image) -> jax.Array:
     """Returns what the image tower says before it is made a unit vector."""
-    return image if image.ndim == 2 else self.image(image)[0]
+    return image if is_embedded(image) else self.image(image)[0]
 
   def _finish(self, x: jax.Array | None) -> jax.Array | None:
     if x is None:

@@ -1,12 +1,18 @@
 """What a model sees in a batch: the face that terms of a loss look at.
 
-Shape letters: B batch, L tokens, D width, E embedding.
+Shape letters: B batch, L tokens, D width, E embedding; N places of a sequence
+of patches, p pixels along a patch's side.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+
+# BHW3, or sequences of patches: {"patches": BN(p p 3), "grid": B2 int32}, see
+# `vision.ImageTower`; or BE, of a tower that embedded them before.
+Image = jax.Array | Mapping[str, jax.Array]
+SEQUENCE = ("patches", "grid")
 
 
 class Seen(NamedTuple):
@@ -59,8 +65,21 @@ class Look(Protocol):
 
     Args:
       params: of the model; others beside them are left alone.
-      batch: "image" (or "image_embedding"), "text" and "image_mask", each of
-        which may be missing. Images may be of any size, by whole patches.
+      batch: "image" (or "image_embedding", or "patches" and "grid"), "text"
+        and "image_mask", each of which may be missing. Images may be of any
+        size, by whole patches.
       hidden: patches that are not shown; None: none are.
     """
     ...
+
+
+def image_of(batch: Mapping[str, jax.Array]) -> Image | None:
+  """Returns what a batch holds for the image tower; None: nothing."""
+  if SEQUENCE[0] in batch:
+    return {name: batch[name] for name in SEQUENCE}
+  return batch.get("image_embedding", batch.get("image"))
+
+
+def is_embedded(image: Image) -> bool:
+  """Returns whether a tower made embeddings of images before."""
+  return not isinstance(image, Mapping) and image.ndim == 2

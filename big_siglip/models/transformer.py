@@ -22,7 +22,7 @@ from big_siglip.models.attention import (
 from big_siglip.models.compute import Compute
 from big_siglip.models.dense import Dense, gelu
 from big_siglip.models.norm import layer_norm
-from big_siglip.models.positions import Grid
+from big_siglip.models.positions import Grid, Grids
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes, whole_rows
 from big_siglip.sharding import batch_devices, Slices
@@ -274,7 +274,7 @@ def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
 
 
 def add_position_embedding(
-  module: nn.Module, x: jax.Array, grid: Grid | None = None
+  module: nn.Module, x: jax.Array, grid: Grid | Grids | None = None
 ) -> jax.Array:
   """Adds a learned vector for every position; BLD -> BLD.
 
@@ -293,5 +293,7 @@ def add_position_embedding(
   )
   if grid is not None and not grid.is_learned():
     patches = grid.resample(embedding[before:])
+    if patches.ndim == 3:  # Each image has its own, and nothing before them.
+      return x + patches.astype(x.dtype)
     embedding = jnp.concatenate([embedding[:before], patches])
   return x + embedding.astype(x.dtype)[None]

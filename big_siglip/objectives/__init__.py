@@ -1,7 +1,7 @@
 """Terms of the loss, a file each.
 
 To add one: a function that returns a `term.Term`, in a file of its own, a line
-in `make_terms`, and its fields in `big_siglip.schema.fields.TERMS`.
+in `make_terms`, and its fields in `big_siglip.schema.terms.TERMS`.
 """
 
 from typing import Any

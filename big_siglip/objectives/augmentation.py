@@ -41,7 +41,7 @@ class Augmentation:
     """Returns the views, changed; bnss3 -> bnss3 float32 in [0, 255].
 
     Args:
-      views: uint8.
+      views: uint8, or float in [0, 255].
       keys: [b], one of each example.
     """
     keys = jax.vmap(lambda key: jax.random.split(key, views.shape[1]))(keys)

@@ -22,12 +22,13 @@ from big_siglip import sharding
 from big_siglip.data.box_reading import Reader
 from big_siglip.data.targets import extra_ids, TASKS, Writer
 from big_siglip.data.text import Tokenizer
-from big_siglip.data.views import CutTargets, Pixels, Targets
+from big_siglip.data.views import CutTargets, Patches, Pixels, Targets
 from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoded, Decoder
+from big_siglip.models.flops import decoder_flops_per_example
 from big_siglip.objectives.term import Metrics, Slice, Term
-from big_siglip.schema.sizes import resolve_text
+from big_siglip.schema.sizes import resolve_image, resolve_text
 
 
 def tasks_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
@@ -69,6 +70,14 @@ def make_decoder(
   )
 
 
+def flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
+  """Returns the FLOPs of its forward pass, if every token were a target."""
+  size = resolve_image(model.image)
+  patches = (model.image.image_size // (size.patch_size or 1)) ** 2
+  decoder, texts = make_decoder(spec, model), len(tasks_of(spec))
+  return decoder_flops_per_example(decoder, texts, patches, size.width)
+
+
 def make_writer(
   spec: Mapping[str, Any], model: Any, tokenizer: Tokenizer
 ) -> Writer:
@@ -88,7 +97,7 @@ def make_view(
   spec: Mapping[str, Any],
   config: Any,
   tokenizer: Tokenizer | None,
-  pixels: Pixels | None,
+  pixels: Pixels | Patches | None,
 ) -> Targets:
   """Returns the view that a section needs.
 

@@ -25,14 +25,16 @@ import optax
 
 from big_siglip import ema, sharding
 from big_siglip.data.views import Crops
+from big_siglip.models.flops import image_flops
 from big_siglip.models.prototype_head import PrototypeHead
 from big_siglip.models.towers import Hidden, Seen
 from big_siglip.models.vision import normalize
 from big_siglip.objectives.augmentation import Augmentation
-from big_siglip.objectives.masked import draw_places
+from big_siglip.objectives.cutting import Cut
+from big_siglip.objectives.masked import draw_places, hidden_count
 from big_siglip.objectives.matching import Matching
 from big_siglip.objectives.term import Carried, Metrics, Slice, Term
-from big_siglip.schema.sizes import resolve_image
+from big_siglip.schema.sizes import grid_side, resolve_image
 
 _GLOBAL, _LOCAL = "global_crops", "local_crops"
 HALVES = ("local", "masked")  # Heads, centres and metrics are named so.
@@ -48,7 +50,7 @@ def make_views(spec: Mapping[str, Any], model: Any) -> list[Crops]:
   make = functools.partial(Crops, flip=spec["flip"], resize=spec["resize"])
   size, area = model.image.image_size, tuple(spec["global_area"])
   views = [make(_GLOBAL, 1, size, area)]
-  if spec["local"]:
+  if spec["local"] and spec["local_from"] == "image":
     size, area = spec["local_size"], tuple(spec["local_area"])
     views.append(make(_LOCAL, spec["local_count"], size, area))
   return views
@@ -80,6 +82,10 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
   colours = functools.partial(
     Augmentation, spec["jitter"], tuple(spec["jitter_strength"]), spec["grey"]
   )
+  cut = None
+  if spec["local_from"] == "global":
+    size, area = spec["local_size"], tuple(spec["local_area"])
+    cut = Cut(spec["local_count"], size, area, spec["flip"])
   distillation = Distillation(
     name,
     matching,
@@ -89,6 +95,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     model.image,
     spec["masked_share"],
     spec["momentum"],
+    cut,
   )
   return Term(
     name,
@@ -98,6 +105,32 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     carried=Carried(distillation.first_carry, distillation.next_carry),
     summary=distillation.summary,
   )
+
+
+def step_flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
+  """Returns the FLOPs of a section in a step; of the teacher, forward alone.
+
+  Args:
+    spec: the section.
+    model: `config.model`.
+  """
+  image = model.image
+  size = resolve_image(image)
+  patches = grid_side(image) ** 2
+  whole = image_flops(image, patches)
+  hidden, bottleneck = spec["hidden"], spec["bottleneck"]
+  layers = (size.width + hidden) * hidden + hidden * bottleneck
+  head = 2 * (layers + bottleneck * spec["prototypes"])
+  total = whole
+  if spec["local"]:
+    count = spec["local_count"]
+    side = spec["local_size"] // (size.patch_size or 1)
+    small = image_flops(image, side**2)
+    total += 3 * count * (small + head) + head
+  if spec["masked"]:
+    masked = hidden_count(patches, spec["masked_share"])
+    total += 3 * (whole + masked * head) + masked * head
+  return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +151,7 @@ class Distillation:
     masked_share: of patches that are hidden.
     momentum: of the teacher, the same at every step: one that grows towards 1
       would no longer learn what texts teach the student (SILC, section 3).
+    cut: makes small crops of the large one; None: they are in the batch.
   """
 
   name: str
@@ -128,6 +162,7 @@ class Distillation:
   image: Any
   masked_share: float
   momentum: float
+  cut: Cut | None
 
   def init(self, key: jax.Array, part: Slice) -> Any:
     """See `Term`."""
@@ -204,7 +239,12 @@ class Distillation:
     self, part: Slice, keys: jax.Array, seen: Seen
   ) -> tuple[jax.Array, jax.Array]:
     """Returns what is pooled of small crops and of the large one; bnD, b1D."""
-    crops = self.local_colours(part.batch[_LOCAL], keys)
+    if self.cut is None:
+      crops = part.batch[_LOCAL]
+    else:
+      own = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+      crops = self.cut(part.batch[_GLOBAL][:, 0], own)
+    crops = self.local_colours(crops, keys)
     shape = crops.shape
     crops = self._normalized(crops.reshape(-1, *shape[2:]))
     pooled = _there(part.look(part.params, {"image": crops}).image_pooled)

@@ -104,6 +104,7 @@ class Matching:
       found.log_total[:, :1],
       prototypes,
       chunk_size=self.chunk_size,
+      whole=self.whole,
     )
     return found.loss.mean(axis=1), {
       "loss": found.loss.mean(axis=1),

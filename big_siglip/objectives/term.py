@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from big_siglip.models.towers import image_of as image_of
 from big_siglip.models.towers import Look, Seen
 
 Batch = Mapping[str, jax.Array]
@@ -59,10 +60,11 @@ class Term:
 
   Attributes:
     name: prefix of the metrics, key of `init`'s parameters and of the carry.
-    each: b examples -> ([b] float32 losses, {name: [b, ...] observed}). The
-      loss is their mean over the global batch; so are the metrics, of which
-      scalars are logged. May draw from `Slice.keys` and nothing else: slices
-      and devices then leave loss and gradients as they are.
+    each: b examples -> ([b] float32 losses, {name: [b, ...] observed, or
+      [1, ...], their sum}). The loss is their mean over the global batch; so
+      are the metrics, of which scalars are logged. May draw from `Slice.keys`
+      and nothing else: slices and devices then leave loss and gradients as they
+      are.
     pairs: (parameters, embeddings of all B, batch) -> (() loss, metrics under
       their own names). It sees no tokens: these are never there for all B.
     weight: step -> factor; None: 1 at every step.

@@ -1,5 +1,6 @@
 """What a config would train and a start would say; computes nothing."""
 
+from collections.abc import Iterator
 import json
 import math
 from typing import Any
@@ -9,8 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from big_siglip import build, platforms, progress
-from big_siglip.config import has_image_tower
 from big_siglip.models import flops
+from big_siglip.objectives import captioning, distillation
 from big_siglip.plan import start
 from big_siglip.run import workdir
 from big_siglip.sharding import path_string
@@ -58,28 +59,45 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
   _print_parameters(state.params)
   total = _count(state.params)
   axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-  per_device = sum(map(_device_bytes, jax.tree.leaves(state)))
   steps, batch = config.total_steps, config.batch_size
-  step_flops = (
-    3
-    * batch
-    * flops.flops_per_example(config.model, image_tower=has_image_tower(config))
-  )
+  step_flops = flops.flops_per_step(config)
   for name, value in (
     ("parameters", f"{total:,}"),
     ("of the image tower", f"{_count(state.params.get('image', ())):,}"),
     ("of the text tower", f"{_count(state.params['text']):,}"),
+    *(
+      (f"of {name}", f"{_count(state.params[name]):,}")
+      for name in config.terms
+      if name in state.params
+    ),
     ("mesh", f"{mesh.size} devices ({axes})"),
-    ("state a device", f"{per_device / 2**20:,.1f} MiB"),
+    ("state a device", _mebibytes(state)),
+    *(
+      (f"carried by {name}", f"{_count(tree):,}, {_mebibytes(tree)}")
+      for name, tree in (state.carry or {}).items()
+    ),
     (
       "batch",
       f"{batch:,} = {batch * mesh.shape['tensor'] // mesh.size:,} a device",
     ),
     ("FLOPs a step", f"{step_flops:.3g}"),
+    *_flops_of_terms(config),
     ("steps", f"{steps:,}"),
     ("examples", f"{steps * batch:,}"),
   ):
     print(f"{name:20} {value}")
+
+
+def _flops_of_terms(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  """Yields a line for each term, of a step."""
+  batch, model = config.batch_size, config.model
+  for name, spec in config.terms.items():
+    if spec.kind == "captioning":
+      own = 3 * captioning.flops_per_example(spec, model)
+      yield f"and of {name}", f"{batch * own:.3g}, each token a target"
+    elif spec.kind == "distillation":
+      own = distillation.step_flops_per_example(spec, model)
+      yield f"and of {name}", f"{batch * own:.3g}"
 
 
 def _print_parameters(params: Any) -> None:
@@ -103,6 +121,11 @@ def _axis_name(axis: str | tuple[str, ...] | None) -> str:
 
 def _count(params: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _mebibytes(tree: Any) -> str:
+  """Returns what a device holds of a tree."""
+  return f"{sum(map(_device_bytes, jax.tree.leaves(tree))) / 2**20:,.1f} MiB"
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import build, progress
-from big_siglip.config import has_image_tower
+from big_siglip.config import has_image_tower, patch_lengths
 from big_siglip.errors import UserError
 from big_siglip.models import flops
 from big_siglip.plan import gpus, hlo, operations, peaks, topologies
@@ -85,8 +85,22 @@ class Plan:
     )
 
 
+def lengths(config: ConfigDict) -> tuple[int, ...]:
+  """Returns of which lengths images are, each of which has a step of its own.
+
+  Args:
+    config: of a run; there are none where images are squares.
+  """
+  if config.model.image.max_patches is None or not has_image_tower(config):
+    return ()
+  return tuple(sorted({*patch_lengths(config)}))
+
+
 def make_plan(
-  config: ConfigDict, topology: str, utilization: float = peaks.UTILIZATION
+  config: ConfigDict,
+  topology: str,
+  utilization: float = peaks.UTILIZATION,
+  length: int | None = None,
 ) -> Plan:
   """Compiles the train step of `config` for chips that need not be there.
 
@@ -97,6 +111,7 @@ def make_plan(
     topology: see `topologies.describe`.
     utilization: the share of its peak at which a GPU that is named is taken to
       work.
+    length: of images, one of `lengths`; None: the longest.
 
   Raises:
     UserError: no such topology, or mesh or batch do not fit it.
@@ -105,7 +120,8 @@ def make_plan(
   if named := gpus.named(topology):
     config = gpus.without_cudnn(config)
   mesh = build.mesh(config, devices)
-  state, traced = _traced(config, mesh)
+  length = length or max(lengths(config), default=None)
+  state, traced = _traced(config, mesh, length)
   state_bytes = sum(map(_bytes_per_chip, jax.tree.leaves(state)))
   compiler = topologies.compiler(topology, devices)
   peak, text = _compile(
@@ -115,11 +131,7 @@ def make_plan(
     gpus.options(topology, devices),
   )
   costs = hlo.costs(text) if text else hlo.Costs()
-  step_flops = (
-    3
-    * config.batch_size
-    * flops.flops_per_example(config.model, image_tower=has_image_tower(config))
-  )
+  step_flops = flops.flops_per_step(config, length)
   timing = {}
   if named:
     executed = operations.executed_flops(traced)
@@ -138,7 +150,7 @@ def make_plan(
       chip, compiled=devices[0].platform == "gpu", utilization=utilization
     )
   elif costs.cycles and chip.cycles_per_second:
-    timing = _timing(config, chip, costs, step_flops, len(devices))
+    timing = _timing(config, length, chip, costs, step_flops, len(devices))
   return Plan(
     chips=len(devices),
     batch_size=config.batch_size,
@@ -181,11 +193,11 @@ def sweep(
           yield changes, str(error)
 
 
-def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
+def _timing(config, length, chip, costs, step_flops, chips) -> dict[str, Any]:
   kernel_flops = 0.0
   if costs.kernel_calls:
     attention = flops.attention_flops_per_example(
-      config.model, image_tower=has_image_tower(config)
+      config.model, image_tower=has_image_tower(config), patches=length
     )
     kernel_flops = 3 * config.batch_size * attention / chips
   kernel_seconds = kernel_flops / chip.peak_flops
@@ -202,11 +214,13 @@ def _timing(config, chip, costs, step_flops, chips) -> dict[str, Any]:
   }
 
 
-def _traced(config: ConfigDict, mesh: Mesh) -> tuple[TrainState, Any]:
+def _traced(
+  config: ConfigDict, mesh: Mesh, length: int | None
+) -> tuple[TrainState, Any]:
   """Returns the abstract state of a run, and its step as JAX traces it."""
   with progress.waiting("laying out the step", after=4):
     program = build.program(config, mesh)
-    batch = build.abstract_batch(config, mesh)
+    batch = build.abstract_batch(config, mesh, length)
     state = program.abstract_state
     return state, program.step.trace(state, batch)
 

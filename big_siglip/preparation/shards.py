@@ -88,7 +88,7 @@ def write_shard(
     for record in records:
       split = split_of(record.key, test_share)
       if split not in writers:
-        writers[split] = _Writer(folder / part_name(split, number))
+        writers[split] = Writer(folder / part_name(split, number))
       example = features.encode_example(_example(record))
       # Not serialize_example, whose order of features changes from one
       # process to the next: a restart is to give the same bytes.
@@ -179,10 +179,11 @@ def _example(record: Record) -> dict[str, Any]:
   }
 
 
-class _Writer:
+class Writer:
   """An ArrayRecord file that takes its name when it is whole."""
 
   def __init__(self, path: epath.Path):
+    """Opens a file beside it; a local one where `path` is in a bucket."""
     self._path = path
     # ArrayRecord's writer knows local files alone.
     beside = tempfile.gettempdir() if is_remote(path) else path.parent
@@ -194,10 +195,12 @@ class _Writer:
     self._count = 0
 
   def write(self, example: bytes) -> None:
+    """Adds a record."""
     self._writer.write(example)
     self._count += 1
 
   def close(self) -> int:
+    """Returns how many records the file has, which now has its name."""
     self._writer.close()
     if is_remote(self._path):
       self._part.copy(self._path, overwrite=True)
@@ -207,5 +210,6 @@ class _Writer:
     return self._count
 
   def discard(self) -> None:
+    """Removes what was written."""
     self._writer.close()
     self._part.unlink(missing_ok=True)

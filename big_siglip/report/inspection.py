@@ -13,13 +13,22 @@ from etils import epath
 from matplotlib.figure import Figure
 import numpy as np
 
-from big_siglip.data import faults
+from big_siglip.data import faults, patches
 from big_siglip.data.batch import empty
 from big_siglip.data.mixture import epochs, locate, opening_faults
 from big_siglip.data.pipeline import train_batches
 from big_siglip.data.sources import Source
-from big_siglip.data.views import ImageView, Sample, Streams, Tokens, View
+from big_siglip.data.views import (
+  ImageView,
+  Patches,
+  Sample,
+  Streams,
+  Tokens,
+  View,
+)
 from big_siglip.errors import BadExample
+from big_siglip.report import inspected_boxes
+from big_siglip.report.inspected_boxes import LookAtBoxes
 
 _COLUMNS = 6
 
@@ -37,6 +46,7 @@ class Inspection:
       shards that could not be read.
     rows: source, number, image [H, W, 3] (or embedding [D]) and text of the
       first examples.
+    boxes: of the examples; None where the config takes none.
   """
 
   images_per_second: float
@@ -45,6 +55,7 @@ class Inspection:
   skipped: Mapping[str, int]
   faults: tuple[faults.Fault, ...]
   rows: tuple[tuple[str, int, np.ndarray, str], ...]
+  boxes: LookAtBoxes | None = None
 
 
 def inspect(
@@ -89,17 +100,27 @@ def inspect(
     },
     faults=tuple(dict.fromkeys(found)),
     rows=tuple(_rows(source, views, first)),
+    boxes=inspected_boxes.look(source, views, config, first["index"], count),
   )
 
 
 def _rows(source: Source, views: Sequence[View], batch) -> Iterator[tuple]:
   (tokens,) = (view for view in views if isinstance(view, Tokens))
-  image = batch["image" if "image" in batch else "image_embedding"]
   for seen, ids, index in zip(
-    image, batch[tokens.name], batch["index"], strict=True
+    _images(views, batch), batch[tokens.name], batch["index"], strict=True
   ):
     name, number = locate(source, int(index))
     yield name, number, seen, tokens.tokenizer.decode(ids)
+
+
+def _images(views: Sequence[View], batch) -> Iterator[np.ndarray]:
+  """Yields images as they are seen, or embeddings of them."""
+  for view in views:
+    if isinstance(view, Patches):
+      for seen, grid in zip(batch["patches"], batch["grid"], strict=True):
+        yield patches.join(seen, grid.tolist(), view.patch)
+      return
+  yield from batch["image" if "image" in batch else "image_embedding"]
 
 
 def _stages(
@@ -147,9 +168,12 @@ def draw(found: Inspection, path: epath.PathLike, count: int = 24) -> None:
   axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
   for ax in axes:
     ax.set_axis_off()
-  for ax, (name, number, image, text) in zip(axes, rows, strict=False):
+  seen = found.boxes.seen if found.boxes else [None] * len(found.rows)
+  parts = zip(axes, rows, seen, strict=False)
+  for ax, (name, number, image, text), boxes in parts:
     if image.ndim == 3:
       ax.imshow(image)
+      inspected_boxes.draw(ax, image, boxes)
     else:
       ax.plot(image, color="gray", linewidth=0.5)
       ax.set_box_aspect(1)

@@ -6,7 +6,6 @@ import time
 
 import jax
 
-from big_siglip.config import has_image_tower
 from big_siglip.models import flops
 
 
@@ -16,13 +15,7 @@ class Meter:
   def __init__(self, config, num_devices: int):
     """Starts the clock; the first step, which compiles, is left out."""
     self._batch_size = config.batch_size
-    self._flops = (
-      3
-      * config.batch_size
-      * flops.flops_per_example(
-        config.model, image_tower=has_image_tower(config)
-      )
-    )
+    self._flops = flops.flops_per_step(config)
     peak = flops.peak_flops(jax.devices()[0])
     self._peak = peak and peak * num_devices
     self._first = True

@@ -59,6 +59,33 @@ def check_mixture(check: Checker) -> None:
     )
 
 
+def check_embeddings(check: Checker) -> None:
+  """Images that are embeddings leave nothing to augment or to embed."""
+  check.require(
+    check["init.path"] is not None,
+    "init.path",
+    "must name the weights that made the embeddings: their image tower belongs "
+    "to the model that is trained",
+  )
+  for field, is_set in (
+    ("mixture", len(check["data.mixture"]) > 0),
+    ("deduplicate", check["data.deduplicate"] != "none"),
+  ):
+    rule = "cannot be set with config.data.name='embeddings'"
+    check.require(not is_set, f"data.{field}", rule)
+  check.require(
+    check["data.crop_min_area"] == 1 and not check["data.flip"],
+    "data.crop_min_area",
+    "must be 1.0, and data.flip False, with config.data.name='embeddings'",
+  )
+  for name in check.config.evals:
+    check.require(
+      check[f"evals.{name}.data"] == "embeddings",
+      f"evals.{name}.data",
+      "must be embeddings, as config.data.name: there is no image tower",
+    )
+
+
 def _is_weighted(pair: Any) -> bool:
   return (
     isinstance(pair, tuple | list)

@@ -28,6 +28,10 @@ _CAPTIONS = {
   "max_captions": _unset(int | None, within=_COUNT),
   "language": _unset(str | None),
 }
+_WRITTEN = {
+  "beams": Field(int, within=_COUNT),
+  "max_length": _unset(int | None, within=_COUNT),
+}
 _PATCHES = {
   "patches": Field(str, words.PATCHES),
   "layer": Field(int),
@@ -74,6 +78,14 @@ EVALUATIONS = Sections(
     "loss_health": {
       "loss_batch_size": Field(int, within=Range(least=2)),
       **_CAPTIONS,
+    },
+    "caption": {**_WRITTEN, **_CAPTIONS},
+    "grounding": {
+      "box_key": Field(str),
+      "box_text_key": Field(str),
+      "box_format": Field(str, words.BOX_FORMATS),
+      "max_boxes": _unset(int | None, within=_COUNT),
+      **_WRITTEN,
     },
     "segmentation": {
       "templates": Field(tuple | list),

@@ -41,6 +41,7 @@ _MODEL = {
     "pooling": _trained(str, ("map", "cls", "gap", "none")),
     "head": _trained(bool),
     "drop_border": _trained(bool),
+    "max_patches": Field(int | None, within=_COUNT, older=None),
     "mean": rgb(float | int, Range(least=-255, most=255), (0.5, 0.5, 0.5)),
     "std": rgb(float | int, Range(above=0, most=255), (0.5, 0.5, 0.5)),
     "patch_size": _size(),
@@ -123,6 +124,9 @@ _DATA = {
     float | int, within=Range(least=0.1, most=10), older=1.0
   ),
   "fill": rgb(int, Range(least=0, most=255), (0, 0, 0)),
+  "patch_lengths": Field(
+    tuple | list | None, each=Field(int, within=_COUNT), older=None
+  ),
   "crop_min_area": Field(float | int, within=Range(above=0, most=1)),
   "flip": Field(bool),
   "tokenizer": _trained(str),

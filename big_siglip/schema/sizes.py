@@ -69,6 +69,15 @@ def resolve_image(config: Any) -> TowerSize:
   return _override(named, config, "image")
 
 
+def grid_side(image: Any) -> int:
+  """Returns how many positions a side of an image tower's grid has.
+
+  Args:
+    image: `config.model.image`.
+  """
+  return image.image_size // (resolve_image(image).patch_size or 1)
+
+
 def resolve_text(config: Any) -> TowerSize:
   """Returns the dimensions of the text tower.
 

@@ -46,6 +46,7 @@ TERMS = Sections(
       "local_count": Field(int, within=_COUNT),
       "local_size": Field(int, within=_COUNT),
       "local_area": _numbers(Range(above=0, most=1), 2),
+      "local_from": Field(str, ("image", "global")),
       "flip": Field(bool),
       "resize": Field(str, ("bilinear", "bicubic")),
       "jitter": Field(float | int, within=_SHARE),
@@ -118,6 +119,13 @@ def _check_distillation(check: Checker, section: str) -> None:
     any(spec[half] for half in DISTILLATION_HALVES),
     f"{section}.local",
     "must be above 0, or masked: there is nothing to learn",
+  )
+  check.require(
+    spec.prototypes <= spec.chunk_size
+    or spec.prototypes % spec.chunk_size == 0,
+    f"{section}.prototypes",
+    f"must be a multiple of config.{section}.chunk_size={spec.chunk_size}, or "
+    "no more",
   )
   for field in ("global_area", "local_area"):
     check.require(

@@ -31,6 +31,7 @@ NAME, WEIGHTS = "classifier.json", "weights.npz"
 # What of the preprocessing decides about an image's pixels.
 _PIXELS = (
   "image_size",
+  "max_patches",
   "resize",
   "crop",
   "crop_fraction",
@@ -158,7 +159,9 @@ def describe_tower(params: Any, config: Any) -> dict[str, Any]:
   return {
     "image_tower": saved.fingerprint(params["image"]),
     # As JSON reads it back.
-    "pixels": json.loads(json.dumps({name: pixels[name] for name in _PIXELS})),
+    "pixels": json.loads(
+      json.dumps({name: pixels[name] for name in _PIXELS if name in pixels})
+    ),
   }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from etils import epath
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -12,8 +13,9 @@ import numpy as np
 from big_siglip import progress, sharding
 from big_siglip.checkpoint import restore_params
 from big_siglip.errors import UserError
+from big_siglip.evaluators import written
+from big_siglip.evaluators.scribe import find_decoder
 from big_siglip.models import restack
-from big_siglip.models.decoder import Decoder
 from big_siglip.objectives import captioning
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.trained import saved
@@ -24,15 +26,15 @@ _MODEL = ("image", "text", "logit_scale", "logit_bias", "lora")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-  """A decoder with its parameters.
+  """A decoder's parameters.
 
   Attributes:
-    decoder: computes in float32.
-    spec: its section of `config.terms`.
-    params: with stacked blocks, as `decoder` has them.
+    name: of its section of `config.terms`.
+    spec: the section.
+    params: with stacked blocks.
   """
 
-  decoder: Decoder
+  name: str
   spec: Mapping[str, Any]
   params: Any
 
@@ -47,20 +49,48 @@ def load(path: str, mesh: Mesh) -> Trained:
   Raises:
     UserError: it has none, or it is damaged.
   """
-  lacks = UserError(
+  if saved.is_run(path):
+    run, checkpoint = saved.find(path)
+    if found := load_of(checkpoint, saved.load_config(run), mesh):
+      return found
+  raise UserError(
     f"{path}: has no decoder: it is no run with a term of "
     "kind='captioning' in config.terms"
   )
-  if not saved.is_run(path):
-    raise lacks
-  run, checkpoint = saved.find(path)
-  config = saved.load_config(run)
-  terms = config.get("terms", {})
-  for name, spec in terms.items():
-    if spec.kind == "captioning":
-      with progress.waiting("reading the decoder"):
-        return _read(checkpoint, config, mesh, name, spec)
-  raise lacks
+
+
+def load_of(
+  checkpoint: epath.Path, config: ConfigDict, mesh: Mesh
+) -> Trained | None:
+  """Returns the decoder of a checkpoint; None where its run has none.
+
+  Args:
+    checkpoint: its folder.
+    config: of the run.
+    mesh: where the parameters are laid out.
+  """
+  found = find_decoder(config)
+  if found is None:
+    return None
+  with progress.waiting("reading the decoder"):
+    return _read(checkpoint, config, mesh, *found)
+
+
+def joined(
+  params: Any, checkpoint: epath.Path, config: ConfigDict, mesh: Mesh
+) -> Any:
+  """Returns parameters with those of the decoder, if an evaluation needs it.
+
+  Args:
+    params: of the model.
+    checkpoint: the folder that they were read from.
+    config: of the run, with the evaluations.
+    mesh: where they are laid out.
+  """
+  if not any(spec.kind in written.KINDS for spec in config.evals.values()):
+    return params
+  found = load_of(checkpoint, config, mesh)
+  return params if found is None else {**params, found.name: found.params}
 
 
 def _read(checkpoint, config: ConfigDict, mesh, name: str, spec) -> Trained:
@@ -75,8 +105,4 @@ def _read(checkpoint, config: ConfigDict, mesh, name: str, spec) -> Trained:
   tree = sharding.placed({name: abstract}, mesh)
   beside = {*_MODEL, *config.terms.keys()} - {name}
   params = restore_params(checkpoint, tree, beside=beside)
-  model = ConfigDict(config.model).copy_and_resolve_references()
-  model.dtype, model.scan, model.remat = "float32", True, "none"
-  model.attention = "xla"
-  decoder = captioning.make_decoder(spec, model)
-  return Trained(decoder, spec, restack(params, True)[name])
+  return Trained(name, spec, restack(params, True)[name])

@@ -53,8 +53,11 @@ class Dense:
     stride: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
-  ) -> np.ndarray:
+  ) -> Any:
     """Returns IhwC float32: what each patch knows, on the grid of the image.
+
+    Of a model that keeps an image's shape (NaFlex): a list of hwC, whose grids
+    are the images' own.
 
     Example:
       model.embed_patches(["cat.jpg"])  # [1, 14, 14, 768], tokens

@@ -28,7 +28,10 @@ def describe(model: ConfigDict, params: Any, mesh: Mesh, path: str) -> str:
     path: where it comes from.
   """
   image = resolve_image(model.image)
-  sight = f"image {_tower(model.image, image)} at {model.image.image_size} px"
+  tower, length = _tower(model.image, image), model.image.max_patches
+  sight = f"image {tower} at {model.image.image_size} px"
+  if length:
+    sight = f"image {tower} of up to {length} patches, in its own shape"
   parts = ["SigLIP" if has_text_tower(model) else "image tower alone", sight]
   if has_text_tower(model):
     text = _tower(model.text, resolve_text(model.text))

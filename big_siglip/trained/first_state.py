@@ -1,14 +1,22 @@
 """The train state before a run's first step: new, of weights, of a run."""
 
 from collections.abc import Callable, Mapping
+import math
+import os
+import re
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from big_siglip import sharding
 from big_siglip.build import Program
+from big_siglip.errors import UserError
 from big_siglip.train_step import TrainState
 from big_siglip.trained import initial, stages
+
+_OF_PROTOTYPES = re.compile("(^|/)(prototypes$|centres/)")
 
 
 def make(
@@ -31,3 +39,54 @@ def make(
     params = initial.initial_params(config, state.params, mesh)
     state = program.start_from(state, params)
   return state, {}
+
+
+def check_memory(config: ConfigDict, state: TrainState) -> None:
+  """Makes sure that each device has room for its part of a state.
+
+  What a step needs beside it only the compiler knows (`big-siglip plan`).
+
+  Args:
+    config: the config.
+    state: shapes, dtypes and shardings.
+
+  Raises:
+    UserError: it has not.
+  """
+  device = min(state.step.sharding.addressable_devices, key=lambda d: d.id)
+  there = _memory(device)
+  sizes = {path: _bytes(x) for path, x in sharding.flatten(state).items()}
+  whole = sum(sizes.values())
+  if there is None or whole <= there:
+    return
+  said = (
+    f"the train state takes {whole / 2**30:,.1f} GiB a device, which has "
+    f"{there / 2**30:,.1f} GiB"
+  )
+  problem = f"config.model: {said}"
+  for name, spec in config.terms.items():
+    # There is a number of each in the centres, too.
+    own = sum(n for path, n in sizes.items() if _OF_PROTOTYPES.search(path))
+    if spec.kind == "distillation" and whole - own <= there:
+      problem = (
+        f"config.terms.{name}.prototypes={spec.prototypes}: memory cannot hold "
+        f"them: {said}; {own / 2**30:,.1f} of these are theirs"
+      )
+  raise UserError(f"{problem} (config.mesh.fsdp shares it among devices)")
+
+
+def _memory(device: jax.Device) -> int | None:
+  """Returns the memory of a device; None where nobody knows.
+
+  Simulated ones share that of the machine.
+  """
+  if device.platform == "cpu":
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return whole // max(jax.local_device_count(), 1)
+  return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  """Returns what a device holds of an array."""
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  return math.prod(shape) * leaf.dtype.itemsize

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
+from big_siglip.data.batch import Image as PreparedImage
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
 from big_siglip.evaluators import Embedders
@@ -187,13 +188,13 @@ class Model(Dense, Captioning):
       raise UserError(f"{self.path}: {no_pool(config)}")
     return self.embedders.image
 
-  def embed_prepared(self, images: Iterable[np.ndarray]) -> np.ndarray:
+  def embed_prepared(self, images: Iterable[PreparedImage]) -> np.ndarray:
     """Returns IE float32 of length 1, of what `prepare_image` returned.
 
     Raises:
       UserError: one of them is something else, and which.
     """
-    check = inputs.checking_prepared(self.config.model.image.image_size)
+    check = inputs.checking_prepared(self.preprocess.value)
     rows = inputs.each(images, "images", check)
     return self._embed(self.embedder("images"), rows)
 
@@ -250,8 +251,11 @@ class Model(Dense, Captioning):
     """
     return classifier.load(os.fspath(folder), self)
 
-  def prepare_image(self, image: ImageLike) -> np.ndarray:
+  def prepare_image(self, image: ImageLike) -> PreparedImage:
     """Returns what the image tower sees, uint8 [H, W, 3].
+
+    Of a model that keeps an image's shape (NaFlex): "patches", uint8
+    [max_patches, p * p * 3], and their "grid", int32 [2], rows and columns.
 
     Raises:
       UserError: it is nothing that may be an image.
@@ -263,7 +267,7 @@ class Model(Dense, Captioning):
   def _embed(
     self,
     embed: Embed,
-    rows: Iterable[np.ndarray],
+    rows: Iterable[PreparedImage],
     batch_size: int | None = None,
     add: Callable[[int], None] = lambda count: None,
   ) -> np.ndarray:

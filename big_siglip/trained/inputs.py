@@ -15,6 +15,9 @@ import numpy as np
 from PIL import Image
 
 from big_siglip.data import images as image_data
+from big_siglip.data.batch import Image as PreparedImage
+from big_siglip.data.batch import stack
+from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import UserError
 from big_siglip.progress import Progress, speaking
 
@@ -132,15 +135,23 @@ def read_prompts(prompts: Any) -> list[list[str]]:
   return found
 
 
-def checking_prepared(size: int) -> Callable[[Any], np.ndarray]:
-  """Returns what refuses anything but uint8 [size, size, 3]."""
+def checking_prepared(made: Preprocessing) -> Callable[[Any], PreparedImage]:
+  """Returns what refuses anything but what `Model.prepare_image` returns."""
+  size, length = made.image_size, made.max_patches
+  if length is None:
+    shapes = {"image": (size, size, 3)}
+    said = f"uint8 [{size}, {size}, 3]"
+  else:
+    width = 3 * (made.patch_size or 0) ** 2
+    shapes = {"patches": (length, width), "grid": (2,)}
+    said = f"patches, uint8 [{length}, {width}], and their grid"
 
-  def check(image: Any) -> np.ndarray:
-    good = isinstance(image, np.ndarray) and image.dtype == np.uint8
-    if not good or image.shape != (size, size, 3):
-      raise UserError(
-        f"must be of Model.prepare_image, uint8 [{size}, {size}, 3]"
-      )
+  def check(image: Any) -> PreparedImage:
+    whole = image if isinstance(image, Mapping) else {"image": image}
+    good = {name: np.shape(array) for name, array in whole.items()} == shapes
+    first = next(iter(whole.values()), None)
+    if not good or getattr(first, "dtype", None) != np.uint8:
+      raise UserError(f"must be of Model.prepare_image, {said}")
     return image
 
   return check
@@ -172,8 +183,8 @@ def batches(values: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 def padded(
-  rows: Iterable[np.ndarray], size: int
-) -> Iterator[tuple[np.ndarray, int]]:
+  rows: Iterable[PreparedImage], size: int
+) -> Iterator[tuple[PreparedImage, int]]:
   """Yields (batch of `size` or less, how many count): few shapes to compile."""
   first = True
   for batch in batches(rows, size):
@@ -181,7 +192,7 @@ def padded(
     if not first:  # The last of several takes the others' shape.
       batch += [batch[-1]] * (size - count)
     first = False
-    yield np.stack(batch), count
+    yield stack(batch), count
 
 
 @contextlib.contextmanager

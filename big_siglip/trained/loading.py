@@ -9,7 +9,7 @@ from big_siglip.errors import naming, UserError
 from big_siglip.evaluators import exact_model, make_embedders
 from big_siglip.models import make_model
 from big_siglip.schema.words import DTYPES
-from big_siglip.trained import calibrated, inputs, saved
+from big_siglip.trained import calibrated, inputs, naflex, saved
 from big_siglip.trained.inference import Model
 from big_siglip.trained.placement import DeviceLike, find_devices
 
@@ -21,6 +21,7 @@ def load(
   device: DeviceLike = None,
   batch_size: int = 64,
   calibration: str = calibrated.KEPT,
+  max_patches: int | None = None,
 ) -> Model:
   """See `big_siglip.load`."""
   if not isinstance(path, str | os.PathLike):
@@ -35,6 +36,8 @@ def load(
   mesh = sharding.make_mesh(devices=find_devices(device))
   with naming({"--checkpoint": "path"}):
     config, params = saved.load(path, mesh)
+  if max_patches is not None:
+    naflex.set_length(config.model, max_patches, path)
   config.model = exact_model(config.model)
   config.model.dtype = dtype
   platform = mesh.devices.flat[0].platform

@@ -4,7 +4,7 @@ Shape letters: B and I images, h x w the grid of their patches, C numbers of a
 patch.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import os
 from typing import Any
@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
+from big_siglip.data.batch import Image as PreparedImage
 from big_siglip.data.preprocessing import Preprocess
+from big_siglip.data.squares import Square
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.evaluators.grids import Grid
@@ -22,14 +24,15 @@ from big_siglip.models import patches as features
 from big_siglip.models import resolution as resolutions
 from big_siglip.models.patches import Patches
 from big_siglip.models.resolution import Resolution
-from big_siglip.trained import inputs
+from big_siglip.models.towers import Image
+from big_siglip.trained import inputs, naflex
 
 
 class Look:
   """Sees the patches of images, a batch of them at a time.
 
   Attributes:
-    shape: (h, w, C).
+    shape: (h, w, C); where images keep their shape, (max_patches, C).
     preprocess: what comes before the tower.
     params: of the model, for images of this size.
     embed: images -> B(h w C) float32.
@@ -63,24 +66,36 @@ class Look:
     features.check(config.image, asked)
     self.batch_size = batch_size
     self._patch = resolutions.patch_size(config)
+    self._length = config.image.max_patches
+    if self._length is not None:
+      naflex.check_whole(resolution.size, resolution.stride)
     size = resolutions.check(config, resolution)
     value = dataclasses.replace(preprocess.value, image_size=size)
     self.preprocess = Preprocess(value, preprocess.tokenizer)
     self.params = params
     see = resolutions.make_look(config, asked, resolution)
 
-    def flat(params: Any, image: jax.Array) -> jax.Array:
-      return see(params, image).reshape(len(image), -1)
+    def flat(params: Any, image: Image) -> jax.Array:
+      found = see(params, image)
+      return found.reshape(len(found), -1)
 
     self.embed: Embed = make_embed(flat, mesh, "the image tower's patches")
     side = size // self._patch
     width = features.width(config.image, config.embed_dim, asked)
-    self.shape = side, side, width
+    grid = (side, side) if self._length is None else (self._length,)
+    self.shape = *grid, width
+
+  @property
+  def keeps_shape(self) -> bool:
+    """Whether each image has a grid of its own (NaFlex)."""
+    return self._length is not None
 
   @property
   def grid(self) -> Grid:
     """Which part of an image the patches cover."""
     square = self.preprocess.value.square()
+    if self._length is not None:  # All of it, whatever its grid.
+      return Grid(1, 1, Square(1, square.resize))
     return Grid(self.shape[0], self._patch, square)
 
   def of(self, model: Any) -> Any:
@@ -96,23 +111,28 @@ class Look:
       embedders=model.embedders._replace(image=self.embed),
     )
 
-  def prepare(self, image: inputs.ImageLike) -> np.ndarray:
-    """Returns uint8 [size, size, 3], as `Model.prepare_image`."""
+  def prepare(self, image: inputs.ImageLike) -> PreparedImage:
+    """Returns what `Model.prepare_image` does, of this size."""
     return self.preprocess.image(inputs.read_image(image))
 
   def __call__(
-    self, images: Iterable[np.ndarray], batch_size: int | None = None
+    self, images: Iterable[PreparedImage], batch_size: int | None = None
   ) -> Iterator[np.ndarray]:
     """Yields float32 hwC of each image, in order.
 
     Args:
-      images: uint8 [size, size, 3] each, of `prepare`.
+      images: of `prepare`.
       batch_size: in place of its own.
     """
     batch_size = batch_size or self.batch_size
     for batch, count in inputs.padded(images, batch_size):
       rows = np.asarray(self.embed(self.params, batch, {})[0])[:count]
-      yield from rows.reshape(count, *self.shape)
+      rows = rows.reshape(count, *self.shape)
+      if not isinstance(batch, Mapping):
+        yield from rows
+        continue
+      for row, grid in zip(rows, batch["grid"][:count], strict=True):
+        yield row[: grid.prod()].reshape(*grid, -1)
 
 
 def embed_patches(
@@ -121,8 +141,8 @@ def embed_patches(
   count: int | None,
   batch_size: int | None,
   add: Callable[[int], None],
-) -> np.ndarray:
-  """Returns IhwC float32; see `dense.Dense.embed_patches`.
+) -> Any:
+  """Returns IhwC float32, or hwC of each; see `dense.Dense.embed_patches`.
 
   Args:
     look: sees them.
@@ -140,6 +160,8 @@ def embed_patches(
   for grid in look(rows, batch_size):
     found.append(grid)
     add(1)
+  if look.keeps_shape:
+    return found
   return np.stack(found) if found else np.zeros((0, *look.shape), np.float32)
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from big_siglip.data.batch import stack
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
@@ -107,8 +108,8 @@ class Bundle:
     Raises:
       BadImage: one of them cannot be decoded.
     """
-    rows = [self.preprocess.image(image) for image in images]
-    return np.asarray(self.image(self._of("image"), np.stack(rows)))
+    rows = stack([self.preprocess.image(image) for image in images])
+    return np.asarray(self.image(self._of("image"), rows))
 
   def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
     """Returns BE float32 of length 1."""

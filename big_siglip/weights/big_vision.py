@@ -1,7 +1,8 @@
 """Names of SigLIP in google-research/big_vision (.npz).
 
-models/vit.py and models/proj/image_text/text_transformer.py. Layers come one by
-one (`encoderblock_3/`) or stacked (`encoderblock/`), tower by tower.
+models/vit.py, models/proj/image_text/text_transformer.py and, for NaFlex,
+models/proj/image_text/naflex_vit.py. Layers come one by one (`encoderblock_3/`)
+or stacked (`encoderblock/`), tower by tower.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,12 @@ import numpy as np
 
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
+from big_siglip.weights import naflex
 from big_siglip.weights import rules as r
-from big_siglip.weights.model_config import image_size_of, make_model_config
+from big_siglip.weights.model_config import (
+  image_size_of,
+  make_model_config,
+)
 from big_siglip.weights.names import Naming
 
 NAMING = Naming(
@@ -39,8 +44,12 @@ def rules(model: Any, stacked: tuple[str, ...] = ()) -> list[r.Rule]:
 
 def _rules(model: Any, stacked: tuple[str, ...]) -> Iterator[r.Rule]:
   depth = sizes.resolve_image(model.image).depth
-  yield from _dense("img/embedding", "image/patch_embedding")
-  yield r.rule("img/pos_embedding", "image/position_embedding", r.LEADING)
+  kernel, positions = r.SAME, r.LEADING
+  if model.image.max_patches:
+    kernel, positions = naflex.KERNEL, naflex.grid(sizes.grid_side(model.image))
+  yield r.rule("img/embedding/kernel", "image/patch_embedding/kernel", kernel)
+  yield r.rule("img/embedding/bias", "image/patch_embedding/bias")
+  yield r.rule("img/pos_embedding", "image/position_embedding", positions)
   yield from _encoder("image", depth, "image" in stacked)
   if model.image.pooling == "map":
     head = "img/MAPHead_0"
@@ -154,18 +163,21 @@ def infer_config(
     towers: that the file has: ("image", "text") or ("image",).
 
   Raises:
-    UserError: no SigLIP model of one resolution.
+    UserError: no SigLIP model.
   """
   try:
     kernel = shapes["img/embedding/kernel"]
+    width = kernel[-1]
     if len(kernel) == 2:
-      raise UserError(f"{path}: NaFlex models are not supported")
-    patch, _, _, width = kernel
-    tokens = shapes["img/pos_embedding"][-2]
+      patch = naflex.patch_size(kernel[0])
+      sight = naflex.sight(patch, shapes["img/pos_embedding"][0])
+    else:
+      patch, tokens = kernel[0], shapes["img/pos_embedding"][-2]
+      sight = {"image_size": image_size_of(patch, tokens)}
     pooled = any(key.startswith("img/MAPHead_0/") for key in shapes)
     seen = dict(
       image=_tower_size(shapes, "image", width, patch),
-      image_size=image_size_of(patch, tokens),
+      **sight,
       pooling="map" if pooled or "text" in towers else "none",
     )
     if "text" not in towers:

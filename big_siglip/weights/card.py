@@ -117,14 +117,18 @@ def _front(style: str) -> str:
 
 def _model(model: Any) -> str:
   image, text = sizes.resolve_image(model.image), sizes.resolve_text(model.text)
+  pixels = model.image.image_size
+  seen = f"{pixels} x {pixels} pixels in"
+  if model.image.max_patches:
+    length = model.image.max_patches
+    seen = f"images in their own shape (NaFlex), up to {length}"
   return (
     "A SigLIP model (arXiv:2303.15343): an image and a text tower whose "
     f"embeddings have {model.embed_dim or image.width} numbers.\n\n"
     "| tower | width | depth | MLP | heads | reads |\n"
     "|---|---|---|---|---|---|\n"
     f"| image | {image.width} | {image.depth} | {image.mlp_dim} | "
-    f"{image.num_heads} | {model.image.image_size} x {model.image.image_size} "
-    f"pixels in patches of {image.patch_size} |\n"
+    f"{image.num_heads} | {seen} patches of {image.patch_size} pixels |\n"
     f"| text | {text.width} | {text.depth} | {text.mlp_dim} | {text.num_heads} "
     f"| {model.text.length} tokens of {model.text.vocab_size:,} |\n"
   )
@@ -169,12 +173,14 @@ def _last(path: Any) -> str:
 
 def _preprocessing(config: Any) -> str:
   made = Preprocessing.of(config)
-  size = made.image_size
+  size = f"{made.image_size} x {made.image_size} pixels"
+  shape = f"{size}, resize {made.resize}, crop {made.crop}"
+  if made.max_patches:
+    shape = f"up to {made.max_patches} patches, resize {made.resize}"
   cleaned = "" if made.clean == "none" else f", cleaned ({made.clean})"
   return (
     "## Preprocessing\n\n"
-    f"- images: {size} x {size} pixels, resize {made.resize}, crop "
-    f"{made.crop}, mean {list(made.mean)}, deviation {list(made.std)}\n"
+    f"- images: {shape}, mean {list(made.mean)}, deviation {list(made.std)}\n"
     f"- texts: {'A-Z lowercased' if made.lowercase else 'case kept'}{cleaned}, "
     f"cut after {made.text_length} tokens, ended, then filled up "
     f"with token {made.pad_id}\n"

@@ -26,6 +26,7 @@ from big_siglip.weights.rules import Reader, Rule
 
 _NAMINGS = {
   "open_clip": open_clip.NAMING,
+  "open_clip_naflex": open_clip.NAFLEX_NAMING,
   "huggingface": huggingface.NAMING,
   "big_vision": big_vision.NAMING,
 }
@@ -57,7 +58,7 @@ class Weights:
 
 
 def open_weights(path: str, base: str | None = None) -> Weights:
-  """Returns the weights of a SigLIP or SigLIP 2 model of one resolution.
+  """Returns the weights of a SigLIP or SigLIP 2 model, of NaFlex too.
 
   Args:
     path: a .safetensors or .npz file, a folder of transformers or open_clip, a
@@ -198,6 +199,7 @@ def _big_vision(place: places.Place, named: Named, config: Any) -> Weights:
 
 _OPEN = {
   "open_clip": _open_clip,
+  "open_clip_naflex": _open_clip,
   "huggingface": _huggingface,
   "big_vision": _big_vision,
 }

@@ -1,7 +1,8 @@
 """Names and configs of SigLIP in Hugging Face transformers.
 
 `SiglipModel`, for SigLIP and the SigLIP 2 models of one resolution alike
-(models/siglip/modeling_siglip.py).
+(models/siglip/modeling_siglip.py); `Siglip2Model` for NaFlex models, whose
+patches go through a linear map (models/siglip2/modeling_siglip2.py).
 """
 
 from collections.abc import Iterator
@@ -40,8 +41,9 @@ def _rules(model: Any) -> Iterator[r.Rule]:
 
 def _image_rules(image: Any) -> Iterator[r.Rule]:
   theirs = "vision_model.embeddings"
+  layout = r.linear(3) if image.max_patches else r.CONV
   yield r.rule(
-    f"{theirs}.patch_embedding.weight", "image/patch_embedding/kernel", r.CONV
+    f"{theirs}.patch_embedding.weight", "image/patch_embedding/kernel", layout
   )
   yield r.rule(f"{theirs}.patch_embedding.bias", "image/patch_embedding/bias")
   yield r.rule(
@@ -152,6 +154,11 @@ def to_config(model: Any) -> dict[str, Any]:
         f"config.model.{field}={value!r}: SiglipModel of transformers knows "
         f"{wanted!r} alone"
       )
+  family = "siglip2" if model.image.max_patches else "siglip"
+  if model.image.max_patches:
+    seen = {"num_patches": sizes.grid_side(model.image) ** 2}
+  else:
+    seen = {"image_size": model.image.image_size}
 
   def section(kind: str, size: sizes.TowerSize) -> dict[str, Any]:
     return {
@@ -165,10 +172,10 @@ def to_config(model: Any) -> dict[str, Any]:
     }
 
   return {
-    "architectures": ["SiglipModel"],
-    "model_type": "siglip",
+    "architectures": [f"{family.capitalize()}Model"],
+    "model_type": family,
     "text_config": {
-      **section("siglip_text_model", text),
+      **section(f"{family}_text_model", text),
       "vocab_size": model.text.vocab_size,
       "max_position_embeddings": model.text.length,
       "projection_size": model.embed_dim or image.width,
@@ -177,8 +184,8 @@ def to_config(model: Any) -> dict[str, Any]:
       "eos_token_id": None,
     },
     "vision_config": {
-      **section("siglip_vision_model", image),
-      "image_size": model.image.image_size,
+      **section(f"{family}_vision_model", image),
+      **seen,
       "patch_size": image.patch_size,
     },
   }

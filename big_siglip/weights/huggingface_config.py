@@ -5,6 +5,7 @@ from typing import Any
 
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
+from big_siglip.weights import naflex
 from big_siglip.weights.model_config import (
   image_size_of,
   known_heads,
@@ -19,6 +20,9 @@ _TOWER = {
   "num_attention_heads": 12,
 }
 _SIGLIP = {**_TOWER, "image_size": 224, "patch_size": 16}
+# NaFlex models have a grid of learned positions, and no resolution.
+_SIGLIP2 = {**_TOWER, "num_patches": 256, "patch_size": 16}
+_FAMILIES = ("siglip", "siglip2")
 _TEXT = {**_TOWER, "vocab_size": 32_000, "max_position_embeddings": 64}
 # SigLIP's tower under the names of Hugging Face's own language models.
 _IDEFICS = {
@@ -30,6 +34,7 @@ _IDEFICS = {
 }
 _TOWERS = {
   "siglip_vision_model": _SIGLIP,
+  "siglip2_vision_model": _SIGLIP2,
   "idefics3_vision": _IDEFICS,
   "idefics3": _IDEFICS,
   "smolvlm_vision": _IDEFICS,
@@ -48,7 +53,8 @@ FIXED = {
 
 def is_whole(config: Mapping[str, Any]) -> bool:
   """Returns whether a config.json is of a model with two towers."""
-  return "SiglipModel" in (config.get("architectures") or ())
+  kinds = {"SiglipModel", "Siglip2Model"}
+  return not kinds.isdisjoint(config.get("architectures") or ())
 
 
 def model_config(
@@ -69,31 +75,19 @@ def model_config(
     UserError: another architecture, or a setting that we have no place for.
   """
   kind = config.get("model_type")
-  given = config.get("vision_config")
-  inner = given.get("model_type") if isinstance(given, Mapping) else None
-  for found in (kind, inner):
-    if isinstance(found, str) and found.startswith("siglip2"):
-      raise UserError(
-        f"{path}: model_type={found!r}: must be 'siglip'; NaFlex models are "
-        "not supported"
-      )
-  if "text" in towers and kind != "siglip":
-    raise UserError(f"{path}: model_type={kind!r}: must be 'siglip'")
+  if "text" in towers and kind not in _FAMILIES:
+    allowed = " or ".join(map(repr, _FAMILIES))
+    raise UserError(f"{path}: model_type={kind!r}: must be {allowed}")
   vision = _image_section(config, kind, path)
   if "text" in towers and not vision.get("vision_use_head", True):
     raise UserError(f"{path}: vision_use_head=False: must be True")
   image = _size(vision, vision["patch_size"])
+  seen = {"image": image, **_sight(vision, path)}
   if "text" not in towers:
-    return make_model_config(
-      image=image,
-      image_size=vision["image_size"],
-      embed_dim=image.width,
-      pooling=pooling,
-    )
+    return make_model_config(**seen, embed_dim=image.width, pooling=pooling)
   text = _section(config.get("text_config", {}), "text_config", _TEXT, path)
   return make_model_config(
-    image=image,
-    image_size=vision["image_size"],
+    **seen,
     text=_size(text),
     vocab_size=text["vocab_size"],
     length=text["max_position_embeddings"],
@@ -107,8 +101,8 @@ def _image_section(config, kind, path: str) -> dict[str, Any]:
     return _section(config, "config.json", _TOWERS[kind], path)
   given = config.get("vision_config", {})
   own = given.get("model_type") if isinstance(given, Mapping) else None
-  if own in (None, "siglip"):
-    own = "siglip_vision_model" if kind == "siglip" else kind
+  if own in (None, *_FAMILIES):
+    own = f"{kind}_vision_model" if kind in _FAMILIES else kind
   if own not in _TOWERS:
     raise UserError(
       f"{path}: model_type={kind!r}: must be 'siglip', or be or hold an image "
@@ -116,6 +110,19 @@ def _image_section(config, kind, path: str) -> dict[str, Any]:
       f"{', '.join(_TOWERS)})"
     )
   return _section(given, "vision_config", _TOWERS[own], path)
+
+
+def _sight(vision: Mapping[str, Any], path: str) -> dict[str, int]:
+  """Returns image_size, and max_patches of a NaFlex model."""
+  if "num_patches" not in vision:
+    return {"image_size": vision["image_size"]}
+  side = round(vision["num_patches"] ** 0.5)
+  if side**2 != vision["num_patches"]:
+    raise UserError(
+      f"{path}: num_patches={vision['num_patches']}: must be a square, of the "
+      "learned positions"
+    )
+  return naflex.sight(vision["patch_size"], side)
 
 
 def _section(given, name: str, defaults, path: str) -> dict[str, Any]:
@@ -168,12 +175,16 @@ def infer_config(
   """
   try:
     kernel = shapes["vision_model.embeddings.patch_embedding.weight"]
-    if len(kernel) == 2:
-      raise UserError(f"{path}: NaFlex models are not supported")
-    width, _, patch, _ = kernel
     tokens = shapes["vision_model.embeddings.position_embedding.weight"][0]
+    width = kernel[0]
+    if len(kernel) == 2:  # [D, p * p * 3]
+      patch = naflex.patch_size(kernel[1])
+      seen = naflex.sight(patch, round(tokens**0.5))
+    else:
+      patch = kernel[2]
+      seen = {"image_size": image_size_of(patch, tokens)}
     image = _inferred(shapes, "vision_model", width, path, patch)
-    sizes_of = dict(image=image, image_size=image_size_of(patch, tokens))
+    sizes_of = dict(image=image, **seen)
     if "text" not in towers:
       return make_model_config(**sizes_of, embed_dim=width, pooling=pooling)
     vocab, width = shapes["text_model.embeddings.token_embedding.weight"]

@@ -58,6 +58,14 @@ _TILED = {
     "image_std": said.OPENAI_STD,
   },
 }
+# Of NaFlex models, which see patches.
+_NAFLEX = "Siglip2ImageProcessor"
+_PATCHES: dict[str, Any] = {
+  key: value
+  for key, value in _COMMON.items()
+  if key.startswith(("do_re", "do_normalize", "rescale", "image_"))
+}
+_PATCHES |= {"resample": 2, "patch_size": 16, "max_num_patches": 256}
 _TILING = frozenset(
   {
     *("do_image_splitting", "max_image_size", "return_row_col_info"),
@@ -112,9 +120,10 @@ def from_transformers(given: Any, file: str) -> dict[str, Any]:
   )
   name = str(kind).replace("FeatureExtractor", "ImageProcessor")
   name = name.removesuffix("Fast").removesuffix("Pil")
-  defaults = {**_TYPES, **_TILED}.get(name)
+  every = {**_TYPES, **_TILED, _NAFLEX: _PATCHES}
+  defaults = every.get(name)
   if defaults is None:
-    rule = f"must be one of {', '.join([*_TYPES, *_TILED])}"
+    rule = f"must be one of {', '.join(every)}"
     said.refuse(file, "image_processor_type", kind, rule)
   tiled = name in _TILED
   known = {*defaults, "pad_size", "default_to_square", *HARMLESS}
@@ -130,6 +139,13 @@ def from_transformers(given: Any, file: str) -> dict[str, Any]:
     "resize": said.resample(asked["resample"], file, "resample"),
     **_affine(asked, file),
   }
+  if name == _NAFLEX:
+    return found | {
+      "max_patches": said.pixels(
+        asked["max_num_patches"], file, "max_num_patches"
+      ),
+      "patch_size": said.pixels(asked["patch_size"], file, "patch_size"),
+    }
   if tiled:
     logging.warning(
       "%s: the tower sees whole images, no tiles (%s)", file, kind
@@ -201,26 +217,45 @@ def to_transformers(made: Preprocessing, folder: str) -> dict[str, Any]:
     folder: what to call the export in a warning, where transformers has no such
       thing and the nearest is written.
   """
+  if made.max_patches is not None:
+    return _of_patches(made, folder)
   square = made.square()
   tall, wide = square.resized(1, 1)
-  filter_, crops = made.resize, made.crop != "none"
-  for field, known, nearest in (
-    ("resize", filter_ in said.FILTERS, "bilinear"),
-    ("crop", made.crop in ("none", "center"), "center"),
-  ):
-    if not known:
-      logging.warning(
-        "%s: its image processor does not do config.data.%s=%r; %r stands "
-        "there, the nearest that it knows",
-        *(folder, field, getattr(made, field), nearest),
-      )
-  filter_ = filter_ if filter_ in said.FILTERS else "bilinear"
+  crops = made.crop != "none"
+  if made.crop not in ("none", "center"):
+    _warn(folder, "crop", made.crop, "center")
   size = {"height": tall, "width": wide}
   found = {
     "image_processor_type": "SiglipImageProcessor",
     "processor_class": "SiglipProcessor",
-    "do_resize": True,
     "size": {"shortest_edge": tall} if crops else size,
+    **_pixels(made, folder),
+  }
+  if crops or tall != made.image_size:
+    side = {"height": made.image_size, "width": made.image_size}
+    found |= {"do_center_crop": True, "crop_size": side}
+  return found
+
+
+def _of_patches(made: Preprocessing, folder: str) -> dict[str, Any]:
+  """Returns that of a NaFlex model."""
+  return {
+    "image_processor_type": _NAFLEX,
+    "processor_class": "Siglip2Processor",
+    "patch_size": made.patch_size,
+    "max_num_patches": made.max_patches,
+    **_pixels(made, folder),
+  }
+
+
+def _pixels(made: Preprocessing, folder: str) -> dict[str, Any]:
+  """Returns what all of them have."""
+  filter_ = made.resize
+  if filter_ not in said.FILTERS:
+    filter_ = "bilinear"
+    _warn(folder, "resize", made.resize, filter_)
+  return {
+    "do_resize": True,
     "resample": said.FILTERS.index(filter_),
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -229,7 +264,11 @@ def to_transformers(made: Preprocessing, folder: str) -> dict[str, Any]:
     "image_std": list(made.std),
     "do_convert_rgb": True,
   }
-  if crops or tall != made.image_size:
-    side = {"height": made.image_size, "width": made.image_size}
-    found |= {"do_center_crop": True, "crop_size": side}
-  return found
+
+
+def _warn(folder: str, field: str, value: str, nearest: str) -> None:
+  logging.warning(
+    "%s: its image processor does not do config.data.%s=%r; %r stands "
+    "there, the nearest that it knows",
+    *(folder, field, value, nearest),
+  )

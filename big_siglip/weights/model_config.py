@@ -18,6 +18,7 @@ def make_model_config(
   length: int | None = None,
   text_head: bool = True,
   pooling: str = "map",
+  max_patches: int | None = None,
 ) -> ConfigDict:
   """Returns a `config.model` in float32.
 
@@ -30,6 +31,7 @@ def make_model_config(
     length: tokens of a text.
     text_head: whether the text tower has a projection.
     pooling: of the image tower: "map", as all of SigLIP, or "none".
+    max_patches: of a NaFlex model, as published with it; None: it sees squares.
   """
   tower, patch = _name(image), image.patch_size or 1
   model = ConfigDict(
@@ -41,6 +43,7 @@ def make_model_config(
         "head": False,
         # So400m/14 sees 378 of 384 pixels.
         "drop_border": image_size % patch != 0,
+        "max_patches": max_patches or config_dict.placeholder(int),
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
         "patch_size": config_dict.placeholder(int),

@@ -5,10 +5,12 @@ own TextTransformer (open_clip/convert.py, model_configs/ViT-*-SigLIP*.json).
 """
 
 from collections.abc import Iterator, Mapping
+import dataclasses
 from typing import Any
 
 from big_siglip.errors import UserError
 from big_siglip.schema import sizes
+from big_siglip.weights import naflex
 from big_siglip.weights import rules as r
 from big_siglip.weights.model_config import (
   image_size_of,
@@ -27,6 +29,8 @@ NAMING = Naming(
   bias="logit_bias",
   others=("head.", "fc_norm."),
 )
+# Timm's NaFlexVit embeds patches by a linear map.
+NAFLEX_NAMING = dataclasses.replace(NAMING, image_sign="embeds.proj.weight")
 
 
 def rules(model: Any) -> list[r.Rule]:
@@ -43,11 +47,15 @@ def _rules(model: Any) -> Iterator[r.Rule]:
 
 
 def _image_rules(image: Any) -> Iterator[r.Rule]:
-  yield r.rule(
-    f"{_TRUNK}.patch_embed.proj.weight", "image/patch_embedding/kernel", r.CONV
-  )
-  yield r.rule(f"{_TRUNK}.patch_embed.proj.bias", "image/patch_embedding/bias")
-  yield r.rule(f"{_TRUNK}.pos_embed", "image/position_embedding", r.LEADING)
+  embed, kernel = f"{_TRUNK}.patch_embed.proj", r.CONV
+  place, positions = f"{_TRUNK}.pos_embed", r.LEADING
+  if image.max_patches:
+    embed, kernel = f"{_TRUNK}.embeds.proj", r.linear(3)
+    place = f"{_TRUNK}.embeds.pos_embed"
+    positions = naflex.grid(sizes.grid_side(image), leading=True)
+  yield r.rule(f"{embed}.weight", "image/patch_embedding/kernel", kernel)
+  yield r.rule(f"{embed}.bias", "image/patch_embedding/bias")
+  yield r.rule(place, "image/position_embedding", positions)
   for index in range(sizes.resolve_image(image).depth):
     yield from _block(
       f"{_TRUNK}.blocks.{index}",
@@ -132,8 +140,14 @@ def infer_config(
     UserError: no SigLIP model, or of a width that no published tower has.
   """
   try:
-    width, _, patch, _ = shapes[f"{_TRUNK}.patch_embed.proj.weight"]
-    tokens = shapes[f"{_TRUNK}.pos_embed"][1]
+    if kernel := shapes.get(f"{_TRUNK}.embeds.proj.weight"):
+      width, patch = kernel[0], naflex.patch_size(kernel[1])
+      side = shapes[f"{_TRUNK}.embeds.pos_embed"][1]
+      sight = naflex.sight(patch, side)
+    else:
+      width, _, patch, _ = shapes[f"{_TRUNK}.patch_embed.proj.weight"]
+      tokens = shapes[f"{_TRUNK}.pos_embed"][1]
+      sight = {"image_size": image_size_of(patch, tokens)}
     image = sizes.TowerSize(
       width,
       _depth(shapes, f"{_TRUNK}.blocks."),
@@ -144,7 +158,7 @@ def infer_config(
     pooled = any(key.startswith(f"{_TRUNK}.attn_pool.") for key in shapes)
     seen = dict(
       image=image,
-      image_size=image_size_of(patch, tokens),
+      **sight,
       pooling="map" if pooled or "text" in towers else "none",
     )
     if "text" not in towers:

@@ -21,6 +21,11 @@ _TIMM = {
   ("So400m", 16): ("vit_so400m_patch16_siglip", (256, 384, 512)),
   ("g-opt", 16): ("vit_giantopt_patch16_siglip", (256, 384)),
 }
+# NaFlex models have no resolution in their names.
+_TIMM_NAFLEX = {
+  ("B", 16): "naflexvit_base_patch16_siglip",
+  ("So400m", 16): "naflexvit_so400m_patch16_siglip",
+}
 _FILTERS = ("bilinear", "bicubic")
 _MODES = {
   "none": "squash",
@@ -106,9 +111,10 @@ def _preprocess(made: Preprocessing, name: str) -> dict[str, Any]:
 
 def _image_tower(image: Any) -> str:
   size, pixels = sizes.resolve_image(image), image.image_size
+  if image.max_patches:
+    return _naflex_tower(size, sizes.grid_side(image))
   for (tower, patch), (name, known) in _TIMM.items():
-    same = {**vars(sizes.TOWERS[tower]), "patch_size": patch} == vars(size)
-    if same and pixels in known:
+    if _is(size, tower, patch) and pixels in known:
       return f"{name}_{pixels}"
   names = "; ".join(
     f"{tower}/{patch} at {', '.join(map(str, known))}"
@@ -120,3 +126,20 @@ def _image_tower(image: Any) -> str:
     f"{size.patch_size} and {pixels} pixels, but {names}; "
     "--output=FILE.safetensors writes the weights alone"
   )
+
+
+def _naflex_tower(size: sizes.TowerSize, side: int) -> str:
+  for (tower, patch), name in _TIMM_NAFLEX.items():
+    if _is(size, tower, patch) and side == 16:
+      return name
+  names = ", ".join(f"{tower}/{patch}" for tower, patch in _TIMM_NAFLEX)
+  raise UserError(
+    f"config.model.image: timm, of which open_clip takes its image towers, "
+    f"names no NaFlex tower of width {size.width}, depth {size.depth}, patches "
+    f"of {size.patch_size} pixels and {side} x {side} positions, but {names} "
+    "with 16 x 16; --output=FILE.safetensors writes the weights alone"
+  )
+
+
+def _is(size: sizes.TowerSize, tower: str, patch: int) -> bool:
+  return {**vars(sizes.TOWERS[tower]), "patch_size": patch} == vars(size)

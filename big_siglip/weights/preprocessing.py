@@ -1,5 +1,6 @@
 """The preprocessing that published weights were trained with."""
 
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -8,7 +9,7 @@ from absl import logging
 from big_siglip.data.preprocessing import IMAGE_FIELDS, Preprocessing
 from big_siglip.data.text import make_tokenizer, Tokenizer
 from big_siglip.errors import UserError
-from big_siglip.schema.sizes import has_text_tower
+from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.weights import tokenizer_files
 from big_siglip.weights.formats import Weights
 from big_siglip.weights.image_processor import read_transformers
@@ -68,10 +69,12 @@ def find_images(weights: Weights) -> dict[str, Any]:
     UserError: a file asks for what is not done here, or for another size than
       the image tower has.
   """
-  size = weights.model.image.image_size
+  image = weights.model.image
+  size = image.image_size
   found = weights.preprocessing
   if "resize" not in found:
     found = _read_images(weights)
+    _check_sight(weights, found)
     pixels = found.get("image_size", size)
     if pixels != size:
       raise UserError(
@@ -85,7 +88,28 @@ def find_images(weights: Weights) -> dict[str, Any]:
       f"taken: resize={found['resize']}, squashed, mean and std 0.5"
     )
   known = {name: found[name] for name in IMAGE_FIELDS if name in found}
+  if image.max_patches is not None:
+    known["max_patches"] = known.get("max_patches", image.max_patches)
+    known["patch_size"] = resolve_image(image).patch_size
   return {**known, "image_size": size}
+
+
+def _check_sight(weights: Weights, found: Mapping[str, Any]) -> None:
+  """Checks that an image processor makes patches for who sees patches."""
+  image = weights.model.image
+  if not found or ("max_patches" in found) == (image.max_patches is not None):
+    patch = resolve_image(image).patch_size
+    if found.get("patch_size", patch) == patch:
+      return
+    said = f"makes patches of {found['patch_size']} pixels, and the model sees"
+    raise UserError(f"{weights.folder}: its image processor {said} {patch}")
+  makes, sees = "squares", "patches that keep an image's shape (NaFlex)"
+  if "max_patches" in found:
+    makes, sees = sees, makes
+  raise UserError(
+    f"{weights.folder}: its image processor makes {makes}, and the model sees "
+    f"{sees}"
+  )
 
 
 def _read_images(weights: Weights) -> dict[str, Any]:

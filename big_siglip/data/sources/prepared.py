@@ -66,7 +66,7 @@ class PreparedRecords:
       )
     self._choose_features(builder.info.features, options)
     storage = Storage(options.retry_seconds)
-    shards = _shards(builder, split, folder)
+    shards = shards_of(builder, split, folder)
     self.faults = _missing(shards, storage)
     path = folder or str(builder.data_path)
     check_faults(path, self.faults, len(shards), options.max_skipped)
@@ -147,7 +147,19 @@ class PreparedRecords:
       raise BadExample(reason, "record", self._records.name(index)) from error
 
 
-def _shards(builder, split: str, folder: str | None) -> list[Shard]:
+def shards_of(
+  builder: tfds.core.DatasetBuilder, split: str, folder: str | None
+) -> list[Shard]:
+  """Returns the shards of a split.
+
+  Args:
+    builder: of a prepared data set.
+    split: as TFDS writes them.
+    folder: where they lie, if not where the builder says.
+
+  Raises:
+    UserError: no such split.
+  """
   splits = builder.info.splits
   try:
     files = splits[split].file_instructions

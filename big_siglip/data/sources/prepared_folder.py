@@ -39,6 +39,18 @@ def open_prepared(
       "config.data.path=None: must be the folder of the prepared data set,"
       " with its dataset_info.json"
     )
+  builder, remote = find_builder(folder, storage)
+  return PreparedRecords(builder, split, options, remote)
+
+
+def find_builder(
+  folder: str, storage: Storage
+) -> tuple[tfds.core.DatasetBuilder, str | None]:
+  """Returns the builder of a prepared data set, and the folder if it is remote.
+
+  Raises:
+    UserError: nothing is prepared there.
+  """
   try:
     present = [storage.exists(os.path.join(folder, name)) for name in _INFO]
     if not all(present):
@@ -54,8 +66,7 @@ def open_prepared(
   except Exception as error:  # Whatever a damaged description leads to.
     reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     raise UserError(f"config.data.path={folder!r}: {reason}") from error
-  remote = folder if is_remote(folder) else None
-  return PreparedRecords(builder, split, options, remote)
+  return builder, folder if is_remote(folder) else None
 
 
 def _find_version(wanted: str, data_dir: str | None, storage: Storage) -> str:

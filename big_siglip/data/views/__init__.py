@@ -3,6 +3,7 @@
 from big_siglip.data.views.crops import Crops
 from big_siglip.data.views.embeddings import Embeddings
 from big_siglip.data.views.masks import Masks
+from big_siglip.data.views.patches import Patches
 from big_siglip.data.views.pixels import Pixels
 from big_siglip.data.views.targets import CutTargets, Targets
 from big_siglip.data.views.tokens import Tokens
@@ -15,6 +16,7 @@ __all__ = [
   "fill",
   "ImageView",
   "Masks",
+  "Patches",
   "Pixels",
   "Sample",
   "Streams",

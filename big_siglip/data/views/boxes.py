@@ -4,13 +4,14 @@ import numpy as np
 
 from big_siglip.data import boxes
 from big_siglip.data.box_reading import Reader
+from big_siglip.data.views.patches import Patches
 from big_siglip.data.views.pixels import Pixels
 from big_siglip.data.views.view import Sample
 
 
 def seen_boxes(
   example: Sample,
-  pixels: Pixels,
+  pixels: Pixels | Patches,
   reader: Reader,
   rng: np.random.Generator,
   min_visible: float = boxes.MIN_VISIBLE,

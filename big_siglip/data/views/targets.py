@@ -10,6 +10,7 @@ from big_siglip.data.batch import Batch, Field, Fields
 from big_siglip.data.box_reading import Reader
 from big_siglip.data.targets import Writer
 from big_siglip.data.views.boxes import seen_boxes
+from big_siglip.data.views.patches import Patches
 from big_siglip.data.views.pixels import Pixels
 from big_siglip.data.views.tokens import draw_text, Tokens
 from big_siglip.data.views.view import Sample, Streams
@@ -37,7 +38,7 @@ class Targets:
   writer: Writer | None
   tasks: tuple[str, ...]
   length: int
-  pixels: Pixels | None = None
+  pixels: Pixels | Patches | None = None
   reader: Reader | None = None
   name: str = "targets"
 

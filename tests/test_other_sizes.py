@@ -4,38 +4,11 @@ import jax
 import jax.numpy as jnp
 import model_cases
 import numpy as np
-from peers import torch
 import pytest
 
 from big_siglip.models import SigLIP
-from big_siglip.models.positions import Grid, weights
+from big_siglip.models.positions import Grid
 from big_siglip.models.towers import Hidden
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("grid", [(6, 6), (3, 5), (16, 16), (21, 12), (1, 64)])
-def test_positions_are_resampled_as_torch_does(grid):
-  table = np.random.default_rng(0).normal(size=(16, 16, 8)).astype(np.float32)
-  found = Grid(*grid, 16).resample(table.reshape(256, 8))
-  expected = torch.nn.functional.interpolate(
-    torch.from_numpy(table).permute(2, 0, 1)[None],
-    size=grid,
-    mode="bilinear",
-    align_corners=False,
-    antialias=True,
-  )
-  expected = expected[0].permute(1, 2, 0).reshape(-1, 8)
-  np.testing.assert_allclose(found, expected, atol=3e-6)
-
-
-def test_each_place_is_a_mean_of_learned_ones():
-  for n in (1, 3, 6, 16, 40):
-    np.testing.assert_allclose(weights(n, 16).sum(axis=1), 1, rtol=1e-6)
-  np.testing.assert_array_equal(weights(16, 16), np.eye(16))
-  # Halving: a triangle over the four nearest, 1 3 3 1 in eighths.
-  np.testing.assert_allclose(
-    weights(8, 16)[3, 5:9], np.array([1, 3, 3, 1]) / 8, rtol=1e-6
-  )
 
 
 @pytest.fixture(scope="module", params=["map", "cls"])
