@@ -198,8 +198,10 @@ class Loop:
     self._skipped.name(faults.from_rows(host_batch["skipped"]), self._step + 1)
     batch = {name: host_batch[name] for name in self._fields}
     batch = sharding.to_global(self._mesh, batch)
-    with self._firsts.compiling(batch):
+    with self._firsts.compiling(batch) as is_new:
       self._state, metrics = self._program.step(self._state, batch)
+    if is_new:  # The time of compiling is not of training.
+      self._meter.restart()
     self._settle()
     self._step += 1
     self._pending = (self._step, metrics)

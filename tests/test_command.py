@@ -13,7 +13,7 @@ from big_siglip.commands import main
 PROGRAM = "big_siglip/__main__.py"
 FOLDER = runs.ROOT / "big_siglip" / "commands"
 # Not commands: this one, and what runs them.
-OTHERS = {"__init__", "labelled", "main", "program", "tables"}
+OTHERS = {"__init__", "labelled", "main", "program", "sight", "tables"}
 
 
 def test_every_command_is_listed_with_the_first_line_of_its_help():

@@ -84,6 +84,8 @@ def _flags(name):
     if called == "_FileFlag" or called.startswith("flags.DEFINE_"):
       if isinstance(first, ast.Constant):
         found |= {first.value, f"no{first.value}"}
+    elif called == "flags.adopt_module_key_flags":
+      found |= {"max_patches"}  # Of commands/sight.py.
     elif called in _WITH_CONFIG:
       found |= {"config"} | ({"evals"} if "evaluation" in called else set())
   return found

@@ -27,6 +27,7 @@ from big_siglip import progress
 from big_siglip.commands import labelled, sight
 from big_siglip.errors import exit_on_error, UserError
 
+flags.adopt_module_key_flags(sight)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or published weights."
 )

@@ -26,6 +26,7 @@ from big_siglip import progress
 from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, naming, UserError
 
+flags.adopt_module_key_flags(sight)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or published weights."
 )
@@ -176,12 +177,11 @@ def _draw_sight(model, files, photos):
     row = [Tile(shown, f"{_name(file)}: {width} x {height}")]
     for made in values:
       seen = made.image(photo)
-      tall, wide = seen["grid"].tolist()
-      patch = made.value.patch_size
-      pixels = patches.join(seen["patches"], (tall, wide), patch)
+      tall, wide = grid = seen["grid"].tolist()
+      pixels = patches.join(seen["patches"], grid, made.value.patch_size)
       pixels = images.resize(pixels, shown.shape[:2], "nearest")
-      share = tall * wide / made.value.max_patches
-      words = f"{tall} x {wide} of {made.value.max_patches}: {share:.0%}"
+      most = made.value.max_patches
+      words = f"{tall} x {wide} of {most}: {tall * wide / most:.0%}"
       row.append(Tile(np.ascontiguousarray(pixels), words))
     rows.append(row)
   return rows

@@ -31,6 +31,7 @@ from big_siglip.command_line import parse_evaluation
 from big_siglip.commands import sight, tables
 from big_siglip.errors import exit_on_error, naming, UserError
 
+flags.adopt_module_key_flags(sight)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,

@@ -25,6 +25,7 @@ from big_siglip import progress
 from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, naming, UserError
 
+flags.adopt_module_key_flags(sight)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,

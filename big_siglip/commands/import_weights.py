@@ -22,6 +22,7 @@ from big_siglip import progress
 from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, naming, UserError
 
+flags.adopt_module_key_flags(sight)
 _WEIGHTS = flags.DEFINE_string(
   "weights", None, "A file, a folder, or the id of a repository."
 )

@@ -22,6 +22,7 @@ from big_siglip import extras, progress
 from big_siglip.commands import sight, tables
 from big_siglip.errors import exit_on_error, UserError
 
+flags.adopt_module_key_flags(sight)
 _EMBEDDINGS = flags.DEFINE_string(
   "embeddings", None, "A folder of big-siglip embed, of images or texts."
 )

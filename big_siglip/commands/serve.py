@@ -22,6 +22,7 @@ from big_siglip import extras, progress
 from big_siglip.commands import sight
 from big_siglip.errors import exit_on_error, UserError
 
+flags.adopt_module_key_flags(sight)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's or model's folder, or published weights."
 )

@@ -1,6 +1,6 @@
 """What a run waits for before its steps follow each other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 from typing import Any
 
@@ -30,17 +30,22 @@ class Firsts:
       return contextlib.nullcontext()
     return self._waiting("reading the first batch")
 
-  def compiling(
-    self, batch: Mapping[str, Any]
-  ) -> contextlib.AbstractContextManager[None]:
-    """Says that the step is compiled, if it is for arrays of a new shape."""
+  @contextlib.contextmanager
+  def compiling(self, batch: Mapping[str, Any]) -> Iterator[bool]:
+    """Says that the step is compiled, if it is for arrays of a new shape.
+
+    Yields:
+      Whether it is.
+    """
     patches = batch.get("patches")
     length = None if patches is None else patches.shape[1]
     if length in self._lengths:
-      return contextlib.nullcontext()
+      yield False
+      return
     self._lengths.add(length)
     more = "" if length is None else f" for {length} patches"
-    return self._waiting(f"compiling the step{more}")
+    with self._waiting(f"compiling the step{more}"):
+      yield True
 
   def _waiting(self, what: str) -> contextlib.AbstractContextManager[None]:
     own = durations.key(what, self._mesh, self._config)
