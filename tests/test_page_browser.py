@@ -189,17 +189,18 @@ def test_a_label_that_is_pointed_at_shows_where_it_fires(page, place):
   logits = place.model.logit_scale * (
     patches @ place.model.embed_texts(LABELS).T
   )
-  chances = sigmoid(logits + place.model.logit_bias)
+  logits += place.model.logit_bias
   asked = []
   page.on("request", lambda request: asked.append(request.url))
 
-  def assert_shows(number, low=None, high=None):
-    own = chances[..., number]
-    playwright.expect(page.locator("figcaption")).to_contain_text(
+  def assert_shows(number, whole=False):
+    own = logits[..., number]
+    playwright.expect(page.locator(".legend")).to_contain_text(
       f"Patches for “{LABELS[number]}”: "
     )
-    low, high = (own.min() if low is None else low), high or own.max()
-    expected = pictures.heat(own, low, high)
+    expected = pictures.heat(own, own.min(), own.max())
+    if whole:
+      expected = pictures.heat(sigmoid(own), 0, 1)
     # Logits come with four digits behind the point.
     np.testing.assert_allclose(colours(page), expected, atol=4)
 
@@ -220,7 +221,7 @@ def test_a_label_that_is_pointed_at_shows_where_it_fires(page, place):
   labels[1].blur()
   assert_shows(1)
   page.get_by_label("Colours span").select_option("whole")
-  assert_shows(1, low=0.0, high=1.0)
+  assert_shows(1, whole=True)
   labels[1].click()
   page.mouse.move(0, 0)
   assert colours(page) is None

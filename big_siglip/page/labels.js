@@ -71,7 +71,7 @@ function showResult(result, image, alone, map) {
   const scores = make("div", { className: "scores" });
   showScores(scores, result, alone, map, SHOWN);
   const stack = make("div", { className: "stack" }, picture);
-  const figure = make("figure", {}, stack);
+  const figure = make("div", { className: "figure" }, stack);
   if (map) {
     stack.append(map.canvas);
     figure.append(map.legend);

@@ -26,7 +26,8 @@ function heat(share) {
 }
 
 function chance(share) {
-  if (share === 0 || share >= 0.0001) return percent(share);
+  if (share >= 0.0001) return percent(share);
+  if (share < 1e-9) return "< 1e-7 %";
   return `${(100 * share).toExponential(1)} %`;
 }
 
@@ -44,7 +45,7 @@ class Maps {
     this.pinned = null;
     this.canvas = make("canvas", { hidden: true });
     this.canvas.setAttribute("aria-hidden", "true"); // The legend says it.
-    this.legend = make("figcaption", { className: "legend" });
+    this.legend = make("div", { className: "legend" });
     this.legend.setAttribute("role", "status");
   }
 
@@ -55,12 +56,10 @@ class Maps {
     button.title = "Show where; a click keeps it";
     const point = () => this.point(name);
     const leave = () => this.point(null);
-    button.addEventListener("pointerenter", (event) => {
-      if (event.pointerType !== "touch") point();
-    });
-    button.addEventListener("pointerleave", (event) => {
-      if (event.pointerType !== "touch") leave();
-    });
+    if (matchMedia("(hover: hover)").matches) {
+      button.addEventListener("pointerenter", point);
+      button.addEventListener("pointerleave", leave);
+    }
     button.addEventListener("focus", point);
     button.addEventListener("blur", leave);
     button.addEventListener("click", () => this.pin(name));
@@ -150,26 +149,26 @@ class Maps {
 
   draw(name) {
     const { logits, sigmoid, size, box } = this.answers.get(name);
-    const value = sigmoid ? (x) => 1 / (1 + Math.exp(-x)) : (x) => x;
-    const rows = logits.map((row) => row.map(value));
-    const found = [Math.min(...rows.flat()), Math.max(...rows.flat())];
+    const probability = (x) => 1 / (1 + Math.exp(-x));
+    const words = (x) => (sigmoid ? chance(probability(x)) : x.toFixed(2));
+    const found = [Math.min(...logits.flat()), Math.max(...logits.flat())];
+    const range = found.map(words);
     const whole = sigmoid && byId("map-scale").value === "whole";
-    const [low, high] = whole ? [0, 1] : found;
-    this.paint(rows, low, high, size, box);
-    const words = sigmoid ? chance : (x) => x.toFixed(2);
-    const range = `${words(found[0])} to ${words(found[1])}`;
+    if (whole) {
+      const rows = logits.map((row) => row.map(probability));
+      this.paint(rows, 0, 1, size, box);
+    } else {
+      this.paint(logits, ...found, size, box);
+    }
+    const ends = whole ? ["0 %", "100 %"] : range;
     const ramp = make("div", { className: "ramp" });
     ramp.setAttribute("aria-hidden", "true");
-    const ends = make(
-      "p",
-      { className: "ends" },
-      make("span", {}, words(low)),
-      make("span", {}, words(high)),
-    );
-    ends.setAttribute("aria-hidden", "true");
+    const scale = ends.map((end) => make("span", {}, end));
+    const line = make("p", { className: "ends" }, ...scale);
+    line.setAttribute("aria-hidden", "true");
     const of = sigmoid ? "Patches" : "Logits of patches";
-    const what = `${of} for “${name}”: ${range}`;
-    this.legend.replaceChildren(ramp, ends, make("p", {}, what));
+    const what = `${of} for “${name}”: ${range.join(" to ")}`;
+    this.legend.replaceChildren(ramp, line, make("p", {}, what));
     this.canvas.hidden = false;
   }
 
