@@ -9,6 +9,7 @@ from etils import epath
 
 from big_siglip.errors import UserError
 from big_siglip.evaluation import rows
+from big_siglip.evaluators import dense
 from big_siglip.evaluators.result import Table
 from big_siglip.run import workdir
 from big_siglip.schema import words
@@ -37,6 +38,11 @@ class Evaluation:
   intervals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   images: int | None = None
   file: epath.Path | None = None
+
+  @property
+  def has_answers(self) -> bool:
+    """Whether its rows are right or wrong; those of patches are neither."""
+    return self.spec.get("kind") not in dense.KINDS
 
   def rows(self) -> Table:
     """Returns the rows of the images, or queries, that were measured.

@@ -126,9 +126,11 @@ class Correspondence:
       cosines = unit(other[inside]) @ unit(whole).T
       if shown and examples is not None and len(examples) < EXAMPLES:
         best = middles[cosines.argmax(axis=1)]
-        places = (middles[inside], best, truth[inside])
-        pair = map(np.copy, shown)  # Of a batch, whose room is used again.
-        examples.append(MatchExample(number, *pair, *places))
+        first, second = map(np.copy, shown)  # The batch is used again.
+        at = middles[inside]
+        examples.append(
+          MatchExample(number, first, second, at, best, truth[inside])
+        )
       distances = np.linalg.norm(middles[None] - truth[inside, None], axis=-1)
       errors = (
         distances[np.arange(len(cosines)), cosines.argmax(axis=1)],

@@ -94,6 +94,8 @@ def wrong(runs: Sequence[Run], pictures: bool) -> list[Wrong]:
   found = []
   for number, run in enumerate(runs):
     for evaluation in run.results.evaluations.values() if run.results else ():
+      if not evaluation.has_answers:
+        continue
       table, notes = _rows(evaluation)
       if table is None or rows.is_retrieval(table):
         continue
