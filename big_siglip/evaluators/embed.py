@@ -111,10 +111,9 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     def apply(image: jax.Array) -> jax.Array:
       return model.apply({"params": params}, image, None)[0]
 
-    if mesh.devices.flat[0].platform != "cpu" or image.ndim == 2:
+    if image.ndim == 2:
       return apply(image)
-    size = max(_CACHED_TOKENS // tokens, 1)
-    return _in_slices(apply, image, size, batch_devices(mesh))
+    return in_cache(apply, image, tokens, mesh)
 
   def embed_text(params: Any, text: jax.Array) -> jax.Array:
     return model.apply({"params": params}, None, text)[1]
@@ -138,6 +137,26 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
   )
 
 
+def in_cache(
+  apply: Callable[[jax.Array], jax.Array],
+  rows: jax.Array,
+  tokens: int,
+  mesh: Mesh,
+) -> jax.Array:
+  """Returns `apply` of rows, on a CPU for no more at once than its cache holds.
+
+  Args:
+    apply: B... -> B..., what is returned as BD.
+    rows: its input.
+    tokens: of a row.
+    mesh: on whose devices.
+  """
+  if mesh.devices.flat[0].platform != "cpu":
+    return apply(rows).reshape(len(rows), -1)
+  size = max(_CACHED_TOKENS // tokens, 1)
+  return _in_slices(apply, rows, size, batch_devices(mesh))
+
+
 def _in_slices(
   apply: Callable[[jax.Array], jax.Array],
   rows: jax.Array,
@@ -148,7 +167,7 @@ def _in_slices(
   own = len(rows) // devices
   count = -(-own // size)
   if count == 1:
-    return apply(rows)
+    return apply(rows).reshape(len(rows), -1)
   size = -(-own // count)
   # A device's rows lie together; a slice takes some of each device's.
   shape = rows.shape[1:]

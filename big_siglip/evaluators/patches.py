@@ -15,7 +15,7 @@ import numpy as np
 
 from big_siglip import progress
 from big_siglip.data.preprocessing import Preprocess
-from big_siglip.evaluators.embed import Embed, make_embed, Rows
+from big_siglip.evaluators.embed import Embed, in_cache, make_embed, Rows
 from big_siglip.evaluators.grids import Grid
 from big_siglip.models import merged, SigLIP
 from big_siglip.models.patches import make_look, Patches
@@ -54,11 +54,14 @@ def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
   @functools.cache
   def towers(patches: Patches) -> Embed:
     look = make_look(config, patches)
-    return make_embed(
-      lambda params, image: look(merged(params, config), image),
-      mesh,
-      "the image tower's patches",
-    )
+    tokens = (config.image.image_size // patch) ** 2
+
+    def see(params: Any, image: jax.Array) -> jax.Array:
+      whole = merged(params, config)
+      rows = in_cache(lambda x: look(whole, x), image, tokens, mesh)
+      return rows.reshape(len(image), tokens, -1)
+
+    return make_embed(see, mesh, "the image tower's patches")
 
   def raw(params: Any, image: jax.Array) -> jax.Array:
     del params

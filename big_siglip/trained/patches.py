@@ -16,7 +16,7 @@ import numpy as np
 
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import Embed, make_embed
+from big_siglip.evaluators.embed import Embed, in_cache, make_embed
 from big_siglip.evaluators.grids import Grid, unit
 from big_siglip.models import patches as features
 from big_siglip.models.patches import Patches
@@ -94,11 +94,12 @@ class Look:
       config, self.params = _resampled(config, params, self._size, resolution)
     see = features.make_look(config, asked)
 
+    side = self._size // self._patch
+
     def flat(params: Any, image: jax.Array) -> jax.Array:
-      return see(params, image).reshape(len(image), -1)
+      return in_cache(lambda x: see(params, x), image, side**2, mesh)
 
     self.embed: Embed = make_embed(flat, mesh, "the image tower's patches")
-    side = self._size // self._patch
     width = features.width(config.image, config.embed_dim, asked)
     self.shape = side, side, width
 
