@@ -7,6 +7,7 @@ setup(
     *find_packages(include=["big_siglip*"]),
     "big_siglip.configs",
     "big_siglip.configs.evals",
+    "big_siglip.configs.siglip2",
   ],
   package_dir={"big_siglip.configs": "configs"},
   package_data={

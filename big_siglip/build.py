@@ -24,10 +24,10 @@ from big_siglip.evaluators import (
   exact_model,
   make_embedders,
   make_evaluator,
-  make_sight,
+  make_sights,
 )
 from big_siglip.models import make_model
-from big_siglip.objectives import Term
+from big_siglip.objectives import captioning, distillation, Term
 from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
@@ -120,11 +120,11 @@ def views(config: ConfigDict) -> tuple[View, ...]:
       vocabulary is smaller than its own.
   """
   data, made = config.data, preprocess(config)
-  seen, texts = _plain_views(config, made.tokenizer, has_image_tower(config))
+  seen, *others = _plain_views(config, made.tokenizer, has_image_tower(config))
   if isinstance(seen, Pixels):
     square = vars(made.value.square())
     seen = Pixels(**square, crop_min_area=data.crop_min_area, flip=data.flip)
-  return seen, texts
+  return seen, *others, *_term_views(config, made.tokenizer, seen)
 
 
 def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
@@ -135,6 +135,7 @@ def fields(config: ConfigDict, *, whole: bool = False) -> Fields:
     whole: with images, even if the run trains on embeddings of them.
   """
   parts = _plain_views(config, None, whole or has_image_tower(config))
+  parts += _term_views(config, None, None)
   return union(view.fields(0) for view in parts)
 
 
@@ -159,6 +160,27 @@ def _plain_views(
   return seen, *([Tokens(made, config.model.text.length)] if has_texts else ())
 
 
+def _term_views(
+  config: ConfigDict, made: Tokenizer | None, seen: View | None
+) -> tuple[View, ...]:
+  """Returns what terms of the loss want beside the plain views.
+
+  Args:
+    config: the config.
+    made: the tokenizer; None where fields alone are wanted.
+    seen: the view of the images; None there too.
+  """
+  pixels = seen if isinstance(seen, Pixels) else None
+  views: list[View] = []
+  for name, spec in config.get("terms", {}).items():
+    if spec.kind == "captioning":
+      made_view = captioning.make_view(name, spec, config, made, pixels)
+      views.append(made_view)
+    elif spec.kind == "distillation":
+      views += distillation.make_views(spec, config.model)
+  return tuple(views)
+
+
 def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   """Returns the evaluators of `config.evals` by name.
 
@@ -174,8 +196,8 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   embedders = make_embedders(model, device_mesh)
   embedders = embedders._replace(sigmoid=not _has_softmax(config))
   # One for all: they share what is compiled, and the random tower.
-  sight = make_sight(exact_model(config.model), device_mesh)
   prepared, made = preprocess(config), {}
+  sights = make_sights(exact_model(config.model), device_mesh, prepared)
   for name, spec in config.evals.items():
     if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
       logging.warning(
@@ -189,7 +211,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
         open_split=functools.partial(evaluation_source, config, name),
         preprocess=prepared,
         embedders=embedders,
-        sight=sight,
+        sights=sights,
       )
   return made
 

@@ -15,6 +15,7 @@ from big_siglip.schema.fields import (
   value_problems,
 )
 from big_siglip.schema.logs import check_logging
+from big_siglip.schema.terms import check_terms
 
 # Evaluations that need no texts, and those that need no pool.
 _OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
@@ -41,6 +42,7 @@ def find_problems(config: ConfigDict) -> list[str]:
     _check_model(check)
   check_source(check)
   check_mixture(check)
+  check_terms(check)
   check_logging(check)
   if not has_image_tower(config):
     _check_embeddings(check)
@@ -133,11 +135,23 @@ def _check_optimizer(check: Checker) -> None:
       "logits at once, in float32",
     )
   optimizer, total = check.config.optimizer, check.config.total_steps
+  past = max(total - optimizer.stretch_from, 0)
+  last = min(total, optimizer.stretch_from) + past / optimizer.stretch
+  ends, of = optimizer.schedule_steps, "config.optimizer.schedule_steps"
+  if ends is None:
+    ends, of = total, "config.total_steps"
+  else:
+    check.require(
+      ends >= last,
+      "optimizer.schedule_steps",
+      f"must be at least {last:.0f}, where config.total_steps={total} lies in "
+      "the schedule",
+    )
   check.require(
-    optimizer.warmup_steps + optimizer.cooldown_steps <= total,
+    optimizer.warmup_steps + optimizer.cooldown_steps <= ends,
     "optimizer.warmup_steps",
     f"must, with cooldown_steps={optimizer.cooldown_steps}, be at most "
-    f"config.total_steps={total}",
+    f"{of}={ends}",
   )
 
 

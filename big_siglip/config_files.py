@@ -11,7 +11,12 @@ from big_siglip import shipped
 from big_siglip.errors import UserError
 
 _PACKAGE = "configs"  # In `from configs import base`.
-_PARTS = ("base", "dense", "__init__")  # Of others, and none of their own.
+_PARTS = (
+  "base",
+  "dense",
+  "terms",
+  "__init__",
+)  # Of others, and none of their own.
 _EVALS = "evals"  # The folder of those that are evaluations alone.
 
 
@@ -94,5 +99,12 @@ def _named(flag: str) -> tuple[dict[str, pathlib.Path], ...]:
 
 
 def _listed(root: pathlib.Path, flag: str) -> dict[str, pathlib.Path]:
-  files = sorted((root / _EVALS if flag == _EVALS else root).glob("*.py"))
-  return {file.stem: file for file in files if file.stem not in _PARTS}
+  if flag == _EVALS:
+    return {file.stem: file for file in sorted((root / _EVALS).glob("*.py"))}
+  files = [*root.glob("*.py"), *root.glob("*/*.py")]
+  names = {str(f.relative_to(root).with_suffix("")): f for f in sorted(files)}
+  return {
+    name: file
+    for name, file in names.items()
+    if file.stem not in _PARTS and file.parent.name != _EVALS
+  }

@@ -53,11 +53,13 @@ def make_optimizer(
   Args:
     config: the section `config.optimizer`: name ("adamw", "adafactor" or
       "lion"), learning_rate, schedule, warmup_steps, cooldown_steps, timescale,
-      b1, b2, mu_dtype (of the first moment: "float32" or "bfloat16"),
-      weight_decay, clip_norm (0: no clipping) and rules (see `match_rules`).
+      schedule_steps, stretch_from, stretch, b1, b2, mu_dtype (of the first
+      moment: "float32" or "bfloat16"), weight_decay, clip_norm (0: no clipping)
+      and rules (see `match_rules`).
     params: the parameters, or their `jax.ShapeDtypeStruct`s; only the tree is
       looked at.
-    total_steps: steps of the whole training.
+    total_steps: steps of the run; where schedule_steps is None, the schedule
+      ends with it.
     began: of a later stage: parameters that were fresh then; see
       `late_start.counted_from`. Schedule and decay are those of all others.
 
@@ -72,10 +74,12 @@ def make_optimizer(
   schedule = learning_rate_schedule(
     name=config.schedule,
     learning_rate=config.learning_rate,
-    total_steps=total_steps,
+    total_steps=config.schedule_steps or total_steps,
     warmup_steps=config.warmup_steps,
     cooldown_steps=config.cooldown_steps,
     timescale=config.timescale,
+    stretch_from=config.stretch_from,
+    stretch=config.stretch,
   )
   treatments = match_rules(params, config.rules)
   frozen = frozen_mask(params, config.rules)

@@ -16,6 +16,8 @@ def learning_rate_schedule(
   warmup_steps: int,
   cooldown_steps: int = 0,
   timescale: int = 10_000,
+  stretch_from: int = 0,
+  stretch: float = 1.0,
 ) -> optax.Schedule:
   """Returns the learning rate as a function of the step.
 
@@ -34,6 +36,10 @@ def learning_rate_schedule(
   that of "Scaling Vision Transformers" (arXiv:2106.04560, section 3.5), shifted
   so that it continues the warm-up without a jump.
 
+  A stretched schedule runs slower from a step on: `step` above is then
+  stretch_from + (step - stretch_from) / stretch. So SigLIP 2 trains NaFlex over
+  3.75 times the last tenth of its schedule (arXiv:2502.14786, section 2.4.2).
+
   Args:
     name: "cosine", "rsqrt", "linear" or "constant".
     learning_rate: the peak, reached at the end of the warm-up.
@@ -42,6 +48,8 @@ def learning_rate_schedule(
     cooldown_steps: last steps, over which the rate falls linearly to 0.
     timescale: steps after which rsqrt has fallen to 1 / sqrt(2); the others
       ignore it.
+    stretch_from: the step from which on it is stretched.
+    stretch: by how much.
 
   Returns:
     step (int, Python or traced) -> float32 scalar.
@@ -60,6 +68,9 @@ def learning_rate_schedule(
 
   def schedule(step: jax.typing.ArrayLike) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
+    if stretch != 1:
+      past = jnp.maximum(step - stretch_from, 0.0)
+      step = jnp.minimum(step, stretch_from) + past / stretch
     after = jnp.maximum(step - warmup_steps, 0.0)
     # Warm-up may fill the whole training: then nothing is left to decay.
     progress = jnp.minimum(after / max(total_steps - warmup_steps, 1), 1.0)

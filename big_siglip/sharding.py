@@ -32,9 +32,12 @@ _Axes = tuple[str | tuple[str, ...] | None, ...]
 # `tensor` group exchanges activations once after each; `fsdp` takes a dimension
 # that `tensor` left whole.
 PARAMETER_AXES: tuple[tuple[str, _Axes], ...] = (
-  (r"attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),  # D,H,h
-  (r"attention/(query|key|value)/bias", ("tensor", None)),  # H,h
-  (r"attention/out/kernel", ("tensor", None, "fsdp")),  # H,h,D
+  (
+    r"(cross_)?attention/(query|key|value)/kernel",
+    ("fsdp", "tensor", None),
+  ),  # D,H,h
+  (r"(cross_)?attention/(query|key|value)/bias", ("tensor", None)),  # H,h
+  (r"(cross_)?attention/out/kernel", ("tensor", None, "fsdp")),  # H,h,D
   (r"mlp/up/kernel", ("fsdp", "tensor")),  # D,F
   (r"mlp/up/bias", ("tensor",)),  # F
   (r"mlp/down/kernel", ("tensor", "fsdp")),  # F,D
@@ -42,6 +45,8 @@ PARAMETER_AXES: tuple[tuple[str, _Axes], ...] = (
   (r"patch_embedding/kernel", (None, None, None, ("fsdp", "tensor"))),  # pp3D
   (r"position_embedding", (None, "fsdp")),  # L,D
   (r"head/kernel", ("fsdp", "tensor")),  # D,E
+  (r"logits/kernel", ("fsdp", "tensor")),  # D,V
+  (r"logits/bias", ("tensor",)),  # V
 )
 
 

@@ -167,7 +167,7 @@ def train_step(
     "logit_scale": jnp.exp(state.params["logit_scale"]),
     "logit_bias": state.params["logit_bias"],
     **metrics,
-    **total.scalars(observed),
+    **total.scalars(terms, observed),
   }
   return after.replace(step=state.step + 1), metrics
 

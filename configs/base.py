@@ -44,10 +44,8 @@ def get_config() -> ConfigDict:
   c.distributed = False  # Join other processes (jax.distributed.initialize).
   c.init = ConfigDict(
     {
-      # Start from trained weights: a run, a model folder, or published ones.
-      "path": config_dict.placeholder(str),
-      # What is taken: params, or all of a run: moments, step and data position.
-      "state": "params",
+      "path": config_dict.placeholder(str),  # Run, model folder, published.
+      "state": "params",  # Or all: moments, step, data position of a run.
       "towers": "both",  # both, image or text; the rest starts at random.
       "positions": "big_vision",  # Or huggingface: at another resolution.
     }
@@ -61,6 +59,9 @@ def get_config() -> ConfigDict:
       "warmup_steps": c.get_ref("total_steps") // 10,
       "cooldown_steps": 0,  # The last steps, to a rate of 0.
       "timescale": 10_000,  # steps, of rsqrt.
+      "schedule_steps": config_dict.placeholder(int),  # None: the run's end.
+      "stretch_from": 0,  # From this step on it takes `stretch` times as long.
+      "stretch": 1.0,
       "b1": 0.9,
       "b2": 0.95,  # 0.999 diverges at large batches.
       "mu_dtype": "float32",  # bfloat16 halves the memory of the momentum.
@@ -86,8 +87,7 @@ def get_config() -> ConfigDict:
       "entity": config_dict.placeholder(str),
       "name": config_dict.placeholder(str),
       "tags": (),
-      # Draw evaluations, for TensorBoard and wandb (needs matplotlib).
-      "pictures": True,
+      "pictures": True,  # Draw evaluations (needs matplotlib).
     }
   )
   return c
@@ -151,11 +151,11 @@ def _data() -> ConfigDict:
       "name": "folder",  # digits, scenes, tar, tfds ...: docs/data.md.
       "path": config_dict.placeholder(str),
       "split": "all",  # all, or train and test: 90 and 10 % by name.
-      # NAME: {name, path, split, weight} ...: several sources (docs/data.md)
-      # instead of the one above.
-      "mixture": {},
+      "mixture": {},  # Or several: NAME: {name, path, split, weight} ...
       "deduplicate": "none",  # Or by image or by name.
       "fields": (),  # More fields of the examples to take, such as "boxes".
+      # Of boxes: their field and their texts'; yxyx (fractions), xyxy or xywh.
+      "boxes": {"key": "boxes", "text_key": "box_texts", "format": "yxyx"},
       "image_key": config_dict.placeholder(str),  # None: found by its type.
       # Fields with texts, or (field, weight) pairs; none: found by type.
       "text_keys": (),

@@ -10,8 +10,6 @@ from ml_collections import config_dict, ConfigDict
 
 from configs import base
 
-_DEFAULT = dict(every=1000, batch_size=16)
-
 
 def segmentation(**changes: Any) -> ConfigDict:
   """Returns a section: masks by prompts alone, without training."""
@@ -69,5 +67,9 @@ def _patches(kind: str) -> dict[str, Any]:
   return {
     "patches": kind,  # last, text, value or share: docs/dense.md.
     "layer": -1,  # -1: all blocks.
+    # pixels that images are resized to; None: as the model was trained. With a
+    # stride they are seen through windows of that size, else at once.
+    "size": config_dict.placeholder(int),
+    "stride": config_dict.placeholder(int),
     "baselines": True,  # Measure pixels and a random tower as well, once.
   }

@@ -54,7 +54,7 @@ def main(
   Args:
     name: of the files.
     description: of the help.
-    study: (records, settings) -> what to say.
+    study: (records, settings) -> what to say; runs lie in `records.folder`.
     settings: of the study.
     quick: what differs with --quick, which shows in seconds that all works.
     arguments: None: those of the process.

@@ -76,13 +76,14 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One pair of axes."""
+  """One pair of axes; `ticks` names the places 0, 1 ... where x has no unit."""
 
   title: str
   x_label: str
   y_label: str
   curves: Sequence[Curve]
   log_x: bool = False
+  ticks: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +135,9 @@ class Report:
         ticks = sorted({x for curve in panel.curves for x in curve.x})
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
         axis.minorticks_off()
+      if panel.ticks:
+        places = range(len(panel.ticks))
+        axis.set_xticks(places, panel.ticks, rotation=30, ha="right")
       axis.set_title(panel.title)
       axis.set_xlabel(panel.x_label)
       axis.set_ylabel(panel.y_label)

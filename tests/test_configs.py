@@ -14,11 +14,12 @@ from big_siglip.errors import UserError
 from big_siglip.plan import dry_run
 from big_siglip.run.workdir import as_json
 
-CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
+_ROOT = runs.ROOT / "configs"
+CONFIGS = sorted([*_ROOT.glob("*.py"), *_ROOT.glob("siglip2/*.py")])
 
 
 def names(path):
-  return path.stem
+  return str(path.relative_to(_ROOT).with_suffix(""))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=names)

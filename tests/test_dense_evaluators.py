@@ -160,9 +160,13 @@ def assert_drawn(result, folder):
 SHAPES = "configs/classes/scenes_shapes.json"
 
 
-def test_segmentation_by_prompts(scenes):
+@pytest.mark.parametrize("at", [{}, {"size": 96}, {"size": 96, "stride": 32}])
+def test_segmentation_by_prompts(scenes, at):
   result = _evaluate(
-    scenes, dense.segmentation(split="all", classes_file=SHAPES)
+    scenes,
+    dense.segmentation(
+      split="all", classes_file=SHAPES, baselines=not at, **at
+    ),
   )
   metrics = result.metrics
   assert result.images == 40
@@ -181,7 +185,7 @@ def test_segmentation_by_prompts(scenes):
   of_class = model.embed_texts(names)
   for i in range(40):
     image = Image.open(scenes / "images" / f"{i:02}.png")
-    patches = model.embed_patches([image], kind="text")[0]
+    patches = model.embed_patches([image], kind="text", **at)[0]
     scores = jax.image.resize(patches @ of_class.T, (64, 64, 5), "bilinear")
     scores = np.asarray(scores)
     label = np.where(scores.max(-1) >= least, scores.argmax(-1) + 1, 0)
@@ -278,6 +282,8 @@ def test_the_truth_of_a_crop_is_where_its_pixels_are():
     (dict(classes_file=SHAPES, background="sky"), "background='sky': must be"),
     (dict(classes_file=SHAPES, ignore=(300,)), "ignore=(300,): must be values"),
     (dict(classes_file=SHAPES, layer=5), "layer=5: must be 1 ... 2"),
+    (dict(classes_file=SHAPES, size=99), "size=99: must be 64, as the model"),
+    (dict(classes_file=SHAPES, stride=99), "stride=99: must be a multiple"),
     (dict(classes_file=SHAPES, mask_key="depth"), "has no such field|missing"),
   ],
 )

@@ -20,9 +20,9 @@ from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.patches import make_look, Patches
 from big_siglip.models.pooling import AttentionPool
+from big_siglip.models.resampling import resample_positions
+from big_siglip.models.resolution import Resolution
 from big_siglip.models.transformer import Mlp
-from big_siglip.trained.patches import Resolution
-from big_siglip.trained.resampling import resample_positions
 
 pytestmark = pytest.mark.torch
 

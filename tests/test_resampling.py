@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from big_siglip.errors import UserError
-from big_siglip.trained.resampling import (
+from big_siglip.models.resampling import (
   resample_patches,
   resample_positions,
   stretch_positions,

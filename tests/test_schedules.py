@@ -88,3 +88,22 @@ def test_schedule_error_lists_every_mistake():
   assert "warmup_steps=90 + cooldown_steps=11" in lines[2]
   assert "config.total_steps=100" in lines[2]
   assert "timescale=0" in lines[3]
+
+
+def test_stages_of_siglip2_lie_on_one_schedule():
+  """Shares of the peak after 80, 90 and 95 % of 40 billion examples."""
+  total = 1_220_703
+  paper = dict(total_steps=total, warmup_steps=20_000, name="cosine")
+  places = [round(total * share) for share in (0.8, 0.9, 0.95)]
+  rates = values(places, **paper)
+  np.testing.assert_allclose(
+    np.array(rates) / 0.4, [0.0986, 0.0253, 0.0064], atol=1e-4
+  )
+  # NaFlex leaves at 90 %, and takes 3.75 times as long for the last tenth.
+  start, rest = places[1], total - places[1]
+  slow = dict(paper, stretch_from=start, stretch=3.75)
+  later = [start, start + round(3.75 * rest / 2), start + round(3.75 * rest)]
+  stretched = values(later, **slow)
+  plain = values([start, start + round(rest / 2), total], **paper)
+  np.testing.assert_allclose(stretched, plain, atol=1e-6)
+  assert values(places[:2], **slow) == values(places[:2], **paper)

@@ -157,7 +157,7 @@ def _embed(inputs) -> None:
 def _look(model):
   """Returns the patches that are asked for, and what sees them."""
   from big_siglip.models.patches import Patches
-  from big_siglip.trained.patches import Resolution
+  from big_siglip.models.resolution import Resolution
 
   asked = Patches(_PATCHES.value, _LAYER.value)
   with naming({"kind": "--patches", "layer": "--layer", "size": "--size"}):

@@ -166,12 +166,13 @@ def random_box(
   rng: np.random.Generator,
   min_area: float,
   *,
+  max_area: float = 1.0,
   max_aspect: float = 4 / 3,
 ) -> Box | None:
   """Draws what an "Inception crop" cuts out and squashes to a square.
 
-  The box's share of the area is uniform in [min_area, 1] and its aspect ratio
-  log-uniform in [1 / max_aspect, max_aspect]: Szegedy et al. 2014
+  The box's share of the area is uniform in [min_area, max_area] and its aspect
+  ratio log-uniform in [1 / max_aspect, max_aspect]: Szegedy et al. 2014
   (arXiv:1409.4842, section 6). Boxes lie between pixels, so even images of few
   pixels get a continuous range of crops.
 
@@ -179,14 +180,15 @@ def random_box(
     height: of the image, in pixels.
     width: the same.
     rng: where all randomness comes from.
-    min_area: in (0, 1].
+    min_area: in (0, max_area].
+    max_area: at most 1.
     max_aspect: at least 1.
 
   Returns:
     The box; None, the whole image, where ten draws do not fit into it.
   """
   for _ in range(10):
-    area = rng.uniform(min_area, 1.0) * height * width
+    area = rng.uniform(min_area, max_area) * height * width
     log_aspect = rng.uniform(-math.log(max_aspect), math.log(max_aspect))
     box_width = math.sqrt(area * math.exp(log_aspect))
     box_height = area / box_width

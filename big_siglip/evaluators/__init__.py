@@ -29,10 +29,11 @@ from big_siglip.evaluators.embed import (
 from big_siglip.evaluators.health import LossHealth
 from big_siglip.evaluators.linear import Features, FewShot, LinearProbe
 from big_siglip.evaluators.loading import Loader, owners
-from big_siglip.evaluators.patches import make_sight, Sight
+from big_siglip.evaluators.patches import make_sights, Sights
 from big_siglip.evaluators.prompts import fill_templates, read_templates
 from big_siglip.evaluators.result import Result
 from big_siglip.evaluators.retrieval import Retrieval
+from big_siglip.models.resolution import Resolution
 
 __all__ = [
   "Embedders",
@@ -41,7 +42,7 @@ __all__ = [
   "Result",
   "make_embedders",
   "make_evaluator",
-  "make_sight",
+  "make_sights",
 ]
 
 Evaluator = Callable[[Any], Result]
@@ -53,7 +54,7 @@ def make_evaluator(
   open_split: Callable[[str], Source],
   preprocess: Preprocess,
   embedders: Embedders,
-  sight: Sight | None = None,
+  sights: Sights | None = None,
 ) -> Evaluator:
   """Returns the function from parameters to a `Result` that `spec` asks for.
 
@@ -67,7 +68,7 @@ def make_evaluator(
     open_split: opens a split of the data set; captions are read here, once.
     preprocess: what comes before the towers.
     embedders: see `make_embedders`.
-    sight: see `patches.make_sight`; for the kinds of `dense` alone.
+    sights: see `patches.make_sights`; for the kinds of `dense` alone.
 
   Raises:
     UserError: an unknown kind, or what does not fit the data set.
@@ -75,11 +76,11 @@ def make_evaluator(
   where = f"data={spec.data!r}"
   if file := spec.get("captions_file"):
     where = f"captions_file={file!r}"
+  if spec.kind in dense.KINDS and sights is not None:
+    sight = sights(Resolution(spec.size, spec.stride))
+    loader = Loader(where, sight.preprocess, spec.batch_size, embedders.devices)
+    return dense.make_dense(spec, open_split, loader, embedders, sight)
   loader = Loader(where, preprocess, spec.batch_size, embedders.devices)
-  if spec.kind in dense.KINDS and sight is not None:
-    return dense.make_dense(
-      spec, open_split, preprocess, loader, embedders, sight
-    )
   match spec.kind:
     case "classification":
       return _classification(spec, open_split(spec.split), loader, embedders)

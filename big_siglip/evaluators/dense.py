@@ -11,7 +11,6 @@ from big_siglip.data.class_names import (
   merge_same,
   to_number,
 )
-from big_siglip.data.preprocessing import Preprocess
 from big_siglip.data.sources import Source
 from big_siglip.errors import UserError
 from big_siglip.evaluators.correspondence import Correspondence, show_twice
@@ -41,7 +40,6 @@ Open = Callable[[str], Source]
 def make_dense(
   spec: Any,
   open_split: Open,
-  preprocess: Preprocess,
   loader: Loader,
   embedders: Embedders,
   sight: Sight,
@@ -51,15 +49,14 @@ def make_dense(
   Args:
     spec: a section of `config.evals`.
     open_split: opens a split of its data set, with the field of the masks.
-    preprocess: what comes before the towers.
-    loader: of images and texts.
+    loader: of images, as `sight` sees them, and texts.
     embedders: of the model.
     sight: how its patches are seen.
 
   Raises:
     UserError: what is asked for does not fit the model or the data.
   """
-  grid = sight.grid(preprocess)
+  grid, preprocess = sight.grid, sight.preprocess
   patches = Patches(spec.patches, spec.layer)
   if spec.kind == "correspondence":
     source = open_split(spec.split)

@@ -4,6 +4,7 @@ Shape letters: B rows, L patches, h x w their grid, C numbers of a patch.
 """
 
 from collections.abc import Callable, Iterator
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -18,9 +19,15 @@ from big_siglip.data.preprocessing import Preprocess
 from big_siglip.evaluators.embed import Embed, in_cache, make_embed, Rows
 from big_siglip.evaluators.grids import Grid
 from big_siglip.models import merged, SigLIP
-from big_siglip.models.patches import make_look, Patches
+from big_siglip.models.patches import Patches
+from big_siglip.models.resolution import (
+  check,
+  make_look,
+  patch_size,
+  Resolution,
+)
 from big_siglip.models.vision import normalize
-from big_siglip.schema.sizes import has_text_tower, resolve_image
+from big_siglip.schema.sizes import has_text_tower
 from big_siglip.sharding import replicated
 
 _SEED = 0  # Of the random tower.
@@ -33,28 +40,36 @@ class Sight(NamedTuple):
     towers: what is asked for -> patches of a model's tower, BLC.
     raw: the pixels of each patch, BL(3p^2): what needs no model at all.
     random: () -> parameters of the same model that never saw an image.
-    grid: preprocessing -> which part of an image its patches cover.
+    preprocess: what comes before a tower.
+    grid: which part of an image its patches cover.
   """
 
   towers: Callable[[Patches], Embed]
   raw: Embed
   random: Callable[[], Any]
-  grid: Callable[[Preprocess], Grid]
+  preprocess: Preprocess
+  grid: Grid
 
 
-def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
-  """Returns the sight of a model.
+Sights = Callable[[Resolution], Sight]
+
+
+def make_sights(
+  config: ConfigDict, mesh: Mesh, preprocess: Preprocess
+) -> Sights:
+  """Returns resolution -> the sight of a model.
 
   Args:
     config: `config.model`.
     mesh: on which the parameters lie.
+    preprocess: what comes before its towers, at its own resolution.
   """
-  patch = _patch_size(config)
+  patch = patch_size(config)
 
   @functools.cache
-  def towers(patches: Patches) -> Embed:
-    look = make_look(config, patches)
-    tokens = (config.image.image_size // patch) ** 2
+  def towers(patches: Patches, resolution: Resolution) -> Embed:
+    look = make_look(config, patches, resolution)
+    tokens = (check(config, resolution) // patch) ** 2
 
     def see(params: Any, image: jax.Array) -> jax.Array:
       whole = merged(params, config)
@@ -83,18 +98,20 @@ def make_sight(config: ConfigDict, mesh: Mesh) -> Sight:
     start = jax.jit(SigLIP(plain).init, out_shardings=replicated(mesh))
     return start(jax.random.key(_SEED), image, text)["params"]
 
-  def grid(preprocess: Preprocess) -> Grid:
-    side = config.image.image_size // patch
-    return Grid(side, patch, preprocess.value.square())
-
   pixels = make_embed(raw, mesh, "the pixels' patches")
-  return Sight(towers, pixels, random, grid)
 
+  def sights(resolution: Resolution) -> Sight:
+    size = check(config, resolution)
+    value = dataclasses.replace(preprocess.value, image_size=size)
+    return Sight(
+      functools.partial(towers, resolution=resolution),
+      pixels,
+      random,
+      Preprocess(value, preprocess.tokenizer),
+      Grid(size // patch, patch, value.square()),
+    )
 
-def _patch_size(config: ConfigDict) -> int:
-  patch = resolve_image(config.image).patch_size
-  assert patch is not None  # An image tower's.
-  return patch
+  return sights
 
 
 def passing(

@@ -29,6 +29,7 @@ def attention(
   length: int | None = None,
   mask: jax.Array | None = None,
   causal: bool = False,
+  parallel: jax.Array | None = None,
 ) -> jax.Array:
   """Returns softmax(query key^T / sqrt(h)) value; (BQHh, BKHh, BKHh) -> BQHh.
 
@@ -47,12 +48,16 @@ def attention(
       alone; see `lay_out`. None: a row is a sequence.
     mask: BK bool, True where a key is real. None: all are.
     causal: query i sees the keys up to i; Q = K.
+    parallel: B bool, of a causal attention without mask: the sequences whose
+      queries see all keys all the same. None: none of them.
 
   Raises:
     ValueError: shapes do not go together.
     UserError: what `backend` names cannot compute this.
   """
   _check(query, key, value, backend, length, mask, causal)
+  if parallel is not None and (mask is not None or not causal):
+    raise ValueError("parallel: is for causal attention without mask")
   packed = length is not None and length != query.shape[1]
   if not packed:
     batch, queries, heads, size = query.shape
@@ -67,6 +72,7 @@ def attention(
       keys=key.shape[1],
       mask=mask is not None,
       causal=causal,
+      mixed=parallel is not None,
     )
   if mask is not None:
     # Not even a weight of zero makes zeros of what may stand there.
@@ -80,12 +86,12 @@ def attention(
     )
   elif backend == "cudnn":
     attended = checkpoint_name(
-      _cudnn(query, key, value, mask, causal), "attention"
+      _cudnn(query, key, value, mask, causal, parallel), "attention"
     )
   else:
+    seen = _seen(query.shape[1], key.shape[1], mask, causal, parallel)
     attended = checkpoint_name(
-      _einsum(query, key, value, mask, causal, backend == "heads_first"),
-      "attention",
+      _einsum(query, key, value, seen, backend == "heads_first"), "attention"
     )
   if mask is not None and causal:  # The first keys may not be real.
     seeing = jnp.cumsum(mask, axis=1) > 0
@@ -154,7 +160,7 @@ def _reshape(x, shape, sharding):
   )(x)
 
 
-def _einsum(query, key, value, mask, causal, heads_first):
+def _einsum(query, key, value, seen, heads_first):
   """Plain products. A CPU multiplies contiguous heads up to twice as fast."""
   tokens = "BHQh", "BHKh"
   if heads_first:
@@ -168,7 +174,6 @@ def _einsum(query, key, value, mask, causal, heads_first):
     key,
     preferred_element_type=jnp.float32,
   )
-  seen = _seen(logits.shape[2], logits.shape[3], mask, causal)
   if seen is not None:
     # Finite: a row of -inf alone would have no softmax.
     logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
@@ -177,17 +182,22 @@ def _einsum(query, key, value, mask, causal, heads_first):
   return attended.swapaxes(1, 2) if heads_first else attended
 
 
-def _seen(queries, keys, mask, causal):
+def _seen(queries, keys, mask, causal, parallel):
   """Returns which keys a query sees, to broadcast to BHQK; None: all."""
   seen = None if mask is None else mask[:, None, None, :]
   if causal:
     earlier = jnp.tri(queries, keys, dtype=bool)[None, None]
+    if parallel is not None:
+      earlier |= parallel[:, None, None, None]
     seen = earlier if seen is None else seen & earlier
   return seen
 
 
-def _cudnn(query, key, value, mask, causal):
-  if mask is not None:  # cuDNN wants the whole, but for the heads.
+def _cudnn(query, key, value, mask, causal, parallel):
+  if parallel is not None:
+    mask = _seen(query.shape[1], key.shape[1], None, causal, parallel)
+    causal = False
+  elif mask is not None:  # cuDNN wants the whole, but for the heads.
     shape = query.shape[0], 1, query.shape[1], key.shape[1]
     mask = jnp.broadcast_to(mask[:, None, None, :], shape)
   return jax.nn.dot_product_attention(

@@ -38,6 +38,7 @@ class Problem:
     size: h.
     mask: whether some keys are not real.
     causal: whether query i sees the keys up to i alone.
+    mixed: whether that holds for some sequences alone.
     batch_shards: how many devices share the batch.
     head_shards: how many devices share the heads.
     capability: of a GPU: CUDA's, such as "9.0", or AMD's name of it, such as
@@ -53,6 +54,7 @@ class Problem:
   size: int
   mask: bool = False
   causal: bool = False
+  mixed: bool = False
   batch_shards: int = 1
   head_shards: int = 1
   capability: str = ""
@@ -70,6 +72,7 @@ def choose(
   keys: int | None = None,
   mask: bool = False,
   causal: bool = False,
+  mixed: bool = False,
 ) -> str:
   """Returns the implementation to take: what is named, if it can.
 
@@ -90,6 +93,7 @@ def choose(
     keys: K.
     mask: whether some keys are not real.
     causal: whether query i sees the keys up to i alone.
+    mixed: whether that holds for some sequences alone.
 
   Raises:
     UserError: what is named cannot compute this.
@@ -105,6 +109,7 @@ def choose(
     size,
     mask,
     causal,
+    mixed,
     1 if mesh is None else batch_devices(mesh),
     1 if mesh is None else mesh.shape["tensor"],
     _capability_of(sharding),
@@ -145,6 +150,8 @@ def lack(backend: str, problem: Problem) -> str:
     case "splash":
       if problem.platform != "tpu":
         return f"needs a TPU, not a {problem.platform}"
+      if problem.mixed:
+        return "masks all sequences alike; xla and auto do not have to"
       return _heads_lack(problem)
     case "cudnn":
       return _cudnn_lack(problem)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from big_siglip.errors import UserError
 from big_siglip.models.siglip import SigLIP
-from big_siglip.models.towers import Seen
+from big_siglip.models.towers import Hidden, Seen
 from big_siglip.sharding import path_string
 
 _TREE = "lora"  # Beside "image" and "text" in the parameters.
@@ -77,9 +77,14 @@ class LoraSigLIP:
     params = self._merged(variables["params"])
     return self.model.apply({"params": params}, *args, **options)
 
-  def look(self, params: Any, batch: Mapping[str, jax.Array]) -> Seen:
+  def look(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    hidden: Hidden | None = None,
+  ) -> Seen:
     """As `SigLIP.look`."""
-    return self.model.look(self._merged(params), batch)
+    return self.model.look(self._merged(params), batch, hidden)
 
   def _merged(self, params: Any) -> Any:
     return merge(params, self.alpha / self.rank)

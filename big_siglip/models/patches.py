@@ -189,7 +189,11 @@ def _alone(
     embed_dim = config.embed_dim or size.width
     head = nn.Dense(embed_dim, use_bias=False, dtype=compute.dtype)
     x = _apply(head, tower["head"], x)
-  x = x.astype(jnp.float32)
+  return unit(x.astype(jnp.float32))
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Returns vectors of length 1, along the last axis, as the towers do."""
   return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-8)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
+from big_siglip.models.positions import Grid
 from big_siglip.models.transformer import (
   add_position_embedding,
   Attention,
@@ -89,6 +90,7 @@ def encode(
   size: TowerSize,
   compute: Compute,
   blocks: int | None = None,
+  grid: Grid | None = None,
 ) -> tuple[jax.Array | None, jax.Array]:
   """Returns what both towers make of embedded patches or tokens.
 
@@ -101,6 +103,7 @@ def encode(
     compute: how.
     blocks: how many there are before the tokens are returned, without a norm;
       None: all, a norm, and the pool.
+    grid: of patches; see `add_position_embedding`.
 
   Returns:
     One vector of each sequence, BD (None where pooling is "none"), and the
@@ -108,7 +111,7 @@ def encode(
   """
   if pooling == "cls":
     x, mask = _add_class_token(module, x), _class_token_mask(mask)
-  x = add_position_embedding(module, x)
+  x = add_position_embedding(module, x, grid)
   encoder = Encoder(
     size.depth if blocks is None else blocks,
     size.num_heads,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.text import TextTower
-from big_siglip.models.towers import Seen
+from big_siglip.models.towers import Hidden, Seen
 from big_siglip.models.transformer import constrain
 from big_siglip.models.vision import ImageTower
 from big_siglip.schema import sizes
@@ -87,6 +87,7 @@ class SigLIP(nn.Module):
     image: jax.Array | None,
     text: jax.Array | None,
     image_mask: jax.Array | None = None,
+    hidden: Hidden | None = None,
   ) -> Seen:
     """Returns all that the towers make of images and texts.
 
@@ -94,27 +95,36 @@ class SigLIP(nn.Module):
       image: as of `__call__`.
       text: the same.
       image_mask: BL bool, true for real patches; None: all are.
+      hidden: patches that are not shown; None: none are.
     """
-    pooled, tokens = {}, {}
+    embedded, tokens, pooled = {}, {}, None
     if image is not None and image.ndim == 2:
-      pooled["image"] = image
+      embedded["image"] = image
     elif image is not None:
-      pooled["image"], tokens["image"] = self.image(image, image_mask)
+      embedded["image"], tokens["image"], pooled = self.image(
+        image, image_mask, hidden
+      )
     if text is not None:
-      pooled["text"], tokens["text"] = self.text(text)
+      embedded["text"], tokens["text"] = self.text(text)
     return Seen(
-      image=self._finish(pooled.get("image")),
-      text=self._finish(pooled.get("text")),
+      image=self._finish(embedded.get("image")),
+      text=self._finish(embedded.get("text")),
       image_tokens=tokens.get("image"),
       text_tokens=tokens.get("text"),
       image_mask=image_mask,
+      image_pooled=pooled,
     )
 
   @nn.nowrap
-  def look(self, params: Any, batch: Mapping[str, jax.Array]) -> Seen:
+  def look(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    hidden: Hidden | None = None,
+  ) -> Seen:
     """Returns what this model with these parameters sees; `towers.Look`."""
     image = batch.get("image_embedding", batch.get("image"))
-    inputs = image, batch.get("text"), batch.get("image_mask")
+    inputs = image, batch.get("text"), batch.get("image_mask"), hidden
     return self.apply({"params": params}, *inputs, method="see")
 
   def image_features(self, image: jax.Array) -> jax.Array:

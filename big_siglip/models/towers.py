@@ -3,8 +3,8 @@
 Shape letters: B batch, L tokens, D width, E embedding.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -19,6 +19,9 @@ class Seen(NamedTuple):
       computation; without a class token. None without an image tower.
     text_tokens: the same of the texts.
     image_mask: BL bool, true for real tokens of images; None: all are.
+    image_pooled: BD, what is pooled of images before a head, in the dtype of
+      the computation; None as of `image`, and where images were embedded
+      before.
   """
 
   image: jax.Array | None = None
@@ -26,8 +29,38 @@ class Seen(NamedTuple):
   image_tokens: jax.Array | None = None
   text_tokens: jax.Array | None = None
   image_mask: jax.Array | None = None
+  image_pooled: jax.Array | None = None
 
 
-# (params, batch) -> Seen, of "image" (or "image_embedding"), "text" and
-# "image_mask", each of which may be missing.
-Look = Callable[[Any, Mapping[str, jax.Array]], Seen]
+class Hidden(NamedTuple):
+  """Patches of images in whose place, once embedded, a learned vector stands.
+
+  Positions are added after that, as in BEiT (arXiv:2106.08254).
+
+  Attributes:
+    patches: BL bool, true for those that are not shown.
+    token: D, the vector.
+  """
+
+  patches: jax.Array
+  token: jax.Array
+
+
+class Look(Protocol):
+  """What a model with given parameters sees of a batch."""
+
+  def __call__(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    hidden: Hidden | None = None,
+  ) -> Seen:
+    """Returns what is seen.
+
+    Args:
+      params: of the model; others beside them are left alone.
+      batch: "image" (or "image_embedding"), "text" and "image_mask", each of
+        which may be missing. Images may be of any size, by whole patches.
+      hidden: patches that are not shown; None: none are.
+    """
+    ...

@@ -22,6 +22,7 @@ from big_siglip.models.attention import (
 from big_siglip.models.compute import Compute
 from big_siglip.models.dense import Dense, gelu
 from big_siglip.models.norm import layer_norm
+from big_siglip.models.positions import Grid
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes, whole_rows
 from big_siglip.sharding import batch_devices, Slices
@@ -44,7 +45,11 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
+    self,
+    x: jax.Array,
+    context: jax.Array,
+    mask: jax.Array | None = None,
+    parallel: jax.Array | None = None,
   ) -> jax.Array:
     """Lets the tokens `x` look at the tokens `context`.
 
@@ -52,6 +57,7 @@ class Attention(nn.Module):
       x: BQD.
       context: BKD.
       mask: BK bool, true for what can be looked at; None: all.
+      parallel: B bool, true for those that are not causal; None: none.
     """
     width = x.shape[-1]
     heads = self.num_heads, width // self.num_heads
@@ -61,14 +67,20 @@ class Attention(nn.Module):
     # Xavier over the D x D matrix that the heads make together.
     project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
     query, key, value = (
-      checkpoint_name(project((width,), heads, name=name)(tokens), name)
+      checkpoint_name(
+        project(tokens.shape[-1:], heads, name=name)(tokens), name
+      )
       for name, tokens in (("query", x), ("key", context), ("value", context))
     )
     if flat:
       attend = functools.partial(flat_attention, head_size=heads[1])
     else:
       attend = functools.partial(
-        attention, backend=backend, mask=mask, causal=self.causal
+        attention,
+        backend=backend,
+        mask=mask,
+        causal=self.causal,
+        parallel=parallel,
       )
     sharding = self.compute.on(x.shape[0])
     attended = attend(query, key, value, length=length, sharding=sharding)
@@ -155,7 +167,7 @@ class Encoder(nn.Module):
     if compute.backend == "short":
       x = lay_out(x, sharding)
     make = functools.partial(
-      self._block_class(),
+      recomputed(Block, compute),
       self.num_heads,
       self.mlp_dim,
       compute,
@@ -202,15 +214,6 @@ class Encoder(nn.Module):
     return dataclasses.replace(compute, backend=backend)
 
   @nn.nowrap
-  def _block_class(self) -> type[nn.Module]:
-    remat, scan = self.compute.remat, self.compute.scan
-    if remat == "none":
-      return Block
-    # Inside a scan nothing could be merged across iterations anyway.
-    policy = REMAT_POLICIES[remat]
-    return nn.remat(Block, prevent_cse=not scan, policy=policy)
-
-  @nn.nowrap
   def _slices(self, batch: int, length: int, unit: int) -> Slices | None:
     """Returns how rows are cut, of which so many make whole sequences."""
     sharding, limit = self.compute.on(batch), self.compute.slice_tokens
@@ -220,6 +223,15 @@ class Encoder(nn.Module):
     rows = batch // batch_devices(mesh)
     count = slice_count(rows // unit, length * unit, limit)
     return Slices(count, mesh, axes) if count > 1 else None
+
+
+def recomputed(block: type[nn.Module], compute: Compute) -> type[nn.Module]:
+  """Returns a class of blocks that keep what `compute.remat` says."""
+  if compute.remat == "none":
+    return block
+  # Inside a scan nothing could be merged across iterations anyway.
+  policy = REMAT_POLICIES[compute.remat]
+  return nn.remat(block, prevent_cse=not compute.scan, policy=policy)
 
 
 def slice_count(rows: int, length: int, limit: int) -> int:
@@ -261,12 +273,25 @@ def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def add_position_embedding(module: nn.Module, x: jax.Array) -> jax.Array:
-  """Adds a learned vector for every position; BLD -> BLD."""
+def add_position_embedding(
+  module: nn.Module, x: jax.Array, grid: Grid | None = None
+) -> jax.Array:
+  """Adds a learned vector for every position; BLD -> BLD.
+
+  Args:
+    module: where it is learned.
+    x: BLD.
+    grid: of patches, of which there may be more or fewer than are learned;
+      what stands before them has a position of its own. None: L are learned.
+  """
   _, length, width = x.shape
+  before = 0 if grid is None else length - grid.count()
   embedding = module.param(
     "position_embedding",
     nn.initializers.normal(stddev=width**-0.5),
-    (length, width),
+    (length if grid is None else before + grid.learned(), width),
   )
+  if grid is not None and not grid.is_learned():
+    patches = grid.resample(embedding[before:])
+    embedding = jnp.concatenate([embedding[:before], patches])
   return x + embedding.astype(x.dtype)[None]

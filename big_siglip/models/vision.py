@@ -11,11 +11,15 @@ import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import encode
+from big_siglip.models.positions import Grid
+from big_siglip.models.towers import Hidden
 from big_siglip.schema import sizes
 
 
 class ImageTower(nn.Module):
-  """Vision transformer of SigLIP (arXiv:2303.15343) and CLIP; BHW3 -> BE, BLD.
+  """Vision transformer of SigLIP (arXiv:2303.15343) and CLIP.
+
+  BHW3 -> BE, BLD, BD.
 
   Attributes:
     config: `config.model.image`: size, pooling ("map": attention pooling, as
@@ -35,17 +39,23 @@ class ImageTower(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: jax.Array, mask: jax.Array | None = None
-  ) -> tuple[jax.Array | None, jax.Array]:
+    self,
+    image: jax.Array,
+    mask: jax.Array | None = None,
+    hidden: Hidden | None = None,
+  ) -> tuple[jax.Array | None, jax.Array, jax.Array | None]:
     """Embeds images.
 
     Args:
-      image: BHW3, uint8, or float of which mean and std are taken off.
+      image: BHW3, uint8, or float of which mean and std are taken off. Where
+        its size is not that of the config, positions are resampled.
       mask: BL bool, true for real patches; None: all are.
+      hidden: patches that are not shown; None: none are.
 
     Returns:
       The embeddings, BE, not normalised to length (None where pooling is
-      "none"), and the patches after the final norm, BLD.
+      "none"), the patches after the final norm, BLD, and what is pooled of
+      them, BD, before any head (None where pooling is "none").
     """
     size = sizes.resolve_image(self.config)
     if image.dtype == jnp.uint8:
@@ -59,15 +69,21 @@ class ImageTower(nn.Module):
       kernel_init=nn.initializers.lecun_normal(),
       name="patch_embedding",
     )(image)
+    _, rows, columns, _ = x.shape
+    grid = Grid(rows, columns, self.config.image_size // size.patch_size)
     x = x.reshape(x.shape[0], -1, size.width)  # BLD
+    if hidden is not None:
+      token = hidden.token.astype(x.dtype).reshape(1, 1, -1)
+      x = jnp.where(hidden.patches[..., None], token, x)
     pooled, tokens = encode(
-      self, x, mask, self.config.pooling, size, self.compute, self.blocks
+      self, x, mask, self.config.pooling, size, self.compute, self.blocks, grid
     )
+    embedding = pooled
     if pooled is not None and self.config.head:
-      pooled = nn.Dense(
+      embedding = nn.Dense(
         self.embed_dim, use_bias=False, dtype=self.compute.dtype, name="head"
       )(pooled)
-    return pooled, tokens
+    return embedding, tokens, pooled
 
 
 def normalize(image: jax.Array, mean: Any, std: Any) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from big_siglip.errors import UserError
-from big_siglip.objectives import contrastive
+from big_siglip.objectives import captioning, contrastive, distillation
 from big_siglip.objectives.term import Carried, Slice, Term
 
 __all__ = ["Carried", "make_terms", "Slice", "Term"]
@@ -28,6 +28,10 @@ def make_terms(config: Any, mesh: Mesh) -> tuple[Term, ...]:
   terms = [contrastive.make(config.loss, mesh)]
   for name, spec in config.terms.items():
     match spec.kind:
-      case _:  # None is built in beside the contrastive one so far.
+      case "captioning":
+        terms.append(captioning.make(name, spec, config, mesh))
+      case "distillation":
+        terms.append(distillation.make(name, spec, config, mesh))
+      case _:
         raise UserError(f"config.terms.{name}.kind={spec.kind!r}: is not known")
   return tuple(terms)

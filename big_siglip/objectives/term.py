@@ -68,6 +68,8 @@ class Term:
     weight: step -> factor; None: 1 at every step.
     init: (key, a slice of example inputs) -> parameters of the term's own.
     carried: see `Carried`.
+    summary: means over the global batch of what `each` observed, "loss" among
+      them -> what is logged; None: the scalars.
   """
 
   name: str
@@ -78,3 +80,4 @@ class Term:
   weight: optax.Schedule | None = None
   init: Callable[[jax.Array, Slice], Any] | None = None
   carried: Carried | None = None
+  summary: Callable[[Metrics], Metrics] | None = None

@@ -142,14 +142,17 @@ def advance(terms: Terms, carry: Any, params: Any, observed: Any) -> Any:
   }
 
 
-def scalars(observed: Any) -> dict[str, jax.Array]:
+def scalars(terms: Terms, observed: Any) -> dict[str, jax.Array]:
   """Returns what is logged of what terms observed: "term/name"."""
-  return {
-    f"{term}/{name}": value
-    for term, means in observed.items()
-    for name, value in means.items()
-    if value.ndim == 0
-  }
+  found = {}
+  for term in terms:
+    means = observed.get(term.name, {})
+    if term.summary is not None:
+      means = term.summary(means)
+    for name, value in means.items():
+      if value.ndim == 0:
+        found[f"{term.name}/{name}"] = value
+  return found
 
 
 def _weighted(term: Term, step: jax.Array, loss: jax.Array) -> jax.Array:

@@ -31,6 +31,8 @@ _CAPTIONS = {
 _PATCHES = {
   "patches": Field(str, words.PATCHES),
   "layer": Field(int),
+  "size": _unset(int | None, within=_COUNT),
+  "stride": _unset(int | None, within=_COUNT),
   "baselines": Field(bool),
 }
 _MASKS = {

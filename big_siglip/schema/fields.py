@@ -22,6 +22,7 @@ from big_siglip.schema.field import (
   rgb,
   Sections,
 )
+from big_siglip.schema.terms import TERMS
 
 _COUNT, _NOT_NEGATIVE = Range(least=1), Range(least=0)
 _POSITIVE = Range(above=0, below=math.inf)
@@ -74,6 +75,9 @@ _OPTIMIZER = {
   "warmup_steps": Field(int, within=_NOT_NEGATIVE),
   "cooldown_steps": Field(int, within=_NOT_NEGATIVE),
   "timescale": Field(int, within=_COUNT),
+  "schedule_steps": _unset(int | None, within=_COUNT),
+  "stretch_from": Field(int, within=_NOT_NEGATIVE, older=0),
+  "stretch": Field(float | int, within=Range(least=1), older=1.0),
   "b1": Field(float | int, within=Range(least=0, below=1)),
   "b2": Field(float | int, within=Range(least=0, below=1)),
   "mu_dtype": Field(str, words.DTYPES),
@@ -94,6 +98,11 @@ _DATA = {
   "mixture": Sections(_MIXTURE),
   "deduplicate": Field(str, ("none", "image", "name"), older="none"),
   "fields": Field(tuple | list, older=()),
+  "boxes": {
+    "key": Field(str, older="boxes"),
+    "text_key": Field(str, older="box_texts"),
+    "format": Field(str, words.BOX_FORMATS, older="yxyx"),
+  },
   **KEYS,
   "label_key": _unset(str | None),
   "captions": Field(str, ("random", "all"), older="random"),
@@ -125,8 +134,6 @@ _DATA = {
   "num_threads": _free(int, within=_COUNT),
   "stall_seconds": _free(float | int, within=_NOT_NEGATIVE, older=300.0),
 }
-
-TERMS = Sections({"kind": Field(str)}, {})
 
 FIELDS = {
   "seed": Field(int, within=_NOT_NEGATIVE),

@@ -15,5 +15,6 @@ RESIZES = (
   *("nearest", "lanczos", "box", "hamming"),
 )
 CROPS = ("none", "center", "shortest", "longest")
+BOX_FORMATS = ("yxyx", "xyxy", "xywh")  # `data.boxes`.
 # Tables of rows, by the ending of their file.
 TABLES = (".csv", ".parquet", ".jsonl")

@@ -12,6 +12,7 @@ import numpy as np
 
 from big_siglip.errors import UserError
 from big_siglip.models.patches import Patches
+from big_siglip.models.resolution import Resolution, WHOLE
 from big_siglip.trained import inputs, patches, segmenting
 from big_siglip.trained.inputs import ImageLike
 
@@ -69,7 +70,7 @@ class Dense:
       norm: False: without the final norm, as LLaVA takes them.
       size: side in pixels that images are resized to; None: the model's own.
       stride: pixels from a window of the model's own size to the next; None:
-        the whole image at once (`big_siglip.trained.patches.Resolution`).
+        the whole image at once (`big_siglip.models.resolution.Resolution`).
       batch_size: as for `Model.embed_images`.
       progress: as well.
 
@@ -78,9 +79,7 @@ class Dense:
         patches.
     """
     count = inputs.check_list(images, "images")
-    look = self.look(
-      Patches(kind, layer, norm), patches.Resolution(size, stride)
-    )
+    look = self.look(Patches(kind, layer, norm), Resolution(size, stride))
     with inputs.showing(progress, count, "images") as add:
       return patches.embed_patches(look, images, count, batch_size, add)
 
@@ -130,7 +129,7 @@ class Dense:
     if kind not in segmenting.KINDS:
       allowed = " or ".join(segmenting.KINDS)
       raise UserError(f"kind={kind!r}: must be {allowed}: patches as texts see")
-    look = self.look(Patches(kind), patches.Resolution(size, stride))
+    look = self.look(Patches(kind), Resolution(size, stride))
     with inputs.showing(progress, count, "images") as add:
       found = segmenting.segment(
         look, images, texts, self.logit_scale, self.logit_bias, batch_size
@@ -138,7 +137,7 @@ class Dense:
       return list(segmenting.counted(found, add))
 
   def look(
-    self, asked: Patches, resolution: patches.Resolution = patches.WHOLE
+    self, asked: Patches, resolution: Resolution = WHOLE
   ) -> patches.Look:
     """Returns what sees patches of images, the same one for equal wishes."""
     if (asked, resolution) not in self._looks:

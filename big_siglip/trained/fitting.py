@@ -16,13 +16,13 @@ from big_siglip import sharding
 from big_siglip.data.preprocessing import Preprocessing, RULES
 from big_siglip.data.text import make_tokenizer
 from big_siglip.errors import UserError
-from big_siglip.schema import sizes
-from big_siglip.sharding import path_string
-from big_siglip.trained.resampling import (
+from big_siglip.models.resampling import (
   resample_patches,
   resample_positions,
   stretch_positions,
 )
+from big_siglip.schema import sizes
+from big_siglip.sharding import path_string
 
 _PIECES = "text/token_embedding/embedding"
 

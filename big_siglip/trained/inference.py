@@ -21,6 +21,7 @@ from big_siglip.evaluators.embed import Embed
 from big_siglip.schema.sizes import has_text_tower
 from big_siglip.trained import classifier, inputs, vectors
 from big_siglip.trained.calibrated import Calibration
+from big_siglip.trained.captioning import Captioning
 from big_siglip.trained.classifier import Classifier
 from big_siglip.trained.dense import Dense
 from big_siglip.trained.described import describe, no_pool
@@ -28,7 +29,7 @@ from big_siglip.trained.inputs import ImageLike
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Model(Dense):
+class Model(Dense, Captioning):
   """Two towers with their parameters and their preprocessing.
 
   Example:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from big_siglip import build, sharding
 from big_siglip.errors import raise_problems
 from big_siglip.models import make_model
+from big_siglip.models.resampling import may_resample
 from big_siglip.trained import saved, stages
 from big_siglip.trained.fitting import (
   check_towers,
@@ -14,7 +15,6 @@ from big_siglip.trained.fitting import (
   is_wanted,
   of_model,
 )
-from big_siglip.trained.resampling import may_resample
 
 
 def lines(config: ConfigDict) -> Iterator[str]:

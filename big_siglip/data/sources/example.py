@@ -101,6 +101,7 @@ class Options:
       "all": each is an example of its own.
     templates: texts with one "{}" each, in whose place a caption comes.
     fields: further fields, such as boxes or masks, for views.
+    box_keys: which of these hold boxes and their texts, where some do.
     filters: which examples to keep.
     retry_seconds: for how long to try again when storage is not reached.
     max_skipped: the share of missing shards that is let pass.
@@ -113,6 +114,7 @@ class Options:
   captions: str = "random"
   templates: tuple[str, ...] = ()
   fields: tuple[str, ...] = ()
+  box_keys: tuple[str, str] = ("boxes", "box_texts")
   filters: Filters = Filters()
   retry_seconds: float = 60.0
   max_skipped: float = 0.1
@@ -128,6 +130,8 @@ class Options:
       values[name] = tuple(
         item if isinstance(item, str) else tuple(item) for item in data[name]
       )
+    if "boxes" in data:
+      values["box_keys"] = data["boxes"]["key"], data["boxes"]["text_key"]
     if "filters" in names:
       values["filters"] = Filters(**data["filters"])
     return cls(**values)

@@ -118,7 +118,9 @@ class ParquetRecords:
       kinds, self._head, self.where
     )
     classes = parquet_columns.class_names(schema)
-    self.label_key = options.label_key or next(iter(classes), None)
+    own = (key for key in classes if "/" not in key)
+    self.label_key = options.label_key or next(own, None)
+    self.further_names = {k: classes[k] for k in options.fields if k in classes}
     texts = tuple(options.text_weights)
     if not self.label_key and not texts:
       self.label_key = parquet_columns.find_label(kinds, self.image_key)

@@ -181,14 +181,31 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-  """Returns what `datasets` wrote of the labels it knows."""
+  """Returns what `datasets` wrote of the labels it knows, nested ones too."""
   try:
     text = (schema.metadata or {})[b"huggingface"]
     features = json.loads(text)["info"]["features"]
   except (KeyError, ValueError, TypeError):
     return {}
-  return {
-    name: tuple(feature["names"])
-    for name, feature in features.items()
-    if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-  }
+  return dict(_class_names(features, ""))
+
+
+def _class_names(
+  feature: Any, path: str
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+  """Yields the names of labels by their paths.
+
+  Lists are {"_type": "Sequence", "feature": ...}, "List", or [...].
+  """
+  if isinstance(feature, list):
+    for inner in feature[:1]:
+      yield from _class_names(inner, path)
+  elif not isinstance(feature, dict):
+    return
+  elif feature.get("_type") == "ClassLabel":
+    yield path, tuple(feature["names"])
+  elif isinstance(feature.get("_type"), str):
+    yield from _class_names(feature.get("feature"), path)
+  else:
+    for name, inner in feature.items():
+      yield from _class_names(inner, f"{path}/{name}" if path else name)

@@ -27,6 +27,8 @@ from big_siglip.data.sources.nested import dig
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, UserError
 
+_Labels = tfds.features.ClassLabel
+
 
 class PreparedRecords:
   """One split of a prepared data set; see `example.Records`.
@@ -75,9 +77,7 @@ class PreparedRecords:
     self.field_names = tuple(kinds)
     images = [k for k, f in kinds.items() if isinstance(f, tfds.features.Image)]
     texts = [k for k, f in kinds.items() if _is_text(f)]
-    labels = [
-      k for k, f in kinds.items() if isinstance(f, tfds.features.ClassLabel)
-    ]
+    labels = [k for k, f in kinds.items() if isinstance(f, _Labels)]
     where = self.where
     self.image_key = options.image_key or choose(
       "image_key", images, ("image",), where, [*kinds]
@@ -97,6 +97,12 @@ class PreparedRecords:
     require_fields(self, kinds, options.fields)
     names = getattr(kinds.get(self.label_key), "names", None)
     self.class_names = tuple(names) if names else None
+    self.further_names = {
+      key: tuple(inner.names)
+      for key in options.fields
+      if isinstance(inner := _innermost(kinds.get(key)), _Labels)
+      and inner.names
+    }
     self._all = features
     names = [self._name_key] if self._name_key else []
     self._features = _part_of(features, [*self._keys, *names])
@@ -177,13 +183,18 @@ def _flatten(features, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(features, tfds.features.FeaturesDict):
       return
   for name, feature in features.items():
-    inner = feature
-    while isinstance(inner, tfds.features.Sequence):
-      inner = inner.feature
+    inner = _innermost(feature)
     if isinstance(inner, tfds.features.FeaturesDict):
       yield from _flatten(inner, f"{prefix}{name}/")
     else:
       yield f"{prefix}{name}", inner if _is_text(inner) else feature
+
+
+def _innermost(feature: Any) -> Any:
+  """Returns what sequences of sequences hold."""
+  while isinstance(feature, tfds.features.Sequence):
+    feature = feature.feature
+  return feature
 
 
 def _is_text(feature: Any) -> bool:

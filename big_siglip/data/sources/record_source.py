@@ -1,5 +1,6 @@
 """From records, whatever their format, to examples."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -38,6 +39,10 @@ class RecordSource:
     self._weighted = any(not isinstance(k, str) for k in options.text_keys)
     self._templates = options.templates
     self._fields = options.fields
+    self._box_texts = options.box_keys[1]
+    # What numbers in their place mean, where the data set says so.
+    names = getattr(records, "further_names", {})
+    self._box_classes = names.get(self._box_texts)
     self._needs_texts = options.needs_texts
     self.class_names = records.class_names
     self._classes = {n: i for i, n in enumerate(records.class_names or ())}
@@ -144,6 +149,9 @@ class RecordSource:
     if not self._fields:
       return Example(image, texts, name, label, weights)
     further = {key: dig(fields, key) for key in self._fields}
+    numbers = further.get(self._box_texts)
+    if self._box_classes and numbers is not None:
+      further[self._box_texts] = _named(numbers, self._box_classes)
     return Example(image, texts, name, label, weights, further)
 
   def _label(self, fields: Any) -> int | None:
@@ -224,3 +232,9 @@ class RecordSource:
         total,
         taken,
       )
+
+
+def _named(numbers: Sequence[int], names: Sequence[str]) -> list[str | None]:
+  """Returns the names of classes; None for what is none."""
+  count = len(names)
+  return [names[n] if 0 <= int(n) < count else None for n in numbers]

@@ -53,6 +53,12 @@ class Pixels:
       return None
     return self._scale(box or (0, 0, width, height))
 
+  @property
+  def is_whole(self) -> bool:
+    """Whether all of every image is squashed: fractions of it stay the same."""
+    plain = self.crop == "none" and self.crop_fraction == 1
+    return plain and self.crop_min_area == 1 and not self.flip
+
   def geometry(
     self, height: int, width: int, rng: np.random.Generator
   ) -> tuple[images.Box | None, bool]:

@@ -38,18 +38,21 @@ class Tokens:
     out: Batch,
   ) -> dict[int, BadExample]:
     """See `View`."""
-    texts = [
-      e.texts[0] if len(e.texts) == 1 else _draw(e, rngs[i])
-      for i, e in enumerate(examples)
-    ]
+    texts = [draw_text(e, rngs, i) for i, e in enumerate(examples)]
     if self.tokenizer is None:
       raise TypeError("these tell their fields alone: they have no tokenizer")
     out[self.name][:] = self.tokenizer(texts, self.length)
     return {}
 
 
-def _draw(example: Sample, rng: np.random.Generator) -> str:
+def draw_text(
+  example: Sample, rngs: Sequence[np.random.Generator] | Streams, i: int
+) -> str:
+  """Returns one of an example's texts, by their weights, drawn from rngs[i]."""
   texts, weights = example.texts, example.weights
+  if len(texts) == 1:
+    return texts[0]
+  rng = rngs[i]
   if weights:
     return texts[rng.choice(len(texts), p=weights)]
   return texts[rng.integers(len(texts))]

@@ -52,6 +52,13 @@ class Streams:
     view = zlib.crc32(self._name.encode())
     return np.random.default_rng((*self._seeds[i], view))
 
+  def of(self, name: str) -> "Streams":
+    """Returns those of another view for the same examples.
+
+    So a view sees what another one draws: a caption, where an image is cut.
+    """
+    return Streams(self._seeds, name)
+
 
 class View(Protocol):
   """Makes some arrays of a batch; frozen, picklable and pure."""

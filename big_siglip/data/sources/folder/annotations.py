@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import json
 from typing import Any, TypeGuard
 
-from big_siglip.data.sources.folder import tables
+from big_siglip.data.sources.folder import coco, tables
 from big_siglip.data.sources.folder.table import Row, Table
 from big_siglip.data.sources.folder.tables import IMAGE_NAMES, json_rows
 from big_siglip.data.sources.splits import canonical
@@ -17,17 +17,26 @@ _FORMS = (
 )
 
 
-def open_annotations(file: str, data: bytes) -> Table:
+def open_annotations(
+  file: str, data: bytes, instances: bytes | None = None
+) -> Table:
   """Reads a JSON file of captions; images are "image", captions "caption".
+
+  Args:
+    file: what messages call it.
+    data: what it holds; COCO's may be of boxes alone.
+    instances: COCO's file of boxes for the same images. Boxes are "boxes", as
+      COCO writes them (xywh), and "box_texts", the names of their categories.
 
   Raises:
     UserError: it is no JSON, or of no known form.
   """
   try:
     content = _load(data)
+    boxes = content if instances is None else _load(instances)
   except (ValueError, RecursionError) as error:
     raise UserError(f"{file}: is not JSON ({error})") from error
-  table = table_of(file, content)
+  table = coco.table_of(file, content, boxes) or table_of(file, content)
   if table is None:
     raise UserError(f"{file}: must be {_FORMS}")
   return table
@@ -66,8 +75,8 @@ def table_of(file: str, content: Any) -> Table | None:
     if _objects(images):
       if "sentences" in images[0]:
         return _karpathy(file, images)
-      if _objects(notes) and "caption" in notes[0] and "image_id" in notes[0]:
-        return _coco(file, images, notes)
+      if coco.has_captions(content):
+        return coco.table_of(file, content, content)
     paths = content.get("image_paths")  # CLIP_benchmark's, of other languages.
     if isinstance(paths, list) and isinstance(notes, list):
       pairs = zip(paths, notes, strict=False)
@@ -111,29 +120,6 @@ def _is_texts(value: Any) -> bool:
 
 def _listed(file: str, items: list[Any]) -> Table:
   return json_rows(file, list(enumerate(items, 1)), "entry")
-
-
-def _coco(file: str, images: list[dict], notes: list[dict]) -> Table:
-  """A row for each image, with all its captions.
-
-  Chen et al. 2015, Microsoft COCO Captions (arXiv:1504.00325).
-  """
-  captions: dict[Any, list] = {}
-  for note in notes:
-    if isinstance(note, dict):
-      captions.setdefault(note.get("image_id"), []).append(note.get("caption"))
-
-  def rows() -> Iterator[Row]:
-    for number, image in enumerate(images, 1):
-      if not isinstance(image, dict) or "file_name" not in image:
-        yield Row(number, {}, "is no image with file_name")
-        continue
-      texts = captions.get(image.get("id"), [])
-      fields = {**image, "image": image["file_name"], "caption": texts}
-      yield Row(number, fields)
-
-  columns = dict.fromkeys(["image", "caption", *images[0]])
-  return Table(file, tuple(columns), rows, unit="image")
 
 
 def _karpathy(file: str, images: list[dict]) -> Table:

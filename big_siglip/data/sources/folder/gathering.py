@@ -11,6 +11,7 @@ from typing import Any
 
 from big_siglip.data.class_names import sort_labels
 from big_siglip.data.sources.example import Options
+from big_siglip.data.sources.folder import box_rows
 from big_siglip.data.sources.folder.columns import choose_columns, Columns
 from big_siglip.data.sources.folder.table import Row, Table
 from big_siglip.data.sources.nested import dig
@@ -39,6 +40,7 @@ class Gathered:
   Attributes:
     where: what messages call its table.
     columns: which of its columns are image, texts and label.
+    boxes: which of them hold boxes and their texts, where these are asked for.
     images: the fields of each by its name, in the order of their first rows;
       texts are lists, and the image itself is not among them.
     splits: by image, where the data set has its own.
@@ -52,6 +54,7 @@ class Gathered:
 
   where: str
   columns: Columns
+  boxes: tuple[str, str] | None = None
   images: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   splits: dict[str, str] = dataclasses.field(default_factory=dict)
   has_splits: bool = False
@@ -115,6 +118,8 @@ class Gathered:
           self.splits[found] = own
       for key in lists:
         self.images[found][key] += _captions(dig(row.fields, key))
+      if self.boxes:
+        box_rows.add(self.images[found], row.fields, *self.boxes)
 
   def _split(self, row: Row) -> str | None:
     """Returns the split that a row names in its column."""
@@ -150,7 +155,9 @@ def begin(table: Table, options: Options) -> Gathered:
   first = next(table.rows(), None)
   if not table.columns and first and first.problem:
     raise UserError(_at(table, first, first.problem))
-  gathered = Gathered(table.where, choose_columns(table, sample, options))
+  boxes = options.box_keys if {*options.box_keys} <= {*options.fields} else None
+  columns = choose_columns(table, sample, options)
+  gathered = Gathered(table.where, columns, boxes)
   words = {str(row.get(_SPLIT)).strip().lower() for row in sample}
   if _SPLIT in table.columns and words and all(map(is_split, words)):
     gathered.split_key, gathered.has_splits = _SPLIT, True

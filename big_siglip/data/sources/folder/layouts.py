@@ -42,8 +42,14 @@ class Layout:
     names = sorted({split for split, _, _ in self.parts if split})
     return tuple(names) if len(names) > 1 else ()
 
-  def read(self, split: str) -> list[tuple[str | None, str, Table]]:
+  def read(
+    self, split: str, boxes: bool = False
+  ) -> list[tuple[str | None, str, Table]]:
     """Returns (split, sub-folder, table) of what may hold a split.
+
+    Args:
+      split: of the data set, or "all".
+      boxes: whether COCO's boxes are wanted, which lie in a file of their own.
 
     Raises:
       UserError: a table cannot be read, or nothing says anything of images.
@@ -52,15 +58,21 @@ class Layout:
     for own, folder, file in self.parts:
       if split == "all" or not self.splits or own == canonical(split):
         own = own if self.splits else None
-        found.append((own, folder, self._table(file)))
+        found.append((own, folder, self._table(file, boxes)))
     return found
 
-  def _table(self, file: str | None) -> Table:
+  def _table(self, file: str | None, boxes: bool) -> Table:
     if file is None:
       return _without_table(self._listing)
     path, storage = self._listing.path(file), self._listing.storage
     if file.lower().endswith(".json"):
-      return annotations.open_annotations(path, storage.read(path))
+      other = file.replace("captions", "instances")
+      wanted = boxes and other != file and self._listing.is_file(other)
+      return annotations.open_annotations(
+        path,
+        storage.read(path),
+        storage.read(self._listing.path(other)) if wanted else None,
+      )
     return tables.open_table(path, storage)
 
 

@@ -129,7 +129,8 @@ def read_folder(
     if layout.splits:
       _check_split(split, layout.splits)
     gathered = None
-    for own, below, table in layout.read(split):
+    boxes = bool({*options.box_keys} & {*options.fields})
+    for own, below, table in layout.read(split, boxes):
       gathered = gathered or gathering.begin(table, options)
       gathered.has_splits |= bool(own or table.splits)
       where = os.path.join(place, below).rstrip("/")

@@ -1,0 +1,201 @@
+"""Cross-entropy over tens of thousands of prototypes, a chunk at a time.
+
+DINO's loss (arXiv:2104.14294, section 3.1): a teacher's and a student's vector
+are compared with all prototypes, and the student's softmax is to be the
+teacher's. The scores of 128 patches of 128 images with 65,536 prototypes are
+4.3 GB, twice. Here those with one chunk of prototypes exist; sums go on from
+chunk to chunk, and the gradient computes the scores again.
+
+Shape letters: b examples, n vectors of the student and m of the teacher (n, or
+one that all n are compared with), d width, K prototypes, c of them in a chunk.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+
+class Prototypes(NamedTuple):
+  """What vectors are compared with.
+
+  Attributes:
+    matrix: dK float32, columns of length 1.
+    centre: K float32, taken off the scores; zeros for a student's.
+    temperature: () float32, by which what is left is divided.
+  """
+
+  matrix: jax.Array
+  centre: jax.Array
+  temperature: jax.Array
+
+
+class PrototypeLosses(NamedTuple):
+  """What is found of vectors.
+
+  Attributes:
+    loss: bn, the cross-entropy -sum_k P_teacher log P_student.
+    entropy: bm, of P_teacher; without a gradient.
+    log_total: bm, log sum_k exp(the teacher's scores); without a gradient.
+  """
+
+  loss: jax.Array
+  entropy: jax.Array
+  log_total: jax.Array
+
+
+def prototype_cross_entropy(
+  student: jax.Array,
+  teacher: jax.Array,
+  of_student: Prototypes,
+  of_teacher: Prototypes,
+  *,
+  chunk_size: int,
+  whole: NamedSharding | None = None,
+) -> PrototypeLosses:
+  """Returns the cross-entropy of a teacher's and a student's distributions.
+
+  P = softmax((vector matrix - centre) / temperature), in float32; the products
+  are in the dtype of the vectors. The gradient goes to the student's vectors
+  and matrix, and to nothing of the teacher.
+
+  Args:
+    student: bnd.
+    teacher: bmd.
+    of_student: its prototypes.
+    of_teacher: its own.
+    chunk_size: c, at most; K / c are whole.
+    whole: how a matrix lies where each device has all of it. None: as it is.
+  """
+  prototypes = of_student.matrix.shape[1]
+  count = chunk_count(prototypes, chunk_size)
+  dtype = student.dtype
+
+  def chunks(of: Prototypes) -> Prototypes:
+    matrix = of.matrix.astype(dtype)
+    if whole is not None:
+      matrix = jax.lax.with_sharding_constraint(matrix, whole)
+    # [K / c, d, c] and [K / c, c].
+    cut = matrix.reshape(len(matrix), count, -1).swapaxes(0, 1)
+    return of._replace(matrix=cut, centre=of.centre.reshape(count, -1))
+
+  stopped = jax.lax.stop_gradient((teacher, of_teacher))
+  return _compare(student, chunks(of_student), stopped[0], chunks(stopped[1]))
+
+
+def summed_distribution(
+  teacher: jax.Array,
+  log_total: jax.Array,
+  of_teacher: Prototypes,
+  *,
+  chunk_size: int,
+) -> jax.Array:
+  """Returns the sum over b and m of softmax(scores); K float32.
+
+  Args:
+    teacher: bmd.
+    log_total: bm, of `prototype_cross_entropy`.
+    of_teacher: its prototypes.
+    chunk_size: as there.
+  """
+  count = chunk_count(of_teacher.matrix.shape[1], chunk_size)
+  matrix = of_teacher.matrix.astype(teacher.dtype)
+  matrix = matrix.reshape(len(matrix), count, -1).swapaxes(0, 1)
+
+  def visit(_, chunk):
+    matrix, centre = chunk
+    scores = _scores(teacher, matrix, centre, of_teacher.temperature)
+    return None, jnp.exp(scores - log_total[..., None]).sum(axis=(0, 1))
+
+  cut = matrix, of_teacher.centre.reshape(count, -1)
+  return jax.lax.scan(visit, None, cut)[1].reshape(-1)
+
+
+def chunk_count(prototypes: int, chunk_size: int) -> int:
+  """Returns the fewest equal chunks of at most `chunk_size` prototypes."""
+  fewest = math.ceil(prototypes / chunk_size)
+  return next(n for n in range(fewest, prototypes + 1) if prototypes % n == 0)
+
+
+@jax.custom_vjp
+def _compare(student, of_student, teacher, of_teacher):
+  return _forward(student, of_student, teacher, of_teacher)[0]
+
+
+def _forward(student, of_student, teacher, of_teacher):
+  def visit(sums, chunk):
+    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
+    s = _scores(student, matrix_s, centre_s, of_student.temperature)
+    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
+    top_s, total_s, top_t, total_t, dot_s, dot_t = sums
+    total_s, top_s, _, _ = _add(total_s, top_s, s)
+    total_t, top_t, shrink, share = _add(total_t, top_t, t)
+    dot_s = dot_s * shrink + (share * s).sum(axis=-1)
+    dot_t = dot_t * shrink + (share * t).sum(axis=-1)
+    return (top_s, total_s, top_t, total_t, dot_s, dot_t), None
+
+  low = functools.partial(jnp.full, fill_value=-jnp.inf, dtype=jnp.float32)
+  zero = functools.partial(jnp.zeros, dtype=jnp.float32)
+  bn, bm = student.shape[:2], teacher.shape[:2]
+  first = low(bn), zero(bn), low(bm), zero(bm), zero(bn), zero(bm)
+  sums, _ = jax.lax.scan(visit, first, (of_student[:2], of_teacher[:2]))
+  top_s, total_s, top_t, total_t, dot_s, dot_t = sums
+  log_s, log_t = jnp.log(total_s) + top_s, jnp.log(total_t) + top_t
+  found = PrototypeLosses(
+    loss=log_s - dot_s / total_t,
+    entropy=log_t - dot_t / total_t,
+    log_total=log_t,
+  )
+  return found, (student, of_student, teacher, of_teacher, log_s, log_t)
+
+
+def _add(total, top, scores):
+  """Returns sum and largest score with those of a chunk.
+
+  And by what sums so far are to be multiplied, and the chunk's summands.
+  """
+  highest = jnp.maximum(top, scores.max(axis=-1))
+  shrink = jnp.exp(top - highest)
+  summands = jnp.exp(scores - highest[..., None])
+  total = total * shrink + summands.sum(axis=-1)
+  return total, highest, shrink, summands
+
+
+def _backward(saved, cotangents):
+  student, of_student, teacher, of_teacher, log_s, log_t = saved
+  factor = cotangents.loss / of_student.temperature
+
+  def visit(d_student, chunk):
+    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
+    s = _scores(student, matrix_s, centre_s, of_student.temperature)
+    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
+    p_s, p_t = jnp.exp(s - log_s[..., None]), jnp.exp(t - log_t[..., None])
+    d_s = (factor[..., None] * (p_s - p_t)).astype(student.dtype)
+    d_student += _product("bnc,dc->bnd", d_s, matrix_s)
+    return d_student, _product("bnd,bnc->dc", student, d_s)
+
+  zeros = jnp.zeros(student.shape, jnp.float32)
+  chunks = of_student[:2], of_teacher[:2]
+  d_student, d_matrix = jax.lax.scan(visit, zeros, chunks)
+  d_of_student = Prototypes(
+    d_matrix.astype(of_student.matrix.dtype),
+    jnp.zeros_like(of_student.centre),
+    jnp.zeros_like(of_student.temperature),
+  )
+  return d_student.astype(student.dtype), d_of_student, None, None
+
+
+_compare.defvjp(_forward, _backward)
+
+
+def _scores(vectors, matrix, centre, temperature):
+  """Returns the scores with a chunk, bmc float32."""
+  products = _product("bmd,dc->bmc", vectors, matrix)
+  return (products - centre.reshape(1, 1, -1)) / temperature
+
+
+def _product(axes, a, b):
+  return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)

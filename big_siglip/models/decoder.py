@@ -1,0 +1,210 @@
+"""The decoder of captions and boxes: it writes what an image tower sees.
+
+LocCa's (arXiv:2403.19596) as SigLIP 2 has it (arXiv:2502.14786, section 2.2):
+the text tower's shapes, half as many blocks, and cross-attention to the image's
+tokens before pooling. Order of the layers: big_vision's
+models/proj/cappa/cappa.py.
+
+Shape letters: B images, T texts of each, L tokens, D width, H heads, F hidden
+units, K image tokens, C their width, V vocabulary.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_siglip.models.compute import Compute
+from big_siglip.models.norm import layer_norm
+from big_siglip.models.transformer import (
+  add_position_embedding,
+  Attention,
+  constrain,
+  Mlp,
+  recomputed,
+)
+from big_siglip.schema.sizes import TowerSize
+from big_siglip.schema.words import KERNELS
+
+START = 0  # The id of the padding, before the first token.
+
+
+class Decoded(NamedTuple):
+  """What a decoder makes of its inputs: logits = hidden kernel + bias.
+
+  Attributes:
+    hidden: BTLD after the final norm.
+    kernel: DV float32.
+    bias: V float32.
+  """
+
+  hidden: jax.Array
+  kernel: jax.Array
+  bias: jax.Array
+
+
+class DecoderBlock(nn.Module):
+  """Self-attention, cross-attention, MLP, each after a norm; BTLD -> BTLD.
+
+  Keys and values of the image are computed once for its T texts: to them these
+  are one sequence of T L queries.
+
+  Attributes:
+    num_heads: H.
+    mlp_dim: F.
+    compute: how.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  compute: Compute
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    context: jax.Array,
+    mask: jax.Array | None,
+    parallel: jax.Array | None,
+  ) -> jax.Array:
+    """Applies the block; the arguments are those of `Decoder`."""
+    batch, texts, length, width = x.shape
+    dtype = self.compute.dtype
+    y = layer_norm(dtype, name="attention_norm")(x)
+    y = y.reshape(batch * texts, length, width)
+    attend = Attention(
+      self.num_heads, self.compute, causal=True, name="attention"
+    )
+    if parallel is not None:
+      parallel = parallel.reshape(-1)
+    x = x + attend(y, y, None, parallel).reshape(x.shape)
+    y = layer_norm(dtype, name="cross_attention_norm")(x)
+    y = y.reshape(batch, texts * length, width)
+    cross = Attention(self.num_heads, self.compute, name="cross_attention")
+    x = x + cross(y, context, mask).reshape(x.shape)
+    y = layer_norm(dtype, name="mlp_norm")(x)
+    return x + Mlp(self.mlp_dim, dtype, name="mlp")(y)
+
+
+class Logits(nn.Module):
+  """Kernel and bias of the logits, both zeros at first; -> (DV, V).
+
+  Attributes:
+    width: D.
+    vocab_size: V.
+    tied: the bias alone; the kernel is that of the token embedding.
+  """
+
+  width: int
+  vocab_size: int
+  tied: bool
+
+  @nn.compact
+  def __call__(self, table: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns both; `table` is the token embedding, VD."""
+    zeros = nn.initializers.zeros
+    bias = self.param("bias", zeros, (self.vocab_size,))
+    if self.tied:
+      return table.T, bias
+    shape = self.width, self.vocab_size
+    return self.param("kernel", zeros, shape), bias
+
+
+class Decoder(nn.Module):
+  """Writes the texts of images, all of their tokens at once.
+
+  Attributes:
+    size: of the text tower, with the depth of the decoder.
+    vocab_size: V.
+    length: L.
+    tie_embedding: let the token embedding be the logits' kernel.
+    compute: how. Kernels that are named there are the towers' matter.
+  """
+
+  size: TowerSize
+  vocab_size: int
+  length: int
+  tie_embedding: bool
+  compute: Compute
+
+  @nn.compact
+  def __call__(
+    self,
+    targets: jax.Array,
+    context: jax.Array,
+    mask: jax.Array | None = None,
+    parallel: jax.Array | None = None,
+  ) -> Decoded:
+    """Returns what stands for each target, of what comes before it.
+
+    Args:
+      targets: BTL int32, 0 <= id < V. They are shifted right here, so that
+        position i sees those before i, and `START`.
+      context: BKC, the image's tokens.
+      mask: BK bool, true for real ones; None: all are.
+      parallel: BT bool: where true every input is the same learned vector, and
+        each position sees all others: it knows the image and its place alone.
+        None: nowhere.
+    """
+    size, compute = self.size, self._compute()
+    table = nn.Embed(
+      self.vocab_size,
+      size.width,
+      dtype=compute.dtype,
+      embedding_init=nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", out_axis=0
+      ),
+      name="token_embedding",
+    )
+    unknown = self.param(
+      "mask_embedding",
+      nn.initializers.normal(stddev=size.width**-0.5),
+      (size.width,),
+    )
+    x = table(shift_right(targets))
+    if parallel is not None:
+      hidden = unknown.astype(x.dtype).reshape(1, 1, 1, -1)
+      x = jnp.where(parallel[:, :, None, None], hidden, x)
+    shape = x.shape
+    x = add_position_embedding(self, x.reshape(-1, *shape[2:])).reshape(shape)
+    x = self._blocks(x, context, mask, parallel, compute)
+    x = layer_norm(compute.dtype, name="norm")(x)
+    logits = Logits(
+      size.width, self.vocab_size, self.tie_embedding, name="logits"
+    )
+    return Decoded(x, *logits(table.embedding))
+
+  @nn.nowrap
+  def _compute(self) -> Compute:
+    kernel = self.compute.backend in KERNELS
+    backend = "auto" if kernel else self.compute.backend
+    return dataclasses.replace(self.compute, backend=backend)
+
+  def _blocks(self, x, context, mask, parallel, compute):
+    size, sharding = self.size, compute.on(x.shape[0])
+    block = recomputed(DecoderBlock, compute)
+    options = size.num_heads, size.mlp_dim, compute
+    x = constrain(x, sharding)
+    if compute.scan:
+      x, _ = nn.scan(
+        lambda block, x: (
+          constrain(block(x, context, mask, parallel), sharding),
+          None,
+        ),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=size.depth,
+      )(block(*options, name="blocks"), x)
+      return x
+    for index in range(size.depth):
+      x = block(*options, name=f"block_{index}")(x, context, mask, parallel)
+      x = constrain(x, sharding)
+    return x
+
+
+def shift_right(targets: jax.Array) -> jax.Array:
+  """Returns ids one place later, after `START`; [..., L] -> [..., L]."""
+  start = jnp.full_like(targets[..., :1], START)
+  return jnp.concatenate([start, targets[..., :-1]], axis=-1)

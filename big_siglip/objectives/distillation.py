@@ -1,0 +1,247 @@
+"""Self-distillation and masked prediction: an image tower teaches itself.
+
+SigLIP 2 (arXiv:2502.14786, section 2.3). A teacher, the moving average of image
+tower and heads, sees one large crop of each image. The student learns from it:
+- of small crops to say what the teacher says of the large one (SILC,
+  arXiv:2310.13355),
+- of the large one with half of its patches hidden to say what the teacher says
+  of these patches (TIPS, arXiv:2410.16512).
+Both are one term, so that there is one teacher and it looks once. What the
+papers leave open is told in docs/siglip2.md.
+
+Shape letters: b examples of one slice, n local crops, s pixels along a side, L
+patches, D width, K prototypes.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from big_siglip import ema, sharding
+from big_siglip.data.views import Crops
+from big_siglip.models.prototype_head import PrototypeHead
+from big_siglip.models.towers import Hidden, Seen
+from big_siglip.models.vision import normalize
+from big_siglip.objectives.augmentation import Augmentation
+from big_siglip.objectives.masked import draw_places
+from big_siglip.objectives.matching import Matching
+from big_siglip.objectives.term import Carried, Metrics, Slice, Term
+from big_siglip.schema.sizes import resolve_image
+
+_GLOBAL, _LOCAL = "global_crops", "local_crops"
+HALVES = ("local", "masked")  # Heads, centres and metrics are named so.
+
+
+def make_views(spec: Mapping[str, Any], model: Any) -> list[Crops]:
+  """Returns the crops that a section asks for.
+
+  Args:
+    spec: the section, of kind "distillation".
+    model: `config.model`.
+  """
+  make = functools.partial(Crops, flip=spec["flip"], resize=spec["resize"])
+  size, area = model.image.image_size, tuple(spec["global_area"])
+  views = [make(_GLOBAL, 1, size, area)]
+  if spec["local"]:
+    size, area = spec["local_size"], tuple(spec["local_area"])
+    views.append(make(_LOCAL, spec["local_count"], size, area))
+  return views
+
+
+def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
+  """Returns the term.
+
+  Args:
+    name: of the section, and of its parameters.
+    spec: the section.
+    config: the config.
+    mesh: the devices that share a batch.
+  """
+  model = config.model
+  head = PrototypeHead(
+    spec["hidden"], spec["bottleneck"], spec["prototypes"], model.dtype
+  )
+  matching = Matching(
+    head,
+    spec["student_temperature"],
+    tuple(spec["teacher_temperature"]),
+    spec["warmup_steps"],
+    spec["frozen_steps"],
+    spec["centre_momentum"],
+    spec["chunk_size"],
+    sharding.replicated(mesh),
+  )
+  colours = functools.partial(
+    Augmentation, spec["jitter"], tuple(spec["jitter_strength"]), spec["grey"]
+  )
+  distillation = Distillation(
+    name,
+    matching,
+    {half: spec[half] for half in HALVES if spec[half] > 0},
+    colours(spec["global_blur"]),
+    colours(spec["local_blur"]),
+    model.image,
+    spec["masked_share"],
+    spec["momentum"],
+  )
+  return Term(
+    name,
+    each=distillation.each,
+    weight=optax.constant_schedule(spec["weight"]),
+    init=distillation.init,
+    carried=Carried(distillation.first_carry, distillation.next_carry),
+    summary=distillation.summary,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+  """The functions of the term.
+
+  Its parameters are a head for each half, and the vector of hidden patches. It
+  carries "teacher", parameters under the names that they have in the student;
+  "centres", K of each half; and "steps", how many it was trained for.
+
+  Attributes:
+    name: of the term.
+    matching: of both halves.
+    weights: of the halves that there are.
+    global_colours: what is done to the large crop, for both.
+    local_colours: what is done to small ones.
+    image: `config.model.image`.
+    masked_share: of patches that are hidden.
+    momentum: of the teacher, the same at every step: one that grows towards 1
+      would no longer learn what texts teach the student (SILC, section 3).
+  """
+
+  name: str
+  matching: Matching
+  weights: Mapping[str, float]
+  global_colours: Augmentation
+  local_colours: Augmentation
+  image: Any
+  masked_share: float
+  momentum: float
+
+  def init(self, key: jax.Array, part: Slice) -> Any:
+    """See `Term`."""
+    del part
+    width = resolve_image(self.image).width
+    heads, token = jax.random.split(key)
+    params = {}
+    for half, own in zip(HALVES, jax.random.split(heads), strict=True):
+      if half in self.weights:
+        params[half] = self.matching.init(own, width)
+    if "masked" in self.weights:  # As BEiT's (arXiv:2106.08254).
+      params["mask_token"] = 0.02 * jax.random.normal(token, (width,))
+    return params
+
+  def first_carry(self, params: Any) -> Any:
+    """See `Carried`."""
+    return {
+      "teacher": self._taught(params),
+      "centres": {half: self.matching.first_centre() for half in self.weights},
+      "steps": jnp.zeros((), jnp.int32),
+    }
+
+  def next_carry(self, carry: Any, params: Any, means: Metrics) -> Any:
+    """See `Carried`: the teacher follows the student after its step."""
+    heads = carry["teacher"][self.name]
+    return {
+      "teacher": ema.update(
+        carry["teacher"], self._taught(params), self.momentum
+      ),
+      "centres": {
+        half: self.matching.next_centre(
+          centre, heads[half], _of_half(means, half)
+        )
+        for half, centre in carry["centres"].items()
+      },
+      "steps": carry["steps"] + 1,
+    }
+
+  def each(self, part: Slice) -> tuple[jax.Array, Metrics]:
+    """See `Term`."""
+    split = jax.vmap(functools.partial(jax.random.split, num=3))(part.keys)
+    keys = {"shown": split[:, 0], "local": split[:, 1], "masked": split[:, 2]}
+    shown = self.global_colours(part.batch[_GLOBAL], keys["shown"])
+    shown = self._normalized(shown[:, 0])
+    teacher = {**part.params, **part.carry["teacher"]}
+    seen = jax.lax.stop_gradient(part.look(teacher, {"image": shown}))
+    losses, observed = jnp.zeros(len(part.keys)), {}
+    for half, weight in self.weights.items():
+      if half == "local":
+        student, wanted = self._local(part, keys[half], seen)
+      else:
+        student, wanted = self._masked(part, keys[half], seen, shown)
+      loss, found = self.matching(
+        student,
+        wanted,
+        part.params[self.name][half],
+        teacher[self.name][half],
+        part.carry["centres"][half],
+        part.carry["steps"],
+      )
+      losses += weight * loss
+      observed |= {f"{half}_{key}": value for key, value in found.items()}
+    return losses, observed
+
+  def summary(self, means: Metrics) -> dict[str, jax.Array]:
+    """See `Term`."""
+    logged = {"loss": means["loss"]}
+    for half in self.weights:
+      found = self.matching.metrics(_of_half(means, half))
+      logged |= {f"{half}_{key}": value for key, value in found.items()}
+    return logged
+
+  def _local(
+    self, part: Slice, keys: jax.Array, seen: Seen
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns what is pooled of small crops and of the large one; bnD, b1D."""
+    crops = self.local_colours(part.batch[_LOCAL], keys)
+    shape = crops.shape
+    crops = self._normalized(crops.reshape(-1, *shape[2:]))
+    pooled = _there(part.look(part.params, {"image": crops}).image_pooled)
+    wanted = _there(seen.image_pooled)[:, None]
+    return pooled.reshape(*shape[:2], -1), wanted
+
+  def _masked(
+    self, part: Slice, keys: jax.Array, seen: Seen, shown: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the tokens of hidden patches, student's and teacher's; bMD."""
+    wanted = _there(seen.image_tokens)
+    places = draw_places(keys, wanted.shape[1], self.masked_share)
+    hidden = Hidden(places.patches, part.params[self.name]["mask_token"])
+    tokens = part.look(part.params, {"image": shown}, hidden).image_tokens
+    return places.of(_there(tokens)), places.of(wanted)
+
+  def _normalized(self, image: jax.Array) -> jax.Array:
+    return normalize(image, self.image.mean, self.image.std)
+
+  def _taught(self, params: Any) -> dict[str, Any]:
+    """Returns what the teacher has: no texts, and no hidden patches."""
+    towers = {k: params[k] for k in ("image", "lora") if k in params}
+    heads = {half: params[self.name][half] for half in self.weights}
+    return {**towers, self.name: heads}
+
+
+def _there(x: jax.Array | None) -> jax.Array:
+  """Returns what a tower gives; `schema.terms` refuses to have none."""
+  if x is None:
+    raise TypeError("self-distillation needs an image tower that pools")
+  return x
+
+
+def _of_half(means: Metrics, half: str) -> dict[str, jax.Array]:
+  start = f"{half}_"
+  return {
+    name.removeprefix(start): value
+    for name, value in means.items()
+    if name.startswith(start)
+  }

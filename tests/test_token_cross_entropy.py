@@ -1,0 +1,119 @@
+"""Cross-entropy in chunks equals the plain one, and computes targets alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_siglip import sharding
+from big_siglip.losses import token_cross_entropy
+
+SHAPE, WIDTH, VOCAB = (8, 3, 7), 16, 37
+COUNT = 8 * 3 * 7
+
+
+def _inputs(share):
+  rng = np.random.default_rng(0)
+  hidden, kernel, bias = (
+    np.float32(rng.normal(size=shape))
+    for shape in ((*SHAPE, WIDTH), (WIDTH, VOCAB), (VOCAB,))
+  )
+  targets = rng.integers(0, VOCAB, SHAPE).astype(np.int32)
+  real = rng.random(SHAPE) < share
+  weights = np.float32(rng.normal(size=SHAPE))
+  return (hidden, kernel, bias), targets, real, weights
+
+
+def _plain(hidden, kernel, bias, targets, real):
+  """Float64 numpy: losses and hits of tokens."""
+  logits = np.float64(hidden) @ kernel + bias
+  top = logits.max(-1, keepdims=True)
+  total = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+  own = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  return (total - own) * real, (logits.argmax(-1) == targets) * real
+
+
+def _plain_gradients(hidden, kernel, bias, targets, real, weights):
+  logits = np.float64(hidden) @ kernel + bias
+  logits -= logits.max(-1, keepdims=True)
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  d = (p - np.eye(VOCAB)[targets]) * (real * weights)[..., None]
+  d_kernel = np.einsum("btld,btlv->dv", hidden, d)
+  return d @ np.float64(kernel).T, d_kernel, d.sum((0, 1, 2))
+
+
+def _check(share, chunk_size, split=None):
+  arrays, targets, real, weights = _inputs(share)
+
+  def loss(*arrays):
+    found = token_cross_entropy(
+      *arrays, targets, real, chunk_size=chunk_size, sharding=split
+    )
+    return (found.loss * weights).sum(), found
+
+  (_, found), gradients = jax.jit(
+    jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+  )(*arrays)
+  wanted, hits = _plain(*arrays, targets, real)
+  np.testing.assert_allclose(found.loss, wanted, rtol=1e-6, atol=1e-6)
+  np.testing.assert_array_equal(found.correct, hits)
+  expected = _plain_gradients(*arrays, targets, real, weights)
+  for gradient, want in zip(gradients, expected, strict=True):
+    largest = max(np.abs(want).max(), 1e-6)
+    np.testing.assert_allclose(gradient, want, rtol=0, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize(
+  "share,chunk_size", [(0.3, 5), (0.3, 1000), (1.0, 16), (0.0, 16), (0.3, 1)]
+)
+def test_chunks_change_neither_losses_nor_gradients(share, chunk_size):
+  _check(share, chunk_size)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (1, 1, 8)])
+def test_devices_score_their_own_tokens(shape):
+  mesh = sharding.make_mesh(*shape)
+  _check(0.3, 5, sharding.batch_sharding(mesh))
+
+
+def test_of_several_likeliest_the_first_is_the_guess():
+  """A decoder that has learned nothing yet guesses no word right by chance."""
+  _, targets, real, _ = _inputs(1.0)
+  zeros = jnp.zeros((*SHAPE, WIDTH)), jnp.zeros((WIDTH, VOCAB))
+  found = token_cross_entropy(
+    *zeros, jnp.zeros(VOCAB), targets, real, chunk_size=16
+  )
+  np.testing.assert_array_equal(found.correct, targets == 0)
+  np.testing.assert_allclose(found.loss, np.log(VOCAB), rtol=1e-6)
+
+
+def test_no_logits_but_those_of_a_chunk_exist():
+  arrays, targets, real, _ = _inputs(0.3)
+
+  def loss(*arrays):
+    return token_cross_entropy(*arrays, targets, real, chunk_size=8).loss.sum()
+
+  text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).as_text()
+  assert f"1x8x{VOCAB}xf32" in text
+  for whole in (f"{COUNT}x{VOCAB}xf32", f"{'x'.join(map(str, SHAPE))}x{VOCAB}"):
+    assert whole not in text
+
+
+def test_chunks_without_a_target_are_left_out():
+  """What stands where nothing is scored is never looked at: not even NaN."""
+  arrays, targets, real, _ = _inputs(0.3)
+  hidden = np.where(real[..., None], arrays[0], np.nan)
+
+  def loss(hidden, kernel, bias):
+    found = token_cross_entropy(
+      hidden, kernel, bias, targets, real, chunk_size=1
+    )
+    return found.loss.sum()
+
+  value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(
+    hidden, *arrays[1:]
+  )
+  np.testing.assert_allclose(
+    value, _plain(*arrays, targets, real)[0].sum(), rtol=1e-6
+  )
+  assert all(np.isfinite(gradient).all() for gradient in gradients)
