@@ -68,7 +68,6 @@ class Look:
     self.preprocess = Preprocess(value, preprocess.tokenizer)
     self.params = params
     see = resolutions.make_look(config, asked, resolution)
-
     side = size // self._patch
 
     def flat(params: Any, image: jax.Array) -> jax.Array:
