@@ -19,13 +19,11 @@ import numpy as np
 
 from big_siglip import durations, progress
 from big_siglip.errors import UserError
+from big_siglip.evaluators.slices import in_cache
 from big_siglip.schema.sizes import resolve_image
 from big_siglip.schema.words import KERNELS
 from big_siglip.sharding import batch_devices, replicated, to_global
 
-# What a CPU embeds at once: more activations than that leave its cache between
-# one operation and the next, which cost a sixth of the time (B/16, batch 32).
-_CACHED_TOKENS = 1_600
 _NAMED = 5  # Embeddings that are not finite.
 
 Labels = Mapping[str, Any]  # Arrays of one value a row.
@@ -135,49 +133,6 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     logits,
     batch_devices(mesh),
   )
-
-
-def in_cache(
-  apply: Callable[[jax.Array], jax.Array],
-  rows: jax.Array,
-  tokens: int,
-  mesh: Mesh,
-) -> jax.Array:
-  """Returns `apply` of rows, on a CPU for no more at once than its cache holds.
-
-  Args:
-    apply: B... -> B..., what is returned as BD.
-    rows: its input.
-    tokens: of a row.
-    mesh: on whose devices.
-  """
-  if mesh.devices.flat[0].platform != "cpu":
-    return apply(rows).reshape(len(rows), -1)
-  size = max(_CACHED_TOKENS // tokens, 1)
-  return _in_slices(apply, rows, size, batch_devices(mesh))
-
-
-def _in_slices(
-  apply: Callable[[jax.Array], jax.Array],
-  rows: jax.Array,
-  size: int,
-  devices: int,
-) -> jax.Array:
-  """Returns `apply` of all rows, computed for up to `size` a device at once."""
-  own = len(rows) // devices
-  count = -(-own // size)
-  if count == 1:
-    return apply(rows).reshape(len(rows), -1)
-  size = -(-own // count)
-  # A device's rows lie together; a slice takes some of each device's.
-  shape = rows.shape[1:]
-  by_device = rows.reshape(devices, own, *shape)
-  surplus = [(0, 0), (0, count * size - own)] + [(0, 0)] * len(shape)
-  slices = jnp.pad(by_device, surplus).reshape(devices, count, size, *shape)
-  slices = slices.swapaxes(0, 1).reshape(count, devices * size, *shape)
-  result = jax.lax.map(apply, slices).reshape(count, devices, size, -1)
-  result = result.swapaxes(0, 1).reshape(devices, count * size, -1)
-  return result[:, :own].reshape(len(rows), -1)
 
 
 def make_embed(

@@ -16,8 +16,9 @@ import numpy as np
 
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.errors import UserError
-from big_siglip.evaluators.embed import Embed, in_cache, make_embed
+from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.evaluators.grids import Grid
+from big_siglip.evaluators.slices import in_cache
 from big_siglip.models import patches as features
 from big_siglip.models import resolution as resolutions
 from big_siglip.models.patches import Patches
