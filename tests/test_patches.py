@@ -15,6 +15,7 @@ import pytest
 
 import big_siglip
 from big_siglip.errors import UserError
+from big_siglip.evaluators import slices
 from big_siglip.models import make_model, restack
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
@@ -309,6 +310,15 @@ def test_windows_are_what_the_model_sees_of_each(model):
   _close(np.linalg.norm(unit, axis=-1), 1.0)
   whole = model.embed_patches(images[:, :56, :56], stride=14)
   _close(whole, model.embed_patches(images[:, :56, :56]))
+
+
+def test_slices_of_a_cpu_give_the_same_patches(model, reference, monkeypatch):
+  images = _images(count=5)
+  whole = model.embed_patches(images, kind="text")
+  monkeypatch.setattr(slices, "_CACHED_TOKENS", 2 * (SIZE // PATCH) ** 2)
+  one = big_siglip.load(reference[1], device=jax.local_devices()[:1])
+  found = one.embed_patches(images, kind="text")  # In slices of 2, 2 and 1.
+  _close(found, whole, 1e-6)
 
 
 def test_a_class_tokens_position_stays_at_another_resolution():
