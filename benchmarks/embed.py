@@ -31,8 +31,8 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def write_model(folder: pathlib.Path) -> None:
-  """Writes a B/16 of random weights as transformers would."""
+def write_model(folder: pathlib.Path, size: str = "B") -> None:
+  """Writes a model of random weights, B/16 or so, as transformers would."""
   import jax
   from ml_collections import ConfigDict
   import sentencepiece
@@ -60,13 +60,14 @@ def write_model(folder: pathlib.Path) -> None:
       unk_id=2,
       bos_id=-1,
     )
+  tower = sizes.TOWERS[size]
   model = make_model_config(
-    image=sizes.TowerSize(**{**vars(sizes.TOWERS["B"]), "patch_size": 16}),
+    image=sizes.TowerSize(**{**vars(tower), "patch_size": 16}),
     image_size=224,
-    text=sizes.TOWERS["B"],
+    text=tower,
     vocab_size=make_tokenizer(str(tokenizer)).vocab_size,
     length=64,
-    embed_dim=768,
+    embed_dim=tower.width,
   )
   data = dict(tokenizer=str(tokenizer), lowercase=True, clean="none", pad_id=1)
   config = ConfigDict({"model": model, "data": {**data, "resize": "bicubic"}})

@@ -61,14 +61,18 @@ DATA = dict(
 )
 
 
-def make_place(folder):
+def make_place(folder, **image):
   """Makes a model, photos beside a secret, and their embeddings.
+
+  Args:
+    folder: where to.
+    **image: fields of `config.model.image` other than usual.
 
   Returns:
     `folder`, `model` (loaded), `photos`, `vectors` (a folder), `keys`, `rows`.
   """
   config = model_cases.model_config(
-    text=dict(vocab_size=259, length=16), embed_dim=32
+    text=dict(vocab_size=259, length=16), image=image, embed_dim=32
   )
   params = jax.device_put(model_cases.random_params(SigLIP(config)))
   path = folder / "model"

@@ -1,22 +1,26 @@
 """Evaluators of patches; numpy, scikit-learn and counting by hand judge."""
 
+import functools
 import shutil
 
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 import model_cases
 import numpy as np
 from PIL import Image
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import jaccard_score
 
 import big_siglip
 from big_siglip.data import masks
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
-from big_siglip.data.sources import Example
+from big_siglip.data.sources import Example, open_source
 from big_siglip.data.squares import Square
 from big_siglip.datasets import scenes_draw
 from big_siglip.errors import UserError
+from big_siglip.evaluation import pictures, rows, samples
 from big_siglip.evaluators.correspondence import show_twice
 from big_siglip.evaluators.grids import Grid
 from big_siglip.evaluators.overlap import Overlap
@@ -145,6 +149,14 @@ def _evaluate(scenes, section):
   return big_siglip.evaluate(model, ConfigDict({"one": section}))["one"]
 
 
+def assert_drawn(result, folder):
+  """A chart, and a sheet of examples, are there and not blank."""
+  opened = functools.partial(open_source, "folder", "all", str(folder))
+  for picture in (pictures.chart("one", result), samples.sheet(opened, result)):
+    assert picture.dtype == np.uint8 and min(picture.shape[:2]) > 250
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, "it is blank"
+
+
 SHAPES = "configs/classes/scenes_shapes.json"
 
 
@@ -163,8 +175,8 @@ def test_segmentation_by_prompts(scenes, at):
   assert 0.5 < metrics["ceiling_miou"] < 0.95
   assert metrics["miou"] <= metrics["best_miou"] < metrics["ceiling_miou"]
   assert set(result.details["iou"]) == {"background", *scenes_draw.PLURALS}
-  rows = result.rows()
-  assert rows["key"][:2] == ["images/00.png", "images/01.png"]
+  table = result.rows()
+  assert table["key"][:2] == ["images/00.png", "images/01.png"]
   # By hand: every pixel's class is that of the largest interpolated cosine.
   model = big_siglip.load(scenes / "model")
   names = list(scenes_draw.PLURALS)
@@ -181,6 +193,21 @@ def test_segmentation_by_prompts(scenes, at):
     true = np.where(mask, (mask.astype(int) - 1) % 5 + 1, 0)
     found.add(i, label, true.astype(np.uint8))
   assert found.mean() == pytest.approx(metrics["best_miou"], abs=2e-3)
+  confusion = np.array(result.details["confusion"])
+  assert confusion.sum() == 40 * 64 * 64
+  assert confusion.trace() / confusion.sum() == metrics["pixel_accuracy"]
+  ceiling = result.details["ceiling_iou"].values()
+  assert np.mean(list(ceiling)) == pytest.approx(metrics["ceiling_miou"])
+  # The first images are kept with what was predicted of them.
+  few = Overlap(40, 6)
+  for example in result.examples:
+    few.add(example.number, example.predicted, example.true)
+  kept = few.counts[:, 2].any(axis=-1)
+  assert kept.sum() == 8
+  np.testing.assert_allclose(
+    few.image_means()[kept], np.array(table["miou"])[kept]
+  )
+  assert_drawn(result, scenes)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +221,7 @@ def test_what_is_learnt_from_masks_is_better_than_nothing(scenes, make):
   assert metrics["miou"] > 0.15  # All background: 0.13.
   assert 0 < result.images < 40  # The held-out tenth, and a bit by lot.
   assert result.intervals["miou"][0] <= metrics["miou"]
+  assert_drawn(result, scenes)
 
 
 COLOURS = "configs/classes/scenes_colours.json"
@@ -215,6 +243,18 @@ def test_correspondence_finds_what_can_be_told_apart(scenes, tmp_path):
   assert metrics["raw_pck@0.1"] > 0.8
   assert metrics["position_pck@0.1"] < 0.5
   assert set(result.scores) == {"pck@0.1", "pck@0.05"}
+  assert_drawn(result, tmp_path)
+  # What is kept of the first photos gives their figures again.
+  for example in result.examples:
+    error = np.linalg.norm(example.found - example.truth, axis=1)
+    assert result.scores["pck@0.1"].value[example.number] == np.mean(
+      error <= 0.1
+    )
+    assert example.whole.shape == example.crop.shape == (64, 64, 3)
+  # Tables of all kinds hold the numbers.
+  file = epath.Path(tmp_path / "rows.parquet")
+  rows.write(file, result.rows())
+  assert pq.read_table(file)["pck@0.1"].type == "double"
 
 
 def test_the_truth_of_a_crop_is_where_its_pixels_are():

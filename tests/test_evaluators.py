@@ -27,12 +27,12 @@ from big_siglip.data.sources import Example, open_source, Options
 from big_siglip.data.text import ByteTokenizer
 from big_siglip.errors import UserError
 from big_siglip.evaluation import rows
-from big_siglip.evaluators import embed as embed_module
 from big_siglip.evaluators import (
   Embedders,
   exact_model,
   make_embedders,
   make_evaluator,
+  slices,
 )
 from big_siglip.evaluators.embed import embed_all, make_embed
 from big_siglip.models import SigLIP
@@ -559,7 +559,7 @@ def test_slices_of_a_cpu_change_no_bit_with_the_devices(monkeypatch):
   )
   plain = make_embedders(model, make_mesh(1)).image(params, image, {})[0]
   patch = resolve_image(model.config.image).patch_size
-  monkeypatch.setattr(embed_module, "_CACHED_TOKENS", 2 * (size // patch) ** 2)
+  monkeypatch.setattr(slices, "_CACHED_TOKENS", 2 * (size // patch) ** 2)
   found = []
   for devices in (1, 2, 8):  # 5 images each: slices of 2, 2 and 1.
     embed = make_embedders(model, make_mesh(devices)).image

@@ -178,6 +178,86 @@ def test_embeddings_are_those_of_the_model(port, place):
   np.testing.assert_allclose(rows, answer["texts"], atol=1e-6)
 
 
+def test_a_map_is_what_segment_asks_each_patch(port, place):
+  """Before it is enlarged; the image is 90 pixels wide and 60 high."""
+  file, labels = place.photos / "red.png", ["a tree", "<b>sky</b>", "x"]
+  fields = dict(images=[file], labels=labels)
+  status, answer = post(port, "/api/maps", **fields)
+  assert status == 200, answer
+  model = place.model
+  (patches,) = model.embed_patches([file], kind="text")
+  texts = model.embed_texts(labels)
+  expected = model.logit_scale * (patches @ texts.T) + model.logit_bias
+  found = np.moveaxis(np.array(answer["logits"]), 0, -1)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert found.std() > 1e-3, "else nothing is seen of it"
+  assert answer["labels"] == labels and answer["size"] == [90, 60]
+  assert answer["box"] == [0, 0, 1, 1]
+  (pixels,) = model.segment([file], labels)
+  rows, columns = found.shape[:2]
+  top, bottom = pixels[:1, :1], pixels[-1:, -1:]  # As the corners' patches.
+  for corner, at in ((top, (0, 0)), (bottom, (rows - 1, columns - 1))):
+    shares = 1 / (1 + np.exp(-found[at]))
+    np.testing.assert_allclose(corner[0, 0], shares, rtol=1e-3)
+  _, one = post(port, "/api/maps", **fields, of=["x"])
+  assert one["logits"] == answer["logits"][2:] and one["labels"] == ["x"]
+  state = ask(port, "GET", "/healthz")[2]["maps"]
+  assert state == {"grid": [rows, columns], "missing": None}
+
+
+def test_a_label_of_several_names_has_one_map(port, place):
+  file = place.photos / "red.png"
+  labels = [json.dumps({"0": ["a tree", "an oak"], "1": "a sky"})]
+  _, answer = post(port, "/api/maps", images=[file], labels=labels)
+  (patches,) = place.model.embed_patches([file], kind="text")
+  texts = place.model.embed_classes([["a tree", "an oak"], ["a sky"]])
+  model = place.model
+  expected = model.logit_scale * (patches @ texts.T) + model.logit_bias
+  found = np.moveaxis(np.array(answer["logits"]), 0, -1)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+ONE = [("x.png", b"none")]
+
+
+@pytest.mark.parametrize(
+  ("fields", "status", "said"),
+  [
+    ({"labels": ["a"]}, 400, "images: 0; must be one"),
+    ({"images": ONE * 2, "labels": ["a"]}, 400, "images: 2; must be one"),
+    ({"images": ONE}, 400, "labels: give at least one"),
+    ({"images": ONE, "labels": ["a"]}, 400, "x.png: is no image that can be"),
+    (
+      {"images": ONE, "labels": ["a"], "of": ["b"]},
+      400,
+      "of='b': is none of the labels",
+    ),
+    (
+      {"images": ONE, "labels": list(map(str, range(65)))},
+      413,
+      "of: 65 maps; at most 64",
+    ),
+    ({"images": ONE, "labels": ["x" * 301]}, 400, "label 'xxxx"),
+  ],
+)
+def test_bad_requests_for_maps_are_one_line(port, fields, status, said):
+  found, answer = post(port, "/api/maps", **fields)
+  assert found == status and answer["error"].startswith(said), answer
+
+
+def test_a_tower_with_a_class_token_has_no_maps(tmp_path):
+  place = pages.make_place(tmp_path, pooling="cls")
+  with serve_here(place) as port:
+    status, answer = post(
+      port, "/api/maps", images=[place.photos / "red.png"], labels=["a"]
+    )
+    state = ask(port, "GET", "/healthz")[2]
+  assert_conforms(state, SCHEMA["/healthz"], "healthz")
+  assert status == 400 and state["maps"]["grid"] is None
+  assert answer["error"] == state["maps"]["missing"]
+  assert answer["error"].startswith("this model has no maps: kind='text': must")
+
+
 @pytest.mark.parametrize(
   ("fields", "status", "said"),
   [
@@ -224,7 +304,7 @@ def test_the_examples_for_programs_run(port, place, tmp_path):
   """Of the page at /api, and of its documentation."""
   text = html.unescape(ask(port, "GET", "/api")[2].decode())
   examples = re.findall(r"^(?:<pre.*>)?curl (.*?)(?:</pre>)?$", text, re.M)
-  assert len(examples) == 9
+  assert len(examples) == 11
   documented = (runs.ROOT / "docs" / "page.md").read_text()
   for example in examples:
     assert f"curl {example}" in documented

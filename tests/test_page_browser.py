@@ -4,9 +4,13 @@ import base64
 import re
 import shutil
 
+import numpy as np
 import pages
 from playwright import sync_api as playwright
 import pytest
+
+from big_siglip.dense import pictures
+from big_siglip.trained.vectors import sigmoid
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LABELS = ["a red square", "<b>blue</b>", "something green"]
@@ -149,12 +153,80 @@ def test_images_are_dropped_labels_typed_and_scores_read(page, place):
       assert found[label] == pytest.approx(probability, abs=1e-4)
     shares = lines.locator("td:last-child").all_inner_texts()
     assert sum(map(percent, shares)) == pytest.approx(1, abs=2e-4)
-    picture = page.locator(".result > img").nth(number)
+    picture = page.locator(".result img").nth(number)
     assert picture.evaluate("image => image.naturalWidth") == 90
   bad = page.locator(".result").nth(2).inner_text()
   assert "Skipped: is no image that can be read" in bad
   explained = page.inner_text("#explained")
   assert "sigmoid" in explained and "softmax" in explained
+
+
+def colours(page):
+  """Returns the middle of each patch on the canvas, hw3; None: it is hidden."""
+  canvas = page.locator("canvas")
+  if not canvas.is_visible():
+    return None
+  pixels = canvas.evaluate(
+    """(canvas) => {
+      const { width, height } = canvas;
+      const context = canvas.getContext("2d");
+      return [0.25, 0.75].map((y) => [0.25, 0.75].map((x) =>
+        [...context.getImageData(x * width, y * height, 1, 1).data]));
+    }"""
+  )
+  found = np.array(pixels)
+  assert (found[..., 3] == 255).all()
+  return found[..., :3]
+
+
+def test_a_label_that_is_pointed_at_shows_where_it_fires(page, place):
+  file = place.photos / "red.png"
+  open_labels(page)
+  page.set_input_files("#images", [file])
+  page.get_by_role("textbox", name="Labels").fill("\n".join(LABELS))
+  page.get_by_role("button", name="Score").click()
+  (patches,) = place.model.embed_patches([file], kind="text")  # [2, 2, E]
+  logits = place.model.logit_scale * (
+    patches @ place.model.embed_texts(LABELS).T
+  )
+  logits += place.model.logit_bias
+  asked = []
+  page.on("request", lambda request: asked.append(request.url))
+
+  def assert_shows(number, whole=False):
+    own = logits[..., number]
+    playwright.expect(page.locator(".legend")).to_contain_text(
+      f"Patches for “{LABELS[number]}”: "
+    )
+    expected = pictures.heat(own, own.min(), own.max())
+    if whole:
+      expected = pictures.heat(sigmoid(own), 0, 1)
+    # Logits come with four digits behind the point.
+    np.testing.assert_allclose(colours(page), expected, atol=4)
+
+  labels = [page.get_by_role("button", name=label) for label in LABELS]
+  assert colours(page) is None
+  labels[0].hover()
+  assert_shows(0)
+  labels[2].hover()
+  assert_shows(2)
+  page.mouse.move(0, 0)
+  assert colours(page) is None
+  labels[1].focus()  # By the keyboard, as a name that is markup.
+  assert_shows(1)
+  page.keyboard.press("Escape")
+  assert colours(page) is None
+  labels[1].click()  # It stays, as on a phone.
+  page.mouse.move(0, 0)
+  labels[1].blur()
+  assert_shows(1)
+  page.get_by_label("Colours span").select_option("whole")
+  assert_shows(1, whole=True)
+  labels[1].click()
+  page.mouse.move(0, 0)
+  assert colours(page) is None
+  maps = [url for url in asked if url.endswith("/siglip/api/maps")]
+  assert len(maps) == 1, "one request has the maps of all labels"
 
 
 def test_a_sentence_finds_pictures_with_their_captions(page, place):

@@ -15,6 +15,7 @@ import pytest
 
 import big_siglip
 from big_siglip.errors import UserError
+from big_siglip.evaluators import slices
 from big_siglip.models import make_model, restack
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
@@ -97,6 +98,42 @@ def test_layers_equal_transformers_hidden_states(model, hidden):
   for layer in (1, 2, -1, -2):
     found = model.embed_patches(images, layer=layer, norm=False)
     _close(_rows(found), hidden.hidden_states[layer])
+
+
+def test_a_fixed_grid_equals_transformers_siglip_2(model, reference):
+  """SigLIP 2 at a fixed resolution is SigLIP's tower, and its files say siglip.
+
+  transformers' class Siglip2 is for NaFlex; on the grid that it was trained on
+  it must be the same tower, if it is given the same weights.
+  """
+  vision = {k: v for k, v in VISION.items() if k != "image_size"}
+  side = SIZE // PATCH
+  config = transformers.Siglip2VisionConfig(**vision, num_patches=side**2)
+  naflex = transformers.Siglip2VisionModel(config).eval()
+  weights = dict(reference[0].state_dict())
+  (name,) = (n for n in weights if n.endswith("patch_embedding.weight"))
+  kernel = weights[name]  # Of a convolution; there of rows of pixels.
+  weights[name] = kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1)
+  own = naflex.state_dict()
+  assert own.keys() <= weights.keys() and all(
+    own[key].shape == weights[key].shape for key in own
+  )
+  naflex.load_state_dict({key: weights[key] for key in own})
+  images = _images()
+  pixels = _pixels(images).permute(0, 2, 3, 1)
+  rows = pixels.reshape(2, side, PATCH, side, PATCH, 3).permute(
+    0, 1, 3, 2, 4, 5
+  )
+  with torch.no_grad():
+    found = naflex(
+      pixel_values=rows.reshape(2, side**2, -1),
+      pixel_attention_mask=torch.ones(2, side**2, dtype=torch.int64),
+      spatial_shapes=torch.tensor([[side, side]] * 2),
+      output_hidden_states=True,
+    )
+  _close(_rows(model.embed_patches(images)), found.last_hidden_state)
+  before = model.embed_patches(images, layer=-2, norm=False)
+  _close(_rows(before), found.hidden_states[-2])
 
 
 def test_text_is_the_pool_of_transformers_on_each_patch(
@@ -273,6 +310,15 @@ def test_windows_are_what_the_model_sees_of_each(model):
   _close(np.linalg.norm(unit, axis=-1), 1.0)
   whole = model.embed_patches(images[:, :56, :56], stride=14)
   _close(whole, model.embed_patches(images[:, :56, :56]))
+
+
+def test_slices_of_a_cpu_give_the_same_patches(model, reference, monkeypatch):
+  images = _images(count=5)
+  whole = model.embed_patches(images, kind="text")
+  monkeypatch.setattr(slices, "_CACHED_TOKENS", 2 * (SIZE // PATCH) ** 2)
+  one = big_siglip.load(reference[1], device=jax.local_devices()[:1])
+  found = one.embed_patches(images, kind="text")  # In slices of 2, 2 and 1.
+  _close(found, whole, 1e-6)
 
 
 def test_a_class_tokens_position_stays_at_another_resolution():

@@ -1,6 +1,8 @@
 """The report, read as a browser reads it."""
 
+import base64
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -16,8 +18,10 @@ import pytest
 
 import big_siglip
 from big_siglip.data.sources import open_source
+from big_siglip.datasets import scenes_draw
+from big_siglip.dense.pictures import components
 from big_siglip.errors import UserError
-from big_siglip.evaluation import rows
+from big_siglip.evaluation import compare, rows
 from big_siglip.report import (
   answers,
   axes,
@@ -29,6 +33,8 @@ from big_siglip.report import (
   samples,
 )
 from big_siglip.report.opening import read_runs
+from big_siglip.trained.vectors import sigmoid
+from configs import dense
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = '<script>alert("caption")</script> & <img src=x onerror=alert(1)>'
@@ -315,6 +321,91 @@ def test_retrieval_finds_what_is_nearest(shown, model):
     mark = "✓ right" if texts[text] in examples[0].texts else "✗ wrong"
     told = page.probability(probabilities[text])
     assert listed[place] == f"{mark} {texts[text]} {told}"
+
+
+def test_patches_of_a_row_are_those_of_the_model(shown, model):
+  source = open_source("digits", "test")
+  examples = [source[i] for i in np.linspace(0, 359, 6).astype(int)]
+  images = [example.image for example in examples]
+  grids = model.embed_patches(images, kind="text")
+  maps = [text for _, text in shown[0].all("figcaption") if " % to " in text]
+  assert len(maps) == 6
+  for example, grid, told in zip(examples, grids, maps, strict=True):
+    cosines = grid @ model.embed_texts(example.texts[:1])[0]
+    chances = sigmoid(model.logit_scale * cosines + model.logit_bias)
+    low, high = map(page.probability, (chances.min(), chances.max()))
+    assert told == f"{example.texts[0]} {low} to {high}"
+  side = grids.shape[1]
+  (said,) = [t for _, t in shown[0].all("p") if t.endswith(" patches.")]
+  assert said == f"{side} x {side} patches."
+  colours = [a for a, _ in shown[0].all("img", alt="its patches as colours")]
+  data = [base64.b64decode(a["src"].partition(",")[2]) for a in colours]
+  expected = components(list(model.embed_patches(images)))
+  for picture, cells in zip(data, expected, strict=True):
+    pixels = np.asarray(Image.open(io.BytesIO(picture)), np.float32)
+    assert pixels.shape == (128, 128, 3)
+    cell = 128 // side
+    middles = pixels[cell // 2 :: cell, cell // 2 :: cell][:side, :side]
+    # WebP keeps brightness, and colours of neighbours mix.
+    np.testing.assert_allclose(
+      middles.mean(axis=-1), cells.mean(axis=-1), atol=20
+    )
+
+
+def test_masks_name_what_their_images_show(digits, tmp_path):
+  for name in ("images", "masks"):
+    (tmp_path / "scenes" / name).mkdir(parents=True)
+  for number in range(4):
+    scene = scenes_draw.train_example(number)
+    for name, data in (("images", scene.image), ("masks", scene.mask)):
+      (tmp_path / "scenes" / name / f"{number}.png").write_bytes(data)
+  shutil.copytree(digits, tmp_path / "run")
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  classes = "configs/classes/scenes_shapes.json"
+  spec = dense.segmentation(
+    data="folder",
+    path=str(tmp_path / "scenes"),
+    split="all",
+    classes_file=classes,
+  )
+  config["evals"] = {"masks": spec.to_dict()}
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+  (run,) = read_runs([str(tmp_path / "run")])
+  (group,) = samples.groups([run], 4)
+  assert not group.notes and not group.cards, "nobody wrote captions"
+  row = group.seen[0]
+  assert row.kind == "text" and len(row.images) == 4
+  for number, one in enumerate(row.images):
+    text = scenes_draw.train_example(number).caption
+    assert one.maps
+    for shape in (own.text for own in one.maps):
+      assert shape in text, "what the caption says is what the mask shows"
+  text = page.render([run], [group], None)
+  assert len(Page(text).all("img")) == 4 * 2 + sum(
+    len(one.maps) for one in row.images
+  )
+
+
+def test_evaluations_of_patches_have_no_answers(evaluated, tmp_path):
+  """And what has some is compared none the less."""
+  shutil.copytree(evaluated[0], tmp_path / "c")
+  file = tmp_path / "c" / "results.json"
+  content = json.loads(file.read_text())
+  spec = {**content["evaluations"]["test"]["spec"], "kind": "segmentation"}
+  masks = {**content["evaluations"]["test"], "spec": spec, "rows": "masks.csv"}
+  (tmp_path / "c" / "masks.csv").write_text("key,row,miou,note\na,0,0.5,\n")
+  content["evaluations"]["masks"] = masks
+  file.write_text(json.dumps(content))
+  shutil.copytree(tmp_path / "c", tmp_path / "d")
+  runs = read_runs([str(tmp_path / "c"), str(tmp_path / "d")])
+  (one,) = answers.compared(runs, False)
+  assert one.name == "test" and not one.notes
+  assert {wrong.name for wrong in answers.wrong(runs, False)} == {"test"}
+  del content["evaluations"]["test"]
+  file.write_text(json.dumps(content))
+  results = read_runs([str(tmp_path / "c")])[0].results
+  with pytest.raises(UserError, match="neither right nor wrong"):
+    compare.compare(results, results)
 
 
 def test_other_peoples_text_stays_text(digits, photos, tmp_path):

@@ -11,6 +11,7 @@ import programs
 import pytest
 import runs
 
+from big_siglip.datasets import scenes_draw
 from big_siglip.metrics import read_metrics
 
 
@@ -46,12 +47,78 @@ def evaluate(*arguments, processes=1, devices=1):
   return json.loads(line)
 
 
+def write_evals(folder, first, baselines):
+  """Writes scenes with masks, and a file of evaluations; returns its path.
+
+  Args:
+    folder: to write to.
+    first: code of the first evaluations, a ConfigDict `c`.
+    baselines: whether pixels and a random tower are measured as well.
+  """
+  for name in ("images", "masks"):
+    (folder / "scenes" / name).mkdir(parents=True)
+  for number in range(24):
+    scene = scenes_draw.train_example(number)
+    for name, data in (("images", scene.image), ("masks", scene.mask)):
+      file = folder / "scenes" / name / f"{number:02}.png"
+      file.write_bytes(data)
+  # No multiple of the processes, and one that is bad.
+  (folder / "scenes" / "masks" / "05.png").write_bytes(b"none")
+  classes = "configs/classes/scenes_colours.json"
+  masks = dict(classes_file=classes, baselines=baselines)
+  lines = [f"own = {dict(path=str(folder / 'scenes'), batch_size=6)}", first]
+  for kind, fields in (
+    ("segmentation", dict(split="all", **masks)),
+    ("segmentation_probe", dict(split="all", train_split="all", **masks)),
+    ("patch_retrieval", dict(split="all", train_split="all", **masks)),
+    ("correspondence", dict(split="all", baselines=baselines)),
+  ):
+    lines.append(f"c.{kind} = dense.{kind}(**own, **{fields})")
+  text = "".join(f"  {line}\n" for line in [*lines, "return c"])
+  file = folder / "evals.py"
+  file.write_text(
+    "import json\nfrom ml_collections import ConfigDict\n"
+    f"from configs import dense\nfrom configs.evals import digits\n"
+    f"def get_config():\n{text}"
+  )
+  return file
+
+
+def assert_patches_alike(found, expected):
+  """Figures of patches are counts of pixels and points: no bit may differ."""
+  found, expected = (
+    {k: v for k, v in one.items() if "/miou" in k or "pck@" in k or "skip" in k}
+    for one in (found, expected)
+  )
+  assert len(found) >= 13 and found == expected
+  assert found["evals/segmentation/skipped"] == 1
+
+
 def test_evaluate_repeats_what_training_measured(workdir, tmp_path):
-  """Two processes of two devices say to the last bit what one device said."""
+  """Two processes of two devices say to the last bit what one device said.
+
+  Of patches, whose masks only the process has that read them, what this process
+  says on all its devices.
+  """
+  trained = json.loads((workdir / "config.json").read_text())["evals"]
+  made = (
+    f"c = ConfigDict({{'test': json.loads({json.dumps(trained['test'])!r})}})"
+  )
+  evals = write_evals(tmp_path, made, baselines=False)
   file = tmp_path / "rows.csv"
-  flags = [f"--checkpoint={workdir}", f"--rows={file}"]
-  answer = evaluate(*flags, processes=2, devices=2)
-  with file.open(newline="") as stream:
+  flags = [f"--checkpoint={workdir}", f"--evals={evals}"]
+  answer = evaluate(*flags, f"--rows={file}", processes=2, devices=2)
+  status, here, said = programs.call("tools/evaluate.py", "--json", *flags)
+  assert status == 0, said
+  assert_patches_alike(answer, json.loads(here))
+  kinds = ("patch", "seg", "corr")
+  answer = {
+    k: v
+    for k, v in answer.items()
+    if not k.startswith("evals/")
+    or not k.removeprefix("evals/").startswith(kinds)
+  }
+  with (tmp_path / "rows-test.csv").open(newline="") as stream:
     table = list(csv.DictReader(stream))
   right = sum(row["right"] == "true" for row in table) / 360
   assert len({row["key"] for row in table}) == 360
@@ -67,11 +134,9 @@ def test_evaluate_repeats_what_training_measured(workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_kind_is_the_same_on_any_devices_and_processes(workdir):
-  arguments = [
-    f"--checkpoint={workdir}",
-    f"--evals={runs.ROOT / 'configs' / 'evals' / 'digits.py'}",
-  ]
+def test_every_kind_is_the_same_on_any_devices_and_processes(workdir, tmp_path):
+  evals = write_evals(tmp_path, "c = digits.get_config()", baselines=True)
+  arguments = [f"--checkpoint={workdir}", f"--evals={evals}"]
   one = evaluate(*arguments)
   assert len(one) > 50 and all(value is not None for value in one.values())
   for processes, devices in ((1, 8), (2, 2)):

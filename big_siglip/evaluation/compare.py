@@ -76,7 +76,7 @@ def compare(first: Results, second: Results) -> list[Comparison]:
   """Returns the evaluations that both have, compared.
 
   Raises:
-    UserError: they share none, or one has no rows, or other labels.
+    UserError: they share none with answers; one has no rows, or other labels.
   """
   names = [n for n in first.evaluations if n in second.evaluations]
   pairs = [(first.evaluations[n], second.evaluations[n]) for n in names]
@@ -88,11 +88,14 @@ def compare(first: Results, second: Results) -> list[Comparison]:
       f"{first.place} has evaluations of {mine or 'nothing'}, {second.place} "
       f"of {theirs or 'nothing'}: none is in both"
     )
-  with_rows = [
-    pair
-    for pair in pairs
-    if (pair[0].file or pair[1].file) and all(one.has_answers for one in pair)
-  ]
+  pairs = [pair for pair in pairs if all(one.has_answers for one in pair)]
+  if not pairs:
+    raise UserError(
+      f"{first.place} and {second.place}: what both have are evaluations of "
+      "patches or of written texts, whose images are neither right nor wrong: "
+      "compare their figures"
+    )
+  with_rows = [pair for pair in pairs if pair[0].file or pair[1].file]
   places = (first.place, second.place)
   return [_compare(one, other, places) for one, other in with_rows or pairs]
 

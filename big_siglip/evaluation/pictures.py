@@ -1,4 +1,4 @@
-"""Pictures of evaluations: confusion, reliability, logits."""
+"""Pictures of evaluations: confusion, reliability, logits, overlap."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # Draws into files; needs no screen.
 from matplotlib import pyplot as plt
 import numpy as np
 
+from big_siglip.evaluation import patch_pictures
 from big_siglip.evaluators import Result
 
 _NAMED_CLASSES = 30  # More names would not be legible beside a matrix.
@@ -58,6 +59,10 @@ def _drawn(name: str, result: Result):
   figure = None
   if "classes" in details:
     figure = _confusion(details)
+  elif "ceiling_iou" in details:
+    figure = patch_pictures.overlap(details, result.metrics)
+  elif any("pck@" in metric for metric in result.metrics):
+    figure = patch_pictures.found_again(result.metrics)
   elif "reliability" in details:
     figure = _reliability(details, result.metrics)
   elif "edges" in details:

@@ -18,7 +18,10 @@ from big_siglip.evaluators.scores import classified, plain, recalls, Score
 from big_siglip.evaluators.tables import BETWEEN
 
 _WHOLE = ("row", "rank", "label_rank", "group")
-_REAL = ("score", "probability", "label_score", "right_score", "similarity")
+_REAL = (
+  *("score", "probability", "label_score", "right_score", "similarity"),
+  *("miou", "pck"),
+)
 
 
 def write(file: epath.Path, table: Mapping[str, Sequence[Any]]) -> None:
@@ -158,11 +161,12 @@ def _writable(value: Any) -> Any:
 
 
 def _type(name: str) -> type:
-  if name.partition("@")[0] == "right":
+  base = name.partition("@")[0]
+  if base == "right":
     return bool
   if name in _WHOLE:
     return int
-  return float if name in _REAL else str
+  return float if base in _REAL else str
 
 
 def _write_parquet(stream: BinaryIO, table: Mapping[str, Sequence]) -> None:

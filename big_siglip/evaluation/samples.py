@@ -10,7 +10,7 @@ import numpy as np
 from big_siglip.data import images
 from big_siglip.data.sources import Source
 from big_siglip.errors import BadExample
-from big_siglip.evaluation import pictures, rows
+from big_siglip.evaluation import patch_pictures, pictures, rows
 from big_siglip.evaluators import Result
 from big_siglip.evaluators.result import Table
 
@@ -29,12 +29,16 @@ def sheet(
   class and the answer; of a retrieval the first images, under each the caption
   that came first, in green where it is one of the image's; of a decoder the
   first images, with what it wrote: captions, in green where they are one of the
-  image's word for word, or the boxes of a text, dashed the true one.
+  image's word for word, or the boxes of a text, dashed the true one. Of patches
+  see `patch_pictures.sheet`.
 
   Args:
     open_source: the data that were evaluated.
     result: with rows.
   """
+  if result.examples:
+    figure = patch_pictures.sheet(open_source, result)
+    return None if figure is None else pictures.as_array(figure)
   if result.rows is None:
     return None
   table = result.rows()

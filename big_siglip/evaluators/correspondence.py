@@ -27,7 +27,12 @@ from big_siglip.evaluators import tables
 from big_siglip.evaluators.embed import Embed, Rows
 from big_siglip.evaluators.grids import Grid, unit
 from big_siglip.evaluators.patches import Sight
-from big_siglip.evaluators.result import Result, Table
+from big_siglip.evaluators.result import (
+  EXAMPLES,
+  MatchExample,
+  Result,
+  Table,
+)
 from big_siglip.evaluators.scores import plain
 from big_siglip.models.patches import Patches
 
@@ -62,7 +67,8 @@ class Correspondence:
     and by a tower of random weights; "skipped".
     """
     embed = self.sight.towers(self.patches)
-    found = self._found(embed, params)
+    examples: list[MatchExample] = []
+    found = self._found(embed, params, examples)
     seen = np.isfinite(found[:, 0, 0])
     if not seen.any():
       raise UserError("evaluation: none of its examples can be read")
@@ -84,6 +90,7 @@ class Correspondence:
         for k, share in enumerate(WITHIN)
       },
       rows=functools.partial(self._rows, found),
+      examples=examples,
     )
 
   @functools.cached_property
@@ -99,19 +106,31 @@ class Correspondence:
         metrics[f"{name}_pck@{share}"] = float(np.nanmean(found[:, 0, k]))
     return metrics
 
-  def _found(self, embed: Embed, params: Any) -> np.ndarray:
+  def _found(
+    self,
+    embed: Embed,
+    params: Any,
+    examples: list[MatchExample] | None = None,
+  ) -> np.ndarray:
     """Returns N32 float64 of all photos; NaN where one cannot be read.
 
     The shares that the features, the nearest patch and the same place find,
-    within each of `WITHIN`.
+    within each of `WITHIN`. The first photos go to `examples`.
     """
     found = np.full((self.photos.count, 3, len(WITHIN)), np.nan)
     middles = self.grid.middles()
-    for number, whole, other, truth in self._pairs(embed, params):
+    for number, shown, (whole, other, truth) in self._pairs(embed, params):
       inside = ((truth >= 0) & (truth <= 1)).all(axis=1)
       if not inside.any():
         continue
       cosines = unit(other[inside]) @ unit(whole).T
+      if shown and examples is not None and len(examples) < EXAMPLES:
+        best = middles[cosines.argmax(axis=1)]
+        first, second = map(np.copy, shown)  # The batch is used again.
+        at = middles[inside]
+        examples.append(
+          MatchExample(number, first, second, at, best, truth[inside])
+        )
       distances = np.linalg.norm(middles[None] - truth[inside, None], axis=-1)
       errors = (
         distances[np.arange(len(cosines)), cosines.argmax(axis=1)],
@@ -123,16 +142,24 @@ class Correspondence:
     return found
 
   def _pairs(self, embed: Embed, params: Any) -> Iterator[tuple]:
-    """Yields (number, whole LC, other LC, truth L2); in every process all."""
+    """Yields (number, shown, (whole LC, other LC, truth L2)).
+
+    In every process all. `shown` are both images, where this process has them.
+    """
     with progress.Progress(self.photos.count, "photos") as show:
       for batch in self.photos.batches():
         labels = {name: batch[name] for name in ("index", "mask", "truth")}
         whole, values = embed(params, batch["image"], labels)
         other, _ = embed(params, batch["other"], {})
         whole, other, values = jax.device_get((whole, other, values))
+        own = {
+          int(batch["index"][row]): (batch["image"][row], batch["other"][row])
+          for row in np.flatnonzero(batch["mask"])
+        }
         for row in np.flatnonzero(values["mask"]):
-          number, truth = int(values["index"][row]), values["truth"][row]
-          yield number, whole[row], other[row], truth
+          number = int(values["index"][row])
+          found = whole[row], other[row], values["truth"][row]
+          yield number, own.get(number), found
           show.add(1)
 
   def _rows(self, found: np.ndarray) -> Table:

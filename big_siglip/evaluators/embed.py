@@ -20,14 +20,12 @@ import numpy as np
 from big_siglip import durations, progress
 from big_siglip.data.batch import Image as Prepared
 from big_siglip.errors import UserError
+from big_siglip.evaluators.slices import in_cache
 from big_siglip.models.towers import Image, is_embedded
 from big_siglip.schema.sizes import grid_side
 from big_siglip.schema.words import KERNELS
 from big_siglip.sharding import batch_devices, replicated, to_global
 
-# What a CPU embeds at once: more activations than that leave its cache between
-# one operation and the next, which cost a sixth of the time (B/16, batch 32).
-_CACHED_TOKENS = 1_600
 _NAMED = 5  # Embeddings that are not finite.
 
 Labels = Mapping[str, Any]  # Arrays of one value a row.
@@ -113,10 +111,9 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     def apply(image: Image) -> jax.Array:
       return model.apply({"params": params}, image, None)[0]
 
-    if mesh.devices.flat[0].platform != "cpu" or is_embedded(image):
+    if is_embedded(image):
       return apply(image)
-    size = max(_CACHED_TOKENS // tokens, 1)
-    return _in_slices(apply, image, size, batch_devices(mesh))
+    return in_cache(apply, image, tokens, mesh)
 
   def embed_text(params: Any, text: jax.Array) -> jax.Array:
     return model.apply({"params": params}, None, text)[1]
@@ -138,34 +135,6 @@ def make_embedders(model: nn.Module, mesh: Mesh) -> Embedders:
     logits,
     batch_devices(mesh),
   )
-
-
-def _in_slices(
-  apply: Callable[[Image], jax.Array],
-  rows: Image,
-  size: int,
-  devices: int,
-) -> jax.Array:
-  """Returns `apply` of all rows, computed for up to `size` a device at once."""
-  total = len(jax.tree.leaves(rows)[0])
-  own = total // devices
-  count = -(-own // size)
-  if count == 1:
-    return apply(rows)
-  size = -(-own // count)
-
-  # A device's rows lie together; a slice takes some of each device's.
-  def cut(rows: jax.Array) -> jax.Array:
-    shape = rows.shape[1:]
-    by_device = rows.reshape(devices, own, *shape)
-    surplus = [(0, 0), (0, count * size - own)] + [(0, 0)] * len(shape)
-    slices = jnp.pad(by_device, surplus).reshape(devices, count, size, *shape)
-    return slices.swapaxes(0, 1).reshape(count, devices * size, *shape)
-
-  result = jax.lax.map(apply, jax.tree.map(cut, rows))
-  result = result.reshape(count, devices, size, -1)
-  result = result.swapaxes(0, 1).reshape(devices, count * size, -1)
-  return result[:, :own].reshape(total, -1)
 
 
 def make_embed(

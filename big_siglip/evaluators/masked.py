@@ -72,11 +72,11 @@ class Ceiling:
     """Has counted nothing yet."""
     self._grid, self._classes = masked.grid, len(masked.names)
     self._ways = [Overlap(masked.rows.count, self._classes) for _ in range(2)]
-    self._mean: float | None = None
+    self._best: Overlap | None = None
 
   def add(self, number: int, mask: np.ndarray) -> None:
     """Counts an image, until all are counted: masks do not change."""
-    if self._mean is not None:
+    if self._best is not None:
       return
     shares = self._grid.classes(mask, self._classes)
     between = self._grid.to_pixels(shares, *mask.shape).argmax(axis=-1)
@@ -84,11 +84,12 @@ class Ceiling:
     for way, predicted in zip(self._ways, (between, filled), strict=True):
       way.add(number, predicted, mask)
 
-  def mean(self) -> float:
-    """Returns the better mIoU; all processes must ask together."""
-    if self._mean is None:
-      self._mean = max(way.gathered().mean() for way in self._ways)
-    return self._mean
+  def best(self) -> Overlap:
+    """Returns the way of the better mIoU; all processes must ask together."""
+    if self._best is None:
+      ways = [way.gathered() for way in self._ways]
+      self._best = max(ways, key=Overlap.mean)
+    return self._best
 
 
 class MaskClasses(NamedTuple):

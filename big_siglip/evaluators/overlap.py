@@ -5,14 +5,19 @@ PASCAL VOC's and ADE20k's tools have it; a mean of each image's value would be
 another number. Shape letters: N images, C classes, R resamples.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
 from big_siglip.data.masks import IGNORED
+from big_siglip.evaluators import tables
 
 _RESAMPLES = 1_000
 _SEED = 0
+_MATRIX_CLASSES = 100
 
 
 class Overlap:
@@ -63,6 +68,25 @@ class Overlap:
   def mean(self) -> float:
     """Returns the mIoU, over classes that are in any mask of either."""
     return float(_mean(self.counts.sum(axis=0)))
+
+  def details(self, names: Sequence[str], ceiling: "Overlap") -> dict[str, Any]:
+    """Returns "names", and of each class its "iou" and "ceiling_iou".
+
+    And "confusion", [true class][predicted class] pixels, where it could be
+    looked at.
+
+    Args:
+      names: of the classes.
+      ceiling: of the best that patches can do.
+    """
+    iou, best = (
+      dict(zip(names, tables.plain(found.ious()), strict=True))
+      for found in (self, ceiling)
+    )
+    details = {"names": list(names), "iou": iou, "ceiling_iou": best}
+    if len(names) <= _MATRIX_CLASSES:
+      details["confusion"] = self.confusion.tolist()
+    return details
 
   def accuracy(self) -> float:
     """Returns the share of pixels whose class is right."""

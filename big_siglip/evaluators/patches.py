@@ -18,6 +18,7 @@ from big_siglip import progress
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.evaluators.embed import Embed, make_embed, Rows
 from big_siglip.evaluators.grids import Grid
+from big_siglip.evaluators.slices import in_cache
 from big_siglip.models import merged, SigLIP
 from big_siglip.models.patches import Patches
 from big_siglip.models.resolution import (
@@ -69,11 +70,14 @@ def make_sights(
   @functools.cache
   def towers(patches: Patches, resolution: Resolution) -> Embed:
     look = make_look(config, patches, resolution)
-    return make_embed(
-      lambda params, image: look(merged(params, config), image),
-      mesh,
-      "the image tower's patches",
-    )
+    tokens = (check(config, resolution) // patch) ** 2
+
+    def see(params: Any, image: jax.Array) -> jax.Array:
+      whole = merged(params, config)
+      rows = in_cache(lambda x: look(whole, x), image, tokens, mesh)
+      return rows.reshape(len(image), tokens, -1)
+
+    return make_embed(see, mesh, "the image tower's patches")
 
   def raw(params: Any, image: jax.Array) -> jax.Array:
     del params

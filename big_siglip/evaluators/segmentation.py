@@ -22,7 +22,7 @@ from big_siglip.evaluators.grids import unit
 from big_siglip.evaluators.masked import Masked
 from big_siglip.evaluators.overlap import of_all_processes, Overlap
 from big_siglip.evaluators.patches import Sight
-from big_siglip.evaluators.result import Result
+from big_siglip.evaluators.result import EXAMPLES, MaskExample, Result
 from big_siglip.evaluators.segmentation_probe import overlap_rows
 from big_siglip.models.patches import Patches
 
@@ -70,19 +70,20 @@ class Segmentation:
     """
     found = self._measure(params)
     counts = found.overlap.counts[:, 2].any(axis=-1)
+    ceiling = found.ceiling.best()
     metrics = {
       "miou": found.overlap.mean(),
       "pixel_accuracy": found.overlap.accuracy(),
       **found.best(self.background),
-      "ceiling_miou": found.ceiling.mean(),
+      "ceiling_miou": ceiling.mean(),
       "skipped": float(self.masked.rows.count - counts.sum()),
     }
     if self.baselines:
       metrics |= self._random
-    names = list(self.masked.names)
+    names, background = self.masked.names, self.background
     details = {
-      "iou": dict(zip(names, tables.plain(found.overlap.ious()), strict=True)),
-      "names": names,
+      **found.overlap.details(names, ceiling),
+      "background": None if background is None else names[background],
       "settings": {
         "patches": self.patches.kind,
         "pool_mlp": self.patches.pool_mlp,
@@ -97,6 +98,7 @@ class Segmentation:
       images=int(counts.sum()),
       rows=functools.partial(overlap_rows, self.masked, found.overlap),
       intervals={"miou": found.overlap.interval()},
+      examples=found.examples,
     )
 
   @functools.cached_property
@@ -130,6 +132,7 @@ class Segmentation:
         predicted = np.where(likely >= least, label, self.background)
       measured.overlap.add(number, predicted, mask)
       measured.ceiling.add(number, mask)
+      measured.keep(number, mask, predicted)
     measured.gather()
     return measured
 
@@ -142,6 +145,7 @@ class _Measured:
     ceiling: of the best that patches can do.
     pairs: C C (K + 1) int64: true class, best label, and above how many
       thresholds it is.
+    examples: the first images.
   """
 
   def __init__(self, masked: Masked):
@@ -151,6 +155,7 @@ class _Measured:
     self.ceiling = masked.ceiling
     shape = classes, classes, len(_THRESHOLDS) + 1
     self.pairs = np.zeros(shape, np.int64)
+    self.examples: list[MaskExample] = []
 
   def count(self, label, likely: np.ndarray, mask: np.ndarray) -> None:
     """Counts an image's pixels by class, label and cosine."""
@@ -161,6 +166,12 @@ class _Measured:
     )
     counts = np.bincount(place, minlength=self.pairs.size)
     self.pairs += counts.reshape(self.pairs.shape)
+
+  def keep(self, number: int, mask: np.ndarray, predicted: np.ndarray) -> None:
+    """Keeps an image for a picture, if it is one of the first."""
+    if len(self.examples) < EXAMPLES:
+      example = MaskExample(number, mask, predicted.astype(np.uint8))
+      self.examples.append(example)
 
   def gather(self) -> None:
     """Adds what other processes have counted."""

@@ -20,7 +20,12 @@ from big_siglip.evaluators.grids import unit
 from big_siglip.evaluators.masked import Masked
 from big_siglip.evaluators.overlap import of_all_processes, Overlap
 from big_siglip.evaluators.patches import Sight
-from big_siglip.evaluators.result import Result, Table
+from big_siglip.evaluators.result import (
+  EXAMPLES,
+  MaskExample,
+  Result,
+  Table,
+)
 from big_siglip.models.patches import Patches
 
 _HELD_OUT = 5  # Every fifth training image chooses the penalty.
@@ -59,25 +64,25 @@ class SegmentationProbe:
     from a tower of random weights; "skipped".
     """
     embed = self.sight.towers(self.patches)
-    overlap, ceiling, figures = self._measure(embed, params)
+    overlap, figures, examples = self._measure(embed, params)
+    ceiling = self.test.ceiling.best()
     there = np.any(overlap.counts[:, 2] > 0, axis=-1)
     metrics = {
       "miou": overlap.mean(),
       "pixel_accuracy": overlap.accuracy(),
-      "ceiling_miou": ceiling,
+      "ceiling_miou": ceiling.mean(),
       **figures,
       "skipped": float(self.test.rows.count - there.sum()),
     }
     if self.baselines:
       metrics |= self._baselines
-    names = list(self.test.names)
-    ious = tables.plain(overlap.ious())
     return Result(
       metrics,
-      {"iou": dict(zip(names, ious, strict=True)), "names": names},
+      overlap.details(self.test.names, ceiling),
       images=int(there.sum()),
       rows=functools.partial(overlap_rows, self.test, overlap),
       intervals={"miou": overlap.interval()},
+      examples=examples,
     )
 
   @functools.cached_property
@@ -89,15 +94,18 @@ class SegmentationProbe:
 
   def _measure(
     self, embed: Embed, params: Any
-  ) -> tuple[Overlap, float, dict[str, float]]:
+  ) -> tuple[Overlap, dict[str, float], list[MaskExample]]:
     scores, figures = self.learn(self.train, embed, params)
     found = Overlap(self.test.rows.count, len(self.test.names))
-    ceiling = self.test.ceiling
+    examples: list[MaskExample] = []
     for number, patches, mask in self.test.each(embed, params):
       predicted = self.test.scores(scores(patches), mask).argmax(axis=-1)
       found.add(number, predicted, mask)
-      ceiling.add(number, mask)
-    return found.gathered(), ceiling.mean(), figures
+      self.test.ceiling.add(number, mask)
+      if len(examples) < EXAMPLES:
+        kept = MaskExample(number, mask, predicted.astype(np.uint8))
+        examples.append(kept)
+    return found.gathered(), figures, examples
 
 
 def overlap_rows(masked: Masked, overlap: Overlap) -> Table:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from big_siglip.page import maps
 from big_siglip.page.gallery import Gallery
 from big_siglip.page.limits import Limits
 from big_siglip.page.scorer import File, Scorer
@@ -68,6 +69,7 @@ class Answers:
         "search": found,
         "classifiers": classifiers,
         "sigmoid": self._scorer.has_sigmoid,
+        "maps": maps.offered(self._scorer.model),
         "calibration": self._scorer.calibration,
         "limits": dataclasses.asdict(self._limits),
         **self._scorer.state,
@@ -92,6 +94,26 @@ class Answers:
     if refused := self._refuse_all(files, answers):
       return refused
     return JSONResponse({"labels": list(names), "images": answers})
+
+  async def maps(self, request: Request) -> Response:
+    """POST /api/maps: where in one image each label fires."""
+    most = self._limits.maps
+    async with self._uploads.read(request, "labels", most) as upload:
+      if len(upload.images) != 1:
+        raise HTTPException(400, f"images: {len(upload.images)}; must be one")
+      labels = read_labels(upload.fields.get("labels", ()), self._limits)
+      names = [own[0] for own in labels]
+      asked = upload.fields.get("of", names)
+      for name in asked:
+        if name not in names:
+          raise HTTPException(400, f"of={name[:40]!r}: is none of the labels")
+      if len(asked) > most:
+        raise HTTPException(413, f"of: {len(asked)} maps; at most {most}")
+      which, files = list(map(names.index, asked)), _files(upload.images)
+      answer = await self._scorer.run(
+        maps.draw, self._scorer, files[0], labels, which
+      )
+    return self._refuse_all(files, [answer]) or JSONResponse(answer)
 
   def _head(self, name: str) -> Head:
     if name not in self._heads:

@@ -63,7 +63,7 @@ class FirstTimes:
     """Says that a batch of a new size is compiled, as long as that takes.
 
     Args:
-      kind: "images" or "texts".
+      kind: "images", "texts" or "maps".
       count: rows of the batch.
     """
     if (kind, count) in self._seen:

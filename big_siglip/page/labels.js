@@ -2,6 +2,7 @@
 
 import { ask, busy, byId, count, make, megabytes, percent } from "./common.js";
 import { Picker } from "./images.js";
+import * as maps from "./maps.js";
 
 const SHOWN = 10; // Labels of an image, until asked for all.
 
@@ -21,16 +22,27 @@ async function classify(signal) {
   const form = new FormData();
   for (const { file } of images) form.append("images", file, file.name);
   const classifier = chosenClassifier();
+  const labels = byId("labels").value;
   if (classifier) form.append("classifier", classifier);
-  else form.append("labels", byId("labels").value);
+  else form.append("labels", labels);
   const started = performance.now();
   const answer = await ask("api/classify", { method: "POST", body: form, signal });
   const seconds = ((performance.now() - started) / 1000).toPrecision(2);
   const alone = !classifier && health.sigmoid;
   byId("explained").hidden = false;
   byId("own-explained").hidden = !!classifier;
+  const mapped = !classifier && health.maps.grid !== null;
+  byId("maps-explained").hidden = !!classifier;
+  const drawn = maps.mapsOf(
+    answer.images.map((result, i) => ({
+      file: mapped && !result.error ? images[i].file : null,
+      labels,
+      names: ranked(result.scores ?? []).map((score) => score.label),
+    })),
+    health.limits,
+  );
   const results = answer.images.map((result, i) =>
-    showResult(result, images[i], alone),
+    showResult(result, images[i], alone, drawn[i]),
   );
   byId("scored").replaceChildren(...results);
   const scored = answer.images.filter((result) => !result.error).length;
@@ -38,7 +50,14 @@ async function classify(signal) {
   return `${skipped}${count(images.length, "image")} scored in ${seconds} s`;
 }
 
-function showResult(result, image, alone) {
+/** Both orders are the same: the softmax grows with the sigmoid. */
+function ranked(scores) {
+  return [...scores].sort(
+    (a, b) => b.softmax - a.softmax || b.probability - a.probability,
+  );
+}
+
+function showResult(result, image, alone, map) {
   // Not the address of the choice, which ends with it.
   const picture = make("img", { alt: "" });
   picture.src = URL.createObjectURL(image.file);
@@ -50,15 +69,18 @@ function showResult(result, image, alone) {
     return make("article", { className: "result" }, title, make("span"), reason);
   }
   const scores = make("div", { className: "scores" });
-  showScores(scores, result, alone, SHOWN);
-  return make("article", { className: "result" }, title, picture, scores);
+  showScores(scores, result, alone, map, SHOWN);
+  const stack = make("div", { className: "stack" }, picture);
+  const figure = make("div", { className: "figure" }, stack);
+  if (map) {
+    stack.append(map.canvas);
+    figure.append(map.legend);
+  }
+  return make("article", { className: "result" }, title, figure, scores);
 }
 
-function showScores(place, result, alone, shown) {
-  // Both orders are the same: the softmax grows with the sigmoid.
-  const scores = [...result.scores].sort(
-    (a, b) => b.softmax - a.softmax || b.probability - a.probability,
-  );
+function showScores(place, result, alone, map, shown) {
+  const scores = ranked(result.scores);
   const heading = (text, name = "") =>
     make("th", { scope: "col", className: name }, text);
   const head = make(
@@ -72,7 +94,11 @@ function showScores(place, result, alone, shown) {
     make(
       "tr",
       {},
-      make("th", { scope: "row" }, score.label),
+      make(
+        "th",
+        { scope: "row" },
+        map ? map.button(score.label) : score.label,
+      ),
       ...(alone ? [makeShare(score.probability, "own")] : []),
       makeShare(score.softmax, "share"),
     ),
@@ -85,7 +111,7 @@ function showScores(place, result, alone, shown) {
     const text = `Show all ${scores.length} labels`;
     const more = make("button", { type: "button", className: "plain" }, text);
     more.addEventListener("click", () =>
-      showScores(place, result, alone, Infinity),
+      showScores(place, result, alone, map, Infinity),
     );
     place.append(more);
   }
@@ -136,6 +162,16 @@ export function start(found) {
     `${megabytes(limits.image_bytes)} each.`;
   byId("labels-hint").textContent =
     `One a line, or as JSON, up to ${limits.labels.toLocaleString("en")}.`;
+  if (health.maps.grid === null) {
+    byId("maps-explained").textContent =
+      "No maps of labels: this model's image tower has no patches in the space " +
+      "of its texts.";
+  } else {
+    const [rows, columns] = health.maps.grid;
+    byId("map-grid").textContent = `${rows} x ${columns}`;
+    byId("map-scales").hidden = !health.sigmoid;
+  }
+  maps.start();
   offerClassifiers(health.classifiers);
   byId("classify").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -26,6 +26,7 @@ class Limits:
     images: of a request.
     pixels: of one image.
     labels: of a request.
+    maps: of a request, one a label.
     label_length: characters of a label, a text or a query.
     queries: lines and images of a search.
     results: of a search.
@@ -40,6 +41,7 @@ class Limits:
   images: int = 64
   pixels: int = 50_000_000
   labels: int = 1_000
+  maps: int = 64
   label_length: int = 300
   queries: int = 16
   results: int = 100

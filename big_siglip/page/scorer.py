@@ -36,7 +36,11 @@ class File(NamedTuple):
 
 
 class Scorer:
-  """Scores images and texts, one request after the other."""
+  """Scores images and texts, one request after the other.
+
+  Attributes:
+    model: of `big_siglip.load`.
+  """
 
   def __init__(self, model: Model, limits: Limits):
     """Starts no thread yet.
@@ -45,7 +49,7 @@ class Scorer:
       model: of `big_siglip.load`.
       limits: of the images, and of how many requests may wait.
     """
-    self._model, self._limits = model, limits
+    self.model, self._limits = model, limits
     self._pool = ThreadPoolExecutor(1, "device")
     self._waiting = 0
     self._firsts = FirstTimes(model)
@@ -78,7 +82,7 @@ class Scorer:
 
   def warm_up(self) -> None:
     """Compiles what one image and one text take."""
-    size = self._model.config.model.image.image_size
+    size = self.model.config.model.image.image_size
     image = np.zeros((size, size, 3), np.uint8)
     self._embed_images([image])
     self._embed_names((("a",),))
@@ -86,7 +90,7 @@ class Scorer:
   @property
   def calibration(self) -> dict[str, Any] | None:
     """What scale and bias were fitted on, where they are not the trained."""
-    found = self._model.calibration
+    found = self.model.calibration
     if found is None:
       return None
     # Where data lie on this machine is no visitor's matter.
@@ -96,17 +100,17 @@ class Scorer:
   @property
   def logit_scale(self) -> float:
     """The multiplier of a cosine."""
-    return self._model.logit_scale
+    return self.model.logit_scale
 
   @property
   def logit_bias(self) -> float | None:
     """What is added to it, if that was trained."""
-    return self._model.logit_bias if self.has_sigmoid else None
+    return self.model.logit_bias if self.has_sigmoid else None
 
   @property
   def has_sigmoid(self) -> bool:
     """Whether there are probabilities of each pair on its own."""
-    return self._model.has_trained_bias
+    return self.model.has_trained_bias
 
   def classify(
     self, files: Sequence[File], labels: Sequence[tuple[str, ...]]
@@ -125,14 +129,23 @@ class Scorer:
     answers, rows = self._embed_files(files)
     if not len(rows):
       return answers
-    classes = self._embed_labels(labels)
-    for own, finite in zip(labels, _finite(classes), strict=True):
-      if not finite:
-        raise UserError(f"label {own[0]!r}: its embedding is not finite")
+    classes = self.classes(labels)
     logits = self._logits(rows @ classes.T)
     alone = sigmoid(logits) if self.has_sigmoid else None
     names = [own[0] for own in labels]
     return _with_scores(answers, names, softmax(logits), alone)
+
+  def classes(self, labels: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    """Returns TE: the unit vector of each label.
+
+    Raises:
+      UserError: one is not finite.
+    """
+    classes = self._embed_labels(labels)
+    for own, finite in zip(labels, _finite(classes), strict=True):
+      if not finite:
+        raise UserError(f"label {own[0]!r}: its embedding is not finite")
+    return classes
 
   def classify_by(
     self, files: Sequence[File], head: Head
@@ -162,7 +175,7 @@ class Scorer:
     answers, images = [], []
     for file in files:
       try:
-        images.append(self._prepare(file))
+        images.append(self.model.prepare_image(self.decode(file)))
         answers.append({"name": file.name})
       except BadImage as error:
         answers.append({"name": file.name, "error": str(error)})
@@ -208,36 +221,46 @@ class Scorer:
     return float(sigmoid(self._logits(cosine))) if self.has_sigmoid else None
 
   def _logits(self, cosines: np.ndarray) -> np.ndarray:
-    return self._model.logit_scale * cosines + self._model.logit_bias
+    return self.model.logit_scale * cosines + self.model.logit_bias
 
-  def _prepare(self, file: File) -> np.ndarray:
+  def decode(self, file: File) -> np.ndarray:
+    """Returns an upload as uint8 [H, W, 3].
+
+    Raises:
+      BadImage: it is none, or too large.
+    """
     limit = self._limits.image_bytes
     if file.size > limit:
       raise BadImage(f"is larger than {limit // 2**20} MB")
-    resize = self._model.config.data.resize
-    image = decode(file.content.read(), self._limits, resize)
-    return self._model.prepare_image(image)
+    resize = self.model.config.data.resize
+    return decode(file.content.read(), self._limits, resize)
 
   def _embed_images(self, images: list[np.ndarray]) -> np.ndarray:
     padded = self._pad(images)
-    with self._first("images", padded):
-      return self._model.embed_prepared(padded)[: len(images)]
+    with self.watch("images", len(padded)):
+      return self.model.embed_prepared(padded)[: len(images)]
 
   def _embed_texts(self, texts: list[str]) -> np.ndarray:
     padded = self._pad(texts)
-    with self._first("texts", padded):
-      return self._model.embed_texts(padded)[: len(texts)]
+    with self.watch("texts", len(padded)):
+      return self.model.embed_texts(padded)[: len(texts)]
 
   def _embed_names(self, labels: tuple[tuple[str, ...], ...]) -> np.ndarray:
     rows = self._embed_texts([name for own in labels for name in own])
     return of_classes(rows, list(map(len, labels)))
 
-  def _first(self, kind: str, rows: list[Any]) -> AbstractContextManager[None]:
-    return self._firsts.watch(kind, min(len(rows), self._model.batch_size))
+  def watch(self, kind: str, count: int) -> AbstractContextManager[None]:
+    """Says that a batch is compiled, if it is the first of its size.
+
+    Args:
+      kind: "images", "texts" or "maps".
+      count: rows.
+    """
+    return self._firsts.watch(kind, min(count, self.model.batch_size))
 
   def _pad(self, rows: list[_T]) -> list[_T]:
     """Repeats the last row up to a power of two: few shapes to compile."""
-    size = self._model.batch_size
+    size = self.model.batch_size
     if len(rows) >= size:
       return rows
     count = min(size, 1 << (len(rows) - 1).bit_length())

@@ -123,10 +123,12 @@ class Wanted(NamedTuple):
     name: of the section in `config.evals` that asks for it; None for what the
       run trains on.
     spec: of the classification; None without one.
+    masks: of an evaluation of masks; None without one.
   """
 
   name: str | None
   spec: ConfigDict | None
+  masks: ConfigDict | None = None
 
 
 def wanted(run: Run) -> dict[DataKey, Wanted]:
@@ -140,8 +142,16 @@ def wanted(run: Run) -> dict[DataKey, Wanted]:
     if "data" in spec and "split" in spec:
       key = DataKey.of(spec, config.get("data", {}))
       classifies = spec.get("kind") == "classification"
-      if key not in found or classifies and not found[key].spec:
-        found[key] = Wanted(name, spec if classifies else None)
+      segments = spec.get("mask_key") is not None
+      known = found.get(key)
+      if (
+        known is None
+        or (classifies or segments)
+        and not (known.spec or known.masks)
+      ):
+        found[key] = Wanted(
+          name, spec if classifies else None, spec if segments else None
+        )
   if not found and "name" in config.get("data", {}) and "split" in config.data:
     data = config.data
     path = data.get("path")
@@ -268,7 +278,7 @@ def distinct(pool: Pool, count: int) -> list[tuple[int, int]]:
   They depend on the data alone, so that runs can be compared.
   """
   chosen: list[tuple[int, int]] = []
-  for image in range(len(pool.index)):
+  for image in np.flatnonzero(pool.right.any(axis=1)).tolist():
     text = int(pool.right[image].argmax())
     apart = all(
       not pool.right[image, other_text] and not pool.right[other, text]

@@ -1,18 +1,20 @@
 """What a report shows of a pool: predictions, heat map, retrieval."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 import numpy as np
 
 from big_siglip import progress
+from big_siglip.report import patches, thumbnails
 from big_siglip.report import pool as pools
-from big_siglip.report import thumbnails
 from big_siglip.report.pool import Answers, DataKey, Guesses, Pool, Wanted
 from big_siglip.report.runs import Run
 from big_siglip.report.thumbnails import Picture
 from big_siglip.trained import inference, loading
+
+_T = TypeVar("_T")
 
 _CARDS = 24  # Predictions.
 _HEAT = 8  # Images and captions of the heat map.
@@ -36,6 +38,7 @@ class Group(NamedTuple):
     heat_images: images of it.
     by_image: queries that are images.
     by_text: queries that are texts.
+    seen: {number of the run: what its patches know}.
   """
 
   title: str
@@ -49,6 +52,7 @@ class Group(NamedTuple):
   heat_images: Sequence[Picture] = ()
   by_image: Sequence[Mapping[str, Any]] = ()
   by_text: Sequence[Mapping[str, Any]] = ()
+  seen: Mapping[int, patches.Row] = {}
 
 
 def groups(runs: Sequence[Run], count: int) -> list[Group]:
@@ -109,12 +113,13 @@ def _group(
     logging.warning("%s cannot be shown: %s", _title(key), error)
     reason = f"this data set cannot be read ({first_line(error)})"
     return Group(_title(key), [f"No pictures: {reason}."])
-  answers = _answers(runs, models, pool, asked, notes)
+  answers = _each(runs, models, pool, asked, notes, pools.ask)
+  seen = _each(runs, models, pool, asked, notes, patches.look)
   if not answers:
-    return Group(_title(key), notes)
-  seen = [runs[n].name for n in answers if pools.trained_on(runs[n], key)]
-  if seen:
-    notes.append(f"Not held out: trained on by {', '.join(seen)}.")
+    return Group(_title(key), notes, seen=seen)
+  known = [runs[n].name for n in answers if pools.trained_on(runs[n], key)]
+  if known:
+    notes.append(f"Not held out: trained on by {', '.join(known)}.")
   if pool.skipped:
     some = "; ".join(pool.skipped[:5])
     notes.append(f"{len(pool.skipped)} images cannot be read: {some}.")
@@ -133,19 +138,29 @@ def _group(
     heat_images=[picture(pool, image) for image in heat_images],
     by_image=_by_image(pool, answers, heat_images[:_QUERIES]),
     by_text=_by_text(pool, answers, heat_texts[:_QUERIES]),
+    seen=seen,
   )
 
 
-def _answers(runs, models, pool: Pool, asked, notes) -> dict[int, Answers]:
+def _each(
+  runs,
+  models,
+  pool: Pool,
+  asked: Mapping[int, Wanted],
+  notes: list[str],
+  ask: Callable[[inference.Model, Pool, Wanted], _T],
+) -> dict[int, _T]:
+  """Returns what each run that can be asked says."""
   answers = {}
   for number, own in asked.items():
     try:
       with progress.waiting(f"asking {runs[number].name}"):
-        answers[number] = pools.ask(models[number], pool, own)
+        answers[number] = ask(models[number], pool, own)
     except Exception as error:  # A config of other times, a file that is gone.
       logging.warning("%s cannot be shown: %s", runs[number].name, error)
-      reason = first_line(error)
-      notes.append(f"No pictures of {runs[number].name}: {reason}")
+      note = f"No pictures of {runs[number].name}: {first_line(error)}"
+      if note not in notes:
+        notes.append(note)
   return answers
 
 
@@ -158,7 +173,8 @@ def first_line(error: Exception) -> str:
 def picture(pool: Pool, image: int) -> Picture:
   """Returns an image of the pool for the page."""
   captions = pool.captions(image)
-  return thumbnails.picture(pool.thumbnails[image], captions[0])
+  alt = captions[0] if captions else "an image without a caption"
+  return thumbnails.picture(pool.thumbnails[image], alt)
 
 
 def _title(key: DataKey) -> str:

@@ -20,6 +20,7 @@ from big_siglip.data.squares import Square
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.evaluators.grids import Grid
+from big_siglip.evaluators.slices import in_cache
 from big_siglip.models import patches as features
 from big_siglip.models import resolution as resolutions
 from big_siglip.models.patches import Patches
@@ -74,13 +75,13 @@ class Look:
     self.preprocess = Preprocess(value, preprocess.tokenizer)
     self.params = params
     see = resolutions.make_look(config, asked, resolution)
+    side = size // self._patch
 
     def flat(params: Any, image: Image) -> jax.Array:
-      found = see(params, image)
-      return found.reshape(len(found), -1)
+      tokens = self._length or side**2
+      return in_cache(lambda x: see(params, x), image, tokens, mesh)
 
     self.embed: Embed = make_embed(flat, mesh, "the image tower's patches")
-    side = size // self._patch
     width = features.width(config.image, config.embed_dim, asked)
     grid = (side, side) if self._length is None else (self._length,)
     self.shape = *grid, width

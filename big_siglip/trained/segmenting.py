@@ -79,9 +79,23 @@ def segment(
 
   rows = inputs.each(images, "images", prepare)
   for number, grid in enumerate(look(rows, batch_size)):
-    logits = scale * (grid @ texts.T) + bias
-    pixels = look.grid.to_pixels(logits.astype(np.float32), *sizes[number])
+    logits = patch_logits(grid, texts, scale, bias)
+    pixels = look.grid.to_pixels(logits, *sizes[number])
     yield sigmoid(pixels)
+
+
+def patch_logits(
+  grid: np.ndarray, texts: np.ndarray, scale: float, bias: float
+) -> np.ndarray:
+  """Returns hwT float32: each patch is asked about each text, as an image is.
+
+  Args:
+    grid: hwE float32, patches in the space of the texts, of length 1.
+    texts: TE float32, of length 1.
+    scale: the multiplier of a cosine.
+    bias: what is added to it.
+  """
+  return (scale * (grid @ texts.T) + bias).astype(np.float32)
 
 
 def counted(
