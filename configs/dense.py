@@ -27,13 +27,11 @@ def segmentation(**changes: Any) -> ConfigDict:
 
 def segmentation_probe(**changes: Any) -> ConfigDict:
   """Returns one: a linear map from frozen patches to classes."""
-  penalties = (
-    1e-4,
-    1e-3,
-    1e-2,
-    1e-1,
-  )  # The best on every fifth image is taken.
-  own = {"train_split": "train", "penalties": penalties, **_masks("last")}
+  own = {
+    "train_split": "train",
+    "shrinkage": 1e-3,  # Added to the variance of patches within a class.
+    **_masks("last"),
+  }
   return base.evaluation("segmentation_probe", own, changes)
 
 
@@ -58,7 +56,7 @@ def _masks(patches: str) -> dict[str, Any]:
   return {
     "mask_key": "mask",  # The field that holds the masks.
     "classes_file": config_dict.placeholder(str),  # Names of a mask's values.
-    "ignore": (),  # Values that are no class, beside 255.
+    "ignore": (),  # Values that are no class, beside 255; their names go, too.
     **_patches(patches),
   }
 

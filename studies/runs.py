@@ -1,9 +1,13 @@
 """Whole runs of a config, a setting and a seed each, as `big-siglip train`."""
 
 from collections.abc import Mapping, Sequence
+import json
 import pathlib
 from typing import Any
 
+from ml_collections import ConfigDict
+
+import big_siglip
 from big_siglip import api
 from studies.data import ROOT
 
@@ -41,3 +45,31 @@ def train(
 def place(folder: pathlib.Path, setting: str, seed: int) -> pathlib.Path:
   """Returns where the run of a setting and seed lies."""
   return folder / "runs" / f"{setting.replace(' ', '_')}-{seed}"
+
+
+def evaluate(
+  run: pathlib.Path, name: str, evals: ConfigDict
+) -> dict[str, float]:
+  """Returns {"EVALUATION/METRIC": number} of a finished run.
+
+  They are kept beside the run, and read where they are there.
+
+  Args:
+    run: of `place`.
+    name: of the file.
+    evals: sections.
+  """
+  file = run / f"{name}.json"
+  asked = json.loads(evals.to_json_best_effort())
+  if file.exists():
+    kept = json.loads(file.read_text())
+    if kept["evals"] == asked:
+      return kept["metrics"]
+  results = big_siglip.evaluate(run, evals, progress=True)
+  metrics = {
+    f"{section}/{metric}": value
+    for section, result in results.items()
+    for metric, value in result.metrics.items()
+  }
+  file.write_text(json.dumps({"evals": asked, "metrics": metrics}))
+  return metrics

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pyarrow.parquet as pq
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import jaccard_score
 
 import big_siglip
@@ -24,7 +25,7 @@ from big_siglip.evaluation import pictures, rows, samples
 from big_siglip.evaluators.correspondence import show_twice
 from big_siglip.evaluators.grids import Grid
 from big_siglip.evaluators.overlap import Overlap
-from big_siglip.evaluators.segmentation_probe import _error, _Moments, _solve
+from big_siglip.evaluators.segmentation_probe import _Moments, _solve
 from big_siglip.models import make_model
 from configs import dense
 
@@ -97,24 +98,39 @@ def test_patches_know_their_share_of_each_class(crop):
       np.testing.assert_array_equal(counts[row, column], expected)
 
 
-def test_streamed_least_squares_equal_those_of_all_rows():
+def test_a_streamed_probe_equals_scikit_learn():
   rng = np.random.default_rng(0)
-  x, y = rng.normal(size=(60, 5)), rng.random((60, 3))
-  y /= y.sum(axis=1, keepdims=True)
-  moments = _Moments(5, 3)
-  for part in range(0, 60, 20):
-    moments.add(
-      x[part : part + 20].astype(np.float32), 36 * y[part : part + 20]
-    )
-  weights, bias = _solve(moments.sums, 3, 0.01)
-  z = (x - x.mean(axis=0)) / x.std(axis=0)
-  expected = np.linalg.solve(
-    z.T @ z / 60 + 0.01 * np.eye(5), z.T @ (y - y.mean(axis=0)) / 60
+  y = rng.integers(0, 3, 90)
+  x = rng.normal(size=(90, 5)) * [1, 2, 3, 1, 9] + rng.normal(size=(3, 5))[y]
+  moments = _Moments(5, 4)  # One class is in no mask.
+  for part in range(0, 90, 30):
+    shares = 36 * np.eye(4)[y[part : part + 30]]
+    moments.add(x[part : part + 30].astype(np.float32), shares)
+  weights, bias = _solve(moments.sums, 4, 1e-9)
+  judge = LinearDiscriminantAnalysis("lsqr").fit(x, y)
+  scores = x @ weights + bias
+  expected = judge.decision_function(x)
+  np.testing.assert_allclose(
+    scores[:, :3] - scores[:, :1], expected - expected[:, :1], atol=1e-4
   )
-  scores = z @ expected + y.mean(axis=0)
-  np.testing.assert_allclose(x @ weights + bias, scores, atol=1e-5)
-  error = _error(moments.sums, weights, bias)
-  assert error == pytest.approx(((scores - y) ** 2).sum(), rel=1e-4)
+  assert (scores[:, 3] < -50).all()
+
+
+def test_a_patch_of_two_classes_counts_for_both():
+  rng = np.random.default_rng(0)
+  x, shares = rng.normal(size=(40, 3)), rng.integers(0, 18, (40, 2))
+  both, once = _Moments(3, 2), _Moments(3, 2)
+  shares = np.concatenate([shares, 36 - shares.sum(axis=1)[:, None]], axis=1)
+  shares[:, 0] += shares[:, 2]
+  both.add(x.astype(np.float32), shares[:, :2].astype(float))
+  # As if each pixel were a row of its own.
+  pixels = np.repeat(x, 36, axis=0)
+  labels = np.concatenate([np.repeat([0, 1], row[:2]) for row in shares])
+  once.add(pixels.astype(np.float32), np.eye(2)[labels])
+  for found, expected in zip(
+    _solve(both.sums, 2, 0.1), _solve(once.sums, 2, 0.1), strict=True
+  ):
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +297,11 @@ def test_the_truth_of_a_crop_is_where_its_pixels_are():
     (dict(), "classes_file=None: must name the values of the masks"),
     (dict(classes_file=SHAPES, background="sky"), "background='sky': must be"),
     (dict(classes_file=SHAPES, ignore=(300,)), "ignore=(300,): must be values"),
+    (dict(classes_file=SHAPES, ignore=tuple(range(31))), "leaves no class"),
+    (
+      dict(classes_file=SHAPES, ignore=(0,)),
+      "background='background': must be",
+    ),
     (dict(classes_file=SHAPES, layer=5), "layer=5: must be 1 ... 2"),
     (dict(classes_file=SHAPES, size=99), "size=99: must be 64, as the model"),
     (dict(classes_file=SHAPES, stride=99), "stride=99: must be a multiple"),

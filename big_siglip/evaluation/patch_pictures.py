@@ -30,7 +30,16 @@ _MATCHES = 4  # Pairs of images.
 _BASELINES = ("raw", "random", "position", "ceiling")
 
 
-def overlap(details: Mapping[str, Any], metrics: Mapping[str, float]):
+def chart(result: Result):
+  """Returns a figure of an evaluation of patches; None of any other."""
+  if "ceiling_iou" in result.details:
+    return _overlap(result.details, result.metrics)
+  if any("pck@" in metric for metric in result.metrics):
+    return _found_again(result.metrics)
+  return None
+
+
+def _overlap(details: Mapping[str, Any], metrics: Mapping[str, float]):
   """Returns a figure: IoU and ceiling of each class, and the confusion."""
   iou = {k: v for k, v in details["iou"].items() if v is not None}
   names = sorted(iou, key=lambda name: iou[name], reverse=True)
@@ -80,7 +89,7 @@ def _confusion(figure, names: Sequence[str], matrix: np.ndarray) -> None:
     axes.set_yticks(range(len(names)), names)
 
 
-def found_again(metrics: Mapping[str, float]):
+def _found_again(metrics: Mapping[str, float]):
   """Returns a figure: PCK of the model and of what it is compared with."""
   ways = [("this model", "")]
   ways += [

@@ -56,13 +56,9 @@ def as_array(figure: Any) -> np.ndarray:
 def _drawn(name: str, result: Result):
   """Returns the figure of an evaluation; None where nothing can be shown."""
   details = result.details
-  figure = None
+  figure = patch_pictures.chart(result)
   if "classes" in details:
     figure = _confusion(details)
-  elif "ceiling_iou" in details:
-    figure = patch_pictures.overlap(details, result.metrics)
-  elif any("pck@" in metric for metric in result.metrics):
-    figure = patch_pictures.found_again(result.metrics)
   elif "reliability" in details:
     figure = _reliability(details, result.metrics)
   elif "edges" in details:

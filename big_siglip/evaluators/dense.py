@@ -70,7 +70,7 @@ def make_dense(
   if spec.kind == "segmentation":
     return _segmentation(spec, masked, classes, loader, embedders, sight)
   if spec.kind == "segmentation_probe":
-    learn = functools.partial(linear, tuple(spec.penalties))
+    learn = functools.partial(linear, spec.shrinkage)
   else:
     learn = functools.partial(nearest, spec.memory, spec.neighbours)
   return SegmentationProbe(
@@ -142,14 +142,18 @@ def mask_classes(spec: Any) -> MaskClasses:
     )
   where = f"config.evals: classes_file={spec.classes_file!r}"
   content = class_files.read(spec.classes_file, where)
-  values = _values(content, where)
   for value in spec.ignore:
     if not isinstance(value, int) or not 0 <= value <= 255:
       raise UserError(
         f"config.evals: ignore={tuple(spec.ignore)}: must be values of masks, "
         "0 to 255"
       )
-  names, numbers, _ = merge_same(content.names)
+  pairs = zip(_values(content, where), content.names, strict=True)
+  asked = [pair for pair in pairs if pair[0] not in spec.ignore]
+  if not asked:
+    raise UserError(f"{where}: ignore={tuple(spec.ignore)}: leaves no class")
+  values, own = zip(*asked, strict=True)
+  names, numbers, _ = merge_same(own)
   of_value = dict(zip(values, numbers, strict=True))
   return MaskClasses(names, of_value, tuple(spec.ignore))
 

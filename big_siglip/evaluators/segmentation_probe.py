@@ -28,7 +28,6 @@ from big_siglip.evaluators.result import (
 )
 from big_siglip.models.patches import Patches
 
-_HELD_OUT = 5  # Every fifth training image chooses the penalty.
 _TEMPERATURE = 0.02  # Of similar patches' votes (Hummingbird, 2306.01667).
 _NO_MASKS = "config.evals: no image to learn from has a mask of a known class"
 
@@ -121,7 +120,7 @@ def overlap_rows(masked: Masked, overlap: Overlap) -> Table:
 
 
 class _Moments:
-  """All that least squares needs to know of patches: sums of products."""
+  """All that a linear map needs to know of patches: sums of products."""
 
   def __init__(self, width: int, classes: int):
     """Has seen no patch."""
@@ -140,72 +139,62 @@ class _Moments:
 
 
 def linear(
-  penalties: tuple[float, ...], train: Masked, embed: Embed, params: Any
+  shrinkage: float, train: Masked, embed: Embed, params: Any
 ) -> tuple[Scores, dict[str, float]]:
-  """Learns a linear map from patches to the share of each class.
+  """Learns a linear map from patches to classes: linear discriminant analysis.
 
-  Least squares in closed form over all patches, streamed: memory does not grow
-  with the images. Features are standardised; a patch counts by its pixels of
-  known classes. The penalty is the one whose error on every fifth image is
-  least, learnt from the rest; then all are learnt from.
+  In closed form over all patches, streamed: memory does not grow with the
+  images. Unlike least squares it does not lose classes of few pixels to the
+  background. A patch belongs to its classes by their shares of its pixels.
 
   Args:
-    penalties: of the squared weights, relative to the number of patches.
+    shrinkage: added to the variance of each standardised feature within
+      classes.
     train: images and masks.
     embed: images -> patches.
     params: of the model.
 
   Returns:
-    The scores, and {"l2": the penalty}.
+    The scores, logarithms of probabilities but for a constant; no figures.
 
   Raises:
     UserError: no image has a mask.
   """
-  classes, parts = len(train.names), []
-  for number, patches, mask in train.each(embed, params):
+  classes, moments = len(train.names), None
+  for _, patches, mask in train.each(embed, params):
     width = patches.shape[-1]
-    parts = parts or [_Moments(width, classes) for _ in range(2)]
+    moments = moments or _Moments(width, classes)
     shares = train.grid.classes(mask, classes).reshape(-1, classes)
-    held_out = number % _HELD_OUT == 0
-    parts[held_out].add(patches.reshape(-1, width), shares)
-  seen = of_all_processes(np.array(float(bool(parts))))
-  if not seen:
+    moments.add(patches.reshape(-1, width), shares)
+  if not of_all_processes(np.array(float(moments is not None))):
     raise UserError(_NO_MASKS)
-  fit, held_out = (of_all_processes(part.sums) for part in parts)
-  if not fit[-classes - 1, -classes - 1]:  # A single image.
-    fit = held_out
-  errors = []
+  assert moments is not None  # All processes get all patches.
   with progress.waiting("fitting the probe"):
-    for penalty in penalties:
-      errors.append(_error(held_out, *_solve(fit, classes, penalty)))
-    best = penalties[int(np.argmin(errors))]
-    weights, bias = _solve(fit + held_out, classes, best)
-  return lambda patches: patches @ weights + bias, {"l2": float(best)}
+    sums = of_all_processes(moments.sums)
+    weights, bias = _solve(sums, classes, shrinkage)
+  return lambda patches: patches @ weights + bias, {}
 
 
 def _solve(
-  sums: np.ndarray, classes: int, penalty: float
+  sums: np.ndarray, classes: int, shrinkage: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns DC weights and C biases of least squares, float32."""
+  """Returns DC weights and C biases of the discriminant, float32."""
   width = len(sums) - classes - 1
-  count = sums[width, width]
-  mean_x, mean_y = sums[width, :width] / count, sums[width, -classes:] / count
-  cov = sums[:width, :width] / count - np.outer(mean_x, mean_x)
-  cross = sums[:width, -classes:] / count - np.outer(mean_x, mean_y)
-  deviation = np.sqrt(np.maximum(cov.diagonal(), 0)) + 1e-8
-  scaled = cov / np.outer(deviation, deviation)
-  weights = np.linalg.solve(
-    scaled + penalty * np.eye(width), cross / deviation[:, None]
+  sums = sums / sums[width, width]
+  mean, share = sums[width, :width], sums[width, -classes:]
+  deviation = np.sqrt(np.maximum(sums.diagonal()[:width] - mean**2, 0)) + 1e-8
+  known = share > 0
+  means = sums[:width, -classes:] / np.where(known, share, 1)
+  means = np.where(known, (means - mean[:, None]) / deviation[:, None], 0)
+  total = (sums[:width, :width] - np.outer(mean, mean)) / np.outer(
+    deviation, deviation
   )
+  within = total - (means * share) @ means.T
+  weights = np.linalg.solve(within + shrinkage * np.eye(width), means)
+  bias = np.log(np.maximum(share, 1e-30)) - (means * weights).sum(axis=0) / 2
   weights /= deviation[:, None]
-  bias = mean_y - mean_x @ weights
+  bias -= mean @ weights
   return weights.astype(np.float32), bias.astype(np.float32)
-
-
-def _error(sums: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> float:
-  """Returns the squared error on patches of which these are the sums."""
-  to_error = np.concatenate([weights, bias[None], -np.eye(len(bias))])
-  return float(np.einsum("ij,ik,kj->", to_error, sums, to_error))
 
 
 def nearest(

@@ -97,9 +97,7 @@ EVALUATIONS = Sections(
       **_MASKS,
     },
     "segmentation_probe": {
-      "penalties": Field(
-        tuple | list, each=Field(float | int, within=Range(least=1e-12))
-      ),
+      "shrinkage": Field(float | int, within=Range(above=0)),
       **_LEARNT,
     },
     "patch_retrieval": {
