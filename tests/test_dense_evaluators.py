@@ -300,7 +300,7 @@ def test_the_truth_of_a_crop_is_where_its_pixels_are():
     (dict(classes_file=SHAPES, ignore=tuple(range(31))), "leaves no class"),
     (
       dict(classes_file=SHAPES, ignore=(0,)),
-      "background='background': must be",
+      "background='background'",
     ),
     (dict(classes_file=SHAPES, layer=5), "layer=5: must be 1 ... 2"),
     (dict(classes_file=SHAPES, size=99), "size=99: must be 64, as the model"),
