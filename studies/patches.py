@@ -48,7 +48,7 @@ LARGER = {
     "stride": 30,
   },
 }
-SETTINGS = {**dense.SETTINGS, "ways": WAYS | LARGER, "split": "train[:300]"}
+SETTINGS = {**dense.SETTINGS, "ways": WAYS | LARGER, "split": "train[:150]"}
 QUICK = {
   **dense.QUICK,
   "ways": dict(list(WAYS.items())[:2]),
@@ -100,7 +100,7 @@ def study(records: Records, settings: Mapping) -> Report:
     findings.append(f"{column}: {best}, {score(found[best], column)}")
   return Report(
     title="Which patches find what a text names",
-    setting="mIoU in percent on 300 scenes, without training, of "
+    setting="mIoU in percent on 150 scenes, without training, of "
     f"{len(settings['seeds'])} towers of configs/scenes_dense.py; `miou` where "
     "background is what no label is as likely as 0.5 for, `best_miou` at the "
     "threshold that suits these masks best, `painted` of the pixels of things "

@@ -11,10 +11,8 @@ pca paints patches that are alike in like colours, over all images given.
 segment asks each patch about each label, without training: a map for each, and
 the likeliest one above --threshold. match joins patches of two images that are
 each other's nearest. attention is where the pool looked, which is not why it
-said what it said. sight is what a model that keeps an image's shape (NaFlex)
-sees of it in up to as many patches as --lengths say. --size shows more detail
-than the model was trained with, --stride looks through windows of the trained
-size (docs/dense.md).
+said what it said. sight is what a NaFlex model sees in so many patches. --size
+shows more than the model was trained with, at once or in windows by --stride.
 """
 
 import sys
@@ -48,6 +46,7 @@ _KIND = flags.DEFINE_string(
 _LAYER = flags.DEFINE_integer(
   "layer", -1, "Whose tokens: -1 the last block's, -2 those before."
 )
+_MLP = flags.DEFINE_bool("pool_mlp", True, "Of segment: and its pool's MLP.")
 _SIZE = flags.DEFINE_integer(
   "size", None, "Pixels that images are resized to; the model's unless given."
 )
@@ -115,9 +114,7 @@ def _check(arguments: list[str]) -> tuple[str, list[str]]:
   if not 0 < _THRESHOLD.value < 1:
     raise UserError(f"--threshold={_THRESHOLD.value}: must lie in (0, 1)")
   if not _OUTPUT.value.lower().endswith((".png", ".webp", ".jpg", ".jpeg")):
-    raise UserError(
-      f"--output={_OUTPUT.value}: must end in .png, .webp or .jpg"
-    )
+    raise UserError(f"--output={_OUTPUT.value}: must be .png, .webp or .jpg")
   return way, files
 
 
@@ -230,6 +227,8 @@ def _draw_segments(model, files, photos, labels, templates):
     labels,
     templates=templates,
     kind=_KIND.value or "text",
+    layer=_LAYER.value,
+    pool_mlp=_MLP.value,
     size=_SIZE.value,
     stride=_STRIDE.value,
     progress=True,

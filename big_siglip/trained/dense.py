@@ -93,6 +93,8 @@ class Dense:
     *,
     templates: Sequence[str] = ("{}",),
     kind: str = "text",
+    layer: int = -1,
+    pool_mlp: bool = True,
     size: int | None = None,
     stride: int | None = None,
     batch_size: int | None = None,
@@ -114,8 +116,10 @@ class Dense:
       images: as for `Model.embed_images`.
       labels: what to look for.
       templates: sentences around a label, with "{}"; their mean is asked.
-      kind: "text" or "value", see `embed_patches`; as `size` and `stride`.
-      size: side in pixels that images are resized to.
+      kind: "text" or "value", see `embed_patches`; as `layer`.
+      layer: whose tokens.
+      pool_mlp: apply the MLP of an attention pool to each patch, too.
+      size: side in pixels that images are resized to, see `embed_patches`.
       stride: from window to window.
       batch_size: as for `Model.embed_images`.
       progress: as well.
@@ -132,7 +136,8 @@ class Dense:
     if kind not in segmenting.KINDS:
       allowed = " or ".join(segmenting.KINDS)
       raise UserError(f"kind={kind!r}: must be {allowed}: patches as texts see")
-    look = self.look(Patches(kind), Resolution(size, stride))
+    asked = Patches(kind, layer, pool_mlp=pool_mlp)
+    look = self.look(asked, Resolution(size, stride))
     with inputs.showing(progress, count, "images") as add:
       found = segmenting.segment(
         look, images, texts, self.logit_scale, self.logit_bias, batch_size
