@@ -84,7 +84,7 @@ CASES = [
   ),
   (
     ["tools/dense.py", "pca", "--checkpoint=x", "--output=a.txt", "a.png"],
-    "--output=a.txt: must end in .png, .webp or .jpg",
+    "--output=a.txt: must be .png, .webp or .jpg",
   ),
   (["tools/neighbours.py"], "either --embeddings=DIR or --images=FOLDER"),
   (
