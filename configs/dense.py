@@ -20,7 +20,7 @@ def segmentation(**changes: Any) -> ConfigDict:
     "threshold": 0.5,  # Least probability of a label; below it is background.
     "pool_mlp": True,  # Apply the MLP of the pool to each patch.
     "centered": False,  # Take the mean of an image's patches off each.
-    **_masks("text"),
+    **_masks("value"),
   }
   return base.evaluation("segmentation", own, changes)
 

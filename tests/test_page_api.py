@@ -185,7 +185,7 @@ def test_a_map_is_what_segment_asks_each_patch(port, place):
   status, answer = post(port, "/api/maps", **fields)
   assert status == 200, answer
   model = place.model
-  (patches,) = model.embed_patches([file], kind="text")
+  (patches,) = model.embed_patches([file], kind="value")
   texts = model.embed_texts(labels)
   expected = model.logit_scale * (patches @ texts.T) + model.logit_bias
   found = np.moveaxis(np.array(answer["logits"]), 0, -1)
@@ -209,7 +209,7 @@ def test_a_label_of_several_names_has_one_map(port, place):
   file = place.photos / "red.png"
   labels = [json.dumps({"0": ["a tree", "an oak"], "1": "a sky"})]
   _, answer = post(port, "/api/maps", images=[file], labels=labels)
-  (patches,) = place.model.embed_patches([file], kind="text")
+  (patches,) = place.model.embed_patches([file], kind="value")
   texts = place.model.embed_classes([["a tree", "an oak"], ["a sky"]])
   model = place.model
   expected = model.logit_scale * (patches @ texts.T) + model.logit_bias
@@ -245,7 +245,7 @@ def test_bad_requests_for_maps_are_one_line(port, fields, status, said):
   assert found == status and answer["error"].startswith(said), answer
 
 
-def test_a_tower_with_a_class_token_has_no_maps(tmp_path):
+def test_a_tower_with_a_class_token_has_maps(tmp_path):
   place = pages.make_place(tmp_path, pooling="cls")
   with serve_here(place) as port:
     status, answer = post(
@@ -253,9 +253,9 @@ def test_a_tower_with_a_class_token_has_no_maps(tmp_path):
     )
     state = ask(port, "GET", "/healthz")[2]
   assert_conforms(state, SCHEMA["/healthz"], "healthz")
-  assert status == 400 and state["maps"]["grid"] is None
-  assert answer["error"] == state["maps"]["missing"]
-  assert answer["error"].startswith("this model has no maps: kind='text': must")
+  assert status == 200 and state["maps"]["missing"] is None
+  side, _ = state["maps"]["grid"]
+  assert np.shape(answer["logits"]) == (1, side, side)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from big_siglip.models import patches
 from big_siglip.models.patches import Patches
 from big_siglip.page.scorer import File, Scorer
 from big_siglip.trained.inference import Model
-from big_siglip.trained.segmenting import patch_logits
+from big_siglip.trained.segmenting import KINDS, patch_logits
 
-_ASKED = Patches("text")
+_ASKED = Patches(KINDS[0])
 
 
 def offered(model: Model) -> dict[str, Any]:

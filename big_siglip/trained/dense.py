@@ -92,7 +92,7 @@ class Dense:
     labels: Sequence[str],
     *,
     templates: Sequence[str] = ("{}",),
-    kind: str = "text",
+    kind: str = segmenting.KINDS[0],
     layer: int = -1,
     pool_mlp: bool = True,
     size: int | None = None,

@@ -15,7 +15,9 @@ from big_siglip.trained import inputs
 from big_siglip.trained.patches import Look
 from big_siglip.trained.vectors import sigmoid
 
-KINDS = ("text", "value")  # Of patches that texts can be compared with.
+# Patches that texts can be compared with; the first unless said otherwise, by
+# what `studies.patches` measured.
+KINDS = ("value", "text")
 
 
 def label_vectors(
