@@ -17,32 +17,34 @@ from studies import command, dense, runs
 from studies.records import Records
 from studies.report import Curve, Panel, Report, score
 
+_LAYERS = (-3, -2, -1)
 
-def _way(kind: str, layer: int, pool_mlp: bool, centered: bool) -> dict:
+
+def _way(kind: str, pool_mlp: bool, centered: bool, layer: int) -> dict:
   return {
     "patches": kind,
-    "layer": layer,
     "pool_mlp": pool_mlp,
     "centered": centered,
+    "layer": layer,
   }
 
 
-def _name(kind: str, layer: int, pool_mlp: bool, centered: bool) -> str:
-  words = [kind, f"layer {layer}"]
-  words += ["pool MLP"] * pool_mlp + ["centred"] * centered
-  return ", ".join(words)
+def _name(kind: str, pool_mlp: bool, centered: bool) -> str:
+  return ", ".join([kind] + ["pool MLP"] * pool_mlp + ["centred"] * centered)
 
 
+_KINDS = list(
+  itertools.product(("text", "value"), (True, False), (False, True))
+)
 WAYS = {
-  _name(*each): _way(*each)
-  for each in itertools.product(
-    ("text", "value"), (-1, -2, -3), (True, False), (False, True)
-  )
+  f"{_name(*kind)}, layer {layer}": _way(*kind, layer)
+  for kind in _KINDS
+  for layer in _LAYERS
 }
-_PLAIN = _way("value", -2, False, False)
+_PLAIN = _way("value", True, False, -3)
 LARGER = {
-  "value, layer -2; 120 pixels at once": {**_PLAIN, "size": 120},
-  "value, layer -2; 120 pixels in windows": {
+  "value, pool MLP, layer -3; 120 pixels at once": {**_PLAIN, "size": 120},
+  "value, pool MLP, layer -3; 120 pixels in windows": {
     **_PLAIN,
     "size": 120,
     "stride": 30,
@@ -90,9 +92,9 @@ def study(records: Records, settings: Mapping) -> Report:
     *(f"painted_{x}/miou" for x in scenes_dense.TEMPLATES),
   ]
   rows = [[way, *(score(x, c) for c in columns)] for way, x in found.items()]
-  curves = [
-    Curve(way, range(len(columns)), [score(x, c) for c in columns])
-    for way, x in found.items()
+  panels = [
+    Panel(column, "layer", "percent", _curves(found, column))
+    for column in ("painted_colours/miou", "colours/best_miou")
   ]
   findings = []
   for column in columns:
@@ -108,8 +110,23 @@ def study(records: Records, settings: Mapping) -> Report:
     header=["patches", *columns],
     rows=rows,
     findings=findings,
-    panels=[Panel("mIoU", "", "percent", curves, ticks=columns)],
+    panels=panels,
   )
+
+
+def _curves(found: Mapping, column: str) -> list[Curve]:
+  """Returns a curve over layers for each kind of patches."""
+  curves = []
+  for kind in _KINDS:
+    name = _name(*kind)
+    points = [
+      (layer, score(found[way], column))
+      for layer in _LAYERS
+      if (way := f"{name}, layer {layer}") in found
+    ]
+    if points:
+      curves.append(Curve(name, *zip(*points, strict=True)))
+  return curves
 
 
 def main(arguments=None) -> None:

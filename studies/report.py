@@ -129,6 +129,7 @@ class Report:
         axis.errorbar(
           *(curve.x, means, halves),
           **dict(label=curve.label, marker="o", markersize=4, capsize=3),
+          linestyle="none" if panel.ticks else "-",
         )
       if panel.log_x:
         axis.set_xscale("log")
@@ -142,6 +143,6 @@ class Report:
       axis.set_xlabel(panel.x_label)
       axis.set_ylabel(panel.y_label)
       axis.grid(alpha=0.3)
-      axis.legend()
+      axis.legend(fontsize=6 if len(panel.curves) > 5 else "medium")
     figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
