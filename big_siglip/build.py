@@ -34,7 +34,7 @@ from big_siglip.evaluators import (
 )
 from big_siglip.evaluators.scribe import find_decoder, Scribe
 from big_siglip.models import make_model
-from big_siglip.objectives import captioning, distillation, Term
+from big_siglip.objectives import Term, term_views
 from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.train_step import (
   init_params,
@@ -199,10 +199,10 @@ def _term_views(
   views: list[View] = []
   for name, spec in config.get("terms", {}).items():
     if spec.kind == "captioning":
-      made_view = captioning.make_view(name, spec, config, made, pixels)
+      made_view = term_views.of_captioning(name, spec, config, made, pixels)
       views.append(made_view)
     elif spec.kind == "distillation":
-      views += distillation.make_views(spec, config.model)
+      views += term_views.of_distillation(spec, config.model)
   return tuple(views)
 
 

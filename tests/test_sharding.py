@@ -9,6 +9,7 @@ import runs
 
 from big_siglip import build, sharding
 from big_siglip.errors import UserError
+from configs import terms
 
 # Adam divides by the gradient's root mean square, so that rounding moves a
 # parameter whose gradient is next to zero: by 1 % of a step of 1e-3.
@@ -52,7 +53,8 @@ def test_axes_that_do_not_cover_the_devices_are_an_error(asked):
 
 
 def _paths(**changes):
-  config = runs.config(**changes)
+  config = runs.config(**changes).unlock()
+  config.terms = {"words": terms.captioning()}
   program = build.program(config, sharding.make_mesh())
   leaves = jax.tree_util.tree_leaves_with_path(program.abstract_state.params)
   return [sharding.path_string(path) for path, _ in leaves]

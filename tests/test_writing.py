@@ -20,7 +20,7 @@ from big_siglip.models import make_model, restack
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoder
 from big_siglip.models.decoding import generate
-from big_siglip.objectives import captioning
+from big_siglip.objectives import captioning, term_views
 from big_siglip.run import workdir
 from big_siglip.schema.sizes import TowerSize
 from big_siglip.trained import decoders
@@ -356,7 +356,7 @@ def _memorized(boxes, folder):
   pixels = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
   places = [(0.0, 0.1, 0.5, 0.9), (0.2, 0.2, 0.3, 0.4), (0.5, 0, 1, 1.0)]
   places.append((0.25, 0.5, 0.75, 0.6))
-  writer = captioning.make_writer(
+  writer = term_views.make_writer(
     config.terms.words, config.model, ByteTokenizer()
   )
   rows = [

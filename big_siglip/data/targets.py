@@ -32,11 +32,6 @@ _BOX = re.compile(r"(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s*:?\s*$")
 _WIDEST = (0.999, 0.999, 0.999, 0.999)  # A box with the longest text.
 
 
-def extra_ids(boxes: str, bins: int) -> int:
-  """Returns how many ids there are behind the vocabulary of the texts."""
-  return bins + len(TASKS) if boxes == "tokens" else 0
-
-
 @dataclasses.dataclass(frozen=True)
 class Writer:
   """Writes the sequences of all tasks, and reads boxes out of them.

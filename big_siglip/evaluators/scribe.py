@@ -26,7 +26,7 @@ from big_siglip.losses import token_cross_entropy
 from big_siglip.models import make_model, restack
 from big_siglip.models.decoder import Decoded
 from big_siglip.models.decoding import generate
-from big_siglip.objectives import captioning
+from big_siglip.objectives import captioning, term_views
 
 _KIND = "captioning"
 _LOGITS = 1024  # Tokens of a device whose logits exist at once.
@@ -98,7 +98,7 @@ class Scribe:
       mesh: on which the parameters lie.
     """
     self.name, self.spec, self._mesh = name, spec, mesh
-    self.writer = captioning.make_writer(spec, model, tokenizer)
+    self.writer = term_views.make_writer(spec, model, tokenizer)
     self.tasks = captioning.tasks_of(spec)
     plain = ConfigDict(model).copy_and_resolve_references()
     plain.update(dtype="float32", scan=True, remat="none", attention="xla")

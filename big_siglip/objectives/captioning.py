@@ -19,16 +19,14 @@ import numpy as np
 import optax
 
 from big_siglip import sharding
-from big_siglip.data.box_reading import Reader
-from big_siglip.data.targets import extra_ids, TASKS, Writer
-from big_siglip.data.text import Tokenizer
-from big_siglip.data.views import CutTargets, Patches, Pixels, Targets
 from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoded, Decoder
 from big_siglip.models.flops import decoder_flops_per_example
 from big_siglip.objectives.term import Metrics, Slice, Term
 from big_siglip.schema.sizes import resolve_image, resolve_text
+from big_siglip.schema.terms import CAPTION_TASKS as TASKS
+from big_siglip.schema.terms import extra_ids
 
 
 def tasks_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
@@ -76,55 +74,6 @@ def flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
   patches = (model.image.image_size // (size.patch_size or 1)) ** 2
   decoder, texts = make_decoder(spec, model), len(tasks_of(spec))
   return decoder_flops_per_example(decoder, texts, patches, size.width)
-
-
-def make_writer(
-  spec: Mapping[str, Any], model: Any, tokenizer: Tokenizer
-) -> Writer:
-  """Returns what writes the sequences of a section, and reads them."""
-  return Writer(
-    tokenizer,
-    model.text.vocab_size,
-    length_of(spec, model),
-    spec["boxes"],
-    spec["bins"],
-    tuple(spec["prefixes"]),
-  )
-
-
-def make_view(
-  name: str,
-  spec: Mapping[str, Any],
-  config: Any,
-  tokenizer: Tokenizer | None,
-  pixels: Pixels | Patches | None,
-) -> Targets:
-  """Returns the view that a section needs.
-
-  Args:
-    name: of the section.
-    spec: the section.
-    config: the config.
-    tokenizer: of the run; None where the view's fields alone are wanted.
-    pixels: the view of the images; None as well.
-
-  Raises:
-    UserError: the tokenizer or the length do not suffice for its tasks, or
-      `config.data.fields` has no boxes for them.
-  """
-  tasks, length = tasks_of(spec), length_of(spec, config.model)
-  if tokenizer is None:
-    return Targets(None, tasks, length)
-  writer, section = make_writer(spec, config.model, tokenizer), f"terms.{name}"
-  writer.check(tasks, f"config.{section}")
-  boxed = [task for task in tasks if task != "caption"]
-  if not boxed or pixels is None:
-    return Targets(writer, tasks, length)
-  asked = f"config.{section}.{boxed[0]}={spec[boxed[0]]}"
-  reader = Reader.of(config.data, asked)
-  if pixels.is_whole and reader.format == "yxyx":
-    return Targets(writer, tasks, length, pixels, reader)
-  return CutTargets(writer, tasks, length, pixels, reader)
 
 
 def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:

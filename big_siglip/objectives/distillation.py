@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 import optax
 
 from big_siglip import ema, sharding
-from big_siglip.data.views import Crops
 from big_siglip.models.flops import image_flops
 from big_siglip.models.prototype_head import PrototypeHead
 from big_siglip.models.towers import Hidden, Seen
@@ -36,24 +35,8 @@ from big_siglip.objectives.matching import Matching
 from big_siglip.objectives.term import Carried, Metrics, Slice, Term
 from big_siglip.schema.sizes import grid_side, resolve_image
 
-_GLOBAL, _LOCAL = "global_crops", "local_crops"
+GLOBAL_CROPS, LOCAL_CROPS = "global_crops", "local_crops"
 HALVES = ("local", "masked")  # Heads, centres and metrics are named so.
-
-
-def make_views(spec: Mapping[str, Any], model: Any) -> list[Crops]:
-  """Returns the crops that a section asks for.
-
-  Args:
-    spec: the section, of kind "distillation".
-    model: `config.model`.
-  """
-  make = functools.partial(Crops, flip=spec["flip"], resize=spec["resize"])
-  size, area = model.image.image_size, tuple(spec["global_area"])
-  views = [make(_GLOBAL, 1, size, area)]
-  if spec["local"] and spec["local_from"] == "image":
-    size, area = spec["local_size"], tuple(spec["local_area"])
-    views.append(make(_LOCAL, spec["local_count"], size, area))
-  return views
 
 
 def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
@@ -205,7 +188,7 @@ class Distillation:
     """See `Term`."""
     split = jax.vmap(functools.partial(jax.random.split, num=3))(part.keys)
     keys = {"shown": split[:, 0], "local": split[:, 1], "masked": split[:, 2]}
-    shown = self.global_colours(part.batch[_GLOBAL], keys["shown"])
+    shown = self.global_colours(part.batch[GLOBAL_CROPS], keys["shown"])
     shown = self._normalized(shown[:, 0])
     teacher = {**part.params, **part.carry["teacher"]}
     seen = jax.lax.stop_gradient(part.look(teacher, {"image": shown}))
@@ -240,10 +223,10 @@ class Distillation:
   ) -> tuple[jax.Array, jax.Array]:
     """Returns what is pooled of small crops and of the large one; bnD, b1D."""
     if self.cut is None:
-      crops = part.batch[_LOCAL]
+      crops = part.batch[LOCAL_CROPS]
     else:
       own = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-      crops = self.cut(part.batch[_GLOBAL][:, 0], own)
+      crops = self.cut(part.batch[GLOBAL_CROPS][:, 0], own)
     crops = self.local_colours(crops, keys)
     shape = crops.shape
     crops = self._normalized(crops.reshape(-1, *shape[2:]))

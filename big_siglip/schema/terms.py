@@ -161,3 +161,8 @@ def _check_has_tower(check: Checker, section: str) -> None:
     f"must not be embeddings: config.{section} looks at patches, and there is "
     "no image tower",
   )
+
+
+def extra_ids(boxes: str, bins: int) -> int:
+  """Returns how many ids there are behind the vocabulary of the texts."""
+  return bins + len(CAPTION_TASKS) if boxes == "tokens" else 0
