@@ -3,7 +3,7 @@
 big-siglip evaluate --checkpoint=runs/scenes_dense --evals=scenes_dense
 """
 
-from ml_collections import ConfigDict
+from ml_collections import config_dict, ConfigDict
 
 from configs import dense
 
@@ -42,7 +42,7 @@ def zero_shot(split: str, **changes) -> dict[str, ConfigDict]:
     made[name] = dense.segmentation(**own)
     # The pixels of things alone: which is it?
     made[f"painted_{name}"] = dense.segmentation(
-      background=None, ignore=(0,), **own
+      background=config_dict.placeholder(str), ignore=(0,), **own
     )
   return made
 
