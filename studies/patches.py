@@ -41,10 +41,10 @@ WAYS = {
   for kind in _KINDS
   for layer in _LAYERS
 }
-_PLAIN = _way("value", True, False, -3)
+_PLAIN = _way("value", False, False, -2)
 LARGER = {
-  "value, pool MLP, layer -3; 120 pixels at once": {**_PLAIN, "size": 120},
-  "value, pool MLP, layer -3; 120 pixels in windows": {
+  "value, layer -2; 120 pixels at once": {**_PLAIN, "size": 120},
+  "value, layer -2; 120 pixels in windows": {
     **_PLAIN,
     "size": 120,
     "stride": 30,

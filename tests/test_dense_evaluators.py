@@ -201,7 +201,7 @@ def test_segmentation_by_prompts(scenes, at):
   of_class = model.embed_texts(names)
   for i in range(40):
     image = Image.open(scenes / "images" / f"{i:02}.png")
-    patches = model.embed_patches([image], kind="text", **at)[0]
+    patches = model.embed_patches([image], kind="value", **at)[0]
     scores = jax.image.resize(patches @ of_class.T, (64, 64, 5), "bilinear")
     scores = np.asarray(scores)
     label = np.where(scores.max(-1) >= least, scores.argmax(-1) + 1, 0)

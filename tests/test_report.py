@@ -327,7 +327,7 @@ def test_patches_of_a_row_are_those_of_the_model(shown, model):
   source = open_source("digits", "test")
   examples = [source[i] for i in np.linspace(0, 359, 6).astype(int)]
   images = [example.image for example in examples]
-  grids = model.embed_patches(images, kind="text")
+  grids = model.embed_patches(images, kind="value")
   maps = [text for _, text in shown[0].all("figcaption") if " % to " in text]
   assert len(maps) == 6
   for example, grid, told in zip(examples, grids, maps, strict=True):
@@ -336,8 +336,9 @@ def test_patches_of_a_row_are_those_of_the_model(shown, model):
     low, high = map(page.probability, (chances.min(), chances.max()))
     assert told == f"{example.texts[0]} {low} to {high}"
   side = grids.shape[1]
-  (said,) = [t for _, t in shown[0].all("p") if t.endswith(" patches.")]
-  assert said == f"{side} x {side} patches."
+  (said,) = [t for _, t in shown[0].all("p") if " patches, compared" in t]
+  assert said.startswith(f"{side} x {side} patches, ")
+  assert "by the value path of the last block" in said
   colours = [a for a, _ in shown[0].all("img", alt="its patches as colours")]
   data = [base64.b64decode(a["src"].partition(",")[2]) for a in colours]
   expected = components(list(model.embed_patches(images)))
@@ -374,7 +375,7 @@ def test_masks_name_what_their_images_show(digits, tmp_path):
   (group,) = samples.groups([run], 4)
   assert not group.notes and not group.cards, "nobody wrote captions"
   row = group.seen[0]
-  assert row.kind == "text" and len(row.images) == 4
+  assert row.kind == "value" and len(row.images) == 4
   for number, one in enumerate(row.images):
     text = scenes_draw.train_example(number).caption
     assert one.maps
