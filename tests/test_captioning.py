@@ -9,11 +9,11 @@ import zlib
 import jax
 import model_cases
 import numpy as np
-import optax
 from PIL import Image
 import programs
 import pytest
 import runs
+import step_cases
 
 from big_siglip import build, command_line, sharding
 from big_siglip.checkpoint import Checkpoints
@@ -36,8 +36,6 @@ from big_siglip.data.views import (
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.objectives import captioning, make_terms
-from big_siglip.sharding import Slices
-from big_siglip.train_step import init_state, train_step
 
 SIZE, LENGTH, VOCAB = 64, 6, 50
 TOWER = {"width": 16, "num_heads": 8, "mlp_dim": 16}
@@ -89,51 +87,21 @@ def _one_step(shape, count, weight=1.5):
     **axes, devices=jax.devices()[: int(np.prod(shape))]
   )
   model = SigLIP(config.model, sharding.batch_sharding(mesh))
-  sgd = optax.sgd(1.0)
   terms = make_terms(config, mesh)
   batch = _batch(config.model)
-  example = {name: x[:1] for name, x in batch.items()}
-  init = functools.partial(init_state, model=model, terms=terms, optimizer=sgd)
-  state = jax.device_get(jax.jit(init)(jax.random.key(0), example))
+  state = step_cases.first_state(model, terms, batch)
   rng = np.random.default_rng(2)
   state.params["words"] = jax.tree.map(  # Its logits start as zeros.
     lambda x: x + np.float32(0.1 * rng.normal(size=x.shape)),
     state.params["words"],
   )
-  state = jax.device_put(state, sharding.state_sharding(state, mesh))
-  step = jax.jit(
-    functools.partial(
-      train_step,
-      look=model.look,
-      terms=terms,
-      optimizer=sgd,
-      schedule=optax.constant_schedule(1.0),
-      seed=3,
-      slices=Slices(count, mesh, sharding.BATCH_AXES) if count > 1 else None,
-    )
+  metrics, gradient, after = step_cases.take(
+    state, batch, model, terms, mesh, count
   )
-  after, metrics = step(state, sharding.to_global(mesh, batch))
-  gradient = jax.tree.map(
-    lambda a, b: a - b, *jax.device_get((state.params, after.params))
-  )
-  return (
-    {k: float(v) for k, v in metrics.items()},
-    runs.flatten(gradient),
-    runs.flatten(state.params),
-  )
+  return metrics, gradient, runs.flatten(state.params)
 
 
-@pytest.mark.parametrize(
-  "shape,count",
-  [
-    ((2, 2, 2), 4),
-    *(
-      pytest.param(shape, count, marks=pytest.mark.slow)
-      for shape in ((2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 1, 1))
-      for count in (1, 2, 4, 8)
-    ),
-  ],
-)
+@step_cases.shapes_and_counts(4)
 def test_slices_and_meshes_change_neither_loss_nor_gradient(shape, count):
   metrics, gradient, _ = _one_step(shape, count)
   expected, expected_gradient, _ = _one_step((1, 1, 1), 1)

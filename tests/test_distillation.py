@@ -8,10 +8,10 @@ from etils import epath
 import jax
 import model_cases
 import numpy as np
-import optax
 from peers import torch
 import pytest
 import runs
+import step_cases
 
 from big_siglip import build, sharding
 from big_siglip.checkpoint import Checkpoints
@@ -22,8 +22,6 @@ from big_siglip.objectives import make_terms, total
 from big_siglip.objectives.cutting import Cut
 from big_siglip.objectives.masked import draw_places
 from big_siglip.objectives.term import Slice
-from big_siglip.sharding import Slices
-from big_siglip.train_step import init_state, train_step
 from big_siglip.trained import teachers
 
 SIZE = 64
@@ -67,24 +65,10 @@ def _two_steps(shape, count):
   config = _config(batch_size=SIZE, loss__name="ring_sigmoid")
   config.mesh.update(axes)
   config.model = model_cases.model_config(TOWER | {"patch_size": 4}, TOWER)
-  sgd = optax.sgd(1.0)
   terms = make_terms(config, mesh)
   image, text = model_cases.example_inputs(config.model, batch=SIZE)
   batch = {"image": image, "text": text, **cases.crops(SIZE)}
-  example = {name: x[:1] for name, x in batch.items()}
-  init = functools.partial(init_state, model=model, terms=terms, optimizer=sgd)
-  state = jax.device_get(jax.jit(init)(jax.random.key(0), example))
-  step = jax.jit(
-    functools.partial(
-      train_step,
-      look=model.look,
-      terms=terms,
-      optimizer=sgd,
-      schedule=optax.constant_schedule(1.0),
-      seed=3,
-      slices=Slices(count, mesh, sharding.BATCH_AXES) if count > 1 else None,
-    )
-  )
+  state = step_cases.first_state(model, terms, batch)
   # At the second step teacher and student are no longer the same.
   rng = np.random.default_rng(0)
   state = state.replace(
@@ -94,29 +78,13 @@ def _two_steps(shape, count):
     ),
     carry={NAME: _carry(rng, state.carry[NAME])},
   )
-  state = jax.device_put(state, sharding.state_sharding(state, mesh))
-  after, metrics = step(state, sharding.to_global(mesh, batch))
-  gradient = jax.tree.map(
-    lambda a, b: a - b, *jax.device_get((state.params, after.params))
+  metrics, gradient, after = step_cases.take(
+    state, batch, model, terms, mesh, count
   )
-  return (
-    {k: float(v) for k, v in metrics.items()},
-    runs.flatten(gradient),
-    runs.flatten(after.carry),
-  )
+  return metrics, gradient, runs.flatten(after.carry)
 
 
-@pytest.mark.parametrize(
-  "shape,count",
-  [
-    ((2, 2, 2), 8),
-    *(
-      pytest.param(shape, count, marks=pytest.mark.slow)
-      for shape in ((2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 1, 1))
-      for count in (1, 2, 4, 8)
-    ),
-  ],
-)
+@step_cases.shapes_and_counts(8)
 def test_slices_and_meshes_change_neither_loss_nor_gradient(shape, count):
   metrics, gradient, carry = _two_steps(shape, count)
   expected, expected_gradient, expected_carry = _two_steps((2, 2, 2), 1)

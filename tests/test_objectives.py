@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import runs
+import step_cases
 import toy_term
 
 from big_siglip import build, sharding
@@ -17,8 +18,6 @@ from big_siglip.checkpoint import Checkpoints, restore_params
 from big_siglip.errors import UserError
 from big_siglip.models import SigLIP
 from big_siglip.objectives import make_terms, Term
-from big_siglip.sharding import Slices
-from big_siglip.train_step import init_state, train_step
 
 SIZE = 64
 # Widths that every mesh axis divides.
@@ -41,23 +40,9 @@ def _two_steps(shape, count):
   model = SigLIP(
     model_cases.model_config(TOWER, TOWER), sharding.batch_sharding(mesh)
   )
-  sgd = optax.sgd(1.0)
   terms = (*make_terms(config, mesh), toy_term.make(lambda step: 0.5 + step))
   batch = _batch(model.config)
-  example = {name: x[:1] for name, x in batch.items()}
-  init = functools.partial(init_state, model=model, terms=terms, optimizer=sgd)
-  state = jax.jit(init)(jax.random.key(0), example)
-  step = jax.jit(
-    functools.partial(
-      train_step,
-      look=model.look,
-      terms=terms,
-      optimizer=sgd,
-      schedule=optax.constant_schedule(1.0),
-      seed=3,
-      slices=Slices(count, mesh, sharding.BATCH_AXES) if count > 1 else None,
-    )
-  )
+  state = step_cases.first_state(model, terms, batch)
   # At the second step teacher and student are no longer the same.
   state = state.replace(
     step=jnp.int32(1),
@@ -65,29 +50,13 @@ def _two_steps(shape, count):
       lambda x: np.float32(1.1) * x, jax.device_get(state.params)
     ),
   )
-  state = jax.device_put(state, sharding.state_sharding(state, mesh))
-  after, metrics = step(state, sharding.to_global(mesh, batch))
-  gradient = jax.tree.map(
-    lambda a, b: a - b, *jax.device_get((state.params, after.params))
+  metrics, gradient, after = step_cases.take(
+    state, batch, model, terms, mesh, count
   )
-  return (
-    {k: float(v) for k, v in metrics.items()},
-    runs.flatten(gradient),
-    runs.flatten(after.carry),
-  )
+  return metrics, gradient, runs.flatten(after.carry)
 
 
-@pytest.mark.parametrize(
-  "shape,count",
-  [
-    ((2, 2, 2), 8),
-    *(
-      pytest.param(shape, count, marks=pytest.mark.slow)
-      for shape in ((2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 1, 1))
-      for count in (1, 2, 4, 8)
-    ),
-  ],
-)
+@step_cases.shapes_and_counts(8)
 def test_slices_and_meshes_change_neither_loss_nor_gradient(shape, count):
   metrics, gradient, carry = _two_steps(shape, count)
   expected, expected_gradient, expected_carry = _two_steps((2, 2, 2), 1)
