@@ -95,9 +95,10 @@ _SAID = {1: "is better", -1: "is worse", 0: "makes no difference that shows"}
 def measured(records: Records, settings: Mapping) -> dict[str, list[dict]]:
   """Returns {way: the figures of each seed}; trains what is missing."""
   ways = {
-    name: {**settings["changes"], **changes} for name, changes in WAYS.items()
+    name: runs.Way("scenes_dense", {**settings["changes"], **changes})
+    for name, changes in WAYS.items()
   }
-  found = runs.train(records.folder, "scenes_dense", ways, settings["seeds"])
+  found = runs.train(records.folder, ways, settings["seeds"])
   evals = scenes_dense.get_config()
   for section in evals.values():
     section.update(settings["evals"])

@@ -28,8 +28,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
   whatever the number of examples.
   """
 
-  VERSION = tfds.core.Version("1.1.0")
+  VERSION = tfds.core.Version("1.2.0")
   RELEASE_NOTES = {
+    "1.2.0": "Both phrasings of a caption; all else is as it was.",
     "1.1.0": "Masks and boxes; images and captions are as they were.",
     "1.0.0": "First release.",
   }
@@ -48,6 +49,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             encoding_format="png",
           ),
           "captions": tfds.features.Sequence(tfds.features.Text()),
+          # The other way to say the same, too: for what judges captions.
+          "phrasings": tfds.features.Sequence(tfds.features.Text()),
           "name": tfds.features.Text(),
           "mask": tfds.features.Image(
             shape=(scenes_draw.SIDE, scenes_draw.SIDE, 1),
@@ -77,6 +80,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         {
           "image": scene.image,
           "captions": [scene.caption],
+          "phrasings": scene.phrasings,
           "name": f"scenes/{split}/{key:06d}",
           "mask": scene.mask,
           "boxes": [tfds.features.BBox(*box) for box in scene.boxes],
