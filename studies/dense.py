@@ -40,7 +40,7 @@ QUICK = {
     "batch_size": 8,
     "data.name": "scenes/64",
     "evals.test.data": "scenes/64",
-    "model.image.depth": 1,
+    "model.image.depth": 3,
     "model.text.depth": 1,
   },
   "evals": {"data": "scenes/64", "split": "test[:40]"},

@@ -16,13 +16,13 @@ def get_config() -> ConfigDict:
   c.init.path = "runs/scenes_pretrain"
   c.init.state = "all"
   # A fifth of the schedule, as in the paper.
-  c.optimizer.schedule_steps = 4_000
+  c.optimizer.schedule_steps = 5_000
   c.total_steps = c.optimizer.get_ref("schedule_steps")
   steps = c.get_ref("total_steps")
   c.terms.teacher = terms.distillation(
     weight=0.25,
     local_count=4,
-    local_size=36,
+    local_size=24,
     # Scenes say where things are, and in which colour.
     flip=False,
     jitter=0.0,
