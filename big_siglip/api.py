@@ -100,8 +100,8 @@ def _evaluate(
     config = results.with_evals(model.config, None, evals)
     evaluators = build.evaluators(config, model.mesh)
     params = model.params
-    if saved.is_run(model.path):
-      checkpoint = saved.find(model.path)[1]
+    if config.get("terms"):
+      checkpoint = saved.open_model(model.path)[0]
       params = decoders.joined(params, checkpoint, config, model.mesh)
     return results.run(evaluators, params)
   if not isinstance(model, str | os.PathLike):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from configs.evals import scenes_dense
 from studies import command, runs
 from studies.records import Records
-from studies.report import Curve, difference, Panel, Report, score
+from studies.report import Curve, difference, Panel, Report, SAID, score
 
 CLIP, SIGLIP = "softmax and class token", "sigmoid and attention pool"
 WAYS = {
@@ -40,7 +40,7 @@ QUICK = {
     "batch_size": 8,
     "data.name": "scenes/64",
     "evals.test.data": "scenes/64",
-    "model.image.depth": 1,
+    "model.image.depth": 3,
     "model.text.depth": 1,
   },
   "evals": {"data": "scenes/64", "split": "test[:40]"},
@@ -59,7 +59,7 @@ def study(records: Records, settings: Mapping) -> Report:
     scores = [score(found[name], metric) for name in found]
     rows.append([figure, *scores, *gains.values(), *_beside(found, metric)])
     findings += [
-      f"{figure}: {name} {_SAID[gain.sign]} ({gain} points)"
+      f"{figure}: {name} {SAID[gain.sign]} ({gain} points)"
       for name, gain in gains.items()
     ]
   places = range(len(FIGURES))
@@ -87,9 +87,6 @@ def study(records: Records, settings: Mapping) -> Report:
       Panel("What patches know", "", "percent", curves, ticks=tuple(FIGURES))
     ],
   )
-
-
-_SAID = {1: "is better", -1: "is worse", 0: "makes no difference that shows"}
 
 
 def measured(records: Records, settings: Mapping) -> dict[str, list[dict]]:

@@ -46,7 +46,7 @@ FIGURES = {  # What is shown: metric.
   "correspondence": "crops/pck@0.1",
 }
 SETTINGS = {
-  "steps": 1_500,
+  "steps": 1_600,
   "changes": {},
   "seeds": (0, 1, 2),
   "data": "scenes/100000",
@@ -60,7 +60,7 @@ QUICK = {
     "batch_size": 8,
     "data.name": "scenes/64",
     "evals.test.data": "scenes/64",
-    "model.image.depth": 1,
+    "model.image.depth": 3,
     "model.text.depth": 1,
   },
   "data": "scenes/64",

@@ -12,10 +12,11 @@ import time
 import numpy as np
 from PIL import Image
 import pytest
+from scipy import ndimage
 from sklearn import datasets as sklearn_datasets
 
 from big_siglip.data import images, sources
-from big_siglip.datasets import digits, prepare, scenes_draw
+from big_siglip.datasets import digits, prepare, scenes_draw, scenes_wide
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -103,6 +104,47 @@ def test_scene_depends_on_its_index_alone(data_dir):
       few[index].texts,
     )
   assert len(sources.open_source("scenes/20", "test", data_dir)) == 1_000
+
+
+@pytest.mark.slow
+def test_wide_scenes_are_read_by_their_index(data_dir):
+  source = sources.open_source("scenes_wide/30", "train", data_dir)
+  for index in (0, 1, 29):
+    scene = scenes_wide.train_example(index)
+    found = source[index]
+    assert (found.image, found.texts) == (scene.image, (scene.caption,))
+
+
+def test_wide_scenes_lie_whole_on_canvases_of_their_shape():
+  shapes = collections.Counter()
+  for index in range(100):
+    scene = scenes_wide.train_example(index)
+    mask = np.array(Image.open(io.BytesIO(scene.mask)))
+    shapes[Image.open(io.BytesIO(scene.image)).size] += 1
+    assert mask.shape[::-1] == Image.open(io.BytesIO(scene.image)).size
+    count = sum(scenes_draw.COUNTS[t.split()[0]] for t in scene.box_texts)
+    assert _blobs(mask) == count, scene.caption
+    if len(scene.boxes) == 2 and mask.shape == (24, 168):
+      first = scene.caption.startswith(scene.box_texts[0])
+      says_left = "left of" in scene.caption
+      assert (scene.boxes[0][3] < scene.boxes[1][1]) and first == says_left
+  assert set(shapes) == set(scenes_wide.SIZES.values())
+  assert min(shapes.values()) > 10
+
+
+def test_wide_test_scenes_come_by_shape_and_mean_what_no_other_does():
+  scenes = list(scenes_wide.test_examples(50))
+  sizes = [Image.open(io.BytesIO(scene.image)).size for scene in scenes]
+  order = [scenes_wide.SIZES[name] for name in ("wide", "tall", "square")]
+  assert sizes == [order[0]] * 20 + [order[1]] * 20 + [order[2]] * 10
+  meanings = {_meaning(scene.caption) for scene in scenes}
+  trained = {_meaning(scenes_wide.train_example(i).caption) for i in range(100)}
+  assert len(meanings) == 50 and not meanings & trained
+
+
+def _blobs(mask):
+  """Returns how many connected pieces of things a mask has."""
+  return ndimage.label(mask, np.ones((3, 3)))[1]
 
 
 def test_scene_captions_fit_siglips_64_tokens_as_bytes():

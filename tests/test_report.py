@@ -566,7 +566,7 @@ def test_probabilities_of_a_softmax_are_told_to_mean_nothing(digits, copy):
   runs = read_runs([str(folder)])
   samples.groups(runs, 1)
   (said,) = runs[0].notes
-  assert "never trained, so there are no sigmoid probabilities that" in said
+  assert "bias: there are no sigmoid probabilities that mean anything" in said
 
 
 @pytest.fixture(scope="module")

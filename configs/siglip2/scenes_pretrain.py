@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
   """Returns the experiment."""
   c = scenes.get_config()
   # What this stage trains of the schedule; the second one trains the rest.
-  c.total_steps = 3_200
+  c.total_steps = 4_000
   c.batch_size = 64
   c.model.logit_bias_init = -4.1  # log(1 / 63): one pair in 64 matches.
   steps = c.get_ref("total_steps")
@@ -26,10 +26,18 @@ def get_config() -> ConfigDict:
   positions = "image/position_embedding"
   c.optimizer.rules = ((positions, {"learning_rate": 10.0}),)
   c.terms.locca = terms.captioning(
-    aref=1.0, gcap=1.0, depth=2, boxes="tokens", bins=60, length=12
+    # A caption is the hardest of the three: it has two things to find.
+    caption=2.0,
+    aref=1.0,
+    gcap=1.0,
+    parallel=0.25,
+    depth=2,
+    boxes="tokens",
+    bins=60,
+    length=12,
   )
   c.data.fields = ("boxes", "box_texts")
-  c.evals.test.every = 1_600
+  c.evals.test.every = 2_000
   # What is written, at the end: either of the two ways to say it is right.
   own = {"data": "scenes/100000", "batch_size": 100, "every": steps}
   c.evals.captions = written.caption(**own, text_keys=("phrasings",))
