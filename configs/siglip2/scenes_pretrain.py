@@ -19,9 +19,8 @@ def get_config() -> ConfigDict:
   c.total_steps = 4_000
   c.batch_size = 64
   c.model.logit_bias_init = -4.1  # log(1 / 63): one pair in 64 matches.
-  steps = c.get_ref("total_steps")
-  c.optimizer.warmup_steps = steps // 10
-  c.optimizer.schedule_steps = steps * 5 // 4
+  c.optimizer.schedule_steps = c.get_ref("total_steps") * 5 // 4
+  c.optimizer.warmup_steps = c.optimizer.get_ref("schedule_steps") // 10
   # Most patches show the same grey, which outshines positions as they begin.
   positions = "image/position_embedding"
   c.optimizer.rules = ((positions, {"learning_rate": 10.0}),)
