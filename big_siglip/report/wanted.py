@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from big_siglip import training_data
 from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.errors import naming_evaluation
+from big_siglip.evaluators import written
 from big_siglip.evaluators.captions import open_captions
 from big_siglip.report.runs import Run
 
@@ -32,6 +33,11 @@ class DataKey(NamedTuple):
     rest = {field: spec.get(field) for field in cls._fields[2:-1]}
     return cls(name, split, **rest, options=options)
 
+  @property
+  def images(self) -> tuple[str | None, ...]:
+    """What tells the images, whatever is taken of them beside."""
+    return self.name, self.split, self.path, self.captions_file
+
 
 class Wanted(NamedTuple):
   """What a run wants of a data set.
@@ -41,46 +47,54 @@ class Wanted(NamedTuple):
       run trains on.
     spec: of the classification; None without one.
     masks: of an evaluation of masks; None without one.
-    boxes: name of the section of an evaluation of boxes; None without one.
+    captions: name of the section of an evaluation of captions that a decoder
+      writes; None without one.
+    boxes: the same, of boxes.
   """
 
   name: str | None
   spec: ConfigDict | None
   masks: ConfigDict | None = None
+  captions: str | None = None
   boxes: str | None = None
 
 
 def wanted(run: Run) -> dict[DataKey, Wanted]:
   """Returns what a run is evaluated on, and how it is classified there.
 
-  A run without evaluations is shown on what it trains on.
+  What a decoder is evaluated on stands with other evaluations of these images,
+  whatever it takes of them. A run without evaluations is shown on what it
+  trains on.
   """
   config = ConfigDict(run.config)
   found: dict[DataKey, Wanted] = {}
-  boxes: dict[DataKey, str] = {}
+  of_decoder = []
   for name, spec in config.get("evals", {}).items():
-    if "data" in spec and "split" in spec:
-      key = DataKey.of(spec, config.get("data", {}))
-      classifies = spec.get("kind") == "classification"
-      segments = spec.get("mask_key") is not None
-      known = found.get(key)
-      if (
-        known is None
-        or (classifies or segments)
-        and not (known.spec or known.masks)
-      ):
-        found[key] = Wanted(
-          name, spec if classifies else None, spec if segments else None
-        )
-      if "box_key" in spec:
-        boxes.setdefault(key, name)
+    if "data" not in spec or "split" not in spec:
+      continue
+    key = DataKey.of(spec, config.get("data", {}))
+    if spec.get("kind") in written.KINDS:
+      of_decoder.append((key, name, spec.kind))
+      continue
+    classifies = spec.get("kind") == "classification"
+    segments = spec.get("mask_key") is not None
+    known = found.get(key)
+    better = known is None or not (known.spec or known.masks)
+    if known is None or better and (classifies or segments):
+      found[key] = Wanted(
+        name, spec if classifies else None, spec if segments else None
+      )
+  for key, name, kind in of_decoder:
+    known = next((k for k in found if k.images == key.images), key)
+    field = "captions" if kind == "caption" else "boxes"
+    own = found.setdefault(known, Wanted(name, None))
+    if getattr(own, field) is None:
+      found[known] = own._replace(**{field: name})
   if not found and "name" in config.get("data", {}) and "split" in config.data:
     data = config.data
     path = data.get("path")
     spec = {"data": data.name, "split": data.split, "path": path}
     found[DataKey.of(spec, data)] = Wanted(None, None)
-  for key, name in boxes.items():
-    found[key] = found[key]._replace(boxes=name)
   return found
 
 

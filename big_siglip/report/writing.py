@@ -15,7 +15,7 @@ from big_siglip.evaluators import caption_metrics
 from big_siglip.evaluators.caption_tokens import tokenize
 from big_siglip.evaluators.grounding import IOU, read_regions, Region
 from big_siglip.evaluators.scribe import find_decoder
-from big_siglip.report import maps, patches, thumbnails
+from big_siglip.report import maps, patches, thumbnails, wanted
 from big_siglip.report.pool import Part, Pool
 from big_siglip.report.runs import Run
 from big_siglip.report.tables import value_text
@@ -132,18 +132,20 @@ def look(
   examples = [pool.source[pool.index[number]] for number in numbers]
   files = [example.image for example in examples]
   captions = [pool.captions(number) for number in numbers]
+  rows = [pool.index[number] for number in numbers]
+  own = ConfigDict(dict(config))
+  true = _references(rows, examples, captions, asked.captions, own)
   written = model.caption(files)
   exact = caption_metrics.exact(
     [tokenize(text) for text in written],
-    [[tokenize(text) for text in own] for own in captions],
+    [[tokenize(text) for text in texts] for texts in true],
   )
   pixels = Pixels(**vars(model.preprocess.value.square()))
-  rows = [pool.index[number] for number in numbers]
-  regions = _regions(rows, examples, pixels, asked.boxes, config)
+  regions = _regions(rows, examples, pixels, asked.boxes, own)
   phrases = _phrases(model, files, regions)
   texts = [
-    [phrase.text for phrase in own] or said[:1]
-    for own, said in zip(phrases, captions, strict=True)
+    [phrase.text for phrase in found] or list(said[:1])
+    for found, said in zip(phrases, captions, strict=True)
   ]
   shown = [pool.thumbnails[number] for number in numbers]
   seen = patches.draw(model, examples, shown, texts, choice)
@@ -155,7 +157,7 @@ def look(
       framed = thumbnails.picture(square, "what the model sees of it")
     images.append(
       Told(
-        captions[number],
+        true[number],
         written[number],
         bool(exact[number]),
         framed,
@@ -166,12 +168,41 @@ def look(
   return Row(seen.grid, seen.compared, images)
 
 
+def _references(
+  rows: Sequence[int],
+  examples: Sequence[Example],
+  captions: Sequence[Sequence[str]],
+  name: str | None,
+  config: ConfigDict,
+) -> Sequence[Sequence[str]]:
+  """Returns the captions that are right, as the evaluation of them has it.
+
+  Args:
+    rows: numbers of the images in their data set.
+    examples: the same.
+    captions: of them in the pool, where there is no evaluation.
+    name: of the evaluation; None: there is none.
+    config: of the run.
+  """
+  if name is None:
+    return captions
+  spec = config.evals[name]
+  key = wanted.DataKey.of(spec, config.get("data", {}))
+  source = wanted.open_data(key, config, name)
+  found = []
+  for row, example, own in zip(rows, examples, captions, strict=True):
+    same = source[row]
+    texts = same.texts[: spec.get("max_captions")]
+    found.append(texts if same.name == example.name and texts else own)
+  return found
+
+
 def _regions(
   rows: Sequence[int],
   examples: Sequence[Example],
   pixels: Pixels,
   name: str | None,
-  config: Mapping[str, Any],
+  config: ConfigDict,
 ) -> list[tuple[Region, ...]]:
   """Returns the first boxes of each image, in the frame that the model sees.
 
@@ -184,10 +215,9 @@ def _regions(
   """
   if name is None:
     return [()] * len(rows)
-  whole = ConfigDict(dict(config))
-  spec = whole.evals[name]
+  spec = config.evals[name]
   with naming_evaluation(name):
-    source = training_data.evaluation_source(whole, name, spec.split)
+    source = training_data.evaluation_source(config, name, spec.split)
     reader = Reader(spec.box_key, spec.box_text_key, spec.box_format)
     found = read_regions(Part(source, rows), reader, pixels, _PHRASES)
   # It may count other images: those without captions, too.

@@ -9,7 +9,7 @@ their own, one for each pixel of a side.
 
 from ml_collections import ConfigDict
 
-from configs import scenes, terms
+from configs import scenes, terms, written
 
 
 def get_config() -> ConfigDict:
@@ -37,4 +37,8 @@ def get_config() -> ConfigDict:
   )
   c.data.fields = ("boxes", "box_texts")
   c.evals.test.every = 2_000
+  # What is written, at the end: either of the two ways to say it is right.
+  own = {"data": "scenes/100000", "batch_size": 100, "every": steps}
+  c.evals.captions = written.caption(**own, text_keys=("phrasings",))
+  c.evals.boxes = written.grounding(**own)
   return c
