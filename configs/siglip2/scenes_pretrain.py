@@ -38,7 +38,8 @@ def get_config() -> ConfigDict:
   c.data.fields = ("boxes", "box_texts")
   c.evals.test.every = 2_000
   # What is written, at the end: either of the two ways to say it is right.
-  own = {"data": "scenes/100000", "batch_size": 100, "every": steps}
+  own = {"data": "scenes/100000", "batch_size": 100}
+  own["every"] = c.get_ref("total_steps")
   c.evals.captions = written.caption(**own, text_keys=("phrasings",))
   c.evals.boxes = written.grounding(**own)
   return c
