@@ -8,16 +8,17 @@ from 80 % of the steps with self-distillation and with masked prediction
 and the sigmoid loss for as many FLOPs as the whole recipe takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from big_siglip import api
 from big_siglip.models import flops
 from big_siglip.objectives import captioning, distillation
-from configs import written
+from configs import base, written
 from configs.evals import scenes_dense
-from studies import attributes, command, runs
+from studies import attributes, command, guesses, runs
 from studies.data import ROOT
 from studies.records import Records
 from studies.report import Curve, difference, Panel, Report, score
@@ -34,7 +35,7 @@ WRITTEN = {  # What each way's decoder was taught.
   **dict.fromkeys((BOXES, DISTILLED, MASKED), ("captions", "boxes")),
 }
 FIGURES = {  # What is shown: metric.
-  "recall@1": "evals/test/image_to_text/recall@1",
+  "recall@1": "recall/image_to_text/recall@1",
   "captions, right": "captions/exact_match",
   "boxes of phrases": "boxes/accuracy@0.5",
   "phrases of boxes, right": "boxes/text_exact_match",
@@ -52,6 +53,8 @@ SETTINGS = {
   "data": "scenes/100000",
   "test": 500,
   "train": 2_000,
+  "known": 20_000,  # Training scenes whose captions are guessed.
+  "asked": 1_000,
 }
 QUICK = {
   "steps": 10,
@@ -59,13 +62,14 @@ QUICK = {
   "changes": {
     "batch_size": 8,
     "data.name": "scenes/64",
-    "evals.test.data": "scenes/64",
     "model.image.depth": 3,
     "model.text.depth": 1,
   },
   "data": "scenes/64",
   "test": 40,
   "train": 64,
+  "known": 50,
+  "asked": 20,
 }
 
 
@@ -75,6 +79,7 @@ def ways(settings: Mapping) -> dict[str, runs.Way]:
   # A schedule of its own for each number of steps, warm-up included.
   whole = {
     **changes,
+    "evals": {},  # See `evaluations`.
     "total_steps": steps,
     "optimizer.schedule_steps": steps,
     "optimizer.warmup_steps": steps // 10,
@@ -132,6 +137,8 @@ def evaluations(way: str, settings: Mapping) -> ConfigDict:
     made[name].update({"data": own["data"], "split": test, "baselines": False})
     if "train_split" in made[name]:
       made[name].train_split = f"train[:{settings['train']}]"
+  if way != ALONE:
+    made.recall = base.retrieval(**own)
   if "captions" in WRITTEN.get(way, ()):
     made.captions = written.caption(**own, text_keys=("phrasings",))
   if "boxes" in WRITTEN.get(way, ()):
@@ -145,7 +152,7 @@ def measured(records: Records, settings: Mapping) -> dict[str, list[dict]]:
   for seed in settings["seeds"]:
     # A seed's runs are asked before the next seed is trained.
     trained = runs.train(records.folder, ways(settings), [seed])
-    for name, (last,) in trained.items():
+    for name in trained:
       if name == _FIRST:
         continue
       run = runs.place(records.folder, name, seed)
@@ -153,7 +160,9 @@ def measured(records: Records, settings: Mapping) -> dict[str, list[dict]]:
       probed = attributes.probe(
         run, settings["data"], settings["train"], settings["test"]
       )
-      found.setdefault(name, []).append(last | asked | probed)
+      if name == MASKED:
+        probed |= guesses.score(run, settings["known"], settings["asked"])
+      found.setdefault(name, []).append(asked | probed)
   return found
 
 
@@ -161,26 +170,20 @@ def study(records: Records, settings: Mapping) -> Report:
   """Trains each way with each seed, and compares figures of all runs."""
   found = measured(records, settings)
   rows, findings, curves = [], [], []
-  plain = found[PLAIN]
   for figure, metric in FIGURES.items():
     has = {name: x for name, x in found.items() if metric in x[0]}
     rows.append(
-      [
-        figure,
-        *(str(score(found[x], metric)) if x in has else "" for x in found),
-      ]
+      [figure, *(str(score(has[x], metric)) if x in has else "" for x in found)]
     )
-    for name, records_of in has.items():
-      base = plain if PLAIN in has else found[BOXES]
-      if records_of is base or BOXES not in has:
-        continue
-      gain = difference(records_of, base, metric)
+    # What the sigmoid alone has no figure of is compared with captions, boxes.
+    first, *others = has
+    for name in others:
+      gain = difference(has[name], has[first], metric)
       if gain.sign:
         better = "better" if gain.sign > 0 else "worse"
-        of = PLAIN if base is plain else BOXES
-        findings.append(
-          f"{figure}: {name} is {better} than {of} ({gain} points)"
-        )
+        findings.append(f"{figure}: {name} is {better} than {first} ({gain})")
+  findings += _guessed(found[MASKED])
+  plain = found[PLAIN]
   shown = [x for x in FIGURES if FIGURES[x] in plain[0]]
   for name, own in found.items():
     points = [score(own, FIGURES[x]) for x in shown]
@@ -199,6 +202,22 @@ def study(records: Records, settings: Mapping) -> Report:
     findings=findings or ["no difference shows"],
     panels=[Panel("What each term adds", "", "percent", curves, ticks=shown)],
   )
+
+
+def _guessed(own: Sequence[Mapping[str, float]]) -> list[str]:
+  """Returns what captions are worth that were not written of the image."""
+  said = []
+  for name, words in (
+    ("captions", "the decoder's"),
+    ("nearest", "those of the nearest training scene"),
+    ("blind", "what it writes of an empty scene"),
+  ):
+    exact = score(own, f"{name}/exact_match")
+    cider = np.mean([one[f"{name}/cider"] for one in own])
+    said.append(
+      f"captions, {MASKED}: {words}: {exact} right, CIDEr-D {cider:.2f}"
+    )
+  return said
 
 
 def main(arguments=None) -> None:

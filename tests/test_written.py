@@ -18,6 +18,7 @@ from big_siglip.errors import UserError
 from big_siglip.evaluation import compare, reading, samples
 from big_siglip.evaluators import caption_metrics, Result
 from big_siglip.evaluators.caption_tokens import tokenize
+from big_siglip.evaluators.scribe import Search
 from big_siglip.objectives import captioning
 from big_siglip.report import maps, page
 from big_siglip.report import samples as report_samples
@@ -101,6 +102,56 @@ def _write(folder, images, rows):
     json.dumps({"image": f"{i}.png", **row}) for i, row in enumerate(rows)
   ]
   (folder / "captions.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def naflex(run):
+  """The same run, as it keeps the shape of images of up to six patches."""
+  folder = run.parent / "naflex"
+  shutil.copytree(run, folder)
+  config = json.loads((folder / "config.json").read_text())
+  config["model"]["image"]["max_patches"] = 6
+  (folder / "config.json").write_text(json.dumps(config))
+  return big_siglip.load(folder)
+
+
+def test_squares_are_told_by_a_model_that_keeps_shapes_too(said, naflex):
+  model, images, captions, found = said
+  grids = {tuple(naflex.prepare_image(image)["grid"]) for image in images}
+  assert grids == {(2, 2)}  # And two places of padding.
+  assert naflex.caption(images, batch_size=4) == captions
+  assert naflex.find_boxes(images, PHRASES) == found
+  np.testing.assert_allclose(
+    naflex.log_likelihoods(images, PHRASES),
+    model.log_likelihoods(images, PHRASES),
+    atol=1e-4,
+    rtol=1e-5,
+  )
+  assert len(naflex.caption(images, beams=2)) == len(images)
+
+
+def test_padding_changes_nothing_of_what_is_written(said, naflex):
+  rng = np.random.default_rng(1)
+  shapes = ((20, 20), (16, 60), (64, 9), (33, 30))
+  images = [rng.integers(0, 256, (*x, 3), np.uint8) for x in shapes]
+  clean = [naflex.prepare_image(image) for image in images]
+  assert min(image["grid"].prod() for image in clean) < 6
+  dirty = []
+  for image in clean:
+    patches = image["patches"].copy()
+    patches[image["grid"].prod() :] = 255
+    dirty.append({**image, "patches": patches})
+  writer, found = naflex.captioner, []
+  for rows in (clean, dirty):
+    ((context, _),) = writer.batches(rows, len(rows))
+    written = writer.write(context, writer.start("caption"), Search(2))
+    found.append((written, writer.score(context, PHRASES)))
+  assert found[0][0] == found[1][0]
+  np.testing.assert_array_equal(found[0][1], found[1][1])
+  assert len({sentence.text for sentence in found[0][0]}) > 1
+  # What is no patch would change it, were it seen.
+  seen = context._replace(mask=None)
+  assert (writer.score(seen, PHRASES) != found[1][1]).any()
 
 
 def test_captions_are_scored_as_they_are_written(said, run, tmp_path):

@@ -19,9 +19,8 @@ def get_config() -> ConfigDict:
   c.total_steps = 4_000
   c.batch_size = 64
   c.model.logit_bias_init = -4.1  # log(1 / 63): one pair in 64 matches.
-  steps = c.get_ref("total_steps")
-  c.optimizer.warmup_steps = steps // 10
-  c.optimizer.schedule_steps = steps * 5 // 4
+  c.optimizer.schedule_steps = c.get_ref("total_steps") * 5 // 4
+  c.optimizer.warmup_steps = c.optimizer.get_ref("schedule_steps") // 10
   # Most patches show the same grey, which outshines positions as they begin.
   positions = "image/position_embedding"
   c.optimizer.rules = ((positions, {"learning_rate": 10.0}),)
@@ -39,7 +38,8 @@ def get_config() -> ConfigDict:
   c.data.fields = ("boxes", "box_texts")
   c.evals.test.every = 2_000
   # What is written, at the end: either of the two ways to say it is right.
-  own = {"data": "scenes/100000", "batch_size": 100, "every": steps}
+  own = {"data": "scenes/100000", "batch_size": 100}
+  own["every"] = c.get_ref("total_steps")
   c.evals.captions = written.caption(**own, text_keys=("phrasings",))
   c.evals.boxes = written.grounding(**own)
   return c
