@@ -387,6 +387,9 @@ def test_the_command_says_what_the_model_says(model, run, photos):
   status, output, _ = programs.call(*arguments)
   first, box, *_ = output.splitlines()
   assert first == str(photos / "0.png") and "a dog" in box
+  shown = model.find_boxes(IMAGES[:1], ["a dog"])[0][0]
+  told = ",".join(f"{x:.3f}" for x in shown) if shown else "no box"
+  assert box.split(maxsplit=1)[1] == f"{told}  a dog"
   status, output, _ = programs.call(*arguments, "--format=csv")
   head, *rows = output.splitlines()
   assert head == "image,task,text,y1,x1,y2,x2,score" and len(rows) == 6
@@ -398,6 +401,10 @@ def test_the_command_says_what_the_model_says(model, run, photos):
     ([], "--checkpoint=RUN must be given"),
     (["--checkpoint=x"], "name at least one image or folder of images"),
     (["--checkpoint=x", "--beams=0", "y"], "--beams=0: must be at least 1"),
+    (
+      ["--checkpoint=x", "--phrase= ", "y"],
+      "--phrase='': must say what to look for",
+    ),
     (
       ["--checkpoint=x", "--box=0,0,2,1", "y"],
       "--box=0,0,2,1: must be y1,x1,y2,x2 in shares of the image, with "
