@@ -62,7 +62,7 @@ class Row(NamedTuple):
   """What one run sees.
 
   Attributes:
-    grid: such as "14 x 14".
+    grid: such as "14 x 14"; or "up to 256" where images keep their shape.
     kind: of the patches that texts are compared with; "" for none.
     images: the same ones for each run.
   """
@@ -96,12 +96,12 @@ def look(model: Model, pool: Pool, asked: Wanted) -> Row:
   grid = model.look(Patches()).grid
   kind = _kind(model) if any(texts) else ""
   maps = _logits(model, files, texts, kind) if kind else [{} for _ in files]
-  cells = np.arange(grid.side**2).reshape(grid.side, grid.side)
   rows = []
   for number, own, colour, logits in zip(
     numbers, texts, colours, maps, strict=True
   ):
     shown = _enlarged(pool.thumbnails[number])
+    cells = np.arange(colour.size // 3).reshape(colour.shape[:2])
     at = grid.to_nearest(cells, *shown.shape[:2])  # Of each pixel, its patch.
     painted = colour.reshape(-1, 3)[at]
     rows.append(
@@ -111,7 +111,10 @@ def look(model: Model, pool: Pool, asked: Wanted) -> Row:
         [_map(model, text, v, shown, at) for text, v in logits.items()],
       )
     )
-  return Row(f"{grid.side} x {grid.side}", kind, rows)
+  size = f"{grid.side} x {grid.side}"
+  if grid.length is not None:
+    size = f"up to {grid.length}"
+  return Row(size, kind, rows)
 
 
 def _kind(model: Model) -> str:
