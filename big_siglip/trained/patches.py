@@ -16,7 +16,6 @@ import numpy as np
 
 from big_siglip.data.batch import Image as PreparedImage
 from big_siglip.data.preprocessing import Preprocess
-from big_siglip.data.squares import Square
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.evaluators.grids import Grid
@@ -26,7 +25,7 @@ from big_siglip.models import resolution as resolutions
 from big_siglip.models.patches import Patches
 from big_siglip.models.resolution import Resolution
 from big_siglip.models.towers import Image
-from big_siglip.trained import inputs, naflex
+from big_siglip.trained import inputs
 
 
 class Look:
@@ -68,8 +67,6 @@ class Look:
     self.batch_size = batch_size
     self._patch = resolutions.patch_size(config)
     self._length = config.image.max_patches
-    if self._length is not None:
-      naflex.check_whole(resolution.size, resolution.stride)
     size = resolutions.check(config, resolution)
     value = dataclasses.replace(preprocess.value, image_size=size)
     self.preprocess = Preprocess(value, preprocess.tokenizer)
@@ -94,10 +91,9 @@ class Look:
   @property
   def grid(self) -> Grid:
     """Which part of an image the patches cover."""
-    square = self.preprocess.value.square()
-    if self._length is not None:  # All of it, whatever its grid.
-      return Grid(1, 1, Square(1, square.resize))
-    return Grid(self.shape[0], self._patch, square)
+    value = self.preprocess.value
+    side = value.image_size // self._patch
+    return Grid(side, self._patch, value.square(), self._length)
 
   def of(self, model: Any) -> Any:
     """Returns a model whose embeddings of images are all patches of them.
