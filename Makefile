@@ -17,7 +17,7 @@ demo: .venv/demo
 demo-siglip2: .venv/demo
 	$(RUN) main.py --config=configs/siglip2/scenes_pretrain.py --workdir=runs/scenes_pretrain
 	$(RUN) main.py --config=configs/siglip2/scenes_distil.py --workdir=runs/scenes_distil
-	$(RUN) tools/report.py runs/scenes_distil --map_layer=-2 --output=runs/scenes_distil/report.html
+	$(RUN) tools/report.py runs/scenes_distil --map_kind=text --output=runs/scenes_distil/report.html
 
 test: .venv/dev lint
 	$(RUN) -m pytest -q -n 2 --dist worksteal
