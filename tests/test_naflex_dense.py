@@ -93,7 +93,7 @@ def test_images_of_all_shapes_are_measured_on_their_own_grid(folder):
   # A probe that has seen all answers reaches the best that patches can do.
   probe, crops = (found[name].metrics for name in ("probe", "crops"))
   assert probe["miou"] > 0.6 * probe["ceiling_miou"] > 0.2
-  assert probe["miou"] > probe["raw_miou"] > 0
+  assert probe["raw_miou"] > 0.6 * probe["ceiling_miou"]
   # The nearest patch lies within a tenth of a side, if there are ten.
   assert crops["ceiling_pck@0.1"] > 0.5
   shapes = {example.whole.shape for example in found["crops"].examples}

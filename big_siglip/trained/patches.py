@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -21,6 +22,7 @@ from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.evaluators.grids import Grid
 from big_siglip.evaluators.slices import in_cache
 from big_siglip.models import patches as features
+from big_siglip.models import positions
 from big_siglip.models import resolution as resolutions
 from big_siglip.models.patches import Patches
 from big_siglip.models.resolution import Resolution
@@ -35,7 +37,7 @@ class Look:
     shape: (h, w, C); where images keep their shape, (max_patches, C).
     preprocess: what comes before the tower.
     params: of the model, for images of this size.
-    embed: images -> B(h w C) float32.
+    embed: images -> B(h w C) float32; behind an image's own grid are zeros.
     batch_size: images on the devices at once.
   """
 
@@ -76,7 +78,12 @@ class Look:
 
     def flat(params: Any, image: Image) -> jax.Array:
       tokens = self._length or side**2
-      return in_cache(lambda x: see(params, x), image, tokens, mesh)
+      rows = in_cache(lambda x: see(params, x), image, tokens, mesh)
+      if not isinstance(image, Mapping):
+        return rows
+      real = positions.real(image["grid"], tokens)
+      cells = rows.reshape(*real.shape, -1)
+      return jnp.where(real[..., None], cells, 0).reshape(rows.shape)
 
     self.embed: Embed = make_embed(flat, mesh, "the image tower's patches")
     width = features.width(config.image, config.embed_dim, asked)
