@@ -18,7 +18,7 @@ from big_siglip.models import flops
 from big_siglip.objectives import captioning, distillation
 from configs import base, written
 from configs.evals import scenes_dense
-from studies import attributes, command, guesses, runs
+from studies import attributes, command, dense, guesses, runs
 from studies.data import ROOT
 from studies.records import Records
 from studies.report import Curve, difference, Panel, Report, score
@@ -34,14 +34,21 @@ WRITTEN = {  # What each way's decoder was taught.
   **dict.fromkeys((CAPTIONS, ALONE), ("captions",)),
   **dict.fromkeys((BOXES, DISTILLED, MASKED), ("captions", "boxes")),
 }
+PATCHES = {  # How texts look for patches, each at its best on training scenes.
+  "text": {"patches": "text", "pool_mlp": False, "layer": -1},
+  "value": {"patches": "value", "pool_mlp": False, "layer": -2},
+}
 FIGURES = {  # What is shown: metric.
   "recall@1": "recall/image_to_text/recall@1",
   "captions, right": "captions/exact_match",
   "boxes of phrases": "boxes/accuracy@0.5",
   "phrases of boxes, right": "boxes/text_exact_match",
   **{f"probe of {x}s": f"attributes/{x}" for x in attributes.WORDS},
-  "zero-shot shapes, painted": "painted_shapes/miou",
-  "zero-shot colours, painted": "painted_colours/miou",
+  **{
+    f"zero-shot {x}, {kind}": f"{kind}_painted_{x}/miou"
+    for x in ("shapes", "colours")
+    for kind in ("text", "value")
+  },
   "segmentation probe, shapes": "probe_shapes/miou",
   "segmentation probe, colours": "probe_colours/miou",
   "correspondence": "crops/pck@0.1",
@@ -129,14 +136,19 @@ def evaluations(way: str, settings: Mapping) -> ConfigDict:
   """Returns what a way's runs are asked."""
   own = {"data": settings["data"], "batch_size": 100}
   test = f"test[:{settings['test']}]"
-  made = scenes_dense.get_config()
-  for name in list(made):
-    if name.startswith("nearest") or name in scenes_dense.TEMPLATES:
-      del made[name]
-      continue
-    made[name].update({"data": own["data"], "split": test, "baselines": False})
-    if "train_split" in made[name]:
-      made[name].train_split = f"train[:{settings['train']}]"
+  few = {**own, "split": test, "baselines": way == PLAIN}
+  made = ConfigDict()
+  for kind, patches in PATCHES.items():
+    for name, section in scenes_dense.zero_shot(test, **patches).items():
+      if name.startswith("painted") and way != ALONE:
+        made[f"{kind}_{name}"] = section
+        section.update(few)
+  for name, section in scenes_dense.get_config().items():
+    if name.startswith(("probe", "crops")):
+      made[name] = section
+      section.update(few)
+      if "train_split" in section:
+        section.train_split = f"train[:{settings['train']}]"
   if way != ALONE:
     made.recall = base.retrieval(**own)
   if "captions" in WRITTEN.get(way, ()):
@@ -172,9 +184,8 @@ def study(records: Records, settings: Mapping) -> Report:
   rows, findings, curves = [], [], []
   for figure, metric in FIGURES.items():
     has = {name: x for name, x in found.items() if metric in x[0]}
-    rows.append(
-      [figure, *(str(score(has[x], metric)) if x in has else "" for x in found)]
-    )
+    said = [str(score(has[x], metric)) if x in has else "" for x in found]
+    rows.append([figure, *said, *dense.beside(found[PLAIN], metric)])
     # What the sigmoid alone has no figure of is compared with captions, boxes.
     first, *others = has
     for name in others:
@@ -183,11 +194,11 @@ def study(records: Records, settings: Mapping) -> Report:
         better = "better" if gain.sign > 0 else "worse"
         findings.append(f"{figure}: {name} is {better} than {first} ({gain})")
   findings += _guessed(found[MASKED])
-  plain = found[PLAIN]
-  shown = [x for x in FIGURES if FIGURES[x] in plain[0]]
+  metrics = list(FIGURES.values())
   for name, own in found.items():
-    points = [score(own, FIGURES[x]) for x in shown]
-    curves.append(Curve(name, range(len(shown)), points))
+    places = [i for i, metric in enumerate(metrics) if metric in own[0]]
+    points = [score(own, metrics[i]) for i in places]
+    curves.append(Curve(name, places, points))
   longer = ways(settings)[LONGER].changes["total_steps"]
   return Report(
     title="SigLIP 2's recipe, term by term",
@@ -197,10 +208,12 @@ def study(records: Records, settings: Mapping) -> Report:
     "recall@1, captions (right in either phrasing) and boxes (IoU of 0.5) on "
     f"1,000 held-out scenes, the rest on {settings['test']}, in percent. "
     "Probes of words: balanced accuracy, chance is 50.",
-    header=["figure", *found],
+    header=["figure", *found, "random", "raw", "ceiling"],
     rows=rows,
     findings=findings or ["no difference shows"],
-    panels=[Panel("What each term adds", "", "percent", curves, ticks=shown)],
+    panels=[
+      Panel("What each term adds", "", "percent", curves, ticks=tuple(FIGURES))
+    ],
   )
 
 

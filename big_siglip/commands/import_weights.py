@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     if kept := kept_terms.sections(pathlib.Path(weights.reader.path)):
       progress.say(
         f"note: {', '.join(kept)}, kept beside the weights, are not imported: "
-        "what needs them takes --checkpoint=" + _WEIGHTS.value
+        f"what needs them takes --checkpoint={_WEIGHTS.value}"
       )
     data = preprocessing.data_fields()
     config = ConfigDict({"model": weights.model, "data": data})

@@ -143,10 +143,7 @@ def places(
     shown: uint8 [H, W, 3], the image.
   """
   cells = np.arange(np.prod(grid)).reshape(grid)
-  look = model.look(Patches())
-  if look.keeps_shape:  # All of the image, in a grid of its own.
-    return pictures.enlarged(cells, *shown.shape[:2])
-  return look.grid.to_nearest(cells, *shown.shape[:2])
+  return model.look(Patches()).grid.to_nearest(cells, *shown.shape[:2])
 
 
 def enlarged(thumbnail: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Row(NamedTuple):
   """What one run sees.
 
   Attributes:
-    grid: such as "14 x 14"; "" where each image has its own.
+    grid: such as "14 x 14"; or "up to 256" where images keep their shape.
     compared: by what patches are compared with texts; "": nothing.
     images: the same ones for each run.
   """
@@ -117,9 +117,11 @@ def draw(
         [maps.draw(model, text, v, large, at) for text, v in logits.items()],
       )
     )
-  own_grids = model.look(Patches()).keeps_shape
-  grid = "" if own_grids else " x ".join(map(str, grids[0].shape[:2]))
-  return Row(grid, maps.told(model, asked) if asked else "", rows)
+  grid = model.look(Patches()).grid
+  size = f"{grid.side} x {grid.side}"
+  if grid.length is not None:
+    size = f"up to {grid.length}"
+  return Row(size, maps.told(model, asked) if asked else "", rows)
 
 
 class _Names(NamedTuple):
