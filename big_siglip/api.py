@@ -132,7 +132,9 @@ def _change(
       hint = f"; did you mean {close[0]!r}?" if close else ""
       problems.append(f"{here}: no such field{hint}")
     elif isinstance(section[field], ConfigDict):
-      if isinstance(value, Mapping | ConfigDict):
+      if value == {}:  # As on the command line: `evals={}` leaves none.
+        section[field] = ConfigDict()
+      elif isinstance(value, Mapping | ConfigDict):
         problems += _change(section[field], dict(value.items()), here)
       else:
         problems.append(f"{here}={value!r}: must be a dict of its fields")

@@ -8,8 +8,8 @@ big-siglip caption --checkpoint=runs/photos --labels="a cat,a dog" photos/
 
 For runs that were trained with a term of kind "captioning" in config.terms
 (docs/captioning.md). --phrase asks where something is, and --box what is there:
-a box is y1,x1,y2,x2 from the top left, in shares of the image. --labels asks
-how likely each text is as a caption, and sorts them. The first number of a line
+a box is y1,x1,y2,x2 from the top left, in shares of the image, in the answer
+too. --labels asks how likely each text is as a caption, and sorts them. The first number of a line
 is the logarithm of the probability of what was written, or of the label.
 """
 
