@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from big_siglip import build, platforms, progress
 from big_siglip.models import flops
-from big_siglip.objectives import captioning, distillation
+from big_siglip.objectives import costs
 from big_siglip.plan import start
 from big_siglip.run import workdir
 from big_siglip.sharding import path_string
@@ -90,14 +90,9 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
 
 def _flops_of_terms(config: ConfigDict) -> Iterator[tuple[str, str]]:
   """Yields a line for each term, of a step."""
-  batch, model = config.batch_size, config.model
-  for name, spec in config.terms.items():
-    if spec.kind == "captioning":
-      own = 3 * captioning.flops_per_example(spec, model)
-      yield f"and of {name}", f"{batch * own:.3g}, each token a target"
-    elif spec.kind == "distillation":
-      own = distillation.step_flops_per_example(spec, model)
-      yield f"and of {name}", f"{batch * own:.3g}"
+  for name, own in costs.flops_of_terms(config).items():
+    writes = config.terms[name].kind == "captioning"
+    yield f"and of {name}", f"{own:.3g}" + ", each token a target" * writes
 
 
 def _print_parameters(params: Any) -> None:
