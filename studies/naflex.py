@@ -36,12 +36,10 @@ QUICK = {
 
 def study(records: Records, settings: Mapping) -> Report:
   """Trains each way with each seed, and compares what they find."""
-  found = {}
-  for seed in settings["seeds"]:  # So that a stopped one has compared both.
-    for way, config in WAYS.items():
-      ways = {way: settings["changes"]}
-      run = runs.train(records.folder, config, ways, (seed,))
-      found.setdefault(way, []).extend(run[way])
+  ways = {
+    name: runs.Way(config, settings["changes"]) for name, config in WAYS.items()
+  }
+  found = runs.train(records.folder, ways, settings["seeds"])
   rows, findings = [], []
   points = {way: [] for way in WAYS}
   for figure, metric in FIGURES.items():
