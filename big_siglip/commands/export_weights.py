@@ -38,7 +38,6 @@ _WEIGHTS = flags.DEFINE_enum(
   "Whose: the teacher's, of a run with self-distillation.",
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
-_OF_SQUARES = ("onnx", "stablehlo")
 _CARDS = ("huggingface", "open_clip", "onnx")  # Those that the hub knows.
 _FILES = (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> None:
     if sight.MAX_PATCHES.value is not None:
       with naming({"max_patches": "--max_patches"}):
         naflex.convert(config, sight.MAX_PATCHES.value, _CHECKPOINT.value)
-    if style in _OF_SQUARES and config.model.image.max_patches is not None:
+    if style == "stablehlo" and config.model.image.max_patches is not None:
       raise UserError(
         f"--format={style}: has images of one size, and {_CHECKPOINT.value} "
         "keeps their shape (NaFlex); --max_patches=0 makes it one of squares"
