@@ -167,6 +167,11 @@ def _check_optimizer(check: Checker) -> None:
       f"needs a ring loss; config.loss.name={check['loss.name']} computes all "
       "logits at once, in float32",
     )
+  check.require(
+    check["loss.name"] != "none" or check.config.terms,
+    "loss.name",
+    "leaves nothing to learn without config.terms",
+  )
   optimizer, total = check.config.optimizer, check.config.total_steps
   past = max(total - optimizer.stretch_from, 0)
   last = min(total, optimizer.stretch_from) + past / optimizer.stretch

@@ -75,6 +75,14 @@ def test_scene_test_captions_differ_in_meaning_from_all_others(data_dir):
     _meaning(scenes_draw.train_example(i).caption) for i in range(3_000)
   }
   assert not meanings & trained
+  scene = scenes_draw.train_example(0)
+  assert scene.caption == "three big white stars below two big pink squares"
+  assert scene.phrasings == (
+    scene.caption,
+    "two big pink squares above three big white stars",
+  )
+  lone = scenes_draw.train_example(2)
+  assert lone.phrasings == (lone.caption,)
 
 
 def _meaning(caption):
@@ -262,7 +270,7 @@ def test_two_processes_at_once_prepare_once_without_tensorflow(tmp_path):
   assert logs.count("Preparing the data set scenes/400") == 1, logs
   # That line, the two printed ones, and nothing of TFDS's own.
   assert len(logs.splitlines()) == 3, logs
-  assert os.listdir(tmp_path / "scenes" / "400") == ["1.1.0"]
+  assert os.listdir(tmp_path / "scenes" / "400") == ["1.2.0"]
 
 
 def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
@@ -274,12 +282,12 @@ def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  assert list(folder.glob("incomplete*")) and not (folder / "1.1.0").exists()
+  assert list(folder.glob("incomplete*")) and not (folder / "1.2.0").exists()
   # The same leftover, for a size that is quick to write.
   small = tmp_path / "scenes" / "50"
   folder.rename(small)
   assert len(sources.open_source("scenes/50", "train", str(tmp_path))) == 50
-  assert os.listdir(small) == ["1.1.0"]
+  assert os.listdir(small) == ["1.2.0"]
 
 
 @pytest.mark.parametrize("missing", ["*train*", "dataset_info.json"])

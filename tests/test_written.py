@@ -20,6 +20,9 @@ from big_siglip.evaluators import caption_metrics, Result
 from big_siglip.evaluators.caption_tokens import tokenize
 from big_siglip.evaluators.scribe import Search
 from big_siglip.objectives import captioning
+from big_siglip.report import maps, page
+from big_siglip.report import samples as report_samples
+from big_siglip.report.opening import read_runs
 from big_siglip.run import workdir
 from configs import base, terms, written
 
@@ -267,6 +270,88 @@ def test_samples_show_captions_and_boxes(said, tmp_path):
   assert samples.sheet(lambda: source, drawn).std() > 0
   nothing = Result({}, {}, rows=lambda: {"key": key, "miou": [0.5, 0.5]})
   assert samples.sheet(lambda: source, nothing) is None
+
+
+def _shown(run, folder, data, **changes):
+  """Returns the groups and the text of a report of the run on a folder."""
+  shutil.copytree(run, folder)
+  file = folder / "config.json"
+  config = json.loads(file.read_text())
+  config["data"] |= changes
+  own = dict(data="folder", path=str(data), split="all")
+  sections = {
+    "pairs": base.retrieval(**own),
+    "words": written.caption(text_keys=("phrasings",), **own),
+    "boxes": written.grounding(**own),
+  }
+  config["evals"] = {k: v.to_dict() for k, v in sections.items()}
+  file.write_text(json.dumps(config))
+  figures = {"words/exact_match": 0.25, "boxes/accuracy@0.5": 0.5}
+  line = {f"evals/{name}": value for name, value in figures.items()}
+  (folder / "metrics.jsonl").write_text(json.dumps({"step": 3, **line}))
+  found = read_runs([str(folder)])
+  groups = report_samples.groups(found, COUNT)
+  return groups, page.render(found, groups, None)
+
+
+def test_a_report_shows_what_is_written(said, run, tmp_path):
+  """One group, whatever texts an evaluation reads; boxes where they lie."""
+  model, images, own, boxes = said
+  there = next(i for i, row in enumerate(boxes) if all(row))
+  nowhere = next(i for i, row in enumerate(boxes) if not any(row))
+  wrong = [0.0, 0.0, 0.25, 0.5]
+  rows = [
+    {"caption": "a", "phrasings": ["a", own[i]], "boxes": [], "box_texts": []}
+    for i in range(COUNT)
+  ]
+  rows[3]["phrasings"] = ["a", "<b>"]
+  for i in (there, nowhere):
+    rows[i]["boxes"] = [boxes[there][0], wrong]
+    rows[i]["box_texts"] = list(PHRASES[:2])
+  _write(tmp_path, images, rows)
+  (group,), text = _shown(run, tmp_path / "run", tmp_path)
+  assert not group.notes and not group.seen
+  row = group.told[0]
+  assert [one.written for one in row.images] == own
+  right = [own[3] in ("a", "<b>") if i == 3 else True for i in range(COUNT)]
+  assert [one.right for one in row.images] == right and row.right == 4
+  assert "4 of 5 captions are right; 2 x 2 patches" in text
+  assert "it is</small> a; &lt;b&gt;</p>" in text
+  first, second = row.images[there].phrases
+  assert first.iou == pytest.approx(1) and first.right and second.box
+  missed = caption_metrics.overlap(np.array(second.box), np.array(wrong))
+  assert second.iou == pytest.approx(float(missed)) and second.iou < 0.5
+  assert not second.right
+  assert [one.box for one in row.images[nowhere].phrases] == [None, None]
+  for i in (there, nowhere):
+    assert [m.text for m in row.images[i].seen.maps] == list(PHRASES[:2])
+  y1, x1, y2, x2 = (100 * edge for edge in boxes[there][1])
+  frame = f'x="{x1:.2f}" y="{y1:.2f}" width="{x2 - x1:.2f}"'
+  assert f'<rect class="box1" {frame} height="{y2 - y1:.2f}"/>' in text
+  for said_first in ("word for word</dt><dd>25.0 %", "0.5 on</dt><dd>50.0 %"):
+    assert said_first in text
+  assert text.count('class="true" x="0.00" y="0.00" width="50.00"') == 2
+  alike = [one.framed == one.seen.picture for one in row.images]
+  assert all(alike)
+
+
+def test_boxes_lie_in_what_the_model_sees(said, run, tmp_path):
+  _, images, _, _ = said
+  tall = [np.concatenate([x, 255 - x]) for x in images[:2]]
+  row = {"caption": "a", "phrasings": ["b"], "box_texts": ["a dog"]}
+  boxes = [[0.25, 0.0, 0.75, 1.0]]
+  _write(tmp_path, tall, [{**row, "boxes": boxes}] * 2)
+  (group,), _ = _shown(run, tmp_path / "run", tmp_path, crop="center")
+  for one in group.told[0].images:
+    (phrase,) = one.phrases
+    assert phrase.true == (0, 0, 1, 1), "the middle half is all that is seen"
+    assert one.framed.alt == "what the model sees of it"
+
+
+def test_a_layer_that_no_tower_has_is_told(run):
+  found = read_runs([str(run)])
+  with pytest.raises(UserError, match="^--map_layer=-9: must be 1"):
+    report_samples.groups(found, 1, maps.Choice(None, -9))
 
 
 def test_a_run_evaluates_its_own_decoder(run, tmp_path):

@@ -31,8 +31,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
   whatever the number of examples.
   """
 
-  VERSION = tfds.core.Version("1.1.0")
+  VERSION = tfds.core.Version("1.2.0")
   RELEASE_NOTES = {
+    "1.2.0": "Both phrasings of a caption; all else is as it was.",
     "1.1.0": "Masks and boxes; images and captions are as they were.",
     "1.0.0": "First release.",
   }
@@ -53,6 +54,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             encoding_format="png",
           ),
           "captions": tfds.features.Sequence(tfds.features.Text()),
+          # The other way to say the same, too: for what judges captions.
+          "phrasings": tfds.features.Sequence(tfds.features.Text()),
           "name": tfds.features.Text(),
           "mask": tfds.features.Image(
             shape=(*self._size, 1),
@@ -82,6 +85,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         {
           "image": scene.image,
           "captions": [scene.caption],
+          "phrasings": scene.phrasings,
           "name": f"{self.name}/{split}/{key:06d}",
           "mask": scene.mask,
           "boxes": [tfds.features.BBox(*box) for box in scene.boxes],

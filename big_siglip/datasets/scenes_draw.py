@@ -97,9 +97,15 @@ class Scene:
   def meaning(self) -> str:
     """Equal for the two captions that say the same the other way round."""
     if self.where in ("right of", "below"):
-      turned = Scene(self.groups[::-1], OPPOSITES[self.where])
-      return turned.caption
+      return self.turned.caption
     return self.caption
+
+  @property
+  def turned(self) -> "Scene":
+    """The same scene, said the other way round; a lone group has no other."""
+    if len(self.groups) == 1:
+      return self
+    return Scene(self.groups[::-1], OPPOSITES[self.where])
 
   @property
   def is_test(self) -> bool:
@@ -132,6 +138,7 @@ class Painted(NamedTuple):
   Attributes:
     image: PNG, 64x64 RGB; of `scenes_wide` it has other sizes, as the mask.
     caption: all there is to say.
+    phrasings: of the caption: it, and what says the same the other way round.
     mask: PNG, 64x64 of one channel: `MASK_VALUES` of the shape whose outline
       the middle of a pixel lies in, 0 for none; drawn at this size, not shrunk.
     boxes: one for each group, (top, left, bottom, right) in [0, 1].
@@ -140,6 +147,7 @@ class Painted(NamedTuple):
 
   image: bytes
   caption: str
+  phrasings: tuple[str, ...]
   mask: bytes
   boxes: tuple[tuple[float, float, float, float], ...]
   box_texts: tuple[str, ...]
@@ -221,6 +229,7 @@ def paint(
   return Painted(
     _png(image.reduce(_OVERSAMPLING)),
     scene.caption,
+    tuple(dict.fromkeys((scene.caption, scene.turned.caption))),
     _png(Image.fromarray(mask)),
     tuple(boxes),
     tuple(texts),

@@ -55,6 +55,7 @@ class Captioner:
 
   Attributes:
     writer: how sequences are written and read.
+    tasks: that the decoder has learned, of `targets.TASKS`.
   """
 
   def __init__(self, model: "Model"):
@@ -70,7 +71,7 @@ class Captioner:
       model.config.model, found.name, found.spec, tokenizer, model.mesh
     )
     self._params = {**model.params, found.name: found.params}
-    self.writer = self._scribe.writer
+    self.writer, self.tasks = self._scribe.writer, self._scribe.tasks
 
   def batches(
     self, images: Iterable[Image], size: int
