@@ -98,6 +98,38 @@ def test_onnx_towers_give_our_embeddings(tmp_path, image, text, fields):
     assert float(said["logit_bias"]) == -5
 
 
+@pytest.mark.parametrize("image", [dict(), dict(pooling="gap", head=True)])
+def test_onnx_of_images_in_their_own_shape_gives_our_embeddings(
+  tmp_path, image
+):
+  onnxruntime = pytest.importorskip("onnxruntime")
+  onnx = pytest.importorskip("onnx")
+  size = dict(size="mu/8", image_size=32, max_patches=20)
+  config = _config({**size, **image})
+  params = model_cases.random_params(SigLIP(config.model))
+  export.to_onnx(tmp_path, params, config)
+  grids = np.int32([(4, 4), (1, 7), (7, 1), (3, 5), (20, 1), (1, 1)])
+  rng = np.random.default_rng(0)
+  patches = rng.integers(0, 256, (len(grids), 20, 192), np.uint8)
+  text = np.zeros((1, 12), np.int32)
+  image = {"patches": patches, "grid": grids}
+  wanted = _embed(params, config, image, text)[0]
+  file = str(tmp_path / "image.onnx")
+  onnx.checker.check_model(file, full_check=True)
+  session = onnxruntime.InferenceSession(file)
+  mask = np.arange(20) < grids.prod(axis=1)[:, None]
+  feed = {
+    "pixel_values": patches.astype(np.float32) / 127.5 - 1,
+    "pixel_attention_mask": mask.astype(np.int64),
+    "spatial_shapes": grids.astype(np.int64),
+  }
+  (found,) = session.run(["image_embeds"], feed)
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+  feed["pixel_values"][~mask] = 1e3  # Padding is not looked at.
+  (again,) = session.run(["image_embeds"], feed)
+  np.testing.assert_array_equal(again, found)
+
+
 def test_what_onnx_cannot_be_is_named_before_anything_is_written(
   tmp_path, monkeypatch
 ):

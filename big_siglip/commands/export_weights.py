@@ -43,7 +43,7 @@ _KEEP = flags.DEFINE_list(
   "keep", [], "Of config.terms, whose parameters are kept beside the model."
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
-_OF_SQUARES = ("onnx", "stablehlo")
+_PROGRAMS = ("onnx", "stablehlo")  # That are run, and not loaded again.
 _CARDS = ("huggingface", "open_clip", "onnx")  # Those that the hub knows.
 _FILES = (".npz", ".safetensors", ".onnx", ".bin", ".pt", ".pth")
 _FORMAT = flags.DEFINE_enum("format", "huggingface", _FORMATS, "Whose.")
@@ -108,7 +108,7 @@ def _check_model(config) -> None:
   from big_siglip.schema.sizes import has_text_tower
 
   path = _CHECKPOINT.value
-  if _FORMAT.value in _OF_SQUARES and config.model.image.max_patches:
+  if _FORMAT.value == "stablehlo" and config.model.image.max_patches:
     raise UserError(
       f"--format={_FORMAT.value}: has images of one size, and {path} keeps "
       "their shape (NaFlex); --max_patches=0 makes it one of squares"
@@ -181,7 +181,7 @@ def _check_flags(arguments: list[str]) -> pathlib.Path:
     raise UserError(
       f"--classifier: goes with --format=onnx, not with {_FORMAT.value}"
     )
-  if _KEEP.value and _FORMAT.value in _OF_SQUARES:
+  if _KEEP.value and _FORMAT.value in _PROGRAMS:
     raise UserError(
       f"--keep: goes with formats that are loaded again, not with "
       f"{_FORMAT.value}"

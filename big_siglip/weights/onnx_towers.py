@@ -10,21 +10,18 @@ Shape letters: B batch, H and W pixels, L tokens, D width, E embedding.
 
 from collections.abc import Mapping
 import pathlib
-import re
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from big_siglip import extras
 from big_siglip.errors import UserError
 from big_siglip.models.norm import EPSILON
 from big_siglip.schema import sizes
-from big_siglip.sharding import path_string
+from big_siglip.weights import onnx_positions
+from big_siglip.weights.onnx_graph import Graph, HEAD
 
 OPSET, IR = 20, 9
-_HEAD = "classifier"  # Beside the towers among the parameters.
-_PAGE = 4096  # Runtimes map parameters into memory by pages.
 
 
 def save(
@@ -39,8 +36,11 @@ def save(
 
   The image tower reads `pixel_values`, float32 [B, 3, H, W], normalized as
   transformers' image processor gives them, and writes `image_embeds`, float32
-  [B, E] of length 1. The text tower reads `input_ids`, int64 [B, L], and writes
-  `text_embeds`. B is any.
+  [B, E] of length 1. That of a NaFlex model reads what their processor of these
+  gives: `pixel_values`, float32 [B, N, p * p * 3], `pixel_attention_mask`,
+  int64 [B, N], 1 for patches, and `spatial_shapes`, int64 [B, 2], rows and
+  columns; N is `max_patches`. The text tower reads `input_ids`, int64 [B, L],
+  and writes `text_embeds`. B is any.
 
   Args:
     file: to be made.
@@ -58,13 +58,13 @@ def save(
   data = file.with_name(f"{file.name}.data")
   if head is not None:
     kernel, bias = head
-    params = {**params, _HEAD: {"kernel": kernel, "bias": bias}}
+    params = {**params, HEAD: {"kernel": kernel, "bias": bias}}
   with data.open("wb") as stream:
-    graph = _Graph(onnx, params, stream, data.name)
+    graph = Graph(onnx, params, stream, data.name)
     build = _image if tower == "image" else _text
     build(graph, model)
     if head is not None:
-      logits = _dense(graph, f"{tower}_embeds", _HEAD)
+      logits = _dense(graph, f"{tower}_embeds", HEAD)
       x = graph.op("Softmax", logits, name="probabilities", axis=-1)
       graph.value("outputs", x, "FLOAT", len(head[1]))
     graph.check(tower)
@@ -96,96 +96,24 @@ def check(model: Any) -> Any:
   return onnx
 
 
-class _Graph:
-  """A graph as it grows; parameters are written as soon as they are named."""
+class _Sequence(NamedTuple):
+  """What an encoder is told of its sequences.
 
-  def __init__(self, onnx: Any, params: Any, stream: BinaryIO, location: str):
-    self._onnx, self._stream, self._location = onnx, stream, location
-    self._leaves = {
-      path_string(path): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    self._taken: set[str] = set()
-    self._nodes: list[Any] = []
-    self._tensors: dict[str, Any] = {}
-    self._values: dict[str, list[Any]] = {"inputs": [], "outputs": []}
+  Attributes:
+    positions: what is added to the tokens; LD, or BLD.
+    real: float32 [B, L], 1 for tokens and 0 for padding; None: all are tokens.
+    bias: float32 [B, 1, 1, L], what is added to scores; None: nothing.
+  """
 
-  def op(self, kind: str, *inputs: str, name: str = "", **attributes) -> str:
-    """Adds an operator; returns the name of what it makes."""
-    name = name or f"{kind}_{len(self._nodes)}"
-    self._nodes.append(
-      self._onnx.helper.make_node(kind, inputs, [name], name, **attributes)
-    )
-    return name
-
-  def value(self, side: str, name: str, kind: str, *shape: int) -> str:
-    """Adds an input or an output, whose first dimension is any."""
-    made = self._onnx.helper.make_tensor_value_info(
-      name, getattr(self._onnx.TensorProto, kind), ["batch", *shape]
-    )
-    self._values[side].append(made)
-    return name
-
-  def constant(self, value: Any) -> str:
-    """Returns the name of a small array."""
-    array = np.asarray(value)
-    name = f"{array.dtype}{array.tolist()}".replace(" ", "")
-    self._tensors[name] = self._onnx.numpy_helper.from_array(array, name)
-    return name
-
-  def parameter(self, path: str, shape=None, axes=None) -> str:
-    """Returns the name of a parameter, with its axes moved or another shape."""
-    array = np.asarray(self._read(path), np.float32)
-    array = array if axes is None else array.transpose(axes)
-    array = np.ascontiguousarray(
-      array if shape is None else array.reshape(shape)
-    )
-    self._stream.write(b"\0" * (-self._stream.tell() % _PAGE))
-    tensor = self._onnx.TensorProto(
-      name=path,
-      data_type=self._onnx.TensorProto.FLOAT,
-      dims=array.shape,
-      data_location=self._onnx.TensorProto.EXTERNAL,
-    )
-    for key, value in (
-      ("location", self._location),
-      ("offset", self._stream.tell()),
-      ("length", array.nbytes),
-    ):
-      tensor.external_data.add(key=key, value=str(value))
-    array.tofile(self._stream)
-    self._tensors[path] = tensor
-    return path
-
-  def _read(self, path: str) -> Any:
-    """Returns a parameter, which may lie stacked with those of all blocks."""
-    if path in self._leaves:
-      self._taken.add(path)
-      return self._leaves[path]
-    block = re.search(r"/block_(\d+)/", path)
-    assert block, path
-    stacked = path.replace(block[0], "/blocks/")
-    self._taken.add(stacked)
-    return self._leaves[stacked][int(block[1])]
-
-  def check(self, tower: str) -> None:
-    """Checks that no parameter of a tower was left out."""
-    names = (f"{tower}/", f"{_HEAD}/")
-    mine = {path for path in self._leaves if path.startswith(names)}
-    assert mine == self._taken, sorted(mine ^ self._taken)
-
-  def finish(self, name: str) -> Any:
-    """Returns the graph."""
-    return self._onnx.helper.make_graph(
-      self._nodes,
-      name,
-      self._values["inputs"],
-      self._values["outputs"],
-      list(self._tensors.values()),
-    )
+  positions: str
+  real: str | None = None
+  bias: str | None = None
 
 
-def _image(graph: _Graph, model: Any) -> None:
+def _image(graph: Graph, model: Any) -> None:
+  if model.image.max_patches is not None:
+    _patches(graph, model)
+    return
   size, side = sizes.resolve_image(model.image), model.image.image_size
   width, patch = size.width, size.patch_size
   x = graph.value("inputs", "pixel_values", "FLOAT", 3, side, side)
@@ -199,18 +127,46 @@ def _image(graph: _Graph, model: Any) -> None:
   )
   x = graph.op("Reshape", x, graph.constant([0, width, -1]))
   x = graph.op("Transpose", x, perm=[0, 2, 1])  # BLD
-  _finish(graph, _encode(graph, x, "image", size, model), "image", model)
+  sequence = _Sequence(graph.parameter("image/position_embedding"))
+  x = _encode(graph, x, "image", size, model, sequence)
+  _finish(graph, x, "image", model)
 
 
-def _text(graph: _Graph, model: Any) -> None:
+def _patches(graph: Graph, model: Any) -> None:
+  """Builds the image tower of a NaFlex model."""
+  size, length = sizes.resolve_image(model.image), model.image.max_patches
+  numbers = 3 * (size.patch_size or 0) ** 2
+  x = graph.value("inputs", "pixel_values", "FLOAT", length, numbers)
+  mask = graph.value("inputs", "pixel_attention_mask", "INT64", length)
+  grid = graph.value("inputs", "spatial_shapes", "INT64", 2)
+  x = _dense(graph, x, "image/patch_embedding", (numbers, size.width))
+  is_real = graph.op("Greater", mask, graph.constant(0))
+  bias = graph.op(
+    "Where",
+    is_real,
+    graph.constant(np.float32(0)),
+    graph.constant(np.finfo(np.float32).min),
+  )
+  sequence = _Sequence(
+    onnx_positions.resample(graph, grid, length, sizes.grid_side(model.image)),
+    graph.op("Cast", is_real, to=1),  # float32
+    graph.op("Unsqueeze", bias, graph.constant([1, 2])),
+  )
+  x = _encode(graph, x, "image", size, model, sequence)
+  _finish(graph, x, "image", model)
+
+
+def _text(graph: Graph, model: Any) -> None:
   ids = graph.value("inputs", "input_ids", "INT64", model.text.length)
   table = graph.parameter("text/token_embedding/embedding")
   x = graph.op("Gather", table, ids)
   size = sizes.resolve_text(model.text)
-  _finish(graph, _encode(graph, x, "text", size, model), "text", model)
+  sequence = _Sequence(graph.parameter("text/position_embedding"))
+  x = _encode(graph, x, "text", size, model, sequence)
+  _finish(graph, x, "text", model)
 
 
-def _encode(graph, x: str, tower: str, size, model) -> str:
+def _encode(graph, x: str, tower: str, size, model, sequence: _Sequence) -> str:
   """Returns one vector of each sequence, BLD -> BD; see `pooling.encode`."""
   pooling = model[tower].pooling
   if pooling == "cls":
@@ -218,27 +174,40 @@ def _encode(graph, x: str, tower: str, size, model) -> str:
     batch = graph.op("Shape", x, start=0, end=1)
     shape = graph.op("Concat", batch, graph.constant([1, size.width]), axis=0)
     x = graph.op("Concat", graph.op("Expand", token, shape), x, axis=1)
-  x = graph.op("Add", x, graph.parameter(f"{tower}/position_embedding"))
+  x = graph.op("Add", x, sequence.positions)
   for index in range(size.depth):
     block = f"{tower}/encoder/block_{index}"
     y = _norm(graph, x, f"{block}/attention_norm")
-    y = _attention(graph, y, y, f"{block}/attention", size)
+    y = _attention(graph, y, y, f"{block}/attention", size, sequence.bias)
     x = graph.op("Add", x, y)
     y = _norm(graph, x, f"{block}/mlp_norm")
     x = graph.op("Add", x, _mlp(graph, y, f"{block}/mlp"))
   x = _norm(graph, x, f"{tower}/encoder/norm")
   if pooling == "map":
     probe = graph.parameter(f"{tower}/pool/probe")
-    x = _attention(graph, probe, x, f"{tower}/pool/attention", size)
+    path = f"{tower}/pool/attention"
+    x = _attention(graph, probe, x, path, size, sequence.bias)
     y = _norm(graph, x, f"{tower}/pool/norm")
     x = graph.op("Add", x, _mlp(graph, y, f"{tower}/pool/mlp"))
+  if sequence.real is not None and pooling == "gap":
+    return _mean(graph, x, sequence.real)
   if pooling in ("gap", "mean"):
     return graph.op("ReduceMean", x, graph.constant([1]), keepdims=0)
   last = pooling == "last"
   return graph.op("Gather", x, graph.constant(-1 if last else 0), axis=1)
 
 
-def _finish(graph: _Graph, x: str, tower: str, model: Any) -> None:
+def _mean(graph: Graph, x: str, real: str) -> str:
+  """Returns the mean of tokens that are no padding, BLD -> BD."""
+  total = graph.op(
+    "MatMul", graph.op("Unsqueeze", real, graph.constant([1])), x
+  )
+  total = graph.op("Squeeze", total, graph.constant([1]))
+  count = graph.op("ReduceSum", real, graph.constant([1]), keepdims=1)
+  return graph.op("Div", total, count)
+
+
+def _finish(graph: Graph, x: str, tower: str, model: Any) -> None:
   """Applies the head, and brings the vectors to length 1; BD -> BE."""
   if model[tower].head:
     x = _dense(graph, x, f"{tower}/head", bias=tower == "text")
@@ -249,7 +218,9 @@ def _finish(graph: _Graph, x: str, tower: str, model: Any) -> None:
   graph.value("outputs", x, "FLOAT", width)
 
 
-def _attention(graph, x: str, context: str, path: str, size) -> str:
+def _attention(
+  graph, x: str, context: str, path: str, size, bias: str | None
+) -> str:
   """Lets the tokens `x` look at the tokens `context`; BQD, BKD -> BQD."""
   width, heads = size.width, size.num_heads
 
@@ -263,20 +234,23 @@ def _attention(graph, x: str, context: str, path: str, size) -> str:
   value = project(context, "value", [0, 2, 1, 3])
   scale = np.float32((width // heads) ** -0.5)
   query = graph.op("Mul", query, graph.constant(scale))
-  weights = graph.op("Softmax", graph.op("MatMul", query, key), axis=-1)
+  scores = graph.op("MatMul", query, key)
+  if bias is not None:
+    scores = graph.op("Add", scores, bias)
+  weights = graph.op("Softmax", scores, axis=-1)
   y = graph.op("MatMul", weights, value)
   y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
   y = graph.op("Reshape", y, graph.constant([0, 0, -1]))
   return _dense(graph, y, f"{path}/out", (width, width))
 
 
-def _mlp(graph: _Graph, x: str, path: str) -> str:
+def _mlp(graph: Graph, x: str, path: str) -> str:
   x = _dense(graph, x, f"{path}/up")
   x = graph.op("Gelu", x, approximate="tanh")
   return _dense(graph, x, f"{path}/down")
 
 
-def _dense(graph: _Graph, x: str, path: str, shape=None, bias=True) -> str:
+def _dense(graph: Graph, x: str, path: str, shape=None, bias=True) -> str:
   """Multiplies by a kernel, as a matrix of some shape, and adds a bias."""
   x = graph.op("MatMul", x, graph.parameter(f"{path}/kernel", shape))
   if not bias:
@@ -284,7 +258,7 @@ def _dense(graph: _Graph, x: str, path: str, shape=None, bias=True) -> str:
   return graph.op("Add", x, graph.parameter(f"{path}/bias", (-1,)))
 
 
-def _norm(graph: _Graph, x: str, path: str) -> str:
+def _norm(graph: Graph, x: str, path: str) -> str:
   scale = graph.parameter(f"{path}/scale")
   bias = graph.parameter(f"{path}/bias")
   return graph.op("LayerNormalization", x, scale, bias, epsilon=EPSILON)
