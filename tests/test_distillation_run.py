@@ -63,7 +63,13 @@ def test_plans_tell_what_a_term_has_and_carries(capsys):
   ):
     count = sum(x.size for x in jax.tree.leaves(tree))
     assert f"{name:20} {count:,}" in said
-  assert "and of self" in said
+  assert "of the optimizer" in said
+  lines = [line for line in said.splitlines() if "% of all" in line]
+  assert [line[:12] for line in lines] == ["FLOPs a step", "and of self "]
+  amounts = [float(line[20:].split(",")[0]) for line in lines]
+  shares = [int(line.split(", ")[1].split("%")[0]) for line in lines]
+  expected = 100 * np.array(amounts) / sum(amounts)
+  np.testing.assert_allclose(shares, expected, rtol=0, atol=1)
   assert "self/local/prototypes" in said and "self/mask_token" in said
 
 

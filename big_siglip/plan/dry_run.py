@@ -60,7 +60,6 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
   total = _count(state.params)
   axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
   steps, batch = config.total_steps, config.batch_size
-  step_flops = flops.flops_per_step(config)
   for name, value in (
     ("parameters", f"{total:,}"),
     ("of the image tower", f"{_count(state.params.get('image', ())):,}"),
@@ -72,6 +71,7 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
     ),
     ("mesh", f"{mesh.size} devices ({axes})"),
     ("state a device", _mebibytes(state)),
+    ("of the optimizer", _mebibytes(state.opt_state)),
     *(
       (f"carried by {name}", f"{_count(tree):,}, {_mebibytes(tree)}")
       for name, tree in (state.carry or {}).items()
@@ -80,24 +80,30 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
       "batch",
       f"{batch:,} = {batch * mesh.shape['tensor'] // mesh.size:,} a device",
     ),
-    ("FLOPs a step", f"{step_flops:.3g}"),
-    *_flops_of_terms(config),
+    *_flops(config),
     ("steps", f"{steps:,}"),
     ("examples", f"{steps * batch:,}"),
   ):
     print(f"{name:20} {value}")
 
 
-def _flops_of_terms(config: ConfigDict) -> Iterator[tuple[str, str]]:
-  """Yields a line for each term, of a step."""
+def _flops(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  """Yields lines of a step: of both towers, and of each term its share."""
   batch, model = config.batch_size, config.model
+  towers = flops.flops_per_step(config)
+  found = {}
   for name, spec in config.terms.items():
     if spec.kind == "captioning":
       own = 3 * captioning.flops_per_example(spec, model)
-      yield f"and of {name}", f"{batch * own:.3g}, each token a target"
+      found[name] = batch * own, ", each token a target"
     elif spec.kind == "distillation":
       own = distillation.step_flops_per_example(spec, model)
-      yield f"and of {name}", f"{batch * own:.3g}"
+      found[name] = batch * own, ""
+  whole = towers + sum(own for own, _ in found.values())
+  share = f", {towers / whole:.0%} of all" if found else ""
+  yield "FLOPs a step", f"{towers:.3g}{share}"
+  for name, (own, said) in found.items():
+    yield f"and of {name}", f"{own:.3g}, {own / whole:.0%} of all{said}"
 
 
 def _print_parameters(params: Any) -> None:
