@@ -113,7 +113,8 @@ def load_config(name: str | os.PathLike[str], **changes: Any) -> "ConfigDict":
   Args:
     name: what --config takes: the name of a config, or a file with a function
       `get_config`.
-    **changes: of its fields; of a section, such as `data`, a dict of fields.
+    **changes: of its fields; of a section, such as `data`, a dict of fields; {}
+      empties it, such as `evals`.
 
   Raises:
     UserError: names every field that does not exist or has a value that is not

@@ -100,8 +100,8 @@ def _evaluate(
     config = results.with_evals(model.config, None, evals)
     evaluators = build.evaluators(config, model.mesh)
     params = model.params
-    if saved.is_run(model.path):
-      checkpoint = saved.find(model.path)[1]
+    if config.get("terms"):
+      checkpoint = saved.open_model(model.path)[0]
       params = decoders.joined(params, checkpoint, config, model.mesh)
     return results.run(evaluators, params)
   if not isinstance(model, str | os.PathLike):
@@ -132,7 +132,9 @@ def _change(
       hint = f"; did you mean {close[0]!r}?" if close else ""
       problems.append(f"{here}: no such field{hint}")
     elif isinstance(section[field], ConfigDict):
-      if isinstance(value, Mapping | ConfigDict):
+      if value == {}:  # As on the command line: `evals={}` leaves none.
+        section[field] = ConfigDict()
+      elif isinstance(value, Mapping | ConfigDict):
         problems += _change(section[field], dict(value.items()), here)
       else:
         problems.append(f"{here}={value!r}: must be a dict of its fields")

@@ -219,7 +219,7 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   raise_problems(unfit_evals(config))
   model = make_model(exact_model(config.model))
   embedders = make_embedders(model, device_mesh)
-  embedders = embedders._replace(sigmoid=not _has_softmax(config))
+  embedders = embedders._replace(sigmoid=_trains_bias(config))
   # One for all: they share what is compiled, and the random tower.
   prepared, made = preprocess(config), {}
   sights = make_sights(exact_model(config.model), device_mesh, prepared)
@@ -234,9 +234,9 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
     )
 
   for name, spec in config.evals.items():
-    if spec.kind in ("calibration", "loss_health") and _has_softmax(config):
+    if spec.kind in ("calibration", "loss_health") and not _trains_bias(config):
       logging.warning(
-        "evals.%s: a softmax does not train the logits' bias, so that the "
+        "evals.%s: config.loss does not train the logits' bias, so that the "
         "sigmoid means nothing before its refit",
         name,
       )
@@ -252,5 +252,5 @@ def evaluators(config: ConfigDict, device_mesh: Mesh) -> dict[str, Evaluator]:
   return made
 
 
-def _has_softmax(config: ConfigDict) -> bool:
-  return config.get("loss", {}).get("name", "").endswith("softmax")
+def _trains_bias(config: ConfigDict) -> bool:
+  return config.get("loss", {}).get("name", "sigmoid").endswith("sigmoid")

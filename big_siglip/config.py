@@ -23,8 +23,6 @@ from big_siglip.schema.terms import check_terms
 
 # Evaluations that need no texts, and those that need no pool.
 _OF_PATCHES = ("segmentation_probe", "patch_retrieval", "correspondence")
-# And those whose patches stand in squares.
-_OF_SQUARES = ("segmentation", *_OF_PATCHES)
 _OF_IMAGES = ("fewshot", "linear_probe", *_OF_PATCHES)
 # Of a decoder, which looks at patches: the tasks of which it has learned one.
 _WRITTEN = {"caption": ("caption",), "grounding": ("aref", "gcap")}
@@ -122,12 +120,6 @@ def unfit_evals(config: ConfigDict) -> list[str]:
         f"config.evals.{name}: needs embeddings of images, and the model has "
         "no pool (config.model.image.pooling='none')"
       )
-    elif config.model.image.max_patches and spec.kind in _OF_SQUARES:
-      problems.append(
-        f"config.evals.{name}.kind={spec.kind!r}: needs squares, and the model "
-        "keeps the shape of images (NaFlex); big-siglip export --max_patches=0 "
-        "makes it one of squares"
-      )
     elif spec.kind not in _OF_IMAGES and not sizes.has_text_tower(config.model):
       problems.append(
         f"config.evals.{name}.kind={spec.kind!r}: must be one of "
@@ -175,6 +167,11 @@ def _check_optimizer(check: Checker) -> None:
       f"needs a ring loss; config.loss.name={check['loss.name']} computes all "
       "logits at once, in float32",
     )
+  check.require(
+    check["loss.name"] != "none" or check.config.terms,
+    "loss.name",
+    "leaves nothing to learn without config.terms",
+  )
   optimizer, total = check.config.optimizer, check.config.total_steps
   past = max(total - optimizer.stretch_from, 0)
   last = min(total, optimizer.stretch_from) + past / optimizer.stretch

@@ -126,9 +126,16 @@ def make_program(
 def _start_from(
   loss_terms: Sequence[Term], state: TrainState, params: Any
 ) -> TrainState:
+  def placed(new, old):
+    # What is no copy of a parameter was made on one device.
+    if new.sharding == old.sharding:
+      return new
+    return jax.device_put(np.asarray(new), old.sharding)
+
+  carry = total.init_carry(loss_terms, params)
   return state.replace(
     params=params,
-    carry=total.init_carry(loss_terms, params),
+    carry=jax.tree.map(placed, carry, state.carry),
     ema=None if state.ema is None else ema.start(params),
   )
 

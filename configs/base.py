@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
   c.microbatch = config_dict.placeholder(int)
   c.loss = ConfigDict(
     {
-      "name": "ring_sigmoid",  # ring_sigmoid, sigmoid, ring_softmax or softmax.
+      "name": "ring_sigmoid",  # Or softmax, without ring_; none: terms alone.
       "chunk_size": config_dict.placeholder(int),  # Rows of logits at once.
       "dtype": "float32",  # Of a ring's products; bfloat16 halves its traffic.
       # False negatives: pairs that match by chance, since a text or an image
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
       "same": "text",  # What has to be equal for that: text, image or either.
     }
   )
-  # NAME: {kind, ...} ...: what else is learned; none: the loss above alone.
+  # NAME: {kind, ...} ...: what else is learned.
   c.terms = ConfigDict()
   # Devices along each axis; -1, once, takes the rest. Groups of fsdp share the
   # parameters and the optimizer's state; all of data and fsdp split the batch.

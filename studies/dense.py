@@ -8,12 +8,12 @@ is measured without and with labels (docs/dense.md). A further way is a line of
 `WAYS`: fields of the config that differ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from configs.evals import scenes_dense
 from studies import command, runs
 from studies.records import Records
-from studies.report import Curve, difference, Panel, Report, score
+from studies.report import Curve, difference, Panel, Report, SAID, score
 
 CLIP, SIGLIP = "softmax and class token", "sigmoid and attention pool"
 WAYS = {
@@ -40,7 +40,7 @@ QUICK = {
     "batch_size": 8,
     "data.name": "scenes/64",
     "evals.test.data": "scenes/64",
-    "model.image.depth": 1,
+    "model.image.depth": 3,
     "model.text.depth": 1,
   },
   "evals": {"data": "scenes/64", "split": "test[:40]"},
@@ -57,9 +57,11 @@ def study(records: Records, settings: Mapping) -> Report:
       name: difference(found[name], found[first], metric) for name in others
     }
     scores = [score(found[name], metric) for name in found]
-    rows.append([figure, *scores, *gains.values(), *_beside(found, metric)])
+    rows.append(
+      [figure, *scores, *gains.values(), *beside(found[SIGLIP], metric)]
+    )
     findings += [
-      f"{figure}: {name} {_SAID[gain.sign]} ({gain} points)"
+      f"{figure}: {name} {SAID[gain.sign]} ({gain} points)"
       for name, gain in gains.items()
     ]
   places = range(len(FIGURES))
@@ -89,15 +91,13 @@ def study(records: Records, settings: Mapping) -> Report:
   )
 
 
-_SAID = {1: "is better", -1: "is worse", 0: "makes no difference that shows"}
-
-
 def measured(records: Records, settings: Mapping) -> dict[str, list[dict]]:
   """Returns {way: the figures of each seed}; trains what is missing."""
   ways = {
-    name: {**settings["changes"], **changes} for name, changes in WAYS.items()
+    name: runs.Way("scenes_dense", {**settings["changes"], **changes})
+    for name, changes in WAYS.items()
   }
-  found = runs.train(records.folder, "scenes_dense", ways, settings["seeds"])
+  found = runs.train(records.folder, ways, settings["seeds"])
   evals = scenes_dense.get_config()
   for section in evals.values():
     section.update(settings["evals"])
@@ -114,9 +114,8 @@ def _place(records: Records, name: str, seed: float):
   return runs.place(records.folder, name, int(seed))
 
 
-def _beside(found: Mapping, metric: str) -> list[str]:
-  """Returns what stands beside a figure, of the last way."""
-  records = list(found.values())[-1]
+def beside(records: Sequence[Mapping], metric: str) -> list[str]:
+  """Returns a random tower's figure, raw pixels' and the ceiling, or ""."""
   section, name = metric.rsplit("/", 1)
   names = f"random_{name}", f"raw_{name}", f"ceiling_{name}"
   if name == "best_miou":

@@ -60,8 +60,9 @@ QUICK = {
 
 def study(records: Records, settings: Mapping) -> Report:
   """Evaluates each kind of patches on all towers."""
-  towers = {dense.SIGLIP: {**settings["changes"], **dense.WAYS[dense.SIGLIP]}}
-  runs.train(records.folder, "scenes_dense", towers, settings["seeds"])
+  changes = {**settings["changes"], **dense.WAYS[dense.SIGLIP]}
+  towers = {dense.SIGLIP: runs.Way("scenes_dense", changes)}
+  runs.train(records.folder, towers, settings["seeds"])
   found: dict[str, list[dict]] = {}
   for seed in settings["seeds"]:
     run = runs.place(records.folder, dense.SIGLIP, seed)

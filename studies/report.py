@@ -17,6 +17,8 @@ INTERVALS = (
   "Intervals are of 95 %, Student's t over seeds; differences are paired by "
   "seed, which fixes first parameters and order of the examples."
 )
+# Of the sign of a difference.
+SAID = {1: "is better", -1: "is worse", 0: "makes no difference that shows"}
 
 
 class Interval(NamedTuple):

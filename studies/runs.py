@@ -1,6 +1,7 @@
-"""Whole runs of a config, a setting and a seed each, as `big-siglip train`."""
+"""Whole runs, of a way to train and a seed each, as `big-siglip train`."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -12,39 +13,53 @@ from big_siglip import api
 from studies.data import ROOT
 
 
-def train(
-  folder: pathlib.Path,
-  config: str,
-  settings: Mapping[str, Mapping[str, Any]],
-  seeds: Sequence[int],
-) -> dict[str, list[dict[str, float]]]:
-  """Returns {setting: the last metrics of each seed}.
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """How a run is trained.
 
-  A seed fixes first parameters and order of the examples in all settings. What
-  a killed study left goes on, and what is finished is read.
+  Attributes:
+    config: a file of configs/, without its ending.
+    changes: fields that differ from it.
+    after: the way whose run of the same seed it goes on from, as a stage.
+  """
+
+  config: str
+  changes: Mapping[str, Any]
+  after: str | None = None
+
+
+def train(
+  folder: pathlib.Path, ways: Mapping[str, Way], seeds: Sequence[int]
+) -> dict[str, list[dict[str, float]]]:
+  """Returns {way: the last metrics of each seed}.
+
+  A seed fixes first parameters and order of the examples in all ways. What a
+  killed study left goes on, and what is finished is read.
 
   Args:
-    folder: gets a run each, named after setting and seed.
-    config: a file of configs/, without its ending.
-    settings: {name: fields that differ from the config}.
-    seeds: of each setting.
+    folder: gets a run each, named after way and seed.
+    ways: {name: way}; what others go on from stands before them.
+    seeds: of each way.
   """
-  file = ROOT / "configs" / f"{config}.py"
   results = {}
-  # Seeds first: a study that is stopped half way has compared all settings.
+  # Seeds first: a study that is stopped half way has compared all ways.
   for seed in seeds:
-    for name, changes in settings.items():
-      loaded = api.load_config(file, {**changes, "seed": seed})
-      run = api.train(loaded, place(folder, name, seed))
+    for name, way in ways.items():
+      fields = {**way.changes, "seed": seed}
+      if way.after is not None:
+        before = place(folder, way.after, seed)
+        fields |= {"init.path": str(before), "init.state": "all"}
+      file = ROOT / "configs" / f"{way.config}.py"
+      run = api.train(api.load_config(file, fields), place(folder, name, seed))
       if not run.finished:
         raise SystemExit(f"{run.folder}: stopped; the same command goes on")
       results.setdefault(name, []).append({**run.metrics, "seed": seed})
   return results
 
 
-def place(folder: pathlib.Path, setting: str, seed: int) -> pathlib.Path:
-  """Returns where the run of a setting and seed lies."""
-  return folder / "runs" / f"{setting.replace(' ', '_')}-{seed}"
+def place(folder: pathlib.Path, way: str, seed: int) -> pathlib.Path:
+  """Returns where the run of a way and seed lies."""
+  return folder / "runs" / f"{way.replace(' ', '_')}-{seed}"
 
 
 def evaluate(

@@ -1,5 +1,6 @@
 """Boxes from every source: TFDS, folders, Parquet, tar, tf.train.Example."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -202,6 +203,123 @@ def test_coco_has_boxes_in_a_file_beside_its_captions(tmp_path):
   (tmp_path / "annotations" / "instances_val2017.json").unlink()
   with pytest.raises(UserError, match="missing column boxes, box_texts"):
     sources.open_source("folder", "all", str(tmp_path), OPTIONS)
+
+
+OBJECT = """<object><name>{name}</name><pose>Left</pose>{more}
+<bndbox><ymax>{bottom}</ymax><xmin>{left}</xmin><ymin>{top}</ymin>
+<xmax>{right}</xmax></bndbox>
+<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"""
+DIFFICULT = "<truncated>1</truncated><difficult>1</difficult>"
+TRUNCATED = "<truncated>1</truncated><difficult>0</difficult>"
+
+
+def _voc(folder, notes="Annotations", shown="JPEGImages"):
+  """The same three images; VOC counts from 1, and holds the last pixel."""
+  for name in (notes, shown):
+    (folder / name).mkdir()
+  for i, (boxes, texts) in enumerate(zip(BOXES, TEXTS, strict=True)):
+    (folder / shown / f"{i}.png").write_bytes(_png(i))
+    objects = [
+      OBJECT.format(
+        name=text,
+        more=TRUNCATED,
+        left=x + 1,
+        top=y + 1,
+        right=f" {x + w}.0 ",
+        bottom=y + h,
+      )
+      for (x, y, w, h), text in zip(boxes, texts, strict=True)
+    ]
+    far = dict(name="a far cow", left=1, top=1, right=2, bottom=2)
+    objects.append(OBJECT.format(more=DIFFICULT, **far))
+    text = "".join(objects)
+    (folder / notes / f"{i}.xml").write_text(
+      f"<annotation><filename>any</filename>{text}</annotation>"
+    )
+
+
+@pytest.mark.parametrize(
+  "names", [("Annotations", "JPEGImages"), ("annotations", "images")]
+)
+def test_pascal_voc_has_an_xml_file_of_each_image(tmp_path, names):
+  _voc(tmp_path, *names)
+  source = sources.open_source("folder", "all", str(tmp_path), OPTIONS)
+  _check(source, Reader(format="xyxy"))
+  assert source[0].texts == ("a dog", "a lawn", "a far cow")
+  assert source[2].texts == ("a far cow",)
+  # The last row and column of pixels belong to the box.
+  assert source[0].fields["boxes"][1] == [0, 0, WIDTH, HEIGHT]
+
+
+def test_pascal_voc_names_its_splits_and_may_have_masks(tmp_path):
+  _voc(tmp_path)
+  sets = tmp_path / "ImageSets" / "Main"
+  sets.mkdir(parents=True)
+  (sets / "train.txt").write_text("0\n2\n")
+  (sets / "val.txt").write_text("1\n")
+  (sets / "trainval.txt").write_text("0\n1\n2\n")
+  (sets / "cow_train.txt").write_text("0 -1\n2  1\n")
+  masks = tmp_path / "SegmentationClass"
+  masks.mkdir()
+  (masks / "1.png").write_bytes(_png(1))
+  for split, numbers in (("train", [0, 2]), ("validation", [1])):
+    source = sources.open_source("folder", split, str(tmp_path), OPTIONS)
+    assert [len(source[i].fields["boxes"]) for i in range(len(source))] == [
+      len(BOXES[number]) for number in numbers
+    ]
+  with pytest.raises(UserError, match="must be one of all, train, val"):
+    sources.open_source("folder", "test", str(tmp_path), OPTIONS)
+
+
+BOMB = """<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>
+<annotation><object><name>&b;</name></object></annotation>"""
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    ("<annotation><object>", "is no XML that is read (no element found: line"),
+    (BOMB, "is no XML that is read (has a DOCTYPE (x), which is not read)"),
+    (
+      '<?xml version="1.0" encoding="none-such"?><annotation/>',
+      "is no XML that is read (",
+    ),
+    (
+      "<annotation><object><name>a</name></object></annotation>",
+      "object 1 has no bndbox",
+    ),
+  ],
+)
+def test_an_annotation_that_is_broken_is_counted_with_its_place(
+  tmp_path, content, said
+):
+  _voc(tmp_path)
+  (tmp_path / "Annotations" / "1.xml").write_text(content)
+  options = dataclasses.replace(OPTIONS, max_skipped=0.4)
+  source = sources.open_source("folder", "all", str(tmp_path), options)
+  assert len(source) == 2
+  (fault,) = source.faults
+  assert fault.reason.startswith(
+    f"1 of 3 rows cannot be used: {tmp_path}: Annotations/1.xml: {said}"
+  )
+
+
+def test_boxes_of_voc_that_cannot_be_are_told_of_their_example(tmp_path):
+  _voc(tmp_path)
+  file = tmp_path / "Annotations" / "1.xml"
+  whole = file.read_text()
+  for old, new, said in (
+    ("<ymax>40</ymax>", "<ymax>5</ymax>", "upside down"),
+    ("<xmin>41</xmin>", "<xmin>?</xmin>", "no number"),
+    ("<xmin>41</xmin>", "", "no number"),
+    ("<name>a cat</name>", "<name> </name>", "no text"),
+    ("<ymax>40</ymax>", "<ymax>400</ymax>", "outside the image"),
+  ):
+    assert old in whole
+    file.write_text(whole.replace(old, new))
+    source = sources.open_source("folder", "all", str(tmp_path), OPTIONS)
+    with pytest.raises(BadBoxes, match=said):
+      Reader(format="xyxy")(source[1].fields, *SIZE)
 
 
 def test_json_beside_images_and_in_tar_shards(tmp_path):

@@ -181,7 +181,7 @@ def test_a_softmax_model_shows_no_sigmoid_and_says_why(place, tmp_path):
   (scores,) = found.values()
   assert scores["a cat"]["probability"] is None
   assert 0 < scores["a cat"]["softmax"] < 1
-  assert "trained with a softmax" in said and "bias" in said
+  assert "trained without a sigmoid" in said and "bias" in said
   # So does a run's config.json, whatever the bias is.
   path = make_model(tmp_path / "run", place)
   config = json.loads((path / "config.json").read_text())

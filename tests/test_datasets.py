@@ -12,10 +12,11 @@ import time
 import numpy as np
 from PIL import Image
 import pytest
+from scipy import ndimage
 from sklearn import datasets as sklearn_datasets
 
 from big_siglip.data import images, sources
-from big_siglip.datasets import digits, prepare, scenes_draw
+from big_siglip.datasets import digits, prepare, scenes_draw, scenes_wide
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -74,6 +75,14 @@ def test_scene_test_captions_differ_in_meaning_from_all_others(data_dir):
     _meaning(scenes_draw.train_example(i).caption) for i in range(3_000)
   }
   assert not meanings & trained
+  scene = scenes_draw.train_example(0)
+  assert scene.caption == "three big white stars below two big pink squares"
+  assert scene.phrasings == (
+    scene.caption,
+    "two big pink squares above three big white stars",
+  )
+  lone = scenes_draw.train_example(2)
+  assert lone.phrasings == (lone.caption,)
 
 
 def _meaning(caption):
@@ -95,6 +104,47 @@ def test_scene_depends_on_its_index_alone(data_dir):
       few[index].texts,
     )
   assert len(sources.open_source("scenes/20", "test", data_dir)) == 1_000
+
+
+@pytest.mark.slow
+def test_wide_scenes_are_read_by_their_index(data_dir):
+  source = sources.open_source("scenes_wide/30", "train", data_dir)
+  for index in (0, 1, 29):
+    scene = scenes_wide.train_example(index)
+    found = source[index]
+    assert (found.image, found.texts) == (scene.image, (scene.caption,))
+
+
+def test_wide_scenes_lie_whole_on_canvases_of_their_shape():
+  shapes = collections.Counter()
+  for index in range(100):
+    scene = scenes_wide.train_example(index)
+    mask = np.array(Image.open(io.BytesIO(scene.mask)))
+    shapes[Image.open(io.BytesIO(scene.image)).size] += 1
+    assert mask.shape[::-1] == Image.open(io.BytesIO(scene.image)).size
+    count = sum(scenes_draw.COUNTS[t.split()[0]] for t in scene.box_texts)
+    assert _blobs(mask) == count, scene.caption
+    if len(scene.boxes) == 2 and mask.shape == (24, 168):
+      first = scene.caption.startswith(scene.box_texts[0])
+      says_left = "left of" in scene.caption
+      assert (scene.boxes[0][3] < scene.boxes[1][1]) and first == says_left
+  assert set(shapes) == set(scenes_wide.SIZES.values())
+  assert min(shapes.values()) > 10
+
+
+def test_wide_test_scenes_come_by_shape_and_mean_what_no_other_does():
+  scenes = list(scenes_wide.test_examples(50))
+  sizes = [Image.open(io.BytesIO(scene.image)).size for scene in scenes]
+  order = [scenes_wide.SIZES[name] for name in ("wide", "tall", "square")]
+  assert sizes == [order[0]] * 20 + [order[1]] * 20 + [order[2]] * 10
+  meanings = {_meaning(scene.caption) for scene in scenes}
+  trained = {_meaning(scenes_wide.train_example(i).caption) for i in range(100)}
+  assert len(meanings) == 50 and not meanings & trained
+
+
+def _blobs(mask):
+  """Returns how many connected pieces of things a mask has."""
+  return ndimage.label(mask, np.ones((3, 3)))[1]
 
 
 def test_scene_captions_fit_siglips_64_tokens_as_bytes():
@@ -220,7 +270,7 @@ def test_two_processes_at_once_prepare_once_without_tensorflow(tmp_path):
   assert logs.count("Preparing the data set scenes/400") == 1, logs
   # That line, the two printed ones, and nothing of TFDS's own.
   assert len(logs.splitlines()) == 3, logs
-  assert os.listdir(tmp_path / "scenes" / "400") == ["1.1.0"]
+  assert os.listdir(tmp_path / "scenes" / "400") == ["1.2.0"]
 
 
 def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
@@ -232,12 +282,12 @@ def test_what_a_killed_process_leaves_is_not_taken_for_whole(tmp_path):
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  assert list(folder.glob("incomplete*")) and not (folder / "1.1.0").exists()
+  assert list(folder.glob("incomplete*")) and not (folder / "1.2.0").exists()
   # The same leftover, for a size that is quick to write.
   small = tmp_path / "scenes" / "50"
   folder.rename(small)
   assert len(sources.open_source("scenes/50", "train", str(tmp_path))) == 50
-  assert os.listdir(small) == ["1.1.0"]
+  assert os.listdir(small) == ["1.2.0"]
 
 
 @pytest.mark.parametrize("missing", ["*train*", "dataset_info.json"])

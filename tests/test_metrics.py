@@ -133,6 +133,52 @@ def test_rates_are_of_the_steps_since_they_were_last_read(monkeypatch):
   assert made.read() == {}
 
 
+def test_utilization_counts_terms_too(monkeypatch):
+  clock = _Clock()
+  monkeypatch.setattr(meter.time, "perf_counter", clock)
+  monkeypatch.setattr(meter.flops, "peak_flops", lambda device: 1e9)
+  import runs
+
+  from big_siglip.models import flops
+  from configs import terms
+
+  config = runs.config(model__image__pooling="map").unlock()
+  config.terms = {
+    "words": terms.captioning(depth=1),
+    "self": terms.distillation(
+      masked=0.0,
+      local_count=1,
+      local_size=8,
+      prototypes=32,
+      hidden=16,
+      bottleneck=8,
+    ),
+  }
+  made = meter.Meter(config, num_devices=2)
+  made.step_done()
+  clock.now = 0.5
+  made.step_done()
+  # A block of width 32 that looks at patches of as many numbers.
+  image, text, batch = config.model.image, config.model.text, config.batch_size
+  patch = int(np.sqrt(image.image_size**2 // _patches(image)))
+  length, patches = text.length, _patches(image)
+  block = 2 * length * (4 * 32**2 + 2 * 32 * 64) + 4 * length**2 * 32
+  block += 2 * length * 2 * 32**2 + 2 * patches * 2 * 32**2
+  block += 4 * length * patches * 32
+  head = 2 * ((32 + 16) * 16 + 16 * 8 + 8 * 32)
+  crop = flops.image_flops(image, (8 // patch) ** 2)
+  whole = flops.image_flops(image, patches)
+  own = 3 * block + whole + 3 * (crop + head) + head
+  expected = flops.flops_per_step(config) + batch * own
+  np.testing.assert_allclose(made.read()["mfu"], expected / 0.5 / 2e9)
+
+
+def _patches(image):
+  from big_siglip.schema import sizes
+
+  return sizes.grid_side(image) ** 2
+
+
 def test_pytorch_is_not_imported_where_it_is_installed(tmp_path):
   pytest.importorskip("torch")
   program = (

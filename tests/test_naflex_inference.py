@@ -1,6 +1,7 @@
 """NaFlex models in use: loaded, converted, embedding, and their patches."""
 
 import json
+import shutil
 
 import jax
 from ml_collections import ConfigDict
@@ -8,6 +9,7 @@ import model_cases
 import numpy as np
 from PIL import Image
 import programs
+import pyarrow.parquet as pq
 import pytest
 
 import big_siglip
@@ -213,6 +215,45 @@ def test_a_library_of_images_is_searched_as_it_was_made(
   assert status == 0, error
   best = json.loads(output.splitlines()[0])
   assert "2.png" in json.dumps(best)
+
+
+def test_patches_of_any_grid_are_kept(models, photos, tmp_path):
+  copies = tmp_path / "photos"
+  copies.mkdir()
+  for photo in photos:
+    shutil.copy(photo, copies)
+  arguments = (
+    "tools/embed.py",
+    f"--checkpoint={models['naflex']}",
+    f"--images={copies}",
+    f"--output={tmp_path / 'patches'}",
+    "--patches=last",
+    "--dtype=float32",
+    "--batch_size=4",
+  )
+  status, _, error = programs.call(*arguments)
+  assert status == 0, error
+  described = json.loads((tmp_path / "patches/_embedding.json").read_text())
+  assert described["patches"]["grid"] is None
+  width = described["patches"]["width"]
+  assert described["width"] == 16 * width
+  model = big_siglip.load(models["naflex"])
+  # Another name of the same bytes has its grid, too.
+  shutil.copy(photos[1], copies / "again.png")
+  status, _, error = programs.call(*arguments, "--update")
+  assert status == 0, error
+  table = pq.read_table(tmp_path / "patches").to_pylist()
+  assert len(table) == len(photos) + 1
+  for row in table:
+    (expected,) = model.embed_patches([copies / row["key"]])
+    grid = row["grid_rows"], row["grid_columns"]
+    assert grid == expected.shape[:2]
+    found = np.array(row["embedding"], np.float32).reshape(16, width)
+    count = grid[0] * grid[1]
+    np.testing.assert_allclose(
+      found[:count].reshape(expected.shape), expected, atol=1e-5
+    )
+    assert not found[count:].any()
 
 
 def test_what_a_model_sees_is_drawn(models, photos, tmp_path):

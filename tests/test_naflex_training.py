@@ -14,7 +14,7 @@ from test_naflex_inference import SIZES
 
 import big_siglip
 from big_siglip import build, sharding
-from big_siglip.config import find_problems, unfit_evals
+from big_siglip.config import find_problems
 from big_siglip.data import lengths, patches, pipeline, sources
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.views import fill, Patches
@@ -22,7 +22,6 @@ from big_siglip.device_program import _fitting_rows
 from big_siglip.models import flops
 from big_siglip.plan import plan
 from big_siglip.report import inspection
-from configs import dense
 
 LENGTHS = (4, 9, 16)
 NAFLEX = {
@@ -313,12 +312,3 @@ def test_what_training_sees_is_drawn_in_its_own_shape(source, tmp_path):
     assert shape[0] * shape[1] <= 16 * 16
   inspection.draw(found, tmp_path / "page.png")
   assert (tmp_path / "page.png").stat().st_size > 1_000
-
-
-def test_evaluations_of_squares_are_refused_by_name():
-  config = runs.config(**NAFLEX)
-  with config.unlocked():
-    config.evals.masks = dense.segmentation(path="nowhere")
-  (line,) = unfit_evals(config)
-  assert "config.evals.masks.kind='segmentation': needs squares" in line
-  assert "--max_patches=0" in line

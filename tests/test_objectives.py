@@ -158,6 +158,20 @@ def test_a_checkpoint_keeps_what_a_term_has_and_models_load_without(tmp_path):
     restore_params(folder, model, beside=["toy"])
 
 
+def test_without_a_loss_the_terms_alone_are_learned():
+  terms = toy_term.make(optax.constant_schedule(2.0))
+  with pytest.raises(UserError, match="name='none': leaves nothing to learn"):
+    runs.config(loss__name="none")
+  config = runs.config()
+  config.loss.name = "none"
+  assert make_terms(config, None) == ()
+  state, metrics = _trained(lambda *_: (terms,))
+  assert metrics["loss"] == 2 * metrics["toy/loss"] != 0
+  # What the term does not look at keeps its first value but for the decay.
+  assert metrics["logit_bias"] == config.model.logit_bias_init
+  assert "positive_logit" not in metrics and int(state.step) == 3
+
+
 def test_a_kind_that_is_not_known_is_named():
   config = runs.config().unlock()
   config.terms = {"mine": {"kind": "magic"}}

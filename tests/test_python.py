@@ -325,6 +325,7 @@ def test_a_config_is_changed_and_every_mistake_is_told():
   changed = config(data={"path": pathlib.Path("x")}, optimizer={"b1": 0.5})
   assert (changed.data.path, changed.optimizer.b1) == ("x", 0.5)
   assert changed.optimizer.warmup_steps == 0, "it follows total_steps"
+  assert config().evals and not config(evals={}).evals
   wrong = {"totl_steps": 3, "batch_size": "a", "data": 3, "data.nam": "x"}
   with pytest.raises(big_siglip.UserError) as error:
     config(**wrong, model={"dtype": "half"})

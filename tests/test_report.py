@@ -31,6 +31,7 @@ from big_siglip.report import (
   pool,
   resources,
   samples,
+  wanted,
 )
 from big_siglip.report.opening import read_runs
 from big_siglip.trained.vectors import sigmoid
@@ -165,7 +166,7 @@ def render(*folders, price=None):
 def read_pool(spec, data):
   """Returns the pool of an evaluation of a run with this `config.data`."""
   config = {"evals": {"shown": spec}, "data": data}
-  source = pool.open_data(pool.DataKey.of(spec, data), config, "shown")
+  source = wanted.open_data(wanted.DataKey.of(spec, data), config, "shown")
   return pool.read_pool(source, 300)
 
 
@@ -375,7 +376,7 @@ def test_masks_name_what_their_images_show(digits, tmp_path):
   (group,) = samples.groups([run], 4)
   assert not group.notes and not group.cards, "nobody wrote captions"
   row = group.seen[0]
-  assert row.kind == "value" and len(row.images) == 4
+  assert "the value path" in row.compared and len(row.images) == 4
   for number, one in enumerate(row.images):
     text = scenes_draw.train_example(number).caption
     assert one.maps
@@ -475,8 +476,8 @@ def test_a_config_of_other_times_is_understood(digits, model, tmp_path):
     del config["evals"]["test"][field]
   (tmp_path / "config.json").write_text(json.dumps(config))
   (run,) = read_runs([str(tmp_path)])
-  ((key, asked),) = pool.wanted(run).items()
-  source = pool.open_data(key, run.config, asked.name)
+  ((key, asked),) = wanted.wanted(run).items()
+  source = wanted.open_data(key, run.config, asked.name)
   answers = pool.ask(model, pool.read_pool(source, 20), asked)
   assert len(answers.guesses.names) == 20
 
@@ -565,7 +566,7 @@ def test_probabilities_of_a_softmax_are_told_to_mean_nothing(digits, copy):
   runs = read_runs([str(folder)])
   samples.groups(runs, 1)
   (said,) = runs[0].notes
-  assert "never trained, so there are no sigmoid probabilities that" in said
+  assert "bias: there are no sigmoid probabilities that mean anything" in said
 
 
 @pytest.fixture(scope="module")
@@ -665,7 +666,7 @@ def test_a_data_set_names_its_evaluation(model, photos):
     "canonicalize": False,
   }  # fmt: skip
   shown = read_pool(spec, {})
-  asked = pool.Wanted("shown", ml_collections.ConfigDict(spec))
+  asked = wanted.Wanted("shown", ml_collections.ConfigDict(spec))
   with pytest.raises(UserError) as error:
     pool.ask(model, shown, asked)
   assert str(error.value).startswith("config.evals.shown.data='folder'")

@@ -3,6 +3,7 @@
 import shutil
 import signal
 
+import distillation_cases
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -319,6 +320,7 @@ def test_an_average_begins_goes_on_and_ends(tmp_path):
 
 
 LORA = {"model__lora__rank": 2}
+MAP = {"model__image__pooling": "map"}
 
 
 def test_an_adaptation_goes_on_or_is_added_up(tmp_path):
@@ -333,6 +335,36 @@ def test_an_adaptation_goes_on_or_is_added_up(tmp_path):
   summed = old[path] + share * (a @ b).reshape(old[path].shape)
   np.testing.assert_allclose(state[path], summed, rtol=1e-5)
   assert "moments left behind: lora/" in "\n".join(stage.report)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_teacher_goes_on_in_another_layout(tmp_path, lora):
+  def config(path=None, **changes):
+    made = _config(path, model__image__depth=2, **MAP, **changes).unlock()
+    made.terms = {"self": distillation_cases.section(masked=0.0)}
+    return made
+
+  changes = LORA if lora else {}
+  old = _leave(tmp_path / "a", config(model__scan=not lora, **changes))
+  stage, state, _ = _go_on(config(tmp_path / "a", model__scan=lora))
+  root = "carry/self/teacher/image/encoder"
+  one, both = (old, state) if lora else (state, old)
+  kernel, share = "attention/query/kernel", 0
+  for index in range(2):
+    single = one[f"{root}/block_{index}/{kernel}"]
+    if lora:
+      name = f"image.encoder.block_{index}.{kernel.replace('/', '.')}"
+      a, b = (one[f"carry/self/teacher/lora/{name}/{x}"] for x in "ab")
+      share = config(**LORA).model.lora.alpha / 2 * (a @ b)
+      share = share.reshape(single.shape)
+      assert np.abs(share).max() > 1e-3
+    np.testing.assert_allclose(
+      both[f"{root}/blocks/{kernel}"][index], single + share, rtol=1e-5
+    )
+  report = "\n".join(stage.report)
+  assert "carried by terms fresh" not in report
+  assert "carried by terms taken over: self/" in report
+  assert "carried by terms left" not in report
 
 
 def test_what_is_new_starts_and_what_has_no_place_stays_behind(tmp_path):

@@ -188,7 +188,7 @@ def test_captions_calibrate_too_and_a_softmax_model_gets_a_sigmoid(
   line = programs.said_in_one_line(
     "tools/classify.py", f"--checkpoint={folder}", *asked
   )
-  assert "--threshold=0.3: " in line and "trained with a softmax" in line
+  assert "--threshold=0.3: " in line and "trained without a sigmoid" in line
   flags = [f"--checkpoint={folder}", f"--images={tmp_path}", "--json"]
   output, _ = call("calibrate", *flags)
   assert json.loads(output)["texts"] == 10

@@ -10,6 +10,7 @@ from PIL import Image
 import programs
 import pytest
 import runs
+from safetensors import numpy as safe_numpy
 
 import big_siglip
 from big_siglip import build, sharding
@@ -158,7 +159,9 @@ LENGTH = 40
 
 
 def _config(**section):
-  config = runs.config(model__text__length=LENGTH, mesh__data=1).unlock()
+  config = runs.config(
+    model__text__length=LENGTH, model__image__pooling="map", mesh__data=1
+  ).unlock()
   config.batch_size = 8
   config.evals = {}
   config.data.crop_min_area = 1.0
@@ -278,6 +281,77 @@ def test_a_model_without_its_decoder_is_the_same(model):
   assert model.embed_images(IMAGES).shape == (3, 32)
 
 
+@pytest.mark.parametrize("name", ["exported", "m.npz"])
+def test_an_export_keeps_its_decoder_on_request(model, run, tmp_path, name):
+  output = tmp_path / name
+  style = "big_vision" if name.endswith("npz") else "huggingface"
+  command = "tools/export_weights.py", f"--checkpoint={run}"
+  to = f"--format={style}", f"--output={output}"
+  status, _, said = programs.call(*command, *to, "--keep=words")
+  assert status == 0 and "left out" not in said, said
+  again = big_siglip.load(output)
+  if style == "huggingface":
+    whole = safe_numpy.load_file(output / "model.safetensors")
+    assert not any("words" in key for key in whole)
+    said = again.caption(IMAGES, max_length=5)
+    assert said == model.caption(IMAGES, max_length=5)
+  one, two = (
+    runs.flatten(decoders.load(m.path, m.mesh).params) for m in (model, again)
+  )
+  runs.assert_same(one, two)
+  status, _, said = programs.call(
+    *("tools/export_weights.py", f"--checkpoint={output}"),
+    *("--format=huggingface", f"--output={tmp_path / 'second'}"),
+  )
+  assert status == 0
+  assert (
+    "note: terms of the loss are left out: words (captioning); --keep=words "
+    "writes them beside the model"
+  ) in said
+  with pytest.raises(UserError, match="has no decoder: it is no run with"):
+    decoders.load(str(tmp_path / "second"), model.mesh)
+
+
+@pytest.mark.parametrize(
+  ("flag", "said"),
+  [
+    ("--keep=others", "--keep=others: must be one of words, of config.terms"),
+    (
+      "--format=onnx",
+      "--keep: goes with formats that are loaded again, not with onnx",
+    ),
+  ],
+)
+def test_what_cannot_be_kept_is_told(run, tmp_path, flag, said):
+  assert (
+    programs.said_in_one_line(
+      *("tools/export_weights.py", f"--checkpoint={run}", "--keep=words"),
+      *(f"--output={tmp_path / 'x'}", flag),
+    )
+    == f"error: {said}\n"
+  )
+
+
+def test_a_damaged_file_of_kept_terms_is_told(model, run, tmp_path):
+  output = tmp_path / "m.npz"
+  status, *_ = programs.call(
+    *("tools/export_weights.py", f"--checkpoint={run}", "--keep=words"),
+    *("--format=big_vision", f"--output={output}"),
+  )
+  assert status == 0
+  file = tmp_path / "m.terms.safetensors"
+  whole = file.read_bytes()
+  for old, new, said in (
+    (b'"kind', b'"kond', "does not say which terms it holds"),
+    (b"captioning", b"captioninG", "has no decoder"),
+    (b"words/logits/bias", b"words/logits/bIas", "holds other parameters than"),
+  ):
+    file.write_bytes(whole.replace(old, new, 1))
+    assert file.read_bytes() != whole
+    with pytest.raises(UserError, match=said):
+      decoders.load(str(output), model.mesh)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
   folder = tmp_path_factory.mktemp("photos")
@@ -313,6 +387,9 @@ def test_the_command_says_what_the_model_says(model, run, photos):
   status, output, _ = programs.call(*arguments)
   first, box, *_ = output.splitlines()
   assert first == str(photos / "0.png") and "a dog" in box
+  shown = model.find_boxes(IMAGES[:1], ["a dog"])[0][0]
+  told = ",".join(f"{x:.3f}" for x in shown) if shown else "no box"
+  assert box.split(maxsplit=1)[1] == f"{told}  a dog"
   status, output, _ = programs.call(*arguments, "--format=csv")
   head, *rows = output.splitlines()
   assert head == "image,task,text,y1,x1,y2,x2,score" and len(rows) == 6
@@ -324,6 +401,10 @@ def test_the_command_says_what_the_model_says(model, run, photos):
     ([], "--checkpoint=RUN must be given"),
     (["--checkpoint=x"], "name at least one image or folder of images"),
     (["--checkpoint=x", "--beams=0", "y"], "--beams=0: must be at least 1"),
+    (
+      ["--checkpoint=x", "--phrase= ", "y"],
+      "--phrase='': must say what to look for",
+    ),
     (
       ["--checkpoint=x", "--box=0,0,2,1", "y"],
       "--box=0,0,2,1: must be y1,x1,y2,x2 in shares of the image, with "

@@ -1,6 +1,7 @@
 """Evaluations of a decoder: what it writes, counted by hand and by others."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -17,7 +18,11 @@ from big_siglip.errors import UserError
 from big_siglip.evaluation import compare, reading, samples
 from big_siglip.evaluators import caption_metrics, Result
 from big_siglip.evaluators.caption_tokens import tokenize
+from big_siglip.evaluators.scribe import Search
 from big_siglip.objectives import captioning
+from big_siglip.report import maps, page
+from big_siglip.report import samples as report_samples
+from big_siglip.report.opening import read_runs
 from big_siglip.run import workdir
 from configs import base, terms, written
 
@@ -97,6 +102,56 @@ def _write(folder, images, rows):
     json.dumps({"image": f"{i}.png", **row}) for i, row in enumerate(rows)
   ]
   (folder / "captions.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def naflex(run):
+  """The same run, as it keeps the shape of images of up to six patches."""
+  folder = run.parent / "naflex"
+  shutil.copytree(run, folder)
+  config = json.loads((folder / "config.json").read_text())
+  config["model"]["image"]["max_patches"] = 6
+  (folder / "config.json").write_text(json.dumps(config))
+  return big_siglip.load(folder)
+
+
+def test_squares_are_told_by_a_model_that_keeps_shapes_too(said, naflex):
+  model, images, captions, found = said
+  grids = {tuple(naflex.prepare_image(image)["grid"]) for image in images}
+  assert grids == {(2, 2)}  # And two places of padding.
+  assert naflex.caption(images, batch_size=4) == captions
+  assert naflex.find_boxes(images, PHRASES) == found
+  np.testing.assert_allclose(
+    naflex.log_likelihoods(images, PHRASES),
+    model.log_likelihoods(images, PHRASES),
+    atol=1e-4,
+    rtol=1e-5,
+  )
+  assert len(naflex.caption(images, beams=2)) == len(images)
+
+
+def test_padding_changes_nothing_of_what_is_written(said, naflex):
+  rng = np.random.default_rng(1)
+  shapes = ((20, 20), (16, 60), (64, 9), (33, 30))
+  images = [rng.integers(0, 256, (*x, 3), np.uint8) for x in shapes]
+  clean = [naflex.prepare_image(image) for image in images]
+  assert min(image["grid"].prod() for image in clean) < 6
+  dirty = []
+  for image in clean:
+    patches = image["patches"].copy()
+    patches[image["grid"].prod() :] = 255
+    dirty.append({**image, "patches": patches})
+  writer, found = naflex.captioner, []
+  for rows in (clean, dirty):
+    ((context, _),) = writer.batches(rows, len(rows))
+    written = writer.write(context, writer.start("caption"), Search(2))
+    found.append((written, writer.score(context, PHRASES)))
+  assert found[0][0] == found[1][0]
+  np.testing.assert_array_equal(found[0][1], found[1][1])
+  assert len({sentence.text for sentence in found[0][0]}) > 1
+  # What is no patch would change it, were it seen.
+  seen = context._replace(mask=None)
+  assert (writer.score(seen, PHRASES) != found[1][1]).any()
 
 
 def test_captions_are_scored_as_they_are_written(said, run, tmp_path):
@@ -215,6 +270,88 @@ def test_samples_show_captions_and_boxes(said, tmp_path):
   assert samples.sheet(lambda: source, drawn).std() > 0
   nothing = Result({}, {}, rows=lambda: {"key": key, "miou": [0.5, 0.5]})
   assert samples.sheet(lambda: source, nothing) is None
+
+
+def _shown(run, folder, data, **changes):
+  """Returns the groups and the text of a report of the run on a folder."""
+  shutil.copytree(run, folder)
+  file = folder / "config.json"
+  config = json.loads(file.read_text())
+  config["data"] |= changes
+  own = dict(data="folder", path=str(data), split="all")
+  sections = {
+    "pairs": base.retrieval(**own),
+    "words": written.caption(text_keys=("phrasings",), **own),
+    "boxes": written.grounding(**own),
+  }
+  config["evals"] = {k: v.to_dict() for k, v in sections.items()}
+  file.write_text(json.dumps(config))
+  figures = {"words/exact_match": 0.25, "boxes/accuracy@0.5": 0.5}
+  line = {f"evals/{name}": value for name, value in figures.items()}
+  (folder / "metrics.jsonl").write_text(json.dumps({"step": 3, **line}))
+  found = read_runs([str(folder)])
+  groups = report_samples.groups(found, COUNT)
+  return groups, page.render(found, groups, None)
+
+
+def test_a_report_shows_what_is_written(said, run, tmp_path):
+  """One group, whatever texts an evaluation reads; boxes where they lie."""
+  model, images, own, boxes = said
+  there = next(i for i, row in enumerate(boxes) if all(row))
+  nowhere = next(i for i, row in enumerate(boxes) if not any(row))
+  wrong = [0.0, 0.0, 0.25, 0.5]
+  rows = [
+    {"caption": "a", "phrasings": ["a", own[i]], "boxes": [], "box_texts": []}
+    for i in range(COUNT)
+  ]
+  rows[3]["phrasings"] = ["a", "<b>"]
+  for i in (there, nowhere):
+    rows[i]["boxes"] = [boxes[there][0], wrong]
+    rows[i]["box_texts"] = list(PHRASES[:2])
+  _write(tmp_path, images, rows)
+  (group,), text = _shown(run, tmp_path / "run", tmp_path)
+  assert not group.notes and not group.seen
+  row = group.told[0]
+  assert [one.written for one in row.images] == own
+  right = [own[3] in ("a", "<b>") if i == 3 else True for i in range(COUNT)]
+  assert [one.right for one in row.images] == right and row.right == 4
+  assert "4 of 5 captions are right; 2 x 2 patches" in text
+  assert "it is</small> a; &lt;b&gt;</p>" in text
+  first, second = row.images[there].phrases
+  assert first.iou == pytest.approx(1) and first.right and second.box
+  missed = caption_metrics.overlap(np.array(second.box), np.array(wrong))
+  assert second.iou == pytest.approx(float(missed)) and second.iou < 0.5
+  assert not second.right
+  assert [one.box for one in row.images[nowhere].phrases] == [None, None]
+  for i in (there, nowhere):
+    assert [m.text for m in row.images[i].seen.maps] == list(PHRASES[:2])
+  y1, x1, y2, x2 = (100 * edge for edge in boxes[there][1])
+  frame = f'x="{x1:.2f}" y="{y1:.2f}" width="{x2 - x1:.2f}"'
+  assert f'<rect class="box1" {frame} height="{y2 - y1:.2f}"/>' in text
+  for said_first in ("word for word</dt><dd>25.0 %", "0.5 on</dt><dd>50.0 %"):
+    assert said_first in text
+  assert text.count('class="true" x="0.00" y="0.00" width="50.00"') == 2
+  alike = [one.framed == one.seen.picture for one in row.images]
+  assert all(alike)
+
+
+def test_boxes_lie_in_what_the_model_sees(said, run, tmp_path):
+  _, images, _, _ = said
+  tall = [np.concatenate([x, 255 - x]) for x in images[:2]]
+  row = {"caption": "a", "phrasings": ["b"], "box_texts": ["a dog"]}
+  boxes = [[0.25, 0.0, 0.75, 1.0]]
+  _write(tmp_path, tall, [{**row, "boxes": boxes}] * 2)
+  (group,), _ = _shown(run, tmp_path / "run", tmp_path, crop="center")
+  for one in group.told[0].images:
+    (phrase,) = one.phrases
+    assert phrase.true == (0, 0, 1, 1), "the middle half is all that is seen"
+    assert one.framed.alt == "what the model sees of it"
+
+
+def test_a_layer_that_no_tower_has_is_told(run):
+  found = read_runs([str(run)])
+  with pytest.raises(UserError, match="^--map_layer=-9: must be 1"):
+    report_samples.groups(found, 1, maps.Choice(None, -9))
 
 
 def test_a_run_evaluates_its_own_decoder(run, tmp_path):

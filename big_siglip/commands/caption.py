@@ -8,9 +8,10 @@ big-siglip caption --checkpoint=runs/photos --labels="a cat,a dog" photos/
 
 For runs that were trained with a term of kind "captioning" in config.terms
 (docs/captioning.md). --phrase asks where something is, and --box what is there:
-a box is y1,x1,y2,x2 from the top left, in shares of the image. --labels asks
-how likely each text is as a caption, and sorts them. The first number of a line
-is the logarithm of the probability of what was written, or of the label.
+a box is y1,x1,y2,x2 from the top left, in shares of the image, in the answer
+too. --labels asks how likely each text is as a caption, and sorts them. The
+first number of a line is the logarithm of the probability of what was written,
+or of the label.
 """
 
 import sys
@@ -98,6 +99,8 @@ def _check_flags() -> tuple[str, list[tuple[float, float, float, float]]]:
     value = flags.FLAGS[name].value
     if value is not None and value < least:
       raise UserError(f"--{name}={value}: must be at least {least}")
+  if not all(phrase.strip() for phrase in _PHRASE.value):
+    raise UserError("--phrase='': must say what to look for")
   others = _PHRASE.value or _BOX.value or _LABELS.value
   if _PREFIX.value is not None and others:
     raise UserError(

@@ -11,6 +11,8 @@ bits. `onnx` makes a folder with each tower as a graph for onnxruntime,
 --classifier=FOLDER adds classifier.onnx, from pixels to the probabilities of
 the labels of a classifier of big-siglip probe (classifier.json names them).
 --weights=teacher takes the teacher of a run with self-distillation.
+Terms of the loss are left out; --keep=NAME writes those of config.terms beside
+the model, so that big-siglip caption finds a decoder there.
 What big-siglip calibrate left is exported as the model's scale and bias.
 --push=ORG/NAME uploads a folder to the Hugging Face hub, with its model card.
 --max_patches=N exports a NaFlex model, 0 one of squares, whichever it was: the
@@ -36,6 +38,9 @@ _WEIGHTS = flags.DEFINE_enum(
   "trained",
   ["trained", "teacher"],
   "Whose: the teacher's, of a run with self-distillation.",
+)
+_KEEP = flags.DEFINE_list(
+  "keep", [], "Of config.terms, whose parameters are kept beside the model."
 )
 _FORMATS = ["huggingface", "big_vision", "open_clip", "onnx", "stablehlo"]
 _OF_SQUARES = ("onnx", "stablehlo")
@@ -65,9 +70,8 @@ def main(argv: list[str]) -> None:
     with progress.loading():
       from big_siglip import platforms, sharding
       from big_siglip.report import runs
-      from big_siglip.schema.sizes import has_text_tower
-      from big_siglip.trained import naflex, saved, serving, teachers
-      from big_siglip.weights import card, export, push
+      from big_siglip.trained import kept_terms, naflex, saved, teachers
+      from big_siglip.weights import card, push
 
       platforms.prepare()
     style, name = _FORMAT.value, _PUSH.value
@@ -76,33 +80,19 @@ def main(argv: list[str]) -> None:
     if sight.MAX_PATCHES.value is not None:
       with naming({"max_patches": "--max_patches"}):
         naflex.convert(config, sight.MAX_PATCHES.value, _CHECKPOINT.value)
-    if style in _OF_SQUARES and config.model.image.max_patches is not None:
-      raise UserError(
-        f"--format={style}: has images of one size, and {_CHECKPOINT.value} "
-        "keeps their shape (NaFlex); --max_patches=0 makes it one of squares"
-      )
-    if not has_text_tower(config.model):
-      raise UserError(
-        f"--checkpoint={_CHECKPOINT.value}: is an image tower alone, and "
-        "exports are of whole models: train a text tower to it (configs/lit.py)"
-      )
-    if terms := config.get("terms"):
-      progress.say(
-        f"note: the parameters of config.terms ({', '.join(terms)}) belong to "
-        "the run, and are not exported"
-      )
+    _check_model(config)
+    kept_terms.check(_KEEP.value, found, config)
+    if left := kept_terms.told_left(config, _KEEP.value):
+      progress.say(f"note: {left}")
     address = push.open_repository(name, public=_PUBLIC.value) if name else ""
-    params = load_params(sharding.make_mesh())
+    mesh = sharding.make_mesh()
+    params = load_params(mesh)
     head = _read_classifier(params, config)
     params = _finish(params, config)
-    more = {"stablehlo": serving.save}
     with progress.waiting(f"writing {output}"):
-      if style == "open_clip":
-        export.to_open_clip(output, params, config, name)
-      elif style == "onnx":
-        export.to_onnx(output, params, config, head)
-      else:
-        {**export.FORMATS, **more}[style](output, params, config)
+      _write(output, params, config, head)
+      if _KEEP.value:
+        kept_terms.save(output, _KEEP.value, found, config, mesh)
     if style in _CARDS and output.is_dir():
       card.save(output, style, config, runs.evaluations_of(found), name)
     if name:
@@ -111,6 +101,38 @@ def main(argv: list[str]) -> None:
   print(output)
   if address:
     print(address)
+
+
+def _check_model(config) -> None:
+  """Raises a UserError where the format has no place for such a model."""
+  from big_siglip.schema.sizes import has_text_tower
+
+  path = _CHECKPOINT.value
+  if _FORMAT.value in _OF_SQUARES and config.model.image.max_patches:
+    raise UserError(
+      f"--format={_FORMAT.value}: has images of one size, and {path} keeps "
+      "their shape (NaFlex); --max_patches=0 makes it one of squares"
+    )
+  if not has_text_tower(config.model):
+    raise UserError(
+      f"--checkpoint={path}: is an image tower alone, and exports are of whole "
+      "models: train a text tower to it (configs/lit.py)"
+    )
+
+
+def _write(output: pathlib.Path, params, config, head) -> None:
+  from big_siglip.trained import serving
+  from big_siglip.weights import export
+
+  style = _FORMAT.value
+  if style == "open_clip":
+    export.to_open_clip(output, params, config, _PUSH.value)
+  elif style == "onnx":
+    export.to_onnx(output, params, config, head)
+  elif style == "stablehlo":
+    serving.save(output, params, config)
+  else:
+    export.FORMATS[style](output, params, config)
 
 
 def _read_classifier(params, config):
@@ -158,6 +180,11 @@ def _check_flags(arguments: list[str]) -> pathlib.Path:
   if _CLASSIFIER.value is not None and _FORMAT.value != "onnx":
     raise UserError(
       f"--classifier: goes with --format=onnx, not with {_FORMAT.value}"
+    )
+  if _KEEP.value and _FORMAT.value in _OF_SQUARES:
+    raise UserError(
+      f"--keep: goes with formats that are loaded again, not with "
+      f"{_FORMAT.value}"
     )
   if _PUBLIC.value and not _PUSH.value:
     raise UserError("--public says who sees what --push=ORG/NAME uploads")

@@ -14,6 +14,7 @@ to be trained for it. --max_patches=0 makes one of squares of a NaFlex model.
 """
 
 import json
+import pathlib
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
 
       from big_siglip import platforms, sharding
       from big_siglip.data.preprocessing import Preprocessing
-      from big_siglip.trained import naflex, saved
+      from big_siglip.trained import kept_terms, naflex, saved
       from big_siglip.weights import open_weights
       from big_siglip.weights.preprocessing import find_preprocessing
 
@@ -61,6 +62,11 @@ def main(argv: list[str]) -> None:
     with progress.waiting("opening the weights"):
       weights = open_weights(_WEIGHTS.value, _BASE.value)
       preprocessing = find_preprocessing(weights, _TOKENIZER.value)
+    if kept := kept_terms.sections(pathlib.Path(weights.reader.path)):
+      progress.say(
+        f"note: {', '.join(kept)}, kept beside the weights, are not imported: "
+        f"what needs them takes --checkpoint={_WEIGHTS.value}"
+      )
     data = preprocessing.data_fields()
     config = ConfigDict({"model": weights.model, "data": data})
     if sight.MAX_PATCHES.value is not None:

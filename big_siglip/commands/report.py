@@ -4,9 +4,10 @@ big-siglip report runs/digits
 big-siglip report runs/a runs/b --output=compared.html --price=1.2
 
 The page holds configs, curves, evaluations, predictions, similarities and
-retrieval on held-out examples, skipped data, hardware, time and cost. It is one
-file that opens offline, in any browser. A run may still be in progress. The
-last numbers of a single run are printed too.
+retrieval on held-out examples, what a decoder writes and patches know of them,
+skipped data, hardware, time and cost. It is one file that opens offline, in any
+browser. A run may still be in progress. The last numbers of a single run are
+printed too. --map_layer=-3 asks earlier patches where texts are: docs/dense.md.
 """
 
 from absl import flags, logging
@@ -24,6 +25,15 @@ _EXAMPLES = flags.DEFINE_integer(
 _PRICE = flags.DEFINE_float(
   "price", None, "Price of an hour of one device.", 0.0
 )
+_KIND = flags.DEFINE_enum(
+  "map_kind",
+  None,
+  ["value", "text"],
+  "Of patches that texts are compared with; value, or what a tower has.",
+)
+_LAYER = flags.DEFINE_integer(
+  "map_layer", -1, "Of the same: -1 the last block, -2 the one before."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -37,13 +47,14 @@ def main(argv: list[str]) -> None:
       from big_siglip.metrics import last_metrics
 
       with extras.needed_by("big-siglip report"):
-        from big_siglip.report import page
+        from big_siglip.report import maps, page
       platforms.prepare()
     file = page.write_report(
       argv[1:],
       _OUTPUT.value,
       examples=_EXAMPLES.value,
       price=_PRICE.value,
+      choice=maps.Choice(_KIND.value, _LAYER.value),
     )
   if len(argv) == 2:
     for name, value in last_metrics(argv[1]).items():

@@ -38,7 +38,9 @@ class Description:
     update: names the last update, or "".
     patches: what the h w C numbers of a row are, the grid row by row: "kind"
       and "layer" (`models.patches.Patches`), "size" (pixels), "grid" (h, w) and
-      "width" (C). None: a row is of a whole image or text.
+      "width" (C). Where images keep their shape, size and grid are None: the
+      columns "grid_rows" and "grid_columns" say h and w, and zeros fill the
+      rest of a row. None: a row is of a whole image or text.
   """
 
   kind: str

@@ -2,7 +2,9 @@
 
 import os
 
-NAMES = ("digits", "scenes", "scenes/COUNT")
+# "scenes" and "scenes_wide" may have a number of training examples.
+COUNTED = ("scenes", "scenes_wide")
+NAMES = ("digits", *COUNTED, *(f"{name}/COUNT" for name in COUNTED))
 
 
 def default_data_dir() -> str:
@@ -14,6 +16,6 @@ def default_data_dir() -> str:
 def is_known(name: str) -> bool:
   """Whether `name` is a data set of the project's own."""
   kind, _, count = name.partition("/")
-  return name in ("digits", "scenes") or (
-    kind == "scenes" and count.isdecimal() and int(count) > 0
+  return name in ("digits", *COUNTED) or (
+    kind in COUNTED and count.isdecimal() and int(count) > 0
   )

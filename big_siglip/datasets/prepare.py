@@ -12,14 +12,26 @@ import filelock
 import tensorflow_datasets as tfds
 
 from big_siglip.datasets.digits import Digits
-from big_siglip.datasets.known import default_data_dir, is_known, NAMES
-from big_siglip.datasets.scenes import NUM_TRAIN, Scenes, ScenesConfig
+from big_siglip.datasets.known import (
+  COUNTED,
+  default_data_dir,
+  is_known,
+  NAMES,
+)
+from big_siglip.datasets.scenes import (
+  NUM_TRAIN,
+  Scenes,
+  ScenesConfig,
+  ScenesWide,
+)
 from big_siglip.errors import UserError
+
+_BUILDERS = {"digits": Digits, "scenes": Scenes, "scenes_wide": ScenesWide}
 
 
 def is_prepared(name: str, data_dir: str | None = None) -> bool:
   """Whether a data set of the project's own lies whole on disk."""
-  name = f"scenes/{NUM_TRAIN}" if name == "scenes" else name
+  name = _with_count(name)
   root = epath.Path(data_dir or default_data_dir()).expanduser()
   return _open_whole(name, root) is not None
 
@@ -32,7 +44,7 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
   process leaves behind is never read; it is removed here.
 
   Args:
-    name: "digits", "scenes", or "scenes/COUNT" for that many training examples.
+    name: of `known.NAMES`; COUNT is a number of training examples.
     data_dir: where data sets lie; None for `default_data_dir()`.
 
   Raises:
@@ -40,7 +52,7 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
   """
   if not is_known(name):
     raise UserError(f"data set {name!r}: must be one of {', '.join(NAMES)}")
-  name = f"scenes/{NUM_TRAIN}" if name == "scenes" else name
+  name = _with_count(name)
   root = epath.Path(data_dir or default_data_dir()).expanduser()
   # A whole data set may lie in a folder that only its owner can write.
   if builder := _open_whole(name, root):
@@ -57,6 +69,10 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     ) from e
 
 
+def _with_count(name: str) -> str:
+  return f"{name}/{NUM_TRAIN}" if name in COUNTED else name
+
+
 def _lock(name: str, root: epath.Path) -> contextlib.AbstractContextManager:
   if "://" in os.fspath(root):  # Buckets know no locks; renames still protect.
     return contextlib.nullcontext()
@@ -66,15 +82,14 @@ def _lock(name: str, root: epath.Path) -> contextlib.AbstractContextManager:
 def _make_builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
   kind, _, count = name.partition("/")
   options = dict(data_dir=os.fspath(root), file_format="array_record")
-  if kind == "digits":
-    return Digits(**options)
+  if kind not in COUNTED:
+    return _BUILDERS[kind](**options)
   config = ScenesConfig(name=count, num_train=int(count))
-  return Scenes(config=config, **options)
+  return _BUILDERS[kind](config=config, **options)
 
 
 def _folder(name: str, root: epath.Path) -> epath.Path:
-  version = (Digits if name == "digits" else Scenes).VERSION
-  return root / name / str(version)
+  return root / name / str(_BUILDERS[name.partition("/")[0]].VERSION)
 
 
 def _open_whole(name: str, root: epath.Path) -> tfds.core.DatasetBuilder | None:

@@ -1,4 +1,7 @@
-"""`scenes`: drawn shapes with captions that say exactly what is to be seen."""
+"""Drawn shapes with captions that say exactly what is to be seen.
+
+`scenes` has squares, `scenes_wide` images of several shapes.
+"""
 
 from collections.abc import Iterator
 import dataclasses
@@ -6,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from big_siglip.datasets import scenes_draw
+from big_siglip.datasets import scenes_draw, scenes_wide
 
 NUM_TEST = 1_000
 NUM_TRAIN = 50_000  # Unless asked for otherwise.
@@ -28,14 +31,17 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
   whatever the number of examples.
   """
 
-  VERSION = tfds.core.Version("1.1.0")
+  VERSION = tfds.core.Version("1.2.0")
   RELEASE_NOTES = {
+    "1.2.0": "Both phrasings of a caption; all else is as it was.",
     "1.1.0": "Masks and boxes; images and captions are as they were.",
     "1.0.0": "First release.",
   }
   # Nothing is downloaded. To look for checksums, TFDS would import
   # importlib_resources, which it does not install.
   url_infos = None
+  _draws: Any = scenes_draw
+  _size: tuple[int | None, int | None] = (scenes_draw.SIDE, scenes_draw.SIDE)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -44,13 +50,15 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
       features=tfds.features.FeaturesDict(
         {
           "image": tfds.features.Image(
-            shape=(scenes_draw.SIDE, scenes_draw.SIDE, 3),
+            shape=(*self._size, 3),
             encoding_format="png",
           ),
           "captions": tfds.features.Sequence(tfds.features.Text()),
+          # The other way to say the same, too: for what judges captions.
+          "phrasings": tfds.features.Sequence(tfds.features.Text()),
           "name": tfds.features.Text(),
           "mask": tfds.features.Image(
-            shape=(scenes_draw.SIDE, scenes_draw.SIDE, 1),
+            shape=(*self._size, 1),
             encoding_format="png",
           ),
           "boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
@@ -61,8 +69,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-    train = map(scenes_draw.train_example, range(self.builder_config.num_train))
-    test = scenes_draw.test_examples(NUM_TEST)
+    train = map(self._draws.train_example, range(self.builder_config.num_train))
+    test = self._draws.test_examples(NUM_TEST)
     return {
       "train": self._generate_examples("train", train),
       "test": self._generate_examples("test", test),
@@ -77,9 +85,23 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         {
           "image": scene.image,
           "captions": [scene.caption],
-          "name": f"scenes/{split}/{key:06d}",
+          "phrasings": scene.phrasings,
+          "name": f"{self.name}/{split}/{key:06d}",
           "mask": scene.mask,
           "boxes": [tfds.features.BBox(*box) for box in scene.boxes],
           "box_texts": scene.box_texts,
         },
       )
+
+
+class ScenesWide(Scenes):
+  """Scenes four fifths of which are seven times as long as they are thick.
+
+  See `scenes_wide`. Test and training captions are as strange to each other as
+  those of `Scenes`.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "First release."}
+  _draws = scenes_wide
+  _size = (None, None)

@@ -5,7 +5,7 @@ or two groups and their relation ("a tiny blue cross left of three big white
 circles"). A group is one to three equal shapes in a row or a column.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
 import io
@@ -97,9 +97,15 @@ class Scene:
   def meaning(self) -> str:
     """Equal for the two captions that say the same the other way round."""
     if self.where in ("right of", "below"):
-      turned = Scene(self.groups[::-1], OPPOSITES[self.where])
-      return turned.caption
+      return self.turned.caption
     return self.caption
+
+  @property
+  def turned(self) -> "Scene":
+    """The same scene, said the other way round; a lone group has no other."""
+    if len(self.groups) == 1:
+      return self
+    return Scene(self.groups[::-1], OPPOSITES[self.where])
 
   @property
   def is_test(self) -> bool:
@@ -108,12 +114,31 @@ class Scene:
     return digest[0] < 26
 
 
+class Placed(NamedTuple):
+  """Where a group lies.
+
+  Attributes:
+    group: what lies there.
+    middle: (x, y) in pixels.
+    is_row: whether its shapes stand side by side, not one above the other.
+    low: where the room that it has along its own direction begins, in pixels.
+    high: where it ends.
+  """
+
+  group: Group
+  middle: tuple[float, float]
+  is_row: bool
+  low: float = 0
+  high: float = SIDE
+
+
 class Painted(NamedTuple):
   """A scene as it is seen, and what is true of it.
 
   Attributes:
-    image: PNG, 64x64 RGB.
+    image: PNG, 64x64 RGB; of `scenes_wide` it has other sizes, as the mask.
     caption: all there is to say.
+    phrasings: of the caption: it, and what says the same the other way round.
     mask: PNG, 64x64 of one channel: `MASK_VALUES` of the shape whose outline
       the middle of a pixel lies in, 0 for none; drawn at this size, not shrunk.
     boxes: one for each group, (top, left, bottom, right) in [0, 1].
@@ -122,6 +147,7 @@ class Painted(NamedTuple):
 
   image: bytes
   caption: str
+  phrasings: tuple[str, ...]
   mask: bytes
   boxes: tuple[tuple[float, float, float, float], ...]
   box_texts: tuple[str, ...]
@@ -130,9 +156,9 @@ class Painted(NamedTuple):
 def train_example(index: int) -> Painted:
   """Returns the scene number `index`, which depends on nothing else."""
   rng = np.random.default_rng([0, index])
-  scene = _draw_lot(rng)
+  scene = draw_lot(rng)
   while scene.is_test:
-    scene = _draw_lot(rng)
+    scene = draw_lot(rng)
   return paint(scene, rng)
 
 
@@ -144,31 +170,66 @@ def test_examples(count: int) -> Iterator[Painted]:
   seen = set()
   for index in range(count):
     rng = np.random.default_rng([1, index])
-    scene = _draw_lot(rng)
+    scene = draw_lot(rng)
     while not scene.is_test or scene.meaning in seen:
-      scene = _draw_lot(rng)
+      scene = draw_lot(rng)
     seen.add(scene.meaning)
     yield paint(scene, rng)
 
 
-def paint(scene: Scene, rng: np.random.Generator) -> Painted:
-  """Paints a scene; `rng` shifts, tints and sizes it a bit."""
+def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
+  """Returns where the groups of a scene of 64x64 pixels lie."""
+  if len(scene.groups) == 1:
+    x, y, is_row = PLACES[scene.where]
+    jitter = rng.uniform(-3, 3, 2)
+    return [Placed(scene.groups[0], (x + jitter[0], y + jitter[1]), is_row)]
+  first, second = scene.groups
+  if scene.where in ("right of", "below"):
+    first, second = second, first
+  is_row = scene.where in ("above", "below")
+  # Groups stay side by side: an oblique pair would be both left and above.
+  along = SIDE / 2 + rng.uniform(-6, 6)
+  placed = []
+  for group, across in ((first, SIDE / 4), (second, SIDE * 3 / 4)):
+    u = along + rng.uniform(-3, 3)
+    v = across + rng.uniform(-4, 4)
+    placed.append(Placed(group, (u, v) if is_row else (v, u), is_row))
+  return placed
+
+
+def paint(
+  scene: Scene,
+  rng: np.random.Generator,
+  size: tuple[int, int] = (SIDE, SIDE),
+  placing: Callable[[Scene, np.random.Generator], list[Placed]] = place,
+) -> Painted:
+  """Paints a scene.
+
+  Args:
+    scene: what is to be seen.
+    rng: shifts, tints and sizes it a bit.
+    size: of the image, (width, height) in pixels.
+    placing: says where its groups lie.
+  """
   grey = int(rng.integers(10, 55))
-  side = SIDE * _OVERSAMPLING
-  image = Image.new("RGB", (side, side), (grey, grey, grey))
+  width, height = size
+  large = width * _OVERSAMPLING, height * _OVERSAMPLING
+  image = Image.new("RGB", large, (grey, grey, grey))
   draw = ImageDraw.Draw(image)
-  mask = np.zeros((SIDE, SIDE), np.uint8)
+  mask = np.zeros((height, width), np.uint8)
   boxes, texts = [], []
-  for group, middle, is_row in _layout(scene, rng):
-    outlines = _paint_group(draw, group, middle, is_row, rng)
+  for placed in placing(scene, rng):
+    group = placed.group
+    outlines = _paint_group(draw, placed, rng)
     for outline in outlines:
       scenes_shapes.fill(mask, outline, MASK_VALUES[group.colour, group.shape])
-    x, y = np.clip(np.concatenate(outlines) / SIDE, 0, 1).T
+    x, y = np.clip(np.concatenate(outlines) / size, 0, 1).T
     boxes.append(tuple(map(float, (y.min(), x.min(), y.max(), x.max()))))
     texts.append(str(group))
   return Painted(
     _png(image.reduce(_OVERSAMPLING)),
     scene.caption,
+    tuple(dict.fromkeys((scene.caption, scene.turned.caption))),
     _png(Image.fromarray(mask)),
     tuple(boxes),
     tuple(texts),
@@ -181,7 +242,8 @@ def _png(image: Image.Image) -> bytes:
   return buffer.getvalue()
 
 
-def _draw_lot(rng: np.random.Generator) -> Scene:
+def draw_lot(rng: np.random.Generator) -> Scene:
+  """Returns a scene, of one group or two."""
   if rng.random() < _LONE_SHARE:
     return Scene((_draw_group(rng),), _pick(rng, PLACES))
   first, second = _draw_group(rng), _draw_group(rng)
@@ -203,36 +265,11 @@ def _kind(group: Group) -> tuple[str, str, str]:
   return group.size, group.colour, group.shape
 
 
-def _layout(
-  scene: Scene, rng: np.random.Generator
-) -> list[tuple[Group, tuple[float, float], bool]]:
-  """Returns (group, middle in pixels, is a row) for every group."""
-  if len(scene.groups) == 1:
-    x, y, is_row = PLACES[scene.where]
-    jitter = rng.uniform(-3, 3, 2)
-    return [(scene.groups[0], (x + jitter[0], y + jitter[1]), is_row)]
-  first, second = scene.groups
-  if scene.where in ("right of", "below"):
-    first, second = second, first
-  is_row = scene.where in ("above", "below")
-  # Groups stay side by side: an oblique pair would be both left and above.
-  along = SIDE / 2 + rng.uniform(-6, 6)
-  placed = []
-  for group, across in ((first, SIDE / 4), (second, SIDE * 3 / 4)):
-    u = along + rng.uniform(-3, 3)
-    v = across + rng.uniform(-4, 4)
-    placed.append((group, (u, v) if is_row else (v, u), is_row))
-  return placed
-
-
 def _paint_group(
-  draw: ImageDraw.ImageDraw,
-  group: Group,
-  middle: tuple[float, float],
-  is_row: bool,
-  rng: np.random.Generator,
+  draw: ImageDraw.ImageDraw, placed: Placed, rng: np.random.Generator
 ) -> list[np.ndarray]:
   """Returns the outline [corners, 2] of each shape, (x, y) in pixels."""
+  group, middle, is_row, low, high = placed
   radius = SIZES[group.size] * rng.uniform(0.93, 1.03)
   tint = rng.integers(-15, 16, 3)
   colour = tuple(int(c) for c in np.clip(COLOURS[group.colour] + tint, 0, 255))
@@ -241,7 +278,7 @@ def _paint_group(
   half = (count - 1) * pitch / 2 + radius
   # Push a long group back inside, along its own direction only.
   u, v = middle if is_row else middle[::-1]
-  u = float(np.clip(u, half + 0.5, SIDE - half - 0.5))
+  u = float(np.clip(u, low + half + 0.5, high - half - 0.5))
   outlines = []
   for i in range(count):
     at = u + (i - (count - 1) / 2) * pitch

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 from typing import Any
@@ -16,7 +17,7 @@ from big_siglip.data.embedding_description import (
   read,
 )
 from big_siglip.data.preprocessing import Preprocessing
-from big_siglip.embeddings.given import AnyInputs
+from big_siglip.embeddings.given import AnyInputs, GRID
 from big_siglip.errors import UserError
 from big_siglip.models.patches import Patches
 from big_siglip.run import workdir
@@ -40,6 +41,8 @@ def describe(
     dtype: of the embeddings, float32 or float16.
     shard_size: inputs of a shard.
   """
+  patches = model["patches"]
+  ragged = patches is not None and patches["grid"] is None
   return Description(
     kind=inputs.kind,
     inputs=str(inputs.path),
@@ -48,7 +51,7 @@ def describe(
     dtype=dtype,
     shard_size=shard_size,
     data=inputs.data,
-    columns=inputs.columns,
+    columns={**inputs.columns, **(GRID if ragged else {})},
     **model,
   )
 
@@ -119,26 +122,17 @@ def describe_patches(
     checkpoint: what it was loaded from.
     asked: which patches.
     look: sees them.
-
-  Raises:
-    UserError: each image has a grid of its own.
   """
-  if look.keeps_shape:
-    raise UserError(
-      f"--patches={asked.kind}: rows of a folder have one shape, and "
-      f"{checkpoint} keeps that of each image (NaFlex); Model.embed_patches "
-      "gives them one by one"
-    )
-  height, width, numbers = look.shape
+  *grid, numbers = look.shape
   patches = {
     "kind": asked.kind,
     "layer": asked.layer,
-    "size": look.preprocess.value.image_size,
-    "grid": [height, width],
+    "size": None if look.keeps_shape else look.preprocess.value.image_size,
+    "grid": None if look.keeps_shape else grid,
     "width": numbers,
   }
   return describe_model(model, checkpoint) | {
-    "width": height * width * numbers,
+    "width": math.prod(look.shape),
     "patches": patches,
   }
 

@@ -10,9 +10,11 @@ from big_siglip.trained.inference import Model
 
 # Of images; a table's column of that name takes its place.
 SIZE = {"width": "int32", "height": "int32"}
+# Of patches of an image that keeps its shape.
+GRID = {"grid_rows": "int32", "grid_columns": "int32"}
 # What tells whether an input has changed.
 STAMP = {"file_bytes": "int64", "file_mtime_ns": "int64", "sha256": "string"}
-RESERVED = ("key", "text", "embedding", "id", *STAMP)
+RESERVED = ("key", "text", "embedding", "id", *STAMP, *GRID)
 
 
 class Stamp(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from big_siglip.embeddings.changes import Changes, Row
-from big_siglip.embeddings.given import Prepared
+from big_siglip.embeddings.given import GRID, Prepared
 from big_siglip.embeddings.pipeline import Before
 
 _SHARDS = 4  # So many are held in memory.
@@ -77,7 +77,12 @@ class Kept(Before):
   def embedded(self, sha256: str) -> np.ndarray | None:
     """See `Before.embedded`."""
     place = self._places.get(sha256)
-    return place and self._shard(place[0]).embeddings[place[1]]
+    if place is None:
+      return None
+    shard = self._shard(place[0])
+    if GRID.keys() <= shard.fields.keys():
+      return None  # Of patches, whose grid goes with them.
+    return shard.embeddings[place[1]]
 
   def _shard(self, file: pathlib.Path) -> _Shard:
     with self._reading:  # Or each thread would read it.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from big_siglip.data.batch import Image, stack
-from big_siglip.embeddings.given import AnyInputs, Prepared, STAMP
+from big_siglip.embeddings.given import AnyInputs, GRID, Prepared, STAMP
 from big_siglip.embeddings.shards import Skipped
 from big_siglip.trained.inference import Model
 
@@ -225,7 +225,7 @@ def _batches(
       elif one.embedding is not None:
         kept.append(member)
       else:
-        members.append(member._replace(one=one._replace(array=None)))
+        members.append(member._replace(one=_without_pixels(one)))
         rows.append(one.array)
       if len(rows) == size:
         yield _Batch(shard, members, stack(rows), kept, skipped, last=False)
@@ -234,6 +234,17 @@ def _batches(
     rows += rows[-1:] * (size - len(rows))
     stacked = stack(rows) if rows else None
     yield _Batch(shard, members, stacked, kept, skipped, last=True)
+
+
+def _without_pixels(one: Prepared) -> Prepared:
+  """Returns an input without what a tower sees of it, but with its grid."""
+  fields = one.fields
+  if isinstance(one.array, Mapping):
+    fields = {
+      **fields,
+      **dict(zip(GRID, one.array["grid"].tolist(), strict=True)),
+    }
+  return one._replace(array=None, fields=fields)
 
 
 def map_ahead(

@@ -8,7 +8,7 @@ share of points within a share of the image's side) is what DINO's papers tell.
 Shape letters: L patches, C numbers of a patch, S pixels of a side.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -18,14 +18,14 @@ import jax
 import numpy as np
 
 from big_siglip import progress
-from big_siglip.data import decoding, images
-from big_siglip.data.batch import Batch
+from big_siglip.data import decoding, images, patches
+from big_siglip.data.batch import Batch, Image
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.data.sources import Example
 from big_siglip.errors import UserError
 from big_siglip.evaluators import tables
 from big_siglip.evaluators.embed import Embed, Rows
-from big_siglip.evaluators.grids import Grid, unit
+from big_siglip.evaluators.grids import Grid, middles, unit
 from big_siglip.evaluators.patches import Sight
 from big_siglip.evaluators.result import (
   EXAMPLES,
@@ -44,9 +44,10 @@ class Correspondence:
   """PCK between photos and known crops of them.
 
   Attributes:
-    photos: images with "other" uint8 [SS3], "truth" float32 [L2], where in the
-      whole the middle of each of its patches lies, in [0, 1] (down, right), and
-      outside of it where the whole does not show it.
+    photos: images with "other", a crop as the tower sees it, "grids" int32
+      [2, 2], of the whole and of the crop, and "truth" float32 [L2], where in
+      the whole the middle of each patch of the crop lies, in [0, 1] (down,
+      right), and outside of it where the whole does not show it.
     grid: of the patches.
     sight: how patches are seen.
     patches: which features.
@@ -118,49 +119,63 @@ class Correspondence:
     within each of `WITHIN`. The first photos go to `examples`.
     """
     found = np.full((self.photos.count, 3, len(WITHIN)), np.nan)
-    middles = self.grid.middles()
-    for number, shown, (whole, other, truth) in self._pairs(embed, params):
+    for number, shown, grids, features in self._pairs(embed, params):
+      whole, other, truth = features
+      places, own = (middles(*grid) for grid in grids)
       inside = ((truth >= 0) & (truth <= 1)).all(axis=1)
       if not inside.any():
         continue
       cosines = unit(other[inside]) @ unit(whole).T
       if shown and examples is not None and len(examples) < EXAMPLES:
-        best = middles[cosines.argmax(axis=1)]
-        first, second = map(np.copy, shown)  # The batch is used again.
-        at = middles[inside]
+        best = places[cosines.argmax(axis=1)]
+        first, second = self._shown(*shown)
+        at = own[inside]
         examples.append(
           MatchExample(number, first, second, at, best, truth[inside])
         )
-      distances = np.linalg.norm(middles[None] - truth[inside, None], axis=-1)
+      distances = np.linalg.norm(places[None] - truth[inside, None], axis=-1)
       errors = (
         distances[np.arange(len(cosines)), cosines.argmax(axis=1)],
         distances.min(axis=1),
-        np.linalg.norm(middles[inside] - truth[inside], axis=-1),
+        np.linalg.norm(own[inside] - truth[inside], axis=-1),
       )
       for row, error in enumerate(errors):
         found[number, row] = [np.mean(error <= share) for share in WITHIN]
     return found
 
   def _pairs(self, embed: Embed, params: Any) -> Iterator[tuple]:
-    """Yields (number, shown, (whole LC, other LC, truth L2)).
+    """Yields (number, shown, grids, (whole LC, other LC, truth L2)).
 
-    In every process all. `shown` are both images, where this process has them.
+    In every process all. `shown` says where this process has them: a batch and
+    a row; else it is None. Each of both images has an L of its own.
     """
     with progress.Progress(self.photos.count, "photos") as show:
       for batch in self.photos.batches():
-        labels = {name: batch[name] for name in ("index", "mask", "truth")}
+        names = "index", "mask", "truth", "grids"
+        labels = {name: batch[name] for name in names}
         whole, values = embed(params, batch["image"], labels)
         other, _ = embed(params, batch["other"], {})
         whole, other, values = jax.device_get((whole, other, values))
         own = {
-          int(batch["index"][row]): (batch["image"][row], batch["other"][row])
+          int(batch["index"][row]): (batch, row)
           for row in np.flatnonzero(batch["mask"])
         }
         for row in np.flatnonzero(values["mask"]):
           number = int(values["index"][row])
-          found = whole[row], other[row], values["truth"][row]
-          yield number, own.get(number), found
+          grids = values["grids"][row]
+          first, second = grids.prod(axis=1)
+          truth = values["truth"][row, :second]
+          found = whole[row, :first], other[row, :second], truth
+          yield number, own.get(number), grids, found
           show.add(1)
+
+  def _shown(self, batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image and its crop, uint8 HW3."""
+    first, second = (
+      _pixels(jax.tree.map(lambda x: x[row], batch[name]), self.grid.patch)
+      for name in ("image", "other")
+    )
+    return first, second
 
   def _rows(self, found: np.ndarray) -> Table:
     """Returns a row for each photo."""
@@ -180,7 +195,7 @@ class Correspondence:
 def show_twice(
   example: Example, preprocess: Preprocess, grid: Grid, min_area: float
 ) -> Batch:
-  """Returns "other", a crop of an image, and "truth", where its patches lie.
+  """Returns "other", a crop of an image, "grids", and "truth".
 
   Args:
     example: the image; its bytes decide by lot about the crop.
@@ -197,13 +212,32 @@ def show_twice(
   box = images.random_box(height, width, rng, min_area)
   box = box or (0.0, 0.0, float(width), float(height))
   mirrored = rng.random() < 0.5
-  other = images.resize(pixels, value.image_size, value.resize, box)
-  middles = grid.middles() * grid.side * grid.patch / value.image_size
+  left, top, right, bottom = box
+  own = grid.of(max(1, round(bottom - top)), max(1, round(right - left)))
+  places = middles(*own)
+  if grid.length is None:
+    size = value.image_size
+    places *= grid.side * grid.patch / size
+  else:
+    size = own[0] * grid.patch, own[1] * grid.patch
+  other = images.resize(pixels, size, value.resize, box)
   if mirrored:
     other = images.flip(other)
-    middles[:, 1] = 1 - middles[:, 1]
-  left, top, right, bottom = box
-  at = np.array([top, left]) + middles * [bottom - top, right - left]
+    places[:, 1] = 1 - places[:, 1]
+  at = np.array([top, left]) + places * [bottom - top, right - left]
   left, top, right, bottom = grid.box(height, width)
-  truth = (at - [top, left]) / [bottom - top, right - left]
-  return {"other": other, "truth": truth.astype(np.float32)}
+  truth = np.zeros((grid.most, 2), np.float32)
+  truth[: len(at)] = (at - [top, left]) / [bottom - top, right - left]
+  if grid.length is not None:
+    cut = patches.cut(other, grid.patch, grid.length)
+    other = {"patches": cut, "grid": np.array(own, np.int32)}
+  grids = np.array([grid.of(height, width), own], np.int32)
+  return {"other": other, "truth": truth, "grids": grids}
+
+
+def _pixels(image: Image, patch: int) -> np.ndarray:
+  """Returns a copy of what a tower sees of an image, uint8 HW3."""
+  if isinstance(image, Mapping):
+    rows, columns = image["grid"].tolist()
+    return patches.join(image["patches"], (rows, columns), patch).copy()
+  return image.copy()

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from big_siglip.data import masks
+from big_siglip.data import masks, patches
 from big_siglip.data.images import Box
 from big_siglip.data.squares import Square
 
@@ -21,28 +21,36 @@ class Grid:
     side: patches along a side, h = w.
     patch: pixels along a patch's side.
     square: how an image becomes what the model sees.
+    length: patches of an image that keeps its shape (NaFlex), at most, in place
+      of `side` and `square`; None: it becomes a square.
   """
 
   side: int
   patch: int
   square: Square
+  length: int | None = None
+
+  @property
+  def most(self) -> int:
+    """How many patches an image has, at most."""
+    return self.length or self.side**2
+
+  def of(self, height: int, width: int) -> tuple[int, int]:
+    """Returns h and w of an image of so many pixels."""
+    if self.length is None:
+      return self.side, self.side
+    return patches.grid_of(height, width, self.patch, self.length)
 
   def box(self, height: int, width: int) -> Box:
     """Returns what all patches cover of an image, in its pixels."""
+    if self.length is not None:
+      return 0.0, 0.0, width, height
     box = self.square.box(height, width) or (0.0, 0.0, width, height)
     left, top, right, bottom = box
     # A border of less than a patch is covered by none.
     share = self.side * self.patch / self.square.size
     right, bottom = left + (right - left) * share, top + (bottom - top) * share
     return left, top, right, bottom
-
-  def middles(self) -> np.ndarray:
-    """Returns where the middle of each patch lies, (down, right) in [0, 1].
-
-    float64 [h w, 2], of what all patches cover.
-    """
-    at = (np.arange(self.side) + 0.5) / self.side
-    return np.stack(np.meshgrid(at, at, indexing="ij"), -1).reshape(-1, 2)
 
   def to_pixels(
     self, values: np.ndarray, height: int, width: int
@@ -77,11 +85,12 @@ class Grid:
       width: the same.
     """
     left, top, right, bottom = self.box(height, width)
-    rows = (np.arange(height) + 0.5 - top) * (self.side / (bottom - top))
-    columns = (np.arange(width) + 0.5 - left) * (self.side / (right - left))
-    last = self.side - 1
+    tall, wide = classes.shape
+    rows = (np.arange(height) + 0.5 - top) * (tall / (bottom - top))
+    columns = (np.arange(width) + 0.5 - left) * (wide / (right - left))
     rows, columns = (
-      np.floor(at).clip(0, last).astype(int) for at in (rows, columns)
+      np.floor(at).clip(0, count - 1).astype(int)
+      for at, count in ((rows, tall), (columns, wide))
     )
     return classes[np.ix_(rows, columns)]
 
@@ -93,17 +102,29 @@ class Grid:
       count: C; a class from that on counts for nothing.
     """
     box = self.box(*mask.shape)
-    fine = masks.resize(
-      mask, self.side * self.patch, self.side * self.patch, box
-    )
-    cells = fine.reshape(self.side, self.patch, self.side, self.patch)
-    cells = cells.swapaxes(1, 2).reshape(self.side * self.side, -1)
+    rows, columns = self.of(*mask.shape)
+    fine = masks.resize(mask, rows * self.patch, columns * self.patch, box)
+    cells = fine.reshape(rows, self.patch, columns, self.patch)
+    cells = cells.swapaxes(1, 2).reshape(rows * columns, -1)
     place = np.arange(len(cells))[:, None] * (masks.IGNORED + 1) + cells
     counts = np.bincount(
       place.ravel(), minlength=len(cells) * (masks.IGNORED + 1)
     )
-    counts = counts.reshape(self.side, self.side, -1)[..., :count]
+    counts = counts.reshape(rows, columns, -1)[..., :count]
     return counts.astype(np.float32)
+
+
+def middles(rows: int, columns: int) -> np.ndarray:
+  """Returns where the middle of each patch lies, (down, right) in [0, 1].
+
+  float64 [h w, 2], of what all patches cover.
+
+  Args:
+    rows: h.
+    columns: w.
+  """
+  down, right = ((np.arange(n) + 0.5) / n for n in (rows, columns))
+  return np.stack(np.meshgrid(down, right, indexing="ij"), -1).reshape(-1, 2)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

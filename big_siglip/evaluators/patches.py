@@ -3,7 +3,7 @@
 Shape letters: B rows, L patches, h x w their grid, C numbers of a patch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import progress
+from big_siglip.data.batch import Image as Prepared
 from big_siglip.data.preprocessing import Preprocess
 from big_siglip.evaluators.embed import Embed, make_embed, Rows
 from big_siglip.evaluators.grids import Grid
@@ -27,6 +28,7 @@ from big_siglip.models.resolution import (
   patch_size,
   Resolution,
 )
+from big_siglip.models.towers import Image
 from big_siglip.models.vision import normalize
 from big_siglip.schema.sizes import has_text_tower
 from big_siglip.sharding import replicated
@@ -70,17 +72,23 @@ def make_sights(
   @functools.cache
   def towers(patches: Patches, resolution: Resolution) -> Embed:
     look = make_look(config, patches, resolution)
-    tokens = (check(config, resolution) // patch) ** 2
+    side = check(config, resolution) // patch
+    tokens = config.image.max_patches or side**2
 
-    def see(params: Any, image: jax.Array) -> jax.Array:
+    def see(params: Any, image: Image) -> jax.Array:
       whole = merged(params, config)
       rows = in_cache(lambda x: look(whole, x), image, tokens, mesh)
-      return rows.reshape(len(image), tokens, -1)
+      return rows.reshape(len(rows), tokens, -1)
 
     return make_embed(see, mesh, "the image tower's patches")
 
-  def raw(params: Any, image: jax.Array) -> jax.Array:
+  def raw(params: Any, image: Image) -> jax.Array:
     del params
+    if isinstance(image, Mapping):
+      rows = image["patches"]
+      pixels = rows.reshape(*rows.shape[:2], -1, 3)
+      pixels = normalize(pixels, config.image.mean, config.image.std)
+      return pixels.reshape(rows.shape)
     pixels = normalize(image, config.image.mean, config.image.std)
     side = image.shape[1] // patch
     pixels = pixels[:, : side * patch, : side * patch]
@@ -109,7 +117,7 @@ def make_sights(
       pixels,
       random,
       Preprocess(value, preprocess.tokenizer),
-      Grid(size // patch, patch, value.square()),
+      Grid(size // patch, patch, value.square(), config.image.max_patches),
     )
 
   return sights
@@ -126,13 +134,28 @@ def passing(
     rows: the images.
     embed: of `Sight`.
     params: of the model.
-    side: h = w.
+    side: h = w, where an image does not keep its shape.
   """
   with progress.Progress(rows.count, "images") as show:
     for batch in rows.batches():
+      image = batch["image"]
       labels = {name: batch[name] for name in ("index", "mask")}
-      patches, values = jax.device_get(embed(params, batch["image"], labels))
+      labels["grid"] = grids_of(image, side)
+      patches, values = jax.device_get(embed(params, image, labels))
       for row in np.flatnonzero(values["mask"]):
-        grid = patches[row].reshape(side, side, -1)
-        yield int(values["index"][row]), grid
+        grid = values["grid"][row]
+        own = patches[row, : grid.prod()].reshape(*grid, -1)
+        yield int(values["index"][row]), own
         show.add(1)
+
+
+def grids_of(image: Prepared, side: int) -> np.ndarray:
+  """Returns the grids of a batch of images, int32 [b, 2], rows and columns.
+
+  Args:
+    image: uint8 [b, H, W, 3], or sequences of patches.
+    side: h = w, where an image does not keep its shape.
+  """
+  if isinstance(image, Mapping):
+    return image["grid"]
+  return np.full((len(image), 2), side, np.int32)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import progress, sharding
+from big_siglip.data.batch import Image
 from big_siglip.data.text import Tokenizer
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Rows
@@ -30,6 +31,18 @@ from big_siglip.objectives import captioning, term_views
 
 _KIND = "captioning"
 _LOGITS = 1024  # Tokens of a device whose logits exist at once.
+
+
+class Context(NamedTuple):
+  """What a decoder looks at.
+
+  Attributes:
+    tokens: NKC float32.
+    mask: NK bool, true for tokens of patches; None: all are.
+  """
+
+  tokens: jax.Array
+  mask: jax.Array | None
 
 
 class Search(NamedTuple):
@@ -110,21 +123,24 @@ class Scribe:
     tower, eos_id = make_model(model), tokenizer.eos_id
 
     def see(params, image, labels):
-      tokens = tower.look(params, {"image": image}).image_tokens
-      return tokens.astype(jnp.float32), labels
+      batch = image if isinstance(image, Mapping) else {"image": image}
+      seen = tower.look(params, batch)
+      tokens = seen.image_tokens.astype(jnp.float32)
+      return Context(tokens, seen.image_mask), labels
 
-    def write(params, context, start, given, allowed, search: Search):
+    def write(params, context: Context, start, given, allowed, search: Search):
       found = generate(
         self._own(params),
-        *(context, start, given, allowed),
+        *(context.tokens, start, given, allowed),
         eos_id=eos_id,
+        mask=context.mask,
         **search._asdict(),
       )
       return found.ids[:, 0], found.score[:, 0]
 
-    def score(params, context, targets, real):
+    def score(params, context: Context, targets, real):
       decoder = {"params": self._own(params)}
-      decoded = Decoded(*self._decoder.apply(decoder, targets, context))
+      decoded = Decoded(*self._decoder.apply(decoder, targets, *context))
       found = token_cross_entropy(
         *decoded, targets, real, chunk_size=_LOGITS, sharding=split
       )
@@ -147,24 +163,26 @@ class Scribe:
       )
 
   def see(
-    self, params: Any, image: np.ndarray, labels: Mapping[str, Any]
-  ) -> tuple[jax.Array, dict[str, np.ndarray]]:
-    """Returns what the decoder looks at, NKC float32, and labels of all.
+    self, params: Any, image: Image, labels: Mapping[str, Any]
+  ) -> tuple[Context, dict[str, np.ndarray]]:
+    """Returns what the decoder looks at, of N images, and labels of all.
 
     Args:
       params: of the model, with the decoder's.
-      image: uint8 [n, H, W, 3]; N is a multiple of the devices of a batch.
+      image: uint8 [n, H, W, 3], or n sequences of patches; N is a multiple of
+        the devices of a batch.
       labels: arrays of one value an image, [n].
     """
     arrays = self._split((image, dict(labels)))
-    with self._compiling("the image tower", image.shape):
+    shape = str(jax.tree.map(np.shape, image))
+    with self._compiling("the image tower", shape):
       context, labels = self._see(params, *arrays)
     return context, jax.device_get(labels)
 
   def write(
     self,
     params: Any,
-    context: jax.Array,
+    context: Context,
     starts: Sequence[Sequence[int]],
     task: str,
     search: Search,
@@ -173,7 +191,7 @@ class Scribe:
 
     Args:
       params: as for `see`.
-      context: NKC.
+      context: of N images.
       starts: the ids that n sequences begin with.
       task: of `targets.TASKS`.
       search: how to look for them.
@@ -194,7 +212,7 @@ class Scribe:
   def score(
     self,
     params: Any,
-    context: jax.Array,
+    context: Context,
     targets: np.ndarray,
     weights: np.ndarray,
   ) -> np.ndarray:
@@ -202,7 +220,7 @@ class Scribe:
 
     Args:
       params: as for `see`.
-      context: NKC.
+      context: of N images.
       targets: int32 [n, T, L], of `Writer.write`.
       weights: float32 [n, T, L]; tokens without one count for nothing.
     """

@@ -216,7 +216,7 @@ def nearest(
     UserError: no image has a mask.
   """
   classes, count = len(train.names), train.rows.count
-  own = max(1, min(memory // count, train.grid.side**2))
+  own = max(1, min(memory // count, train.grid.most))
   images = min(count, memory // own)
   bank: np.ndarray | None = None
   for number, patches, mask in train.each(embed, params):

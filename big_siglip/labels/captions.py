@@ -125,7 +125,7 @@ def lines(
         score = f"{answer.score:.6g}"
         yield _row([image, answer.task, answer.text, *numbers, score])
         continue
-      where = "  ".join(numbers) + "  " if answer.box else ""
+      where = ",".join(numbers) + "  " if answer.box else ""  # As --box.
       if answer.task == "aref" and not answer.box:
         where = "no box  "
       yield f"  {answer.score:8.2f}  {where}{answer.text}"

@@ -66,6 +66,7 @@ def generate(
   beams: int = 1,
   max_length: int | None = None,
   length_penalty: float = 1.0,
+  mask: jax.Array | None = None,
 ) -> Written:
   """Writes a sequence for each image; computed in float32.
 
@@ -80,9 +81,10 @@ def generate(
     max_length: tokens that are written at most, with the end; None: up to L.
     length_penalty: a sequence's score is divided by its length to this power
       where the best is chosen at last; 0: its probability alone.
+    mask: NK bool, true for real tokens of the image; None: all are.
   """
   count, length = start.shape
-  decoder = _Decoder(params, context)
+  decoder = _Decoder(params, context, mask)
   depth, _, heads, size = params["blocks"]["attention"]["key"]["kernel"].shape
   cache = jnp.zeros((depth, count, beams, length, heads, size))
   state = _State(
@@ -165,9 +167,9 @@ def _of_beams(written: Written, order: jax.Array) -> Written:
 class _Decoder:
   """A decoder at one place of its sequences."""
 
-  def __init__(self, params: Any, context: jax.Array):
+  def __init__(self, params: Any, context: jax.Array, mask: jax.Array | None):
     """Computes keys and values of the image, dNKHh."""
-    self._params = params
+    self._params, self._mask = params, mask
     cross = params["blocks"]["cross_attention"]
     self._key, self._value = (
       jax.vmap(lambda p: _project(p, context))(cross[name])
@@ -189,7 +191,7 @@ class _Decoder:
     blocks = params["blocks"], keys, values, self._key, self._value
 
     def apply(x, block):
-      return _block(block, x, place)
+      return _block(block, x, place, self._mask)
 
     x, (keys, values) = jax.lax.scan(apply, x, blocks)
     x = _norm(params["norm"], x)
@@ -199,7 +201,7 @@ class _Decoder:
     return x @ kernel + params["logits"]["bias"][None, None], keys, values
 
 
-def _block(block, x, place):
+def _block(block, x, place, mask):
   """Applies a block to NbD; returns it with its keys and values, NbLHh."""
   params, keys, values, image_key, image_value = block
   own = params["attention"]
@@ -221,7 +223,7 @@ def _block(block, x, place):
   x = x + _join(own["out"], y)
   cross = params["cross_attention"]
   query = _project(cross["query"], _norm(params["cross_attention_norm"], x))
-  y = attention(query, image_key, image_value, backend="xla")
+  y = attention(query, image_key, image_value, backend="xla", mask=mask)
   x = x + _join(cross["out"], y)
   mlp = Mlp(params["mlp"]["up"]["kernel"].shape[-1], _DTYPE)
   y = _norm(params["mlp_norm"], x)

@@ -115,7 +115,12 @@ def attention_flops_per_example(
 
 
 def decoder_flops_per_example(
-  decoder: Decoder, texts: int, patches: int, width: int
+  decoder: Decoder,
+  texts: int,
+  patches: int,
+  width: int,
+  *,
+  logits: bool = True,
 ) -> float:
   """Returns the FLOPs of a decoder's forward pass over all texts of an image.
 
@@ -127,6 +132,7 @@ def decoder_flops_per_example(
     texts: of each image.
     patches: that it looks at.
     width: of these.
+    logits: whether they count.
   """
   size, tokens = decoder.size, texts * decoder.length
   block = _encoder_flops(dataclasses.replace(size, depth=1), decoder.length)
@@ -134,8 +140,8 @@ def decoder_flops_per_example(
   key_and_value = 2 * patches * 2 * width * size.width
   looking = 2 * 2 * tokens * patches * size.width
   cross = query_and_out + key_and_value + looking
-  logits = 2 * tokens * size.width * decoder.vocab_size
-  return float(size.depth * (texts * block + cross) + logits)
+  total = size.depth * (texts * block + cross)
+  return float(total + logits * 2 * tokens * size.width * decoder.vocab_size)
 
 
 def _patches(image: Any) -> int:

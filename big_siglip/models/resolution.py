@@ -60,6 +60,8 @@ def check(config: ConfigDict, resolution: Resolution) -> int:
   """
   own, patch = config.image.image_size, patch_size(config)
   size, stride = resolution.size, resolution.stride
+  if config.image.max_patches is not None:
+    _check_whole(resolution)
   if size is None:
     size = own
   whole = isinstance(size, int) and not isinstance(size, bool)
@@ -86,6 +88,17 @@ def check(config: ConfigDict, resolution: Resolution) -> int:
       f"size={size}: must be at least {own} for windows of that size"
     )
   return size
+
+
+def _check_whole(resolution: Resolution) -> None:
+  """Refuses what is about squares, for a model that keeps shapes."""
+  for name in ("size", "stride"):
+    value = getattr(resolution, name)
+    if value is not None:
+      raise UserError(
+        f"{name}={value!r}: is for models of squares; this one keeps an "
+        "image's shape, and max_patches says how finely it is seen"
+      )
 
 
 def make_look(

@@ -16,7 +16,7 @@ __all__ = ["Carried", "make_terms", "Slice", "Term"]
 
 
 def make_terms(config: Any, mesh: Mesh) -> tuple[Term, ...]:
-  """Returns the terms of a config: the contrastive one, and `config.terms`.
+  """Returns the terms of a config: of `config.loss`, and `config.terms`.
 
   Args:
     config: with `loss` and `terms`, {name: section with a `kind`}.
@@ -25,7 +25,9 @@ def make_terms(config: Any, mesh: Mesh) -> tuple[Term, ...]:
   Raises:
     UserError: an unknown kind.
   """
-  terms = [contrastive.make(config.loss, mesh)]
+  terms = []
+  if config.loss.name != "none":
+    terms.append(contrastive.make(config.loss, mesh))
   for name, spec in config.terms.items():
     match spec.kind:
       case "captioning":

@@ -68,12 +68,22 @@ def make_decoder(
   )
 
 
-def flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
-  """Returns the FLOPs of its forward pass, if every token were a target."""
+def flops_per_example(
+  spec: Mapping[str, Any], model: Any, *, logits: bool = True
+) -> float:
+  """Returns the FLOPs of its forward pass, if every token were a target.
+
+  Args:
+    spec: the section.
+    model: `config.model`.
+    logits: False: without them, of which the data say how many there are.
+  """
   size = resolve_image(model.image)
   patches = (model.image.image_size // (size.patch_size or 1)) ** 2
   decoder, texts = make_decoder(spec, model), len(tasks_of(spec))
-  return decoder_flops_per_example(decoder, texts, patches, size.width)
+  return decoder_flops_per_example(
+    decoder, texts, patches, size.width, logits=logits
+  )
 
 
 def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:

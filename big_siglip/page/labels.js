@@ -151,7 +151,7 @@ export function start(found) {
   const { limits, calibration } = health;
   if (!health.sigmoid) {
     byId("own-explained").textContent =
-      "This model was trained with a softmax: its bias was never trained, so " +
+      "This model was trained without a sigmoid loss: its bias was never trained, so " +
       "it does not say how likely a label is on its own.";
   } else if (calibration) {
     byId("calibrated").textContent =

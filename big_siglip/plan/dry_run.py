@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from big_siglip import build, platforms, progress
 from big_siglip.models import flops
-from big_siglip.objectives import captioning, distillation
+from big_siglip.objectives import costs
 from big_siglip.plan import start
 from big_siglip.run import workdir
 from big_siglip.sharding import path_string
@@ -89,20 +89,14 @@ def print_plan(config: ConfigDict, mesh: Mesh) -> None:
 
 def _flops(config: ConfigDict) -> Iterator[tuple[str, str]]:
   """Yields lines of a step: of both towers, and of each term its share."""
-  batch, model = config.batch_size, config.model
   towers = flops.flops_per_step(config)
-  found = {}
-  for name, spec in config.terms.items():
-    if spec.kind == "captioning":
-      own = 3 * captioning.flops_per_example(spec, model)
-      found[name] = batch * own, ", each token a target"
-    elif spec.kind == "distillation":
-      own = distillation.step_flops_per_example(spec, model)
-      found[name] = batch * own, ""
-  whole = towers + sum(own for own, _ in found.values())
+  found = costs.flops_of_terms(config)
+  whole = towers + sum(found.values())
   share = f", {towers / whole:.0%} of all" if found else ""
   yield "FLOPs a step", f"{towers:.3g}{share}"
-  for name, (own, said) in found.items():
+  for name, own in found.items():
+    writes = config.terms[name].kind == "captioning"
+    said = ", each token a target" * writes
     yield f"and of {name}", f"{own:.3g}, {own / whole:.0%} of all{said}"
 
 

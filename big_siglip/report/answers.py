@@ -11,13 +11,12 @@ from big_siglip.errors import BadExample, UserError
 from big_siglip.evaluation import compare, rows
 from big_siglip.evaluation.reading import Evaluation
 from big_siglip.evaluators.result import Table
-from big_siglip.report import pool as pools
 from big_siglip.report import thumbnails
-from big_siglip.report.pool import DataKey
 from big_siglip.report.runs import Run
 from big_siglip.report.samples import first_line
 from big_siglip.report.tables import Cell, Row, value_text
 from big_siglip.report.thumbnails import Picture
+from big_siglip.report.wanted import DataKey, open_data
 
 NOTHING = "nothing"  # The answer of an embedding that is not finite.
 _CARDS = 48
@@ -209,7 +208,7 @@ def _pictures(
   config: Mapping[str, Any] = {**run.config, "evals": {evaluation.name: spec}}
   try:
     key = DataKey.of(spec, config.get("data", {}))
-    source = pools.open_data(key, config, evaluation.name)
+    source = open_data(key, config, evaluation.name)
     with progress.waiting(f"reading images of {run.name}"):
       for row, name in zip(table["row"], table["key"], strict=True):
         if made := _picture(source, row, name):

@@ -30,8 +30,12 @@ _TRAINING = (
 )
 # These have a table of their own.
 _COUNTS = ("skipped_examples", "skipped_steps", "retried_reads")
-_BETTER_HIGH = ("accuracy", "top5", "per_class", "recall")  # Shares.
-_BETTER_LOW = ("loss", "ece", "brier", "wrong")
+# Shares; names begin so.
+_BETTER_HIGH = (
+  *("accuracy", "top5", "per_class", "recall"),
+  *("exact_match", "text_exact_match", "mean_iou"),
+)
+_BETTER_LOW = ("loss", "ece", "brier", "wrong", "perplexity")
 
 
 def training_charts(runs: Sequence[Run]) -> list[Chart]:

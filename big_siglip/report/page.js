@@ -3,7 +3,7 @@
 (() => {
   const names = [...document.querySelectorAll("thead")][0]
     ? [...document.querySelector("#overview thead").querySelectorAll("th")]
-        .slice(1).map((cell) => cell.textContent)
+        .map((cell) => cell.textContent)
     : [];
   const readout = document.getElementById("readout");
   const NS = "http://www.w3.org/2000/svg";

@@ -18,10 +18,12 @@ from big_siglip.errors import UserError
 from big_siglip.report import (
   answers,
   curves,
+  maps,
   resources,
   samples,
   tables,
   templates,
+  writing,
 )
 from big_siglip.report.opening import read_runs
 from big_siglip.report.runs import Run
@@ -36,6 +38,7 @@ def write_report(
   *,
   examples: int = 300,
   price: float | None = None,
+  choice: maps.Choice = maps.USUAL,
 ) -> epath.Path:
   """Writes the page and returns its path.
 
@@ -44,6 +47,7 @@ def write_report(
     output: the file to write.
     examples: of each data set, to show the models; 0 for no pictures.
     price: of an hour of one device; None leaves the cost out.
+    choice: which patches are compared with texts.
 
   Raises:
     UserError: no run, too many, a folder without one, a page that cannot be
@@ -68,7 +72,7 @@ def write_report(
   pictures = examples > 0
   page = render(
     runs,
-    samples.groups(runs, examples),
+    samples.groups(runs, examples, choice),
     price,
     answers.wrong(runs, pictures),
     answers.compared(runs, pictures),
@@ -113,6 +117,7 @@ def render(
     long_curves=any(chart.is_long for chart in training),
     other_charts=curves.other_charts(runs),
     groups=groups,
+    figures=[writing.figures(run) for run in runs],
     skipped=tables.skipped_counts(runs),
     skipped_lists=[tables.skipped_list(run) for run in runs],
     cost=resources.cost(runs, price),

@@ -3,44 +3,21 @@
 Shape letters: I images, T different captions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from big_siglip import training_data
-from big_siglip.data.sources import Example, open_source, Options, Source
+from big_siglip.data.sources import Example, Source
 from big_siglip.errors import BadExample, naming_evaluation, UserError
 from big_siglip.evaluators import make_evaluator
-from big_siglip.evaluators.captions import open_captions
 from big_siglip.evaluators.classification import ZeroShotClassification
-from big_siglip.report.runs import Run
 from big_siglip.report.thumbnails import shrink
+from big_siglip.report.wanted import Wanted
 from big_siglip.trained import inference
 from big_siglip.trained.vectors import sigmoid
-
-
-class DataKey(NamedTuple):
-  """What pool a run can be shown on: fields of `config.evals.NAME`."""
-
-  name: str
-  split: str
-  path: str | None
-  captions_file: str | None = None
-  max_captions: int | None = None
-  language: str | None = None
-  options: Options = Options()
-
-  @classmethod
-  def of(cls, spec: Mapping[str, Any], data: Mapping[str, Any]) -> "DataKey":
-    """Returns the key of an evaluation of a run with this `config.data`."""
-    name, split = spec["data"], spec["split"]
-    given = training_data.evaluation_options(spec, data)
-    options = Options(given.image_key, given.text_keys, given.label_key)
-    rest = {field: spec.get(field) for field in cls._fields[2:-1]}
-    return cls(name, split, **rest, options=options)
 
 
 @dataclasses.dataclass
@@ -66,6 +43,11 @@ class Pool:
   def captions(self, image: int) -> list[str]:
     """Returns the captions of one of the images."""
     return [self.texts[t] for t in np.flatnonzero(self.right[image])]
+
+  def spread(self, count: int) -> list[int]:
+    """Returns the numbers of so many of the images, evenly spread."""
+    chosen = np.linspace(0, len(self.index) - 1, min(count, len(self.index)))
+    return list(dict.fromkeys(chosen.astype(int).tolist()))
 
 
 class Guesses(NamedTuple):
@@ -99,7 +81,7 @@ class Answers(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
+class Part:
   """Some examples of a source, as a source."""
 
   source: Source
@@ -114,57 +96,6 @@ class _Part:
 
   def __getitem__(self, number: int) -> Example:
     return self.source[self.index[number]]
-
-
-class Wanted(NamedTuple):
-  """What a run wants of a data set.
-
-  Attributes:
-    name: of the section in `config.evals` that asks for it; None for what the
-      run trains on.
-    spec: of the classification; None without one.
-    masks: of an evaluation of masks; None without one.
-  """
-
-  name: str | None
-  spec: ConfigDict | None
-  masks: ConfigDict | None = None
-
-
-def wanted(run: Run) -> dict[DataKey, Wanted]:
-  """Returns what a run is evaluated on, and how it is classified there.
-
-  A run without evaluations is shown on what it trains on.
-  """
-  config = ConfigDict(run.config)
-  found: dict[DataKey, Wanted] = {}
-  for name, spec in config.get("evals", {}).items():
-    if "data" in spec and "split" in spec:
-      key = DataKey.of(spec, config.get("data", {}))
-      classifies = spec.get("kind") == "classification"
-      segments = spec.get("mask_key") is not None
-      known = found.get(key)
-      if (
-        known is None
-        or (classifies or segments)
-        and not (known.spec or known.masks)
-      ):
-        found[key] = Wanted(
-          name, spec if classifies else None, spec if segments else None
-        )
-  if not found and "name" in config.get("data", {}) and "split" in config.data:
-    data = config.data
-    path = data.get("path")
-    spec = {"data": data.name, "split": data.split, "path": path}
-    found[DataKey.of(spec, data)] = Wanted(None, None)
-  return found
-
-
-def trained_on(run: Run, key: DataKey) -> bool:
-  """Whether these are the examples that a run was trained on."""
-  spec = {"data": key.name, **key._asdict()}
-  found = training_data.trained_on(ConfigDict(run.config), spec)
-  return found == training_data.TRAINED
 
 
 def read_pool(source: Source, count: int) -> Pool:
@@ -194,34 +125,6 @@ def read_pool(source: Source, count: int) -> Pool:
   return Pool(source, index, thumbnails, texts, right, skipped)
 
 
-def open_data(
-  key: DataKey, config: Mapping[str, Any], name: str | None
-) -> Source:
-  """Returns the examples of a data set, as an evaluation of a run opens it.
-
-  Args:
-    key: the data set.
-    config: of the run that asks for it.
-    name: see `Wanted`.
-
-  Raises:
-    UserError: the data set is gone; the message names the evaluation.
-  """
-  if name is None:
-    return open_source(key.name, key.split, key.path, key.options)
-  with naming_evaluation(name):
-    if key.captions_file is None:
-      whole = ConfigDict(dict(config))
-      return training_data.evaluation_source(whole, name, key.split)
-    return open_captions(
-      key.captions_file,
-      key.path,
-      split=key.split,
-      max_captions=key.max_captions,
-      language=key.language,
-    )
-
-
 def ask(model: inference.Model, pool: Pool, asked: Wanted) -> Answers:
   """Returns what a model says of a pool.
 
@@ -233,7 +136,7 @@ def ask(model: inference.Model, pool: Pool, asked: Wanted) -> Answers:
   Raises:
     UserError: classes or templates are wrong; the message names the evaluation.
   """
-  part = _Part(pool.source, pool.index)
+  part = Part(pool.source, pool.index)
   image = model.embed_images(part[i].image for i in range(len(part)))
 
   def probabilities(texts: Sequence[str]) -> np.ndarray:

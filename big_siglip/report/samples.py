@@ -7,11 +7,15 @@ from absl import logging
 import numpy as np
 
 from big_siglip import progress
-from big_siglip.report import patches, thumbnails
+from big_siglip.errors import naming
+from big_siglip.report import maps, patches, retrieved, writing
 from big_siglip.report import pool as pools
-from big_siglip.report.pool import Answers, DataKey, Guesses, Pool, Wanted
+from big_siglip.report import wanted as data
+from big_siglip.report.maps import Choice, USUAL
+from big_siglip.report.pool import Answers, Guesses, Pool
 from big_siglip.report.runs import Run
 from big_siglip.report.thumbnails import Picture
+from big_siglip.report.wanted import DataKey, Wanted
 from big_siglip.trained import inference, loading
 
 _T = TypeVar("_T")
@@ -19,7 +23,6 @@ _T = TypeVar("_T")
 _CARDS = 24  # Predictions.
 _HEAT = 8  # Images and captions of the heat map.
 _QUERIES = 5
-_TOP = 5
 _MAX_GROUPS = 3  # Data sets of one report.
 
 
@@ -38,7 +41,8 @@ class Group(NamedTuple):
     heat_images: images of it.
     by_image: queries that are images.
     by_text: queries that are texts.
-    seen: {number of the run: what its patches know}.
+    seen: {number of the run: what its patches know}; of a run without decoder.
+    told: {number of the run: what its decoder writes, and its patches know}.
   """
 
   title: str
@@ -53,9 +57,12 @@ class Group(NamedTuple):
   by_image: Sequence[Mapping[str, Any]] = ()
   by_text: Sequence[Mapping[str, Any]] = ()
   seen: Mapping[int, patches.Row] = {}
+  told: Mapping[int, writing.Row] = {}
 
 
-def groups(runs: Sequence[Run], count: int) -> list[Group]:
+def groups(
+  runs: Sequence[Run], count: int, choice: Choice = USUAL
+) -> list[Group]:
   """Returns what there is to see, a group for each data set.
 
   Runs whose model cannot be loaded get a line in their `notes`; a data set that
@@ -64,17 +71,25 @@ def groups(runs: Sequence[Run], count: int) -> list[Group]:
   Args:
     runs: the runs; those without a checkpoint are left out.
     count: examples of each data set; 0 for no pictures at all.
+    choice: which patches are compared with texts.
+
+  Raises:
+    UserError: a tower lacks what is chosen.
   """
   if not count:
     return []
   models = {number: _load(run) for number, run in enumerate(runs)}
   models = {number: model for number, model in models.items() if model}
+  if choice != USUAL:
+    with naming({"kind": "--map_kind", "layer": "--map_layer"}):
+      for model in models.values():
+        maps.patches_of(model, choice)
   keys: dict[DataKey, dict[int, Wanted]] = {}
   for number in models:
-    for key, asked in pools.wanted(runs[number]).items():
+    for key, asked in data.wanted(runs[number]).items():
       keys.setdefault(key, {})[number] = asked
   shown = list(keys.items())[:_MAX_GROUPS]
-  made = [_group(runs, models, *item, count) for item in shown]
+  made = [_group(runs, models, *item, count, choice) for item in shown]
   if left := [_title(key) for key in keys][_MAX_GROUPS:]:
     made[-1].notes.append(f"Data sets that are not shown: {'; '.join(left)}.")
   return made
@@ -101,23 +116,38 @@ def _load(run: Run) -> inference.Model | None:
 
 
 def _group(
-  runs, models, key: DataKey, asked: Mapping[int, Wanted], count: int
+  runs,
+  models,
+  key: DataKey,
+  asked: Mapping[int, Wanted],
+  count: int,
+  choice: Choice,
 ) -> Group:
   notes = []
   first, own = next(iter(asked.items()))
   try:
     with progress.waiting(f"reading {_title(key)}"):
-      source = pools.open_data(key, runs[first].config, own.name)
+      source = data.open_data(key, runs[first].config, own.name)
       pool = pools.read_pool(source, count)
   except Exception as error:  # As below.
     logging.warning("%s cannot be shown: %s", _title(key), error)
     reason = f"this data set cannot be read ({first_line(error)})"
     return Group(_title(key), [f"No pictures: {reason}."])
-  answers = _each(runs, models, pool, asked, notes, pools.ask)
-  seen = _each(runs, models, pool, asked, notes, patches.look)
+
+  def each(asked: Mapping[int, Wanted], ask: Callable[..., _T], *rest: Any):
+    return _each(runs, models, pool, asked, notes, ask, *rest)
+
+  answers = each(asked, pools.ask)
+  told: dict[int, writing.Row] = {}
+  for number, own in asked.items():
+    if writing.writes(runs[number]):
+      wanted = {number: own}
+      told |= each(wanted, writing.look, choice, runs[number].config)
+  others = {number: own for number, own in asked.items() if number not in told}
+  seen = each(others, patches.look, choice)
   if not answers:
-    return Group(_title(key), notes, seen=seen)
-  known = [runs[n].name for n in answers if pools.trained_on(runs[n], key)]
+    return Group(_title(key), notes, seen=seen, told=told)
+  known = [runs[n].name for n in answers if data.trained_on(runs[n], key)]
   if known:
     notes.append(f"Not held out: trained on by {', '.join(known)}.")
   if pool.skipped:
@@ -135,10 +165,11 @@ def _group(
     cards=_cards(pool, guesses),
     heat=_heat(pool, answers, heat_images, heat_texts),
     heat_texts=[pool.texts[text] for text in heat_texts],
-    heat_images=[picture(pool, image) for image in heat_images],
-    by_image=_by_image(pool, answers, heat_images[:_QUERIES]),
-    by_text=_by_text(pool, answers, heat_texts[:_QUERIES]),
+    heat_images=[retrieved.picture(pool, image) for image in heat_images],
+    by_image=retrieved.by_image(pool, answers, heat_images[:_QUERIES]),
+    by_text=retrieved.by_text(pool, answers, heat_texts[:_QUERIES]),
     seen=seen,
+    told=told,
   )
 
 
@@ -148,14 +179,15 @@ def _each(
   pool: Pool,
   asked: Mapping[int, Wanted],
   notes: list[str],
-  ask: Callable[[inference.Model, Pool, Wanted], _T],
+  ask: Callable[..., _T],
+  *rest: Any,
 ) -> dict[int, _T]:
   """Returns what each run that can be asked says."""
   answers = {}
   for number, own in asked.items():
     try:
       with progress.waiting(f"asking {runs[number].name}"):
-        answers[number] = ask(models[number], pool, own)
+        answers[number] = ask(models[number], pool, own, *rest)
     except Exception as error:  # A config of other times, a file that is gone.
       logging.warning("%s cannot be shown: %s", runs[number].name, error)
       note = f"No pictures of {runs[number].name}: {first_line(error)}"
@@ -168,13 +200,6 @@ def first_line(error: Exception) -> str:
   """Returns what an error says, in one line."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return lines[0][:200]
-
-
-def picture(pool: Pool, image: int) -> Picture:
-  """Returns an image of the pool for the page."""
-  captions = pool.captions(image)
-  alt = captions[0] if captions else "an image without a caption"
-  return thumbnails.picture(pool.thumbnails[image], alt)
 
 
 def _title(key: DataKey) -> str:
@@ -200,7 +225,7 @@ def _cards(pool: Pool, guesses: Mapping[int, Guesses]) -> list[dict[str, Any]]:
   order = np.lexsort((right, ~disagree))[:_CARDS]
   return [
     {
-      "picture": picture(pool, image),
+      "picture": retrieved.picture(pool, image),
       "right": first.labels[image],
       "answers": [
         {
@@ -229,62 +254,3 @@ def _heat(pool: Pool, answers: Mapping[int, Answers], images, texts):
     ]
     for number, answer in answers.items()
   }
-
-
-def _by_image(pool: Pool, answers: Mapping[int, Answers], images):
-  return [
-    {
-      "picture": picture(pool, image),
-      "captions": pool.captions(image),
-      "answers": [
-        {
-          "run": number,
-          "rank": _rank(answer.texts[image], pool.right[image]),
-          "results": [
-            {
-              "text": pool.texts[text],
-              "probability": float(answer.texts[image, text]),
-              "right": bool(pool.right[image, text]),
-            }
-            for text in _top(answer.texts[image])
-          ],
-        }
-        for number, answer in answers.items()
-      ],
-    }
-    for image in images
-  ]
-
-
-def _by_text(pool: Pool, answers: Mapping[int, Answers], texts):
-  return [
-    {
-      "text": pool.texts[text],
-      "answers": [
-        {
-          "run": number,
-          "rank": _rank(answer.texts[:, text], pool.right[:, text]),
-          "results": [
-            {
-              "picture": picture(pool, image),
-              "probability": float(answer.texts[image, text]),
-              "right": bool(pool.right[image, text]),
-            }
-            for image in _top(answer.texts[:, text])
-          ],
-        }
-        for number, answer in answers.items()
-      ],
-    }
-    for text in texts
-  ]
-
-
-def _top(scores: np.ndarray) -> np.ndarray:
-  return np.argsort(-scores, kind="stable")[:_TOP]
-
-
-def _rank(scores: np.ndarray, right: np.ndarray) -> int:
-  """Returns the place of the best right answer, 1 for the first."""
-  order = np.argsort(-scores, kind="stable")
-  return int(right[order].argmax()) + 1

@@ -7,15 +7,21 @@ import time
 import jax
 
 from big_siglip.models import flops
+from big_siglip.objectives import costs
 
 
 class Meter:
-  """Examples a second, model FLOPs utilization and the share of data waits."""
+  """Examples a second, model FLOPs utilization and the share of data waits.
+
+  The utilization counts the products of the towers and of `config.terms`. A
+  decoder's logits are left out: their number is that of the real targets.
+  """
 
   def __init__(self, config, num_devices: int):
     """Starts the clock; the first step, which compiles, is left out."""
     self._batch_size = config.batch_size
-    self._flops = flops.flops_per_step(config)
+    own = costs.flops_of_terms(config, logits=False)
+    self._flops = flops.flops_per_step(config) + sum(own.values())
     peak = flops.peak_flops(jax.devices()[0])
     self._peak = peak and peak * num_devices
     self._first = True

@@ -145,7 +145,7 @@ FIELDS = {
   "batch_size": Field(int, within=_COUNT),
   "microbatch": _free(int | None, within=_COUNT, older=None),
   "loss": {
-    "name": Field(str, ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax")),
+    "name": Field(str, words.LOSSES),
     "chunk_size": Field(int | None, within=_COUNT),
     "dtype": Field(str, words.DTYPES, older="float32"),
     "duplicates": Field(str, words.DUPLICATES, older="negative"),

@@ -4,6 +4,7 @@ KERNELS = ("cudnn", "splash", "short")  # Attention that not all chips have.
 ATTENTIONS = ("auto", "xla", "heads_first", *KERNELS)
 REMATS = ("none", "full", "dots", "projections", "attention", "mlp", "offload")
 DTYPES = ("float32", "bfloat16")
+LOSSES = ("ring_sigmoid", "sigmoid", "ring_softmax", "softmax", "none")
 DUPLICATES = ("negative", "ignore", "positive")
 # Features of patches: `models.patches`.
 PATCHES = ("last", "text", "value", "share", "attention")

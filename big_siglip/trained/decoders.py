@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -18,7 +19,7 @@ from big_siglip.evaluators.scribe import find_decoder
 from big_siglip.models import restack
 from big_siglip.objectives import captioning
 from big_siglip.schema.sizes import resolve_image
-from big_siglip.trained import saved
+from big_siglip.trained import kept_terms, saved
 
 # Top names of parameters that are no term's.
 _MODEL = ("image", "text", "logit_scale", "logit_bias", "lora")
@@ -40,22 +41,21 @@ class Trained:
 
 
 def load(path: str, mesh: Mesh) -> Trained:
-  """Returns the decoder of a run.
+  """Returns the decoder of a run, or one that an export has kept.
 
   Args:
-    path: the run's folder, or one of its checkpoints.
+    path: as `saved.load` takes it.
     mesh: where the parameters are laid out.
 
   Raises:
     UserError: it has none, or it is damaged.
   """
-  if saved.is_run(path):
-    run, checkpoint = saved.find(path)
-    if found := load_of(checkpoint, saved.load_config(run), mesh):
-      return found
+  found, config, _ = saved.open_model(path)
+  if decoder := load_of(found, config, mesh):
+    return decoder
   raise UserError(
     f"{path}: has no decoder: it is no run with a term of "
-    "kind='captioning' in config.terms"
+    "kind='captioning' in config.terms, nor an export that keeps one (--keep)"
   )
 
 
@@ -65,8 +65,8 @@ def load_of(
   """Returns the decoder of a checkpoint; None where its run has none.
 
   Args:
-    checkpoint: its folder.
-    config: of the run.
+    checkpoint: its folder, or an export; see `saved.open_model`.
+    config: of it.
     mesh: where the parameters are laid out.
   """
   found = find_decoder(config)
@@ -94,8 +94,11 @@ def joined(
 
 
 def _read(checkpoint, config: ConfigDict, mesh, name: str, spec) -> Trained:
-  saved_as = captioning.make_decoder(spec, config.model)
-  width = resolve_image(config.model.image).width
+  is_run = (checkpoint / "params").is_dir()
+  model = ConfigDict(config.model).copy_and_resolve_references()
+  model.scan = model.scan or not is_run  # Of what is kept blocks are stacked.
+  saved_as = captioning.make_decoder(spec, model)
+  width = resolve_image(model.image).width
   abstract = jax.eval_shape(
     saved_as.init,
     jax.random.key(0),
@@ -103,6 +106,9 @@ def _read(checkpoint, config: ConfigDict, mesh, name: str, spec) -> Trained:
     np.zeros((1, 1, width), np.float32),
   )["params"]
   tree = sharding.placed({name: abstract}, mesh)
-  beside = {*_MODEL, *config.terms.keys()} - {name}
-  params = restore_params(checkpoint, tree, beside=beside)
+  if is_run:
+    beside = {*_MODEL, *config.terms.keys()} - {name}
+    params = restore_params(checkpoint, tree, beside=beside)
+  else:
+    params = kept_terms.restore(pathlib.Path(checkpoint), tree)
   return Trained(name, spec, restack(params, True)[name])

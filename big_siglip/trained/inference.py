@@ -59,8 +59,8 @@ class Model(Dense, Captioning):
   calibration: Calibration | None = None
   # Of a model without trained bias, in words.
   NO_SIGMOID: ClassVar[str] = (
-    "was trained with a softmax, which does not see the logits' bias: it was "
-    "never trained, so there are no sigmoid probabilities"
+    "was trained without a sigmoid loss, which alone trains the logits' bias: "
+    "there are no sigmoid probabilities"
   )
 
   def __repr__(self) -> str:
@@ -87,16 +87,16 @@ class Model(Dense, Captioning):
   def has_trained_bias(self) -> bool:
     """Whether sigmoid probabilities mean something.
 
-    A softmax gives the bias no gradient, and where weights of others have none
-    it is exactly 0. An image tower alone has none. A calibration fits one to
-    any model.
+    A sigmoid loss alone gives the bias a gradient, and where weights of others
+    have none it is exactly 0. An image tower alone has none. A calibration fits
+    one to any model.
     """
     if not has_text_tower(self.config.model):
       return False
     if self.calibration:
       return True
     loss = self.config.get("loss", {}).get("name", "sigmoid")
-    return not loss.endswith("softmax") and self.logit_bias != 0
+    return loss.endswith("sigmoid") and self.logit_bias != 0
 
   @property
   def logit_scale(self) -> float:

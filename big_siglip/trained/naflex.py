@@ -65,20 +65,6 @@ def convert(config: Any, max_patches: int, path: str) -> None:
   config.data.update({"crop": "none", "crop_fraction": 1.0})
 
 
-def check_whole(size: int | None, stride: int | None) -> None:
-  """Refuses what is about squares; see `patches.Resolution`.
-
-  Raises:
-    UserError: one of them is given.
-  """
-  for name, value in (("size", size), ("stride", stride)):
-    if value is not None:
-      raise UserError(
-        f"{name}={value!r}: is for models of squares; this one keeps an "
-        "image's shape, and max_patches says how finely it is seen"
-      )
-
-
 def _check_number(max_patches: Any) -> None:
   whole = isinstance(max_patches, int) and not isinstance(max_patches, bool)
   if not whole or max_patches < 1:

@@ -10,23 +10,24 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip.data.batch import Image as PreparedImage
 from big_siglip.data.preprocessing import Preprocess
-from big_siglip.data.squares import Square
 from big_siglip.errors import UserError
 from big_siglip.evaluators.embed import Embed, make_embed
 from big_siglip.evaluators.grids import Grid
 from big_siglip.evaluators.slices import in_cache
 from big_siglip.models import patches as features
+from big_siglip.models import positions
 from big_siglip.models import resolution as resolutions
 from big_siglip.models.patches import Patches
 from big_siglip.models.resolution import Resolution
 from big_siglip.models.towers import Image
-from big_siglip.trained import inputs, naflex
+from big_siglip.trained import inputs
 
 
 class Look:
@@ -36,7 +37,7 @@ class Look:
     shape: (h, w, C); where images keep their shape, (max_patches, C).
     preprocess: what comes before the tower.
     params: of the model, for images of this size.
-    embed: images -> B(h w C) float32.
+    embed: images -> B(h w C) float32; behind an image's own grid are zeros.
     batch_size: images on the devices at once.
   """
 
@@ -68,8 +69,6 @@ class Look:
     self.batch_size = batch_size
     self._patch = resolutions.patch_size(config)
     self._length = config.image.max_patches
-    if self._length is not None:
-      naflex.check_whole(resolution.size, resolution.stride)
     size = resolutions.check(config, resolution)
     value = dataclasses.replace(preprocess.value, image_size=size)
     self.preprocess = Preprocess(value, preprocess.tokenizer)
@@ -79,7 +78,12 @@ class Look:
 
     def flat(params: Any, image: Image) -> jax.Array:
       tokens = self._length or side**2
-      return in_cache(lambda x: see(params, x), image, tokens, mesh)
+      rows = in_cache(lambda x: see(params, x), image, tokens, mesh)
+      if not isinstance(image, Mapping):
+        return rows
+      real = positions.real(image["grid"], tokens)
+      cells = rows.reshape(*real.shape, -1)
+      return jnp.where(real[..., None], cells, 0).reshape(rows.shape)
 
     self.embed: Embed = make_embed(flat, mesh, "the image tower's patches")
     width = features.width(config.image, config.embed_dim, asked)
@@ -94,10 +98,9 @@ class Look:
   @property
   def grid(self) -> Grid:
     """Which part of an image the patches cover."""
-    square = self.preprocess.value.square()
-    if self._length is not None:  # All of it, whatever its grid.
-      return Grid(1, 1, Square(1, square.resize))
-    return Grid(self.shape[0], self._patch, square)
+    value = self.preprocess.value
+    side = value.image_size // self._patch
+    return Grid(side, self._patch, value.square(), self._length)
 
   def of(self, model: Any) -> Any:
     """Returns a model whose embeddings of images are all patches of them.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import hashlib
 import json
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -19,7 +20,7 @@ from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.errors import naming, UserError
 from big_siglip.models import make_model, merged, restack
 from big_siglip.run import workdir
-from big_siglip.trained import places
+from big_siglip.trained import kept_terms, places
 from big_siglip.weights import open_weights, read_params, Weights
 from big_siglip.weights.matching import check_scale
 from big_siglip.weights.preprocessing import (
@@ -99,8 +100,11 @@ def open_model(
     if tokenizer:
       raise
     config = _config(weights.model, find_image_preprocessing(weights))
+  found = epath.Path(path.partition("://")[2] or path)  # Perhaps the hub's.
+  if terms := kept_terms.sections(pathlib.Path(weights.reader.path)):
+    found, config.terms = epath.Path(weights.reader.path), terms
   return (
-    epath.Path(path.partition("://")[2] or path),  # Perhaps the hub's address.
+    found,
     config,
     lambda mesh: load_weights(weights, config, mesh),
   )

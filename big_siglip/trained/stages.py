@@ -7,6 +7,7 @@ starts fresh. The same mechanism trains a finished run for longer.
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import re
 from typing import Any
 
 from etils import epath
@@ -99,11 +100,14 @@ def go_on(
     beginnings(_below(old, "params"), data.get("began", {}), scan),
     same_rule=before.optimizer.name == config.optimizer.name,
   )
+  carry, carried = _carry(
+    _laid_out(_below(old, "carry"), before, config), started, fit
+  )
   state = fresh.replace(
     step=jax.device_put(old["step"], fresh.step.sharding),
     params=params,
     opt_state=opt_state,
-    carry=_carry(_below(old, "carry"), started, fit),
+    carry=carry,
     ema=average,
   )
   position, said = _position(data, before, config)
@@ -112,7 +116,8 @@ def go_on(
   changes = changed_fields(workdir.read_config(run), workdir.as_json(config))
   report = [f"going on from {checkpoint}, after step {int(old['step'])}"]
   report += [f"  {line}" for line in changes]
-  report += [*_lines("parameters", taken), *_lines("moments", moments), *said]
+  report += [*_lines("parameters", taken), *_lines("moments", moments)]
+  report += [*_lines("carried by terms", carried), *said]
   return Stage(state, position, report)
 
 
@@ -170,27 +175,56 @@ def _parameters(
   tree = traverse_util.unflatten_dict(leaves, sep="/")
   if has_image_tower(config) and not has_image_tower(before):
     tree["image"] = saved.load_params(checkpoint, before, mesh)["image"]
+  return _laid_out(sharding.flatten(tree), before, config)
+
+
+def _laid_out(
+  leaves: _Leaves, before: ConfigDict, config: ConfigDict
+) -> _Leaves:
+  """Returns parameters, or trees of copies of them, in the new layout.
+
+  What was adapted (LoRA) is adapted anew: the sum is what goes on.
+
+  Args:
+    leaves: by their paths, at whose ends are those of parameters.
+    before: the config that they are of.
+    config: the new one.
+  """
   old, new = (workdir.as_json(c)["model"] for c in (before, config))
   if any(old.get(field) != new[field] for field in ("lora", "scan")):
-    # What was adapted is adapted anew: the sum is what goes on.
-    tree = merged(tree, before.model)
-  return restack_leaves(sharding.flatten(tree), config.model.scan)
+    roots = {
+      m[1] for m in map(re.compile(r"(|.*/)lora/.*").fullmatch, leaves) if m
+    }
+    for root in roots:
+      own = {path for path in leaves if path.startswith(root)}
+      tree = traverse_util.unflatten_dict(
+        {path.removeprefix(root): leaves[path] for path in own}, sep="/"
+      )
+      whole = sharding.flatten(merged(tree, before.model))
+      leaves = {path: leaves[path] for path in leaves.keys() - own}
+      leaves |= {f"{root}{path}": leaf for path, leaf in whole.items()}
+  return restack_leaves(leaves, config.model.scan)
 
 
-def _carry(old: _Leaves, fresh: TrainState, fit: Fit) -> Any:
+def _carry(old: _Leaves, fresh: TrainState, fit: Fit) -> tuple[Any, Taken]:
   """Returns what goes from step to step; a copy of parameters as these."""
   names = sharding.flatten(fresh.params).keys()
+  taken = Taken()
 
   def choose(key, leaf):
     path = path_string(key)
-    if path not in old:
-      return leaf
-    new = fit(parameter_of(path, names) or path, old[path], leaf)
+    new = None
+    if path in old:
+      new = fit(parameter_of(path, names) or path, old[path], leaf)
     if new is None:
+      taken.fresh.append(path)
       return leaf
+    (taken.same if new is old[path] else taken.resampled).append(path)
     return jax.device_put(new.astype(leaf.dtype), leaf.sharding)
 
-  return jax.tree_util.tree_map_with_path(choose, fresh.carry)
+  carry = jax.tree_util.tree_map_with_path(choose, fresh.carry)
+  taken.left.extend(old.keys() - sharding.flatten(carry).keys())
+  return carry, taken
 
 
 def _position(

@@ -1,7 +1,6 @@
 """A decoder at work: sequences written for images, and texts scored.
 
-Shape letters: I images, T texts, N images of a batch, L tokens, K image tokens,
-C their width.
+Shape letters: I images, T texts, N images of a batch, L tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +10,9 @@ import jax
 import numpy as np
 
 from big_siglip import sharding
+from big_siglip.data.batch import Image
 from big_siglip.errors import UserError
-from big_siglip.evaluators.scribe import Scribe, Search
+from big_siglip.evaluators.scribe import Context, Scribe, Search
 from big_siglip.trained import decoders, inputs
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Captioner:
 
   Attributes:
     writer: how sequences are written and read.
+    tasks: that the decoder has learned, of `targets.TASKS`.
   """
 
   def __init__(self, model: "Model"):
@@ -63,11 +64,6 @@ class Captioner:
     Raises:
       UserError: there is none.
     """
-    if model.config.model.image.max_patches is not None:
-      raise UserError(
-        f"{model.path}: keeps the shape of images (NaFlex), and its decoder is "
-        "asked about squares alone as yet"
-      )
     found = decoders.load(model.path, model.mesh)
     self._model, tokenizer = model, model.preprocess.tokenizer
     assert tokenizer is not None  # Or there were no texts to train on.
@@ -75,23 +71,20 @@ class Captioner:
       model.config.model, found.name, found.spec, tokenizer, model.mesh
     )
     self._params = {**model.params, found.name: found.params}
-    self.writer = self._scribe.writer
+    self.writer, self.tasks = self._scribe.writer, self._scribe.tasks
 
   def batches(
-    self, images: Iterable[np.ndarray], size: int
-  ) -> Iterator[tuple[jax.Array, int]]:
-    """Yields NKC float32 and how many of the N rows count.
+    self, images: Iterable[Image], size: int
+  ) -> Iterator[tuple[Context, int]]:
+    """Yields what the decoder looks at, and how many of its N rows count.
 
     Args:
-      images: uint8 [H, W, 3] each, of `Model.prepare_image`.
+      images: of `Model.prepare_image`.
       size: of a batch.
     """
     devices = sharding.batch_devices(self._model.mesh)
     for batch, count in inputs.padded(images, size):
-      batch = np.asarray(batch)  # Of squares.
-      batch = np.pad(
-        batch, [(0, -len(batch) % devices)] + [(0, 0)] * 3, mode="edge"
-      )
+      batch = jax.tree.map(lambda rows: _padded(rows, devices), batch)
       yield self._scribe.see(self._params, batch, {})[0], count
 
   def check_task(self, task: str) -> None:
@@ -121,17 +114,18 @@ class Captioner:
     return Start(task, ids, skip)
 
   def write(
-    self, context: jax.Array, start: Start, search: Search
+    self, context: Context, start: Start, search: Search
   ) -> list[Sentence]:
     """Returns what is written of each image.
 
     Args:
-      context: NKC.
+      context: of N images.
       start: of all of them.
       search: how.
     """
+    starts = [start.ids] * len(context.tokens)
     ids, scores = self._scribe.write(
-      self._params, context, [start.ids] * len(context), start.task, search
+      self._params, context, starts, start.task, search
     )
     return [
       Sentence(
@@ -142,7 +136,7 @@ class Captioner:
       for own, score in zip(ids, scores, strict=True)
     ]
 
-  def score(self, context: jax.Array, texts: Sequence[str]) -> np.ndarray:
+  def score(self, context: Context, texts: Sequence[str]) -> np.ndarray:
     """Returns NT float32: log-likelihoods of texts as captions."""
     rows = [self.writer.write("caption", text) for text in texts]
     found = []
@@ -153,8 +147,14 @@ class Captioner:
         own = own + [own[-1]] * (_AT_ONCE - count)
       every = (np.stack(x) for x in zip(*own, strict=True))
       targets, weights = (
-        np.broadcast_to(x[None], (len(context), *x.shape)) for x in every
+        np.broadcast_to(x[None], (len(context.tokens), *x.shape)) for x in every
       )
       scores = self._scribe.score(self._params, context, targets, weights)
       found.append(scores[:, :count])
     return np.concatenate(found, axis=1)
+
+
+def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
+  """Returns rows up to a multiple; the last one is repeated."""
+  surplus = [(0, -len(rows) % multiple)] + [(0, 0)] * (rows.ndim - 1)
+  return np.pad(rows, surplus, mode="edge")

@@ -18,6 +18,8 @@ _REPOSITORY = re.compile(
   r"(?:/(?:(?:blob|resolve|tree)/[\w.-]+/?)?([\w./-]+\.(?:safetensors|npz))?)?"
 )
 _FIRST = "model.safetensors"  # Before all others, as in transformers.
+# How the name of a file ends that keeps terms of the loss beside a model.
+TERMS = "terms.safetensors"
 _MOST_NAMES = 5  # Of files in a line.
 
 
@@ -125,6 +127,7 @@ def _models(
       with contextlib.suppress(UserError):  # Raised if it is taken.
         parts |= {name for name in _index_names(file) if name != index[1]}
   files = sorted(folder.glob("*.safetensors"))
+  files = [file for file in files if not file.name.endswith(TERMS)]
   for file in files or sorted(folder.glob("*.npz")):
     shard = _SHARD.fullmatch(file.name)
     if file.name in parts:

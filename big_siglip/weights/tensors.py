@@ -142,6 +142,18 @@ def save_safetensors(
   partial.replace(path)
 
 
+def read_metadata(file: pathlib.Path) -> dict[str, str]:
+  """Returns what a file says beside its arrays; {} if it is damaged."""
+  with file.open("rb") as stream:
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _MOST_HEADER_BYTES:
+      return {}
+    try:
+      return dict(json.loads(stream.read(length))["__metadata__"])
+    except _DAMAGED_JSON:
+      return {}
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Returns the object that a JSON file holds.
 

@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
   examples = config_dict.FieldReference(EXAMPLES)
   steps = examples // c.get_ref("batch_size")
   c.total_steps = steps * DISTIL // 100
-  # The whole batch at once: 128 examples on each of 256 chips of 16 GB fit
-  # (docs/performance.md). Where there are fewer, set config.microbatch.
+  # At once: 128 examples a chip on 256 chips. With fewer, set config.microbatch
+  # to as many a chip as fit; what slices of 16 cost: docs/performance.md.
   c.model.image.image_size = 256
   c.model.text.vocab_size = 256_000  # Gemma's.
   c.model.remat = "full"

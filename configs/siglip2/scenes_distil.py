@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
   c.init.path = "runs/scenes_pretrain"
   c.init.state = "all"
   # A fifth of the schedule, as in the paper.
-  c.optimizer.schedule_steps = 1_875
+  c.optimizer.schedule_steps = 5_000
   c.total_steps = c.optimizer.get_ref("schedule_steps")
   steps = c.get_ref("total_steps")
   c.terms.teacher = terms.distillation(
@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     hidden=128,
     bottleneck=64,
     prototypes=512,
+    local_area=(0.1, 0.5),
     frozen_steps=0,
   )
   c.terms.teacher.warmup_steps = steps // 100

@@ -9,18 +9,37 @@ their own, one for each pixel of a side.
 
 from ml_collections import ConfigDict
 
-from configs import scenes_dense, terms
+from configs import scenes, terms, written
 
 
 def get_config() -> ConfigDict:
   """Returns the experiment."""
-  c = scenes_dense.get_config()
+  c = scenes.get_config()
   # What this stage trains of the schedule; the second one trains the rest.
-  steps = c.get_ref("total_steps")
-  c.optimizer.warmup_steps = steps // 10
-  c.optimizer.schedule_steps = steps * 5 // 4
+  c.total_steps = 4_000
+  c.batch_size = 64
+  c.model.logit_bias_init = -4.1  # log(1 / 63): one pair in 64 matches.
+  c.optimizer.schedule_steps = c.get_ref("total_steps") * 5 // 4
+  c.optimizer.warmup_steps = c.optimizer.get_ref("schedule_steps") // 10
+  # Most patches show the same grey, which outshines positions as they begin.
+  positions = "image/position_embedding"
+  c.optimizer.rules = ((positions, {"learning_rate": 10.0}),)
   c.terms.locca = terms.captioning(
-    aref=1.0, gcap=1.0, depth=2, boxes="tokens", bins=60, length=16
+    # A caption is the hardest of the three: it has two things to find.
+    caption=2.0,
+    aref=1.0,
+    gcap=1.0,
+    parallel=0.25,
+    depth=2,
+    boxes="tokens",
+    bins=60,
+    length=12,
   )
   c.data.fields = ("boxes", "box_texts")
+  c.evals.test.every = 2_000
+  # What is written, at the end: either of the two ways to say it is right.
+  own = {"data": "scenes/100000", "batch_size": 100}
+  own["every"] = c.get_ref("total_steps")
+  c.evals.captions = written.caption(**own, text_keys=("phrasings",))
+  c.evals.boxes = written.grounding(**own)
   return c

@@ -3,7 +3,7 @@
 import os
 
 from big_siglip.data import image_files
-from big_siglip.data.sources.folder import annotations, loose, tables
+from big_siglip.data.sources.folder import annotations, loose, tables, voc
 from big_siglip.data.sources.folder.listing import Listing
 from big_siglip.data.sources.folder.table import Table
 from big_siglip.data.sources.splits import canonical, is_split, split_in
@@ -49,7 +49,8 @@ class Layout:
 
     Args:
       split: of the data set, or "all".
-      boxes: whether COCO's boxes are wanted, which lie in a file of their own.
+      boxes: whether boxes are wanted, which lie in files of their own: COCO's
+        instances, PASCAL VOC's annotations.
 
     Raises:
       UserError: a table cannot be read, or nothing says anything of images.
@@ -63,7 +64,7 @@ class Layout:
 
   def _table(self, file: str | None, boxes: bool) -> Table:
     if file is None:
-      return _without_table(self._listing)
+      return _without_table(self._listing, boxes)
     path, storage = self._listing.path(file), self._listing.storage
     if file.lower().endswith(".json"):
       other = file.replace("captions", "instances")
@@ -81,8 +82,9 @@ def find(listing: Listing, file: str | None) -> Layout:
 
   In this order: the file that was asked for; captions.csv, .tsv or .jsonl;
   metadata.csv, .jsonl or .parquet, also in a folder for each split; any other
-  table at the top that names images; annotations/captions_*.json; masks in a
-  folder beside that of the images; texts beside the images; class folders.
+  table at the top that names images; annotations/captions_*.json; masks, or
+  PASCAL VOC's annotations, in a folder beside that of the images; texts beside
+  the images; class folders.
 
   Args:
     listing: of the folder.
@@ -167,8 +169,11 @@ def _is_of_images(listing: Listing, name: str) -> bool:
   return tables.names_images(name, storage.read(path, 0, _HEAD))
 
 
-def _without_table(listing: Listing) -> Table:
-  for read in (loose.masks_beside, loose.texts_beside, loose.class_folders):
+def _without_table(listing: Listing, boxes: bool) -> Table:
+  ways = [loose.masks_beside, loose.texts_beside, loose.class_folders]
+  # VOC's folders have masks as well, of some images.
+  ways.insert(0 if boxes else 1, voc.annotations_beside)
+  for read in ways:
     if table := read(listing):
       return table
   where = sorted({os.path.dirname(image) for image in listing.images})
@@ -184,6 +189,6 @@ def _without_table(listing: Listing) -> Table:
   raise UserError(
     f"config.data.path={listing.folder!r}: must hold one of"
     f" {', '.join((*CAPTION_FILES, *_HUB_FILES))}, another table of images, a"
-    f" text beside each image, a folder for each class, or images/ and masks/;"
-    f" it holds {holds}"
+    f" text beside each image, a folder for each class, images/ and masks/, or"
+    f" JPEGImages/ and Annotations/; it holds {holds}"
   )
