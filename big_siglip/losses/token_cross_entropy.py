@@ -102,14 +102,22 @@ def _forward(sharding, hidden, kernel, bias, targets, real):
   cast = _gathered(kernel.astype(hidden.dtype), sharding)
 
   def compute(hidden, targets, real):
+    top = _logits(hidden, cast, bias).max(axis=-1, keepdims=True)
+    # Computed twice: a TPU sums float32 beside a product for nothing, while a
+    # pass over logits that it wrote takes longer than to compute them again.
+    hidden, top = jax.lax.optimization_barrier((hidden, top))
     logits = _logits(hidden, cast, bias)
-    top = logits.max(axis=-1, keepdims=True)
     total = jnp.log(jnp.exp(logits - top).sum(axis=-1)) + top[..., 0]
     is_target, places = _is_target(logits, targets)
-    loss = total - jnp.where(is_target, logits, 0).sum(axis=-1)
-    last = logits.shape[-1]
-    first = jnp.where(logits == top, places, last).min(axis=-1)
-    found = loss, (first == targets).astype(jnp.float32), total
+    own = jnp.where(is_target, logits, 0).sum(axis=-1)
+    ids = targets[..., None]
+    # No comparison with `top`: products of two programs may differ in a bit.
+    lower, higher = (
+      jnp.where(beside, logits, -jnp.inf).max(axis=-1)
+      for beside in (places < ids, places > ids)
+    )
+    correct = (own > lower) & (own >= higher)
+    found = total - own, correct.astype(jnp.float32), total
     return tuple(jnp.where(real, x, 0) for x in found)
 
   def visit(_, chunk):

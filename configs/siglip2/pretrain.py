@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
   steps = examples // c.get_ref("batch_size")
   c.total_steps = steps * DISTIL // 100
   # At once: 128 examples a chip on 256 chips. With fewer, set config.microbatch
-  # to 128 or so a chip: slices of 16 are a third as fast (docs/performance.md).
+  # to as many a chip as fit; what slices of 16 cost: docs/performance.md.
   c.model.image.image_size = 256
   c.model.text.vocab_size = 256_000  # Gemma's.
   c.model.remat = "full"
