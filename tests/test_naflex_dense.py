@@ -64,7 +64,9 @@ def folder(tmp_path_factory):
 
 
 def evaluate(folder, model, data, names, **fields):
-  evals = ConfigDict({name: EVALUATIONS[name] for name in names})
+  evals = ConfigDict(
+    {name: ConfigDict(EVALUATIONS[name].to_dict()) for name in names}
+  )
   for section in evals.values():
     section.update(
       dict(path=str(folder / data), split="all", batch_size=4, **fields)
