@@ -53,6 +53,7 @@ FIGURES = {  # What is shown: metric.
   "segmentation probe, colours": "probe_colours/miou",
   "correspondence": "crops/pck@0.1",
 }
+DRAWN = "recall@1", "captions, right", "probe of counts", "correspondence"
 SETTINGS = {
   "steps": 1_600,
   "changes": {},
@@ -181,7 +182,7 @@ def measured(records: Records, settings: Mapping) -> dict[str, list[dict]]:
 def study(records: Records, settings: Mapping) -> Report:
   """Trains each way with each seed, and compares figures of all runs."""
   found = measured(records, settings)
-  rows, findings, curves = [], [], []
+  rows, findings = [], []
   for figure, metric in FIGURES.items():
     has = {name: x for name, x in found.items() if metric in x[0]}
     said = [str(score(has[x], metric)) if x in has else "" for x in found]
@@ -194,11 +195,6 @@ def study(records: Records, settings: Mapping) -> Report:
         better = "better" if gain.sign > 0 else "worse"
         findings.append(f"{figure}: {name} is {better} than {first} ({gain})")
   findings += _guessed(found[MASKED])
-  metrics = list(FIGURES.values())
-  for name, own in found.items():
-    places = [i for i, metric in enumerate(metrics) if metric in own[0]]
-    points = [score(own, metrics[i]) for i in places]
-    curves.append(Curve(name, places, points))
   longer = ways(settings)[LONGER].changes["total_steps"]
   return Report(
     title="SigLIP 2's recipe, term by term",
@@ -211,10 +207,17 @@ def study(records: Records, settings: Mapping) -> Report:
     header=["figure", *found, "random", "raw", "ceiling"],
     rows=rows,
     findings=findings or ["no difference shows"],
-    panels=[
-      Panel("What each term adds", "", "percent", curves, ticks=tuple(FIGURES))
-    ],
+    panels=[_panel(found, figure) for figure in DRAWN],
   )
+
+
+def _panel(found: Mapping[str, Sequence[Mapping]], figure: str) -> Panel:
+  """Returns one figure of all ways that have it."""
+  metric = FIGURES[figure]
+  has = {name: own for name, own in found.items() if metric in own[0]}
+  points = [score(own, metric) for own in has.values()]
+  curve = Curve(figure, range(len(has)), points)
+  return Panel(figure, "", "percent", [curve], ticks=tuple(has))
 
 
 def _guessed(own: Sequence[Mapping[str, float]]) -> list[str]:
