@@ -198,7 +198,8 @@ def study(records: Records, settings: Mapping) -> Report:
   longer = ways(settings)[LONGER].changes["total_steps"]
   return Report(
     title="SigLIP 2's recipe, term by term",
-    setting=f"configs/siglip2/scenes_*.py, {settings['steps']:,} steps, "
+    setting="configs/siglip2/scenes_distil.py and what it goes on from, "
+    f"{settings['steps']:,} steps, "
     f"{len(settings['seeds'])} seeds; self-distillation and masked prediction "
     f"from 80 % of them; the sigmoid for equal FLOPs takes {longer:,} steps. "
     "recall@1, captions (right in either phrasing) and boxes (IoU of 0.5) on "

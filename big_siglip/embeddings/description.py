@@ -41,7 +41,7 @@ def describe(
     dtype: of the embeddings, float32 or float16.
     shard_size: inputs of a shard.
   """
-  patches = model["patches"]
+  patches = model.get("patches")
   ragged = patches is not None and patches["grid"] is None
   return Description(
     kind=inputs.kind,
