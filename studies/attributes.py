@@ -5,7 +5,6 @@ Shape letters: N scenes, D width, W words.
 
 from collections.abc import Iterable
 import itertools
-import json
 import pathlib
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 import big_siglip
 from big_siglip.data.sources import open_source
 from big_siglip.datasets import scenes_draw
+from studies.runs import kept
 
 # A plural stands for its singular. "a" is no count: "two" and "three" are.
 WORDS = {
@@ -36,22 +36,19 @@ def probe(run: pathlib.Path, data: str, train: int, test: int) -> dict:
     train: how many scenes the probes learn from.
     test: how many they are asked about.
   """
-  file, asked = run / "attributes.json", [data, train, test]
-  if file.exists():
-    kept = json.loads(file.read_text())
-    if kept["asked"] == asked:
-      return kept["metrics"]
-  model = big_siglip.load(run)
-  parts = []
-  for split, count in (("train", train), ("test", test)):
-    source = itertools.islice(open_source(data, split), count)
-    parts.append(_features(model, source))
-  metrics = {
-    f"attributes/{kind}": accuracy(*(_of(words, part) for part in parts))
-    for kind, words in WORDS.items()
-  }
-  file.write_text(json.dumps({"asked": asked, "metrics": metrics}))
-  return metrics
+
+  def compute() -> dict[str, float]:
+    model = big_siglip.load(run)
+    parts = []
+    for split, count in (("train", train), ("test", test)):
+      source = itertools.islice(open_source(data, split), count)
+      parts.append(_features(model, source))
+    return {
+      f"attributes/{kind}": accuracy(*(_of(words, part) for part in parts))
+      for kind, words in WORDS.items()
+    }
+
+  return kept(run / "attributes.json", [data, train, test], compute)
 
 
 def accuracy(

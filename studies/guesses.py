@@ -1,7 +1,6 @@
 """What captions of scenes are worth that were not written of the image."""
 
 from collections.abc import Sequence
-import json
 import pathlib
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 import big_siglip
 from big_siglip.datasets import scenes_draw
 from big_siglip.evaluators import caption_metrics
+from studies.runs import kept
 
 _GREY = np.full((scenes_draw.SIDE, scenes_draw.SIDE, 3), 32, np.uint8)
 
@@ -25,11 +25,12 @@ def score(run: pathlib.Path, train: int, test: int) -> dict[str, float]:
     train: how many training scenes are looked at.
     test: of how many scenes.
   """
-  file, asked = run / "guesses.json", [train, test]
-  if file.exists():
-    kept = json.loads(file.read_text())
-    if kept["asked"] == asked:
-      return kept["metrics"]
+  return kept(
+    run / "guesses.json", [train, test], lambda: _score(run, train, test)
+  )
+
+
+def _score(run: pathlib.Path, train: int, test: int) -> dict[str, float]:
   model = big_siglip.load(run)
   known = [scenes_draw.train_example(i) for i in range(train)]
   held_out = list(scenes_draw.test_examples(test))
@@ -43,12 +44,11 @@ def score(run: pathlib.Path, train: int, test: int) -> dict[str, float]:
     "nearest": [known[i].caption for i in nearest],
     "blind": model.caption([_GREY]) * test,
   }
-  metrics = {}
-  for name, written in guesses.items():
-    for metric, value in _scores(written, true).items():
-      metrics[f"{name}/{metric}"] = value
-  file.write_text(json.dumps({"asked": asked, "metrics": metrics}))
-  return metrics
+  return {
+    f"{name}/{metric}": value
+    for name, written in guesses.items()
+    for metric, value in _scores(written, true).items()
+  }
 
 
 def _scores(

@@ -1,6 +1,6 @@
 """Whole runs, of a way to train and a seed each, as `big-siglip train`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -74,17 +74,33 @@ def evaluate(
     name: of the file.
     evals: sections.
   """
-  file = run / f"{name}.json"
   asked = json.loads(evals.to_json_best_effort())
+
+  def compute() -> dict[str, float]:
+    results = big_siglip.evaluate(run, evals, progress=True)
+    return {
+      f"{section}/{metric}": value
+      for section, result in results.items()
+      for metric, value in result.metrics.items()
+    }
+
+  return kept(run / f"{name}.json", asked, compute)
+
+
+def kept(
+  file: pathlib.Path, asked: Any, compute: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+  """Returns metrics: those of a file if it was asked the same, or computed.
+
+  Args:
+    file: is written if they are computed.
+    asked: what they depend on, as JSON reads it.
+    compute: returns them.
+  """
   if file.exists():
-    kept = json.loads(file.read_text())
-    if kept["evals"] == asked:
-      return kept["metrics"]
-  results = big_siglip.evaluate(run, evals, progress=True)
-  metrics = {
-    f"{section}/{metric}": value
-    for section, result in results.items()
-    for metric, value in result.metrics.items()
-  }
-  file.write_text(json.dumps({"evals": asked, "metrics": metrics}))
+    found = json.loads(file.read_text())
+    if found.get("asked") == asked:
+      return found["metrics"]
+  metrics = compute()
+  file.write_text(json.dumps({"asked": asked, "metrics": metrics}))
   return metrics
