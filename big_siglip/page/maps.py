@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from big_siglip.data.images import BadImage
-from big_siglip.errors import UserError
-from big_siglip.models import patches
 from big_siglip.models.patches import Patches
 from big_siglip.page.scorer import File, Scorer
 from big_siglip.trained.inference import Model
@@ -20,19 +18,8 @@ _ASKED = Patches(KINDS[0])
 
 
 def offered(model: Model) -> dict[str, Any]:
-  """Returns {"grid": [h, w], "missing": None}; or None, and why."""
-  if reason := _missing(model):
-    return {"grid": None, "missing": reason}
-  return {"grid": [model.look(_ASKED).grid.side] * 2, "missing": None}
-
-
-def _missing(model: Model) -> str | None:
-  """Returns why texts cannot be compared with patches; None: they can."""
-  try:
-    patches.check(model.config.model.image, _ASKED)
-  except UserError as error:
-    return f"this model has no maps: {error}"
-  return None
+  """Returns {"grid": [h, w]}; [N], at most, where images keep their shape."""
+  return {"grid": [*model.look(_ASKED).shape[:-1]]}
 
 
 def draw(
@@ -56,11 +43,9 @@ def draw(
     which may reach beyond 0 and 1. Or "name" and "error".
 
   Raises:
-    UserError: the model has no maps, or a label's embedding is not finite.
+    UserError: a label's embedding is not finite.
   """
   model = scorer.model
-  if reason := _missing(model):
-    raise UserError(reason)
   look = model.look(_ASKED)
   try:
     image = scorer.decode(file)
