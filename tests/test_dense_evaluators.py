@@ -148,13 +148,7 @@ def scenes(tmp_path_factory):
     text=dict(vocab_size=36, length=12),
   )
   params = model_cases.random_params(make_model(config))
-  data = dict(
-    resize="bilinear",
-    tokenizer="configs/scenes.model",
-    lowercase=True,
-    pad_id=1,
-  )
-  model_cases.save_model(folder / "model", params, config, data)
+  model_cases.save_model(folder / "model", params, config, model_cases.SCENES)
   return folder
 
 
