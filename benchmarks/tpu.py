@@ -1,11 +1,12 @@
 """What the TPU compiler says of the losses and of whole steps; needs no TPU.
 
-python -m benchmarks.tpu [losses] [steps] [attention]
+python -m benchmarks.tpu [losses] [attention] [steps] [recipe] [naflex]
 
 Prints the tables of docs/performance.md. The compiler (libtpu, of the extra
 `tpu`) compiles for chips that are not there, says the peak memory a chip, and
 writes an estimate of the cycles beside every operation (`hlo.costs`). Whole
-steps take one to four minutes each to compile.
+steps take one to four minutes each to compile on idle cores, those of SigLIP
+2's recipe five and more.
 
 The reference of the steps is big_vision's model and update function, compiled
 for the same chips: batch 32,768, 224 pixels, 64 tokens, AdamW.
@@ -17,8 +18,11 @@ import time
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from big_siglip import command_line, losses, sharding
+from big_siglip.models import flops
+from big_siglip.objectives import costs as terms
 from big_siglip.plan import hlo, plan, topologies
 
 TOPOLOGY = "v5e:16x16"
@@ -33,6 +37,26 @@ STEPS = (
   ("b16", _SHORT),
   ("b16", {}),
   ("b16", {"model.scan": True, "model.remat": "full", **_SHORT}),
+)
+# SigLIP 2's recipe: 128 examples a chip, as 32,768 have on v5e:16x16.
+FEW, FEW_EXAMPLES = "v5e:4x4", 2_048
+TARGETS = 0.25  # Of a decoder's tokens: logits of others are not computed.
+_PLAIN = {"terms": {}}
+_LARGE = {
+  "model.image.size": "So400m/14",
+  "model.text.size": "So400m",
+  "model.image.image_size": 224,
+}
+_LARGE_CROPS = {"terms.teacher.local_size": 98, "terms.teacher.weight": 1.0}
+RECIPE = (
+  ("siglip2/pretrain", _PLAIN),
+  ("siglip2/pretrain", {}),
+  ("siglip2/distil", {}),
+  ("siglip2/pretrain", {**_PLAIN, **_SHORT}),
+  ("siglip2/pretrain", _SHORT),
+  ("siglip2/pretrain", {**_LARGE, **_PLAIN}),
+  ("siglip2/pretrain", _LARGE),
+  ("siglip2/distil", {**_LARGE, **_LARGE_CROPS}),
 )
 
 
@@ -115,6 +139,84 @@ def step_table() -> None:
     print("| " + " | ".join(row) + " |", flush=True)
 
 
+def recipe_table() -> None:
+  """Steps of SigLIP 2's stages, 2,048 examples on v5e:4x4."""
+  part = f"{TARGETS:.0%}"
+  print(
+    f"| config | changes | peak GB a chip | M cycles, all tokens targets "
+    f"| {part} of them | products, {part} | quotient | compiled in |"
+  )
+  print("|---|---|---|---|---|---|---|---|")
+  for name, changes in RECIPE:
+    config = _few(name, changes)
+    start = time.perf_counter()
+    made = plan.make_plan(config, FEW)
+    products, cycles = _products(config, made), _cycles(made, TARGETS)
+    row = (
+      name,
+      " ".join(f"{k}={v}" for k, v in changes.items()) or "none",
+      f"{made.peak_hbm_bytes_per_chip / 1e9:.2f}",
+      f"{_cycles(made, 1):,.0f}",
+      f"{cycles:,.0f}",
+      f"{products:,.0f}",
+      f"{cycles / products:.2f}",
+      f"{time.perf_counter() - start:.0f} s",
+    )
+    print("| " + " | ".join(row) + " |", flush=True)
+
+
+def naflex_table() -> None:
+  """Steps without terms, of squares and of own shapes, 2,048 on v5e:4x4."""
+  print("| patches | peak GB a chip | M cycles | of the squares' |")
+  print("|---|---|---|---|")
+  shaped = _few("siglip2/naflex", {**_PLAIN, "microbatch": FEW_EXAMPLES // 4})
+  squares, found = 0.0, []
+  for length in (None, *plan.lengths(shaped)):
+    config = shaped if length else _few("siglip2/pretrain", _PLAIN)
+    made = plan.make_plan(config, FEW, length=length)
+    cycles = _cycles(made, TARGETS)
+    if length:
+      found.append(cycles)
+    else:
+      squares = cycles
+    print(
+      f"| {length or '16 x 16, squares'} "
+      f"| {made.peak_hbm_bytes_per_chip / 1e9:.2f} | {cycles:,.0f} "
+      f"| {cycles / squares:.3f} |",
+      flush=True,
+    )
+  mean = sum(found) / len(found)
+  print(f"| mean of the draw | | {mean:,.0f} | {mean / squares:.3f} |")
+
+
+def _few(name: str, changes: dict) -> ConfigDict:
+  fields = {"batch_size": FEW_EXAMPLES, "mesh.fsdp": 8, **changes}
+  if name == "siglip2/distil":
+    fields["microbatch"] = FEW_EXAMPLES // 2
+  return command_line.load_config(
+    f"configs/{name}.py", [f"--config.{k}={v}" for k, v in fields.items()]
+  )
+
+
+def _cycles(made: plan.Plan, targets: float) -> float:
+  """Returns million cycles where so many tokens of a decoder are targets."""
+  passed_over = (1 - targets) * (made.optional_cycles_per_step or 0)
+  others = made.estimated_cycles_per_step or 0
+  return (others - passed_over + (made.kernel_cycles_per_step or 0)) / 1e6
+
+
+def _products(config: ConfigDict, made: plan.Plan) -> float:
+  """Returns the million cycles of the model's own products at the peak."""
+  without, logits = (
+    sum(terms.flops_of_terms(config, logits=counted).values())
+    for counted in (False, True)
+  )
+  total = flops.flops_per_step(config) + without
+  total += TARGETS * (logits - without)
+  _, chip = topologies.describe(FEW)
+  return total / made.chips / chip.peak_flops * chip.cycles_per_second / 1e6
+
+
 def attention_table() -> None:
   """One So400m encoder of 4 blocks on a chip, forward and backward."""
   from big_siglip.models.compute import Compute
@@ -167,6 +269,8 @@ def main() -> None:
     "losses": loss_table,
     "attention": attention_table,
     "steps": step_table,
+    "recipe": recipe_table,
+    "naflex": naflex_table,
   }
   for name in sys.argv[1:] or tables:
     print(f"\n{name} ({tables[name].__doc__.splitlines()[0]})\n")

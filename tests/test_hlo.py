@@ -68,6 +68,48 @@ def test_loops_multiply_what_is_in_them():
   }
 
 
+# A loop of 4 turns whose chunk is computed or left out, as in the token loss.
+CHOICE = """\
+HloModule jit_g
+
+%nothing (p: f32[8]) -> f32[8] {
+  ROOT %z = f32[8]{0} broadcast(%p), backend_config={"estimated_cycles":"2"}
+}
+
+%dear (p: f32[8]) -> f32[8] {
+  %g = f32[8]{0} all-gather(%p), dimensions={0}
+  ROOT %d = f32[8]{0} dot(%g), backend_config={"estimated_cycles":"30"}
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %c = f32[8]{0} conditional(%i, %x, %x), BRANCHES
+  %a = f32[8]{0} add(%c, %c), backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %w = (s32[]) while(%t), condition=%c, body=%body, "known_trip_count":{"n":"4"}
+}
+
+%c (p: (s32[])) -> pred[] {
+  ROOT %less = pred[] custom(%p)
+}
+"""
+
+
+@pytest.mark.parametrize(
+  "branches",
+  [
+    "branch_computations={%nothing, %dear}",
+    "true_computation=%dear, false_computation=%nothing",
+  ],
+)
+def test_of_a_conditional_the_dearest_branch_counts(branches):
+  costs = hlo.costs(CHOICE.replace("BRANCHES", branches))
+  assert costs.cycles == 4 * (30 + 5)
+  assert costs.optional_cycles == 4 * (30 - 2)
+  assert costs.collectives == {"all-gather": (4, 4 * 32)}
+
+
 def test_a_loop_that_cannot_be_read_is_an_error():
   with pytest.raises(ValueError, match="how often a loop turns"):
     hlo.costs(TEXT)

@@ -221,6 +221,10 @@ def _own_rows(made, number):
     )
   return (
     ("cycles a step", number(made.estimated_cycles_per_step, ",")),
+    (
+      "of these, at most passed over",
+      number(made.optional_cycles_per_step, ","),
+    ),
     ("kernels, not timed", number(made.kernel_calls_per_step, ",", " calls")),
     ("their cycles, at least", number(made.kernel_cycles_per_step, ",")),
   )

@@ -2,7 +2,7 @@
 
 The TPU compiler writes `estimated_cycles` beside every operation that it timed;
 an operation in a loop's body is written once and runs as often as the loop
-turns.
+turns. Of a conditional's branches one runs: the dearest counts.
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ from typing import Any
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _KERNEL = 'custom_call_target="tpu_custom_call"'
-_CALLED = re.compile(
-  r"\b(?:to_apply|calls|body|condition|true_computation|false_computation)"
-  r"=%?([\w.\-]+)"
+_CALLED = re.compile(r"\b(?:to_apply|calls|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(
+  r"\b(?:branch_computations=\{([^}]*)\}"
+  r"|(?:true|false)_computation=(%?[\w.\-]+))"
 )
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _LOOP = re.compile(r"\bwhile\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
@@ -36,12 +36,15 @@ class Costs:
 
   Attributes:
     cycles: the sum of `estimated_cycles`; 0 where the compiler wrote none.
+    optional_cycles: of these, what is saved where each conditional takes its
+      cheapest branch instead.
     kernel_calls: how often hand-written (Pallas) kernels run: the compiler
       does not time them.
     collectives: {kind: (how often, bytes of the results)}.
   """
 
   cycles: int = 0
+  optional_cycles: int = 0
   kernel_calls: int = 0
   collectives: dict[str, tuple[int, int]] = dataclasses.field(
     default_factory=dict
@@ -58,32 +61,47 @@ def costs(text: str) -> Costs:
     ValueError: a loop's number of turns cannot be read.
   """
   computations, entry = _split(text)
-  result = Costs()
-  times, amounts = Counter(), Counter()
+  sums = _sums(computations, entry, inside_fusion=False)
+  kinds = sorted(name[1] for name in sums if name[0] == "times")
+  return Costs(
+    cycles=sums["cycles"],
+    optional_cycles=sums["cycles"] - sums["least"],
+    kernel_calls=sums["kernels"],
+    collectives={k: (sums["times", k], sums["bytes", k]) for k in kinds},
+  )
 
-  def visit(name: str, turns: int, inside_fusion: bool) -> None:
-    for line in computations[name]:
-      if not inside_fusion and (cycles := _CYCLES.search(line)):
-        result.cycles += turns * int(cycles[1])
-      if _KERNEL in line:
-        result.kernel_calls += turns
-      if collective := _COLLECTIVE.search(line):
-        times[collective[2]] += turns
-        amounts[collective[2]] += turns * _largest_array(collective[1])
-      if loop := _LOOP.search(line):
-        visit(loop[2], turns * _trips(line, computations[loop[1]]), False)
-        continue
-      called = _CALLED.findall(line)
-      for branches in _BRANCHES.findall(line):
-        called += re.findall(r"%?([\w.\-]+)", branches)
-      fused = inside_fusion or " fusion(" in line
-      for callee in called:
-        if callee in computations:
-          visit(callee, turns, fused)
 
-  visit(entry, 1, False)
-  result.collectives = {k: (times[k], amounts[k]) for k in sorted(times)}
-  return result
+def _sums(
+  computations: dict[str, list[str]], name: str, inside_fusion: bool
+) -> Counter:
+  """Returns what one run of a computation, and of all that it calls, adds."""
+  sums = Counter()
+  for line in computations.get(name, ()):
+    if not inside_fusion and (cycles := _CYCLES.search(line)):
+      sums.update(cycles=int(cycles[1]), least=int(cycles[1]))
+    if _KERNEL in line:
+      sums["kernels"] += 1
+    if collective := _COLLECTIVE.search(line):
+      sums["times", collective[2]] += 1
+      sums["bytes", collective[2]] += _largest_array(collective[1])
+    if loop := _LOOP.search(line):
+      turns = _trips(line, computations[loop[1]])
+      body = _sums(computations, loop[2], False)
+      sums.update({what: turns * count for what, count in body.items()})
+      continue
+    fused = inside_fusion or " fusion(" in line
+    for callee in _CALLED.findall(line):
+      sums.update(_sums(computations, callee, fused))
+    names = ", ".join("".join(found) for found in _BRANCHES.findall(line))
+    branches = [
+      _sums(computations, branch, fused)
+      for branch in re.findall(r"[\w.\-]+", names)
+    ]
+    if branches:
+      dearest = max(branches, key=lambda x: (x["cycles"], x.total()))
+      sums.update(dearest)
+      sums["least"] += min(x["least"] for x in branches) - dearest["least"]
+  return sums
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:

@@ -38,7 +38,9 @@ class Plan:
     steps: of the whole schedule.
     fits: whether the chip has the memory.
     estimated_cycles_per_step: what the compiler expects its own operations to
-      take on a chip.
+      take on a chip, each conditional with its dearest branch.
+    optional_cycles_per_step: of these, what conditionals may pass over: chunks
+      of a decoder's logits without a target.
     kernel_calls_per_step: how often hand-written kernels run, which it does
       not time.
     kernel_cycles_per_step: what these take at the least: the operations of the
@@ -65,6 +67,7 @@ class Plan:
   steps: int
   fits: bool
   estimated_cycles_per_step: int | None = None
+  optional_cycles_per_step: int | None = None
   kernel_calls_per_step: int | None = None
   kernel_cycles_per_step: int | None = None
   estimated_seconds_per_step: float | None = None
@@ -205,6 +208,7 @@ def _timing(config, length, chip, costs, step_flops, chips) -> dict[str, Any]:
   hours = seconds * config.total_steps / 3600
   return {
     "estimated_cycles_per_step": costs.cycles,
+    "optional_cycles_per_step": costs.optional_cycles,
     "kernel_calls_per_step": costs.kernel_calls,
     "kernel_cycles_per_step": round(kernel_seconds * chip.cycles_per_second),
     "estimated_seconds_per_step": seconds,
