@@ -177,44 +177,6 @@ def test_the_loss_is_a_mean_over_targets_then_over_all_examples():
       )
 
 
-def _program(**terms):
-  config = runs.config(optimizer__warmup_steps=0, mesh__data=1).unlock()
-  config.terms = terms
-  mesh = build.mesh(config, jax.devices()[:1])
-  rng = np.random.default_rng(0)
-  batch = {
-    name: rng.integers(0, 250, (16, *field.shape)).astype(field.dtype)
-    for name, field in build.step_fields(config).items()
-  }
-  batch["faults"][:] = 0
-  return build.program(config, mesh), sharding.to_global(mesh, batch)
-
-
-@functools.cache
-def _trained(**terms):
-  program, batch = _program(**{name: terms[name]() for name in terms})
-  state = program.init()
-  for _ in range(2):
-    state, metrics = program.step(state, batch)
-  return state, metrics
-
-
-def _weightless():
-  return _section(weight=0.0, aref=0.0, gcap=0.0, boxes="text")
-
-
-def test_with_weight_0_it_changes_no_bit():
-  plain, _ = _trained()
-  weightless, metrics = _trained(words=_weightless)
-  expected, found = runs.flatten(plain.params), runs.flatten(weightless.params)
-  for path, wanted in expected.items():
-    np.testing.assert_array_equal(found[path], wanted, err_msg=path)
-  assert {
-    path.partition("/")[0] for path in found.keys() - expected.keys()
-  } == {"words"}
-  assert np.isfinite(metrics["words/loss"])
-
-
 def _writer(
   boxes="text", length=40, bins=501, tokenizer=None, prefixes=PREFIXES
 ):
@@ -437,21 +399,6 @@ def _train(config_file, workdir, **changes):
   )
   assert status == 0, output + error
   return output + error
-
-
-def test_a_step_after_a_checkpoint_is_the_same_bit_for_bit(tmp_path):
-  program, batch = _program(words=_weightless())
-  state, _ = program.step(program.init(), batch)
-  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-  checkpoints.save(state, {})
-  checkpoints.wait()
-  restored, _ = checkpoints.restore(program.abstract_state)
-  checkpoints.close()
-  expected, metrics = program.step(state, batch)
-  found, again = program.step(restored, batch)
-  runs.assert_same(runs.flatten(found), runs.flatten(expected))
-  assert float(metrics["words/loss"]) == float(again["words/loss"])
-  assert "logits" in found.params["words"]
 
 
 @pytest.mark.slow
