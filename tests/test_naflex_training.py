@@ -247,6 +247,10 @@ def test_flops_are_the_mean_over_the_draw():
     ({"data.patch_lengths": ()}, "data.patch_lengths=()"),
     ({"model.image.max_patches": None}, "needs config.model.image.max_patches"),
     ({"model.image.pooling": "cls"}, "a class token has no place in a grid"),
+    (
+      {"data.name": "embeddings", "init.path": "m"},
+      "patch_lengths=(4, 9, 16): cannot be set with config.data.name='embed",
+    ),
     ({"data.crop": "center"}, "data.crop='center': must be 'none'"),
     ({"model.attention": "short"}, "it has no masks"),
   ),
