@@ -20,7 +20,8 @@ class Way:
   Attributes:
     config: a file of configs/, without its ending.
     changes: fields that differ from it.
-    after: the way whose run of the same seed it goes on from, as a stage.
+    after: the way whose run of the same seed it goes on from, as a stage unless
+      `changes` say which state it takes.
   """
 
   config: str
@@ -48,7 +49,8 @@ def train(
       fields = {**way.changes, "seed": seed}
       if way.after is not None:
         before = place(folder, way.after, seed)
-        fields |= {"init.path": str(before), "init.state": "all"}
+        stage = {"init.path": str(before), "init.state": "all"}
+        fields = stage | fields
       file = ROOT / "configs" / f"{way.config}.py"
       run = api.train(api.load_config(file, fields), place(folder, name, seed))
       if not run.finished:

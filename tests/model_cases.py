@@ -8,6 +8,14 @@ import numpy as np
 from big_siglip.data.preprocessing import Preprocessing
 from big_siglip.trained import saved
 
+# `config.data` of a model that reads the captions of scenes.
+SCENES = dict(
+  resize="bilinear",
+  tokenizer="configs/scenes.model",
+  lowercase=True,
+  pad_id=1,
+)
+
 
 def model_config(image=None, text=None, **fields):
   """A config.model of two tiny towers, with the given fields replaced."""

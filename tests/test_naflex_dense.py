@@ -41,13 +41,7 @@ def folder(tmp_path_factory):
     text=dict(vocab_size=36, length=12, depth=1),
   )
   params = model_cases.random_params(make_model(config))
-  data = dict(
-    resize="bilinear",
-    tokenizer="configs/scenes.model",
-    lowercase=True,
-    pad_id=1,
-  )
-  model_cases.save_model(folder / "squares", params, config, data)
+  model_cases.save_model(folder / "squares", params, config, model_cases.SCENES)
   shutil.copytree(folder / "squares", folder / "naflex")
   file = folder / "naflex" / "config.json"
   described = json.loads(file.read_text())

@@ -107,6 +107,7 @@ def test_an_image_in_more_patches_is_seen_finer(models, naflex, photos):
     ("naflex", 0, "max_patches=0: must be a whole number from 1 on"),
     ("naflex", True, "max_patches=True: must be"),
     ("squares", 64, "squashes images to 32 x 32 pixels (no NaFlex model)"),
+    ("squares", 0, "squashes images to 32 x 32 pixels (no NaFlex model)"),
   ),
 )
 def test_what_cannot_be_seen_is_told_in_a_line(models, model, length, said):
@@ -277,3 +278,11 @@ def test_what_a_model_sees_is_drawn(models, photos, tmp_path):
   )
   assert status == 2
   assert "--lengths='many': must be a whole number from 1 on" in error
+  status, _, error = programs.call(
+    "tools/dense.py",
+    "sight",
+    f"--checkpoint={models['squares']}",
+    str(photos[0]),
+  )
+  assert status == 2
+  assert "squashes images to 32 x 32 pixels (no NaFlex model)" in error

@@ -241,9 +241,16 @@ def test_flops_are_the_mean_over_the_draw():
   (
     ({"model.image.max_patches": 0}, "model.image.max_patches=0: must be at"),
     ({"data.patch_lengths": (0,)}, "data.patch_lengths=(0,): must be at least"),
+    ({"data.patch_lengths": (9, 9.5)}, "must be at least one whole number"),
+    ({"data.name": "scenes_wide/0"}, "data.name='scenes_wide/0': must be one"),
+    ({"evals.test.data": "scenes/COUNT"}, "evals.test.data='scenes/COUNT': mu"),
     ({"data.patch_lengths": ()}, "data.patch_lengths=()"),
     ({"model.image.max_patches": None}, "needs config.model.image.max_patches"),
     ({"model.image.pooling": "cls"}, "a class token has no place in a grid"),
+    (
+      {"data.name": "embeddings", "init.path": "m"},
+      "patch_lengths=(4, 9, 16): cannot be set with config.data.name='embed",
+    ),
     ({"data.crop": "center"}, "data.crop='center': must be 'none'"),
     ({"model.attention": "short"}, "it has no masks"),
   ),
@@ -258,15 +265,15 @@ def test_a_config_that_cannot_be_is_told_in_a_line(changes, said):
 
 def test_a_run_goes_on_through_changes_of_length_bit_for_bit(tmp_path):
   options = dict(
-    **NAFLEX,
+    **{**NAFLEX, "data__patch_lengths": (4, 16)},  # Two programs suffice.
     seed=2,
     total_steps=8,
     checkpoint__every=3,
     log_every=1,
     evals__test__every=8,
   )
-  drawn = [lengths.drawn(LENGTHS, 2, step) for step in range(8)]
-  assert drawn == [16, 4, 4, 9, 9, 9, 4, 16]
+  drawn = [lengths.drawn((4, 16), 2, step) for step in range(8)]
+  assert drawn == [16, 4, 4, 16, 4, 4, 4, 16]
 
   def train(folder, steps):
     config = runs.config(**options)

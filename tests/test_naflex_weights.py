@@ -1,6 +1,5 @@
 """NaFlex weights go in and out; transformers is the judge."""
 
-import importlib.metadata
 import json
 import pathlib
 
@@ -97,17 +96,9 @@ def read(path):
 
 def sequences(length, patch):
   """Returns uint8 patches of all grids of a length, and the grids."""
-  grids = GRIDS[length]
-  version = tuple(
-    map(int, importlib.metadata.version("transformers").split(".")[:2])
-  )
-  if version < (5, 24):
-    # Older ones get the positions of width 1 wrong on a CPU (torch 2.13 repeats
-    # the first row); tests/test_naflex_positions.py.
-    grids = [grid for grid in grids if grid[1] > 1]
+  grids = np.int32(GRIDS[length])
   shape = len(grids), length, 3 * patch**2
-  found = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  return found, np.int32(grids)
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8), grids
 
 
 @pytest.mark.parametrize("length", sorted(GRIDS))

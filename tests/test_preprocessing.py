@@ -178,8 +178,8 @@ def test_a_run_of_before_says_none_of_it(tmp_path):
   [
     ("data.crop=middle", "config.data.crop='middle': must be one of none, ce"),
     ("data.crop_fraction=0", "crop_fraction=0.0: must lie in [0.1, 10]"),
-    ("data.fill=(0,0)", "config.data.fill=(0, 0): must be 3 numbers, each li"),
-    ("data.fill=(0,0,256)", "fill=(0, 0, 256): must be 3 numbers"),
+    ("data.fill=(0,0)", "fill=(0, 0): must be 3 whole numbers; each must lie"),
+    ("data.fill=(0,0,256)", "fill=(0, 0, 256): must be 3 whole numbers"),
     ("model.image.mean=(0.5,)", "model.image.mean=(0.5,): must be 3 numbers"),
     ("model.image.std=(0,1,1)", "model.image.std=(0, 1, 1): must be 3 num"),
   ],

@@ -30,6 +30,7 @@ def lines(folder):
   return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_says_the_same(tmp_path, capsys):
   arguments = [f"--output={tmp_path}", "--quick"]
   bias.main(arguments)

@@ -20,9 +20,10 @@ import warnings
 from absl import flags, logging
 
 from big_siglip import progress
-from big_siglip.commands import labelled
+from big_siglip.commands import labelled, sight
 from big_siglip.errors import exit_on_error, UserError
 
+flags.adopt_module_key_flags(sight)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run's folder, or RUN/checkpoints/STEP."
 )
@@ -69,7 +70,6 @@ def main(argv: list[str]) -> None:
       inputs = labelled.find_images(
         argv[1:], _DATA.value, _SPLIT.value, _COLUMN.value
       )
-      import big_siglip
       from big_siglip import platforms
       from big_siglip.labels import captions
       from big_siglip.labels.classifying import Counts
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
       platforms.prepare()
     search = Search(_BEAMS.value, _MAX_LENGTH.value)
-    model = big_siglip.load(_CHECKPOINT.value)
+    model = sight.load(_CHECKPOINT.value)
     labels = [own[0] for own in names]
     asked = captions.Asked(_PREFIX.value, _PHRASE.value, boxes, labels, search)
     counts = Counts()

@@ -98,6 +98,8 @@ def main(given: _Given) -> None:
       raise UserError("--watch: must be one process, without --distributed")
     if _WATCH.value is not None and _WEIGHTS.value == "teacher":
       raise UserError("--weights=teacher: goes with --checkpoint, not --watch")
+    if _WATCH.value is not None and sight.MAX_PATCHES.value is not None:
+      raise UserError("--max_patches: goes with --checkpoint, not --watch")
     if (_CHECKPOINT.value is None) == (_WATCH.value is None):
       raise UserError("--checkpoint=RUN or --watch=RUN must be given")
     _check_rows(_ROWS.value)

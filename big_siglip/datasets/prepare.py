@@ -12,12 +12,7 @@ import filelock
 import tensorflow_datasets as tfds
 
 from big_siglip.datasets.digits import Digits
-from big_siglip.datasets.known import (
-  COUNTED,
-  default_data_dir,
-  is_known,
-  NAMES,
-)
+from big_siglip.datasets.known import default_data_dir
 from big_siglip.datasets.scenes import (
   NUM_TRAIN,
   Scenes,
@@ -25,6 +20,7 @@ from big_siglip.datasets.scenes import (
   ScenesWide,
 )
 from big_siglip.errors import UserError
+from big_siglip.schema.sources import COUNTED, is_own, OWN
 
 _BUILDERS = {"digits": Digits, "scenes": Scenes, "scenes_wide": ScenesWide}
 
@@ -44,14 +40,15 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
   process leaves behind is never read; it is removed here.
 
   Args:
-    name: of `known.NAMES`; COUNT is a number of training examples.
+    name: of `sources.OWN`, or NAME/COUNT of a number of training examples.
     data_dir: where data sets lie; None for `default_data_dir()`.
 
   Raises:
     UserError: the name is not known or the folder cannot be written.
   """
-  if not is_known(name):
-    raise UserError(f"data set {name!r}: must be one of {', '.join(NAMES)}")
+  if not is_own(name):
+    own = (*OWN, *(f"{counted}/COUNT" for counted in COUNTED))
+    raise UserError(f"data set {name!r}: must be one of {', '.join(own)}")
   name = _with_count(name)
   root = epath.Path(data_dir or default_data_dir()).expanduser()
   # A whole data set may lie in a folder that only its owner can write.

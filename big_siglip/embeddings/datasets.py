@@ -4,12 +4,13 @@ import os
 import pathlib
 
 from big_siglip import extras
-from big_siglip.data.sources import NAMES, open_source, Options, Source
+from big_siglip.data.sources import open_source, Options, Source
 from big_siglip.data.sources.example import choose, TEXT_NAMES
 from big_siglip.data.sources.folder import Listing
 from big_siglip.data.sources.nested import as_texts, dig
 from big_siglip.data.sources.storage import Storage
 from big_siglip.errors import BadExample, naming, UserError
+from big_siglip.schema.sources import NAMES
 
 _SHARDS = {
   "tar": (".tar",),

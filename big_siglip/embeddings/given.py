@@ -82,7 +82,8 @@ class AnyInputs(Protocol):
 
   Attributes:
     path: where they lie.
-    data: the format of the data set that they are of (`sources.NAMES`), or "".
+    data: the format of the data set that they are of, one of
+      `schema.sources.NAMES`, or "".
   """
 
   path: str | pathlib.Path

@@ -135,7 +135,7 @@ class DataImages:
 
   Attributes:
     path: where it lies.
-    data: its format, one of `sources.NAMES`.
+    data: its format, one of `schema.sources.NAMES`.
     source: its examples.
   """
 

@@ -30,8 +30,8 @@ def read_images(
       .tsv, .jsonl): an image that it names twice, as one with several captions,
       counts once; or a data set.
     column: of a table, or the field of a data set; None: found.
-    data: the format of a data set, one of `sources.NAMES`; None: seen from the
-      names of the files, if it is one.
+    data: the format of a data set, one of `schema.sources.NAMES`; None:
+      seen from the names of the files, if it is one.
     split: of a data set; None: all of it.
     flag: what messages call the path.
 

@@ -30,7 +30,7 @@ class Wanted:
 
   Attributes:
     path: where it lies; None of the project's own data sets.
-    data: its format, one of `sources.NAMES`; None: seen from the names.
+    data: its format, one of `schema.sources.NAMES`; None: seen from the names.
     split: of it.
     label_key: the field that holds the label; None: found.
     classes_file: what to call the labels; None: the data set's own names.

@@ -31,11 +31,10 @@ async function classify(signal) {
   const alone = !classifier && health.sigmoid;
   byId("explained").hidden = false;
   byId("own-explained").hidden = !!classifier;
-  const mapped = !classifier && health.maps.grid !== null;
   byId("maps-explained").hidden = !!classifier;
   const drawn = maps.mapsOf(
     answer.images.map((result, i) => ({
-      file: mapped && !result.error ? images[i].file : null,
+      file: !classifier && !result.error ? images[i].file : null,
       labels,
       names: ranked(result.scores ?? []).map((score) => score.label),
     })),
@@ -162,15 +161,10 @@ export function start(found) {
     `${megabytes(limits.image_bytes)} each.`;
   byId("labels-hint").textContent =
     `One a line, or as JSON, up to ${limits.labels.toLocaleString("en")}.`;
-  if (health.maps.grid === null) {
-    byId("maps-explained").textContent =
-      "No maps of labels: this model's image tower has no patches in the space " +
-      "of its texts.";
-  } else {
-    const [rows, columns] = health.maps.grid;
-    byId("map-grid").textContent = `${rows} x ${columns}`;
-    byId("map-scales").hidden = !health.sigmoid;
-  }
+  const grid = health.maps.grid;  // One number where images keep their shape.
+  byId("map-grid").textContent =
+    grid.length === 1 ? `up to ${grid[0]}` : grid.join(" x ");
+  byId("map-scales").hidden = !health.sigmoid;
   maps.start();
   offerClassifiers(health.classifiers);
   byId("classify").addEventListener("submit", (event) => {

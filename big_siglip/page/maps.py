@@ -9,30 +9,16 @@ from typing import Any
 import numpy as np
 
 from big_siglip.data.images import BadImage
-from big_siglip.errors import UserError
-from big_siglip.models import patches
-from big_siglip.models.patches import Patches
+from big_siglip.models.patches import of_texts, Patches
 from big_siglip.page.scorer import File, Scorer
 from big_siglip.trained.inference import Model
-from big_siglip.trained.segmenting import KINDS, patch_logits
-
-_ASKED = Patches(KINDS[0])
+from big_siglip.trained.patches import Look
+from big_siglip.trained.segmenting import patch_logits
 
 
 def offered(model: Model) -> dict[str, Any]:
-  """Returns {"grid": [h, w], "missing": None}; or None, and why."""
-  if reason := _missing(model):
-    return {"grid": None, "missing": reason}
-  return {"grid": [model.look(_ASKED).grid.side] * 2, "missing": None}
-
-
-def _missing(model: Model) -> str | None:
-  """Returns why texts cannot be compared with patches; None: they can."""
-  try:
-    patches.check(model.config.model.image, _ASKED)
-  except UserError as error:
-    return f"this model has no maps: {error}"
-  return None
+  """Returns {"grid": [h, w]}; [N], at most, where images keep their shape."""
+  return {"grid": [*_look(model).shape[:-1]]}
 
 
 def draw(
@@ -56,12 +42,10 @@ def draw(
     which may reach beyond 0 and 1. Or "name" and "error".
 
   Raises:
-    UserError: the model has no maps, or a label's embedding is not finite.
+    UserError: a label's embedding is not finite.
   """
   model = scorer.model
-  if reason := _missing(model):
-    raise UserError(reason)
-  look = model.look(_ASKED)
+  look = _look(model)
   try:
     image = scorer.decode(file)
     seen = look.prepare(image)
@@ -83,3 +67,7 @@ def draw(
     "box": box.round(6).tolist(),
     "logits": np.moveaxis(logits, -1, 0).astype(float).round(4).tolist(),
   }
+
+
+def _look(model: Model) -> Look:
+  return model.look(Patches(of_texts(model.config.model.image)))

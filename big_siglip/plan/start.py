@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from big_siglip import build, extras, training_data
 from big_siglip.data.first_look import first_look
 from big_siglip.data.mixture import epochs, opening_faults
-from big_siglip.datasets import known
 from big_siglip.errors import UserError
 from big_siglip.run import advice, libraries, workdir
+from big_siglip.schema.sources import is_own
 from big_siglip.trained import preview
 
 _NOT_GIVEN = "=None: must be"
@@ -97,7 +97,7 @@ def _evaluation_line(config: ConfigDict, mesh: Mesh, name: str) -> str:
 
 def _lies_there(name: str, path: str | None) -> bool:
   """Returns whether opening a data set would not make it first."""
-  if not known.is_known(name):
+  if not is_own(name):
     return True
   with extras.needed_by(f"config.data.name={name!r}", "demo"):
     from big_siglip.datasets import prepare

@@ -5,7 +5,7 @@ configs/base.py and configs/dense.py say what each is for.
 
 import functools
 
-from big_siglip.schema import words
+from big_siglip.schema import sources, words
 from big_siglip.schema.field import Field, Range, Sections
 
 _COUNT = Range(least=1)
@@ -15,7 +15,7 @@ KEYS = {"image_key": _TEXT, "text_keys": Field(tuple | list, older=())}
 
 _EVALUATION = {
   "kind": Field(str),
-  "data": Field(str),
+  "data": Field(str, rule=sources.mistake),
   "path": Field(str | None),
   "split": Field(str),
   "every": Field(int, within=_COUNT),
@@ -95,6 +95,7 @@ EVALUATIONS = Sections(
       "pool_mlp": Field(bool),
       "centered": Field(bool),
       **_MASKS,
+      "patches": Field(str | None, words.PATCHES),
     },
     "segmentation_probe": {
       "shrinkage": Field(float | int, within=Range(above=0)),

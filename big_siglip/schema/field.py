@@ -1,6 +1,6 @@
 """How a field is described, and what follows from its description."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import math
 import types
@@ -56,6 +56,7 @@ class Field:
     type: of its value, such as `int | None`.
     words: if any, a text is one of these.
     within: where a number must lie; None: anywhere.
+    rule: (value) -> what it must be instead, or None if it may be so.
     each: what the members of a tuple may be, one at least; None: anything.
     count: how many members a tuple has; None: any number.
     of_weights: None stands for what the weights of `config.init.path` have.
@@ -68,6 +69,7 @@ class Field:
   type: Any
   words: tuple[str, ...] = ()
   within: Range | None = None
+  rule: Callable[[Any], str | None] | None = None
   each: "Field | None" = None
   count: int | None = None
   of_weights: bool = False
@@ -103,14 +105,17 @@ class Field:
       return f"must be one of {', '.join(self.words)}"
     if self.within and value not in self.within:
       return self.within.rule()
+    if self.rule and (broken := self.rule(value)):
+      return broken
     each = self.each
     if each and (
       len(value) != (self.count or max(1, len(value)))
       or any(map(each.mistake, value))
     ):
-      rule = each.within.rule() if each.within else "numbers"
-      numbers = f"{self.count} numbers" if self.count else "at least one number"
-      return f"must be {numbers}, each {rule.removeprefix('must ')}"
+      whole = "" if float in typing.get_args(each.type) else "whole "
+      numbers = f"{whole}number{'' if self.count is None else 's'}"
+      rule = f"; each {each.within.rule()}" if each.within else ""
+      return f"must be {self.count or 'at least one'} {numbers}{rule}"
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from big_siglip.schema import logs, words
+from big_siglip.schema import logs, sources, words
 from big_siglip.schema.evaluations import EVALUATIONS, KEYS
 from big_siglip.schema.field import (
   complete,
@@ -86,14 +86,15 @@ _OPTIMIZER = {
   "clip_norm": Field(float | int, within=_NOT_NEGATIVE),
   "rules": Field(tuple | list),
 }
+_SOURCE = Field(str, rule=sources.mistake)
 _MIXTURE = {
-  "name": Field(str),
+  "name": _SOURCE,
   "path": Field(str | None),
   "split": Field(str),
   "weight": Field(float | int | None, within=_POSITIVE),
 }
 _DATA = {
-  "name": Field(str),
+  "name": _SOURCE,
   "path": Field(str | None),
   "split": Field(str),
   "mixture": Sections(_MIXTURE),

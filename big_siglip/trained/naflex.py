@@ -23,7 +23,6 @@ def set_length(model: Any, max_patches: Any, path: str) -> None:
   Raises:
     UserError: it is no such number, or no such model.
   """
-  _check_number(max_patches)
   if model.image.max_patches is None:
     raise UserError(
       f"max_patches={max_patches}: {path} squashes images to "
@@ -31,6 +30,7 @@ def set_length(model: Any, max_patches: Any, path: str) -> None:
       "model); big-siglip import --max_patches=N makes one of the same "
       "parameters, to be trained"
     )
+  _check_number(max_patches)
   model.image.max_patches = max_patches
 
 

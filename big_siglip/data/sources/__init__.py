@@ -6,6 +6,6 @@ texts, filters, templates. All files are read through `storage`.
 """
 
 from big_siglip.data.sources.example import Example, Filters, Options, Source
-from big_siglip.data.sources.opening import NAMES, open_source
+from big_siglip.data.sources.opening import open_source
 
-__all__ = ["Example", "Filters", "NAMES", "open_source", "Options", "Source"]
+__all__ = ["Example", "Filters", "open_source", "Options", "Source"]

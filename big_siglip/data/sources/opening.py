@@ -6,19 +6,9 @@ from big_siglip.data.sources.example import Options, Records, Source
 from big_siglip.data.sources.folder import FolderRecords
 from big_siglip.data.sources.record_source import RecordSource
 from big_siglip.data.sources.tar import TarRecords
-from big_siglip.datasets import known
 from big_siglip.errors import UserError
+from big_siglip.schema.sources import is_own, mistake
 
-NAMES = (
-  *known.NAMES,
-  "folder",
-  "tfds",
-  "tfds:NAME",
-  "arrayrecord",
-  "tar",
-  "parquet",
-  "embeddings",
-)
 _OF_FILES = ("folder", "arrayrecord", "tar", "parquet")
 
 
@@ -31,7 +21,7 @@ def open_source(
   """Opens one split of a data set, preparing the project's own where need be.
 
   Args:
-    name: one of `NAMES`; docs/data.md says what each reads.
+    name: one of `schema.sources.NAMES`; docs/data.md says what each reads.
     split: "train" or "test"; for a folder also "all", or the data set's own. A
       folder's test split is a tenth of its images where it has none. Tar
       shards, ArrayRecord and Parquet files have "all", or what their names say.
@@ -60,14 +50,13 @@ def _open_records(
     with extras.needed_by(f"config.data.name={name!r}"):
       from big_siglip.data.sources.prepared_folder import open_prepared
     return open_prepared(name, split, path, options)
-  if known.is_known(name):
+  if is_own(name):
     with extras.needed_by(f"config.data.name={name!r}", "demo"):
       from big_siglip.data.sources.prepared import PreparedRecords
       from big_siglip.datasets import prepare
     return PreparedRecords(prepare.prepare(name, path), split, options)
-  if name not in _OF_FILES:
-    allowed = ", ".join(NAMES)
-    raise UserError(f"config.data.name={name!r}: must be one of {allowed}")
+  if rule := mistake(name):
+    raise UserError(f"config.data.name={name!r}: {rule}")
   if not path:
     what = "the folder" if name == "folder" else "the folder or files"
     raise UserError(f"config.data.path=None: must be {what} to read")
