@@ -20,7 +20,7 @@ KEEP = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967
 demo-siglip2: .venv/demo
 	$(KEEP) $(RUN) main.py --config=configs/siglip2/scenes_pretrain.py --workdir=runs/scenes_pretrain
 	$(KEEP) $(RUN) main.py --config=configs/siglip2/scenes_distil.py --workdir=runs/scenes_distil
-	$(RUN) tools/report.py runs/scenes_distil --map_kind=text --output=runs/scenes_distil/report.html
+	$(RUN) tools/report.py runs/scenes_distil --output=runs/scenes_distil/report.html
 
 test: .venv/dev lint
 	$(RUN) -m pytest -q -n 2 --dist worksteal

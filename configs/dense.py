@@ -20,7 +20,7 @@ def segmentation(**changes: Any) -> ConfigDict:
     "threshold": 0.5,  # Least probability of a label; below it is background.
     "pool_mlp": True,  # Apply the MLP of the pool to each patch.
     "centered": False,  # Take the mean of an image's patches off each.
-    **_masks("value"),
+    **_masks(config_dict.placeholder(str)),
   }
   return base.evaluation("segmentation", own, changes)
 
@@ -52,7 +52,7 @@ def correspondence(**changes: Any) -> ConfigDict:
   return base.evaluation("correspondence", own, changes)
 
 
-def _masks(patches: str) -> dict[str, Any]:
+def _masks(patches: Any) -> dict[str, Any]:
   return {
     "mask_key": "mask",  # The field that holds the masks.
     "classes_file": config_dict.placeholder(str),  # Names of a mask's values.
@@ -61,9 +61,11 @@ def _masks(patches: str) -> dict[str, Any]:
   }
 
 
-def _patches(kind: str) -> dict[str, Any]:
+def _patches(kind: Any) -> dict[str, Any]:
   return {
-    "patches": kind,  # last, text, value or share: docs/dense.md.
+    # last, text, value or share: docs/dense.md. None: text, or value where a
+    # class token pools.
+    "patches": kind,
     "layer": -1,  # -1: all blocks.
     # pixels that images are resized to; None: as the model was trained. With a
     # stride they are seen through windows of that size, else at once.

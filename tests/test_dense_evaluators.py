@@ -170,12 +170,16 @@ def assert_drawn(result, folder):
 SHAPES = "configs/classes/scenes_shapes.json"
 
 
-@pytest.mark.parametrize("at", [{}, {"size": 96}, {"size": 96, "stride": 32}])
-def test_segmentation_by_prompts(scenes, at):
+@pytest.mark.parametrize(
+  ("kind", "at"),
+  [("text", {}), ("value", {"size": 96}), ("text", {"size": 96, "stride": 32})],
+)
+def test_segmentation_by_prompts(scenes, kind, at):
+  patches = {} if kind == "text" else {"patches": kind}  # Text is the default.
   result = _evaluate(
     scenes,
     dense.segmentation(
-      split="all", classes_file=SHAPES, baselines=not at, **at
+      split="all", classes_file=SHAPES, baselines=not at, **at, **patches
     ),
   )
   metrics = result.metrics
@@ -195,7 +199,7 @@ def test_segmentation_by_prompts(scenes, at):
   of_class = model.embed_texts(names)
   for i in range(40):
     image = Image.open(scenes / "images" / f"{i:02}.png")
-    patches = model.embed_patches([image], kind="value", **at)[0]
+    patches = model.embed_patches([image], kind=kind, **at)[0]
     scores = jax.image.resize(patches @ of_class.T, (64, 64, 5), "bilinear")
     scores = np.asarray(scores)
     label = np.where(scores.max(-1) >= least, scores.argmax(-1) + 1, 0)

@@ -130,3 +130,16 @@ def test_a_compiled_program_is_read_right():
   x = jnp.zeros((16, 4), jnp.float32)
   text = jax.jit(shifted).lower(x).compile().as_text()
   assert hlo.costs(text).collectives == {"collective-permute": (11, 11 * 32)}
+
+
+def test_what_does_not_fit_is_told_by_its_bytes():
+  """Both messages are libtpu's, of two programs on v5e."""
+  head = "RESOURCE_EXHAUSTED: "
+  late = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+  early = (
+    "Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(19.94G) exceeds available HBM (15.75G)."
+  )
+  assert hlo.wanted_bytes(head + late) == round(20.5 * 2**30)
+  assert hlo.wanted_bytes(head + early) == round(19.94 * 2**30)
+  assert hlo.wanted_bytes("INTERNAL: something else, of 15.75G") is None

@@ -185,7 +185,7 @@ def test_a_map_is_what_segment_asks_each_patch(port, place):
   status, answer = post(port, "/api/maps", **fields)
   assert status == 200, answer
   model = place.model
-  (patches,) = model.embed_patches([file], kind="value")
+  (patches,) = model.embed_patches([file], kind="text")
   texts = model.embed_texts(labels)
   expected = model.logit_scale * (patches @ texts.T) + model.logit_bias
   found = np.moveaxis(np.array(answer["logits"]), 0, -1)
@@ -209,7 +209,7 @@ def test_a_label_of_several_names_has_one_map(port, place):
   file = place.photos / "red.png"
   labels = [json.dumps({"0": ["a tree", "an oak"], "1": "a sky"})]
   _, answer = post(port, "/api/maps", images=[file], labels=labels)
-  (patches,) = place.model.embed_patches([file], kind="value")
+  (patches,) = place.model.embed_patches([file], kind="text")
   texts = place.model.embed_classes([["a tree", "an oak"], ["a sky"]])
   model = place.model
   expected = model.logit_scale * (patches @ texts.T) + model.logit_bias

@@ -185,7 +185,7 @@ def test_a_label_that_is_pointed_at_shows_where_it_fires(page, place):
   page.set_input_files("#images", [file])
   page.get_by_role("textbox", name="Labels").fill("\n".join(LABELS))
   page.get_by_role("button", name="Score").click()
-  (patches,) = place.model.embed_patches([file], kind="value")  # [2, 2, E]
+  (patches,) = place.model.embed_patches([file], kind="text")  # [2, 2, E]
   logits = place.model.logit_scale * (
     patches @ place.model.embed_texts(LABELS).T
   )

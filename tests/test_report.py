@@ -328,7 +328,7 @@ def test_patches_of_a_row_are_those_of_the_model(shown, model):
   source = open_source("digits", "test")
   examples = [source[i] for i in np.linspace(0, 359, 6).astype(int)]
   images = [example.image for example in examples]
-  grids = model.embed_patches(images, kind="value")
+  grids = model.embed_patches(images, kind="text")
   maps = [text for _, text in shown[0].all("figcaption") if " % to " in text]
   assert len(maps) == 6
   for example, grid, told in zip(examples, grids, maps, strict=True):
@@ -339,7 +339,7 @@ def test_patches_of_a_row_are_those_of_the_model(shown, model):
   side = grids.shape[1]
   (said,) = [t for _, t in shown[0].all("p") if " patches, compared" in t]
   assert said.startswith(f"{side} x {side} patches, ")
-  assert "by the value path of the last block" in said
+  assert "by the pool after the last block" in said
   colours = [a for a, _ in shown[0].all("img", alt="its patches as colours")]
   data = [base64.b64decode(a["src"].partition(",")[2]) for a in colours]
   expected = components(list(model.embed_patches(images)))
@@ -376,7 +376,7 @@ def test_masks_name_what_their_images_show(digits, tmp_path):
   (group,) = samples.groups([run], 4)
   assert not group.notes and not group.cards, "nobody wrote captions"
   row = group.seen[0]
-  assert "the value path" in row.compared and len(row.images) == 4
+  assert "the pool after" in row.compared and len(row.images) == 4
   for number, one in enumerate(row.images):
     text = scenes_draw.train_example(number).caption
     assert one.maps

@@ -219,7 +219,6 @@ def _draw_segments(model, files, photos, labels, templates):
 
   from big_siglip.dense import pictures
   from big_siglip.dense.figure import Tile
-  from big_siglip.trained import segmenting
 
   if not model.has_trained_bias:
     progress.say(f"note: {_CHECKPOINT.value}: {model.NO_SIGMOID}")
@@ -227,7 +226,7 @@ def _draw_segments(model, files, photos, labels, templates):
     photos,
     labels,
     templates=templates,
-    kind=_KIND.value or segmenting.KINDS[0],
+    kind=_KIND.value,
     layer=_LAYER.value,
     pool_mlp=_MLP.value,
     size=_SIZE.value,

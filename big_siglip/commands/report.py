@@ -28,8 +28,8 @@ _PRICE = flags.DEFINE_float(
 _KIND = flags.DEFINE_enum(
   "map_kind",
   None,
-  ["value", "text"],
-  "Of patches that texts are compared with; value, or what a tower has.",
+  ["text", "value"],
+  "Of patches that texts are compared with; text, or what a tower has.",
 )
 _LAYER = flags.DEFINE_integer(
   "map_layer", -1, "Of the same: -1 the last block, -2 the one before."

@@ -110,7 +110,7 @@ def _segmentation(
     owners(prompts),
     sight,
     embedders,
-    Patches(spec.patches, spec.layer, pool_mlp=spec.pool_mlp),
+    Patches(spec.patches or sight.of_texts, spec.layer, pool_mlp=spec.pool_mlp),
     spec.centered,
     spec.threshold,
     spec.baselines,

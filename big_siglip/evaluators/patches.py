@@ -21,7 +21,7 @@ from big_siglip.evaluators.embed import Embed, make_embed, Rows
 from big_siglip.evaluators.grids import Grid
 from big_siglip.evaluators.slices import in_cache
 from big_siglip.models import merged, SigLIP
-from big_siglip.models.patches import Patches
+from big_siglip.models.patches import of_texts, Patches
 from big_siglip.models.resolution import (
   check,
   make_look,
@@ -41,6 +41,7 @@ class Sight(NamedTuple):
 
   Attributes:
     towers: what is asked for -> patches of a model's tower, BLC.
+    of_texts: the kind that texts are compared with unless said otherwise.
     raw: the pixels of each patch, BL(3p^2): what needs no model at all.
     random: () -> parameters of the same model that never saw an image.
     preprocess: what comes before a tower.
@@ -48,6 +49,7 @@ class Sight(NamedTuple):
   """
 
   towers: Callable[[Patches], Embed]
+  of_texts: str
   raw: Embed
   random: Callable[[], Any]
   preprocess: Preprocess
@@ -114,6 +116,7 @@ def make_sights(
     value = dataclasses.replace(preprocess.value, image_size=size)
     return Sight(
       functools.partial(towers, resolution=resolution),
+      of_texts(config.image),
       pixels,
       random,
       Preprocess(value, preprocess.tokenizer),

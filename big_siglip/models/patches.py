@@ -91,6 +91,18 @@ def check(config: Any, patches: Patches) -> None:
     )
 
 
+def of_texts(config: Any) -> str:
+  """Returns the kind that texts are compared with unless said otherwise.
+
+  It is "text", which found most in the best towers that were measured
+  (docs/dense.md), or "value" where a class token pools.
+
+  Args:
+    config: `config.model.image`.
+  """
+  return "value" if config.pooling == "cls" else "text"
+
+
 def width(config: Any, embed_dim: int | None, patches: Patches) -> int:
   """Returns how many numbers a patch has.
 

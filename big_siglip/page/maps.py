@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from big_siglip.data.images import BadImage
-from big_siglip.models.patches import Patches
+from big_siglip.models.patches import of_texts, Patches
 from big_siglip.page.scorer import File, Scorer
 from big_siglip.trained.inference import Model
-from big_siglip.trained.segmenting import KINDS, patch_logits
-
-_ASKED = Patches(KINDS[0])
+from big_siglip.trained.patches import Look
+from big_siglip.trained.segmenting import patch_logits
 
 
 def offered(model: Model) -> dict[str, Any]:
   """Returns {"grid": [h, w]}; [N], at most, where images keep their shape."""
-  return {"grid": [*model.look(_ASKED).shape[:-1]]}
+  return {"grid": [*_look(model).shape[:-1]]}
 
 
 def draw(
@@ -46,7 +45,7 @@ def draw(
     UserError: a label's embedding is not finite.
   """
   model = scorer.model
-  look = model.look(_ASKED)
+  look = _look(model)
   try:
     image = scorer.decode(file)
     seen = look.prepare(image)
@@ -68,3 +67,7 @@ def draw(
     "box": box.round(6).tolist(),
     "logits": np.moveaxis(logits, -1, 0).astype(float).round(4).tolist(),
   }
+
+
+def _look(model: Model) -> Look:
+  return model.look(Patches(of_texts(model.config.model.image)))

@@ -28,6 +28,11 @@ _COLLECTIVE = re.compile(
   r"collective-permute)(?:-start)?\("
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+# What the TPU compiler says where a program does not fit, in its two ways.
+_OUT_OF_MEMORY = re.compile(
+  r"(?:Used |for HLO temporaries \()([\d.]+)([KMGT])\)? (?:of|exceeds)"
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass
@@ -102,6 +107,19 @@ def _sums(
       sums.update(dearest)
       sums["least"] += min(x["least"] for x in branches) - dearest["least"]
   return sums
+
+
+def wanted_bytes(message: str) -> int | None:
+  """Returns how many bytes of a chip a program asked for that did not fit.
+
+  They are of its temporaries alone where the compiler gave up early.
+
+  Args:
+    message: of the compiler's error; None is returned of any other one.
+  """
+  if not (found := _OUT_OF_MEMORY.search(message)):
+    return None
+  return round(float(found[1]) * _UNITS[found[2]])
 
 
 def _split(text: str) -> tuple[dict[str, list[str]], str]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 import dataclasses
 import math
-import re
 from typing import Any
 
 import jax
@@ -17,9 +16,6 @@ from big_siglip.errors import UserError
 from big_siglip.models import flops
 from big_siglip.plan import gpus, hlo, operations, peaks, topologies
 from big_siglip.train_step import TrainState
-
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,10 +235,10 @@ def _compile(
     with progress.waiting(work):
       compiled = lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
-    used = _OUT_OF_MEMORY.search(str(error))
-    if not used:
+    used = hlo.wanted_bytes(str(error))
+    if used is None:
       raise
-    return round(float(used[1]) * _UNITS[used[2]]), ""
+    return used, ""
   peak = hlo.peak_bytes(compiled.memory_analysis(), platform)
   return peak, compiled.as_text()
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from big_siglip.data import images
 from big_siglip.dense import pictures
-from big_siglip.errors import UserError
-from big_siglip.models.patches import check, Patches
+from big_siglip.models.patches import check, of_texts, Patches
 from big_siglip.report import thumbnails
 from big_siglip.report.thumbnails import Picture
 from big_siglip.schema.sizes import has_text_tower, resolve_image
 from big_siglip.trained.inference import Model
-from big_siglip.trained.segmenting import KINDS, patch_logits
+from big_siglip.trained.segmenting import patch_logits
 from big_siglip.trained.vectors import sigmoid
 
 _SIDE = 128  # Pixels of the longer side of a picture.
@@ -26,7 +25,7 @@ class Choice(NamedTuple):
   """Which patches are compared with texts.
 
   Attributes:
-    kind: of `segmenting.KINDS`; None: the first that a tower has.
+    kind: of `segmenting.KINDS`; None: see `models.patches.of_texts`.
     layer: whose tokens, as `Patches.layer`.
   """
 
@@ -62,17 +61,9 @@ def patches_of(model: Model, choice: Choice) -> Patches | None:
   tower = model.config.model.image
   if not has_text_tower(model.config.model):
     return None
-  if choice.kind is not None:
-    check(tower, Patches(choice.kind, choice.layer))
-    return Patches(choice.kind, choice.layer)
-  check(tower, Patches(layer=choice.layer))
-  for kind in KINDS:
-    try:
-      check(tower, Patches(kind, choice.layer))
-    except UserError:
-      continue
-    return Patches(kind, choice.layer)
-  return None
+  asked = Patches(choice.kind or of_texts(tower), choice.layer)
+  check(tower, asked)
+  return asked
 
 
 def told(model: Model, asked: Patches) -> str:

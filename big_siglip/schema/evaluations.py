@@ -95,6 +95,7 @@ EVALUATIONS = Sections(
       "pool_mlp": Field(bool),
       "centered": Field(bool),
       **_MASKS,
+      "patches": Field(str | None, words.PATCHES),
     },
     "segmentation_probe": {
       "shrinkage": Field(float | int, within=Range(above=0)),

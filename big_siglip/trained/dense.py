@@ -11,7 +11,7 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 from big_siglip.errors import UserError
-from big_siglip.models.patches import Patches
+from big_siglip.models.patches import of_texts, Patches
 from big_siglip.models.resolution import Resolution, WHOLE
 from big_siglip.trained import inputs, patches, segmenting
 from big_siglip.trained.inputs import ImageLike
@@ -92,7 +92,7 @@ class Dense:
     labels: Sequence[str],
     *,
     templates: Sequence[str] = ("{}",),
-    kind: str = segmenting.KINDS[0],
+    kind: str | None = None,
     layer: int = -1,
     pool_mlp: bool = True,
     size: int | None = None,
@@ -116,7 +116,8 @@ class Dense:
       images: as for `Model.embed_images`.
       labels: what to look for.
       templates: sentences around a label, with "{}"; their mean is asked.
-      kind: "text" or "value", see `embed_patches`; as `layer`.
+      kind: "text" or "value", see `embed_patches`; None: "text", or "value" of
+        a tower with a class token.
       layer: whose tokens.
       pool_mlp: apply the MLP of an attention pool to each patch, too.
       size: side in pixels that images are resized to, see `embed_patches`.
@@ -133,6 +134,7 @@ class Dense:
     """
     count = inputs.check_list(images, "images")
     texts = segmenting.label_vectors(self, labels, templates)
+    kind = kind or of_texts(self.config.model.image)
     if kind not in segmenting.KINDS:
       allowed = " or ".join(segmenting.KINDS)
       raise UserError(f"kind={kind!r}: must be {allowed}: patches as texts see")

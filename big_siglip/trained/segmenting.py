@@ -15,9 +15,7 @@ from big_siglip.trained import inputs
 from big_siglip.trained.patches import Look
 from big_siglip.trained.vectors import sigmoid
 
-# Patches that texts can be compared with; the first unless said otherwise, by
-# what `studies.patches` measured.
-KINDS = ("value", "text")
+KINDS = ("text", "value")  # Patches that texts can be compared with.
 
 
 def label_vectors(

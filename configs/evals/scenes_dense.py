@@ -17,9 +17,9 @@ TEMPLATES = {
 }
 _OWN = {"data": "scenes/100000", "batch_size": 100}
 _TEST = "test[:500]"
-# Of the 4 blocks' patches those that texts find best, in scenes of the training
-# split (`studies.patches`).
-_LAYER = -3
+# Of the patches of configs/scenes_dense.py those that texts find best, in
+# scenes of the training split (`studies.patches`).
+_SEEN = {"patches": "value", "layer": -3}
 
 
 def zero_shot(split: str, **changes) -> dict[str, ConfigDict]:
@@ -36,7 +36,7 @@ def zero_shot(split: str, **changes) -> dict[str, ConfigDict]:
       "split": split,
       "classes_file": f"configs/classes/scenes_{name}.json",
       "templates": templates,
-      "layer": _LAYER,
+      **_SEEN,
       **changes,
     }
     made[name] = dense.segmentation(**own)

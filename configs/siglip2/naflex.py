@@ -29,7 +29,9 @@ def get_config() -> ConfigDict:
   c.optimizer.stretch_from = start
   c.optimizer.stretch = STRETCH
   c.total_steps = start + (steps - start) * 15 // 4
-  c.microbatch = 1_024  # Of the longest; of shorter ones a slice has more.
+  # Of the longest; of shorter ones a slice has more. On 256 chips these are as
+  # many patches a slice as the first stage has in all; not compiled.
+  c.microbatch = 8_192
   c.model.image.max_patches = 256  # Of evaluations, and of what is exported.
   c.data.patch_lengths = LENGTHS
   return c
