@@ -123,7 +123,7 @@ def evaluate(spec, mesh, source=None, spoil=lambda vectors, inputs: vectors):
     lambda params: (SCALE, BIAS),
     batch_devices(mesh),
   )
-  section = {"data": "colours", "path": None, "split": "test", "every": 1}
+  section = {"data": "tfds:colours", "path": None, "split": "test", "every": 1}
   spec = {**section, **FIELDS, **spec}
   assert not evaluation_problems({"test": spec}, "config.evals")
   evaluator = make_evaluator(
@@ -293,7 +293,7 @@ def test_classification_of_unlabelled_data_is_an_error():
 
 
 def test_mistakes_in_a_section_are_named():
-  right = {"data": "colours", "path": None, "split": "test", "every": 1}
+  right = {"data": "tfds:colours", "path": None, "split": "test", "every": 1}
   right |= FIELDS
   wrong = {
     "a": dict(right, kind="detection"),

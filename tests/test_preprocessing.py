@@ -194,7 +194,7 @@ def test_a_mistake_is_one_line(flag, said):
   ("field", "value", "said"),
   [
     ("crop", "middle", "crop='middle': must be one of none"),
-    ("fill", [1, 2], "fill=[1, 2]: must be 3 numbers"),
+    ("fill", [1, 2], "fill=[1, 2]: must be 3 whole numbers"),
     ("mean", "x", "mean='x': must be tuple or list"),
     ("std", [0, 0, 0], "std=[0, 0, 0]: must be 3 numbers"),
     ("crop_fraction", 99, "crop_fraction=99: must lie in"),

@@ -15,7 +15,7 @@ _SPLIT = "test[:500]"
 
 def get_config() -> ConfigDict:
   """Returns the evaluations."""
-  c = ConfigDict(scenes_dense.zero_shot(_SPLIT, patches=None, layer=-1))
+  c = ConfigDict(scenes_dense.zero_shot(_SPLIT, patches="text", layer=-1))
   own = {
     "data": "scenes/100000",
     "batch_size": 100,
