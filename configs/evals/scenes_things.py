@@ -15,8 +15,10 @@ _SPLIT = "test[:500]"
 
 def get_config() -> ConfigDict:
   """Returns the evaluations."""
-  c = ConfigDict(scenes_dense.zero_shot(_SPLIT, patches="text", layer=-1))
+  seen = {"patches": "text", "layer": -1}
+  c = ConfigDict(scenes_dense.zero_shot(_SPLIT, **seen))
   own = {
+    **seen,
     "data": "scenes/100000",
     "batch_size": 100,
     "split": _SPLIT,
