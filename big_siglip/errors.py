@@ -61,7 +61,8 @@ def naming(fields: Mapping[str, str]) -> Iterator[None]:
   except UserError as error:
     message = str(error)
     for field, name in fields.items():
-      message = message.replace(f"{field}=", f"{name}=")
+      # Not where it is named as the user does already.
+      message = re.sub(rf"(?<!-){re.escape(field)}=", f"{name}=", message)
     raise UserError(message) from error
 
 

@@ -74,6 +74,17 @@ def keep_programs() -> None:
     jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
 
 
+def device_bytes(device: jax.Device) -> int | None:
+  """Returns the memory of a device; None where nobody knows.
+
+  Simulated ones share that of the machine.
+  """
+  if device.platform == "cpu":
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return whole // max(jax.local_device_count(), 1)
+  return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def _writable(folder: pathlib.Path) -> bool:
   if "://" in str(folder):
     return True  # JAX finds out.

@@ -372,6 +372,18 @@ def test_what_memory_does_not_hold_is_refused(model):
   )
 
 
+@pytest.mark.parametrize("stride", [None, 14])
+def test_an_image_that_no_memory_holds_is_refused(model, stride):
+  asked = dict(size=14 * 100_000, stride=stride)
+  with pytest.raises(UserError) as error:
+    model.embed_patches(["nowhere.png"], **asked)
+  said = str(error.value)
+  assert said.startswith(
+    "size=1400000: an image of 10,000,000,000 patches take"
+  )
+  assert "GiB of memory at the least, and a device has" in said
+
+
 @pytest.mark.parametrize(
   ("pooling", "allowed"), [("cls", "last, value"), ("none", "last for")]
 )

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip.errors import UserError
+from big_siglip.models import memory
 from big_siglip.models import patches as features
 from big_siglip.models.patches import Patches
 from big_siglip.models.resampling import resample_positions
@@ -55,8 +56,8 @@ def check(config: ConfigDict, resolution: Resolution) -> int:
     resolution: what is asked for.
 
   Raises:
-    UserError: the model cannot see images so; names the argument and what is
-      allowed.
+    UserError: the model cannot see images so, or no device holds one; names the
+      argument and what is allowed.
   """
   own, patch = config.image.image_size, patch_size(config)
   size, stride = resolution.size, resolution.stride
@@ -75,7 +76,11 @@ def check(config: ConfigDict, resolution: Resolution) -> int:
     raise UserError(
       f"positions={resolution.positions!r}: must be one of {allowed}"
     )
+  patches = (size // patch) ** 2
   if stride is None:
+    resampled = (own // patch) ** 2 if size != own else 0
+    if resampled:
+      memory.check(config, f"size={size}", patches, patches, resampled)
     return size
   whole = isinstance(stride, int) and not isinstance(stride, bool)
   if not whole or stride % patch or not patch <= stride <= own:
@@ -87,6 +92,7 @@ def check(config: ConfigDict, resolution: Resolution) -> int:
     raise UserError(
       f"size={size}: must be at least {own} for windows of that size"
     )
+  memory.check(config, f"size={size}", patches, (own // patch) ** 2)
   return size
 
 

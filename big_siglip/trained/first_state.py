@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 import math
-import os
 import re
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from big_siglip import sharding
+from big_siglip import platforms, sharding
 from big_siglip.build import Program
 from big_siglip.errors import UserError
 from big_siglip.train_step import TrainState
@@ -54,7 +53,7 @@ def check_memory(config: ConfigDict, state: TrainState) -> None:
     UserError: it has not.
   """
   device = min(state.step.sharding.addressable_devices, key=lambda d: d.id)
-  there = _memory(device)
+  there = platforms.device_bytes(device)
   sizes = {path: _bytes(x) for path, x in sharding.flatten(state).items()}
   whole = sum(sizes.values())
   if there is None or whole <= there:
@@ -73,17 +72,6 @@ def check_memory(config: ConfigDict, state: TrainState) -> None:
         f"them: {said}; {own / 2**30:,.1f} of these are theirs"
       )
   raise UserError(f"{problem} (config.mesh.fsdp shares it among devices)")
-
-
-def _memory(device: jax.Device) -> int | None:
-  """Returns the memory of a device; None where nobody knows.
-
-  Simulated ones share that of the machine.
-  """
-  if device.platform == "cpu":
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return whole // max(jax.local_device_count(), 1)
-  return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -7,6 +7,7 @@ differs is what they see, and what they were trained for.
 from typing import Any
 
 from big_siglip.errors import UserError
+from big_siglip.models import memory
 from big_siglip.schema import sizes
 
 SQUARES = 0  # In place of a number of patches, where a model is converted.
@@ -21,7 +22,7 @@ def set_length(model: Any, max_patches: Any, path: str) -> None:
     path: what messages call the model.
 
   Raises:
-    UserError: it is no such number, or no such model.
+    UserError: it is no such number, no such model, or no device holds so many.
   """
   if model.image.max_patches is None:
     raise UserError(
@@ -31,6 +32,7 @@ def set_length(model: Any, max_patches: Any, path: str) -> None:
       "parameters, to be trained"
     )
   _check_number(max_patches)
+  memory.check(model, f"max_patches={max_patches}", max_patches, max_patches)
   model.image.max_patches = max_patches
 
 
