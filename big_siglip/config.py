@@ -65,6 +65,12 @@ def patch_lengths(config: ConfigDict) -> tuple[int, ...]:
   return tuple(given or (config.model.image.max_patches,))
 
 
+def is_halved(config: ConfigDict, length: int) -> bool:
+  """Returns whether batches of so long sequences are trained by half."""
+  start = config.get("data", {}).get("halve_from")
+  return start is not None and length >= start
+
+
 def has_image_tower(config: ConfigDict) -> bool:
   """Returns whether a run has one, and does not read embeddings made before."""
   return config.data.get("name") != "embeddings"
@@ -92,6 +98,14 @@ def device_problems(config: ConfigDict, num_devices: int) -> list[str]:
     f"the {num_devices} devices that share a batch",
   )
   chunk, rows = config.loss.chunk_size, config.batch_size // num_devices
+  if config.data.halve_from is not None:
+    check.require(
+      rows % 2 == 0,
+      "data.halve_from",
+      f"needs an even number of examples a device, not {rows} "
+      f"(config.batch_size={config.batch_size} on {num_devices})",
+    )
+    rows //= 2
   check.require(
     chunk is None or rows % chunk == 0,
     "loss.chunk_size",
@@ -235,6 +249,11 @@ def _check_naflex(check: Checker) -> None:
     check.require(
       check["data.patch_lengths"] is None,
       "data.patch_lengths",
+      "needs config.model.image.max_patches: the model squashes images",
+    )
+    check.require(
+      check["data.halve_from"] is None,
+      "data.halve_from",
       "needs config.model.image.max_patches: the model squashes images",
     )
     return

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from big_siglip import ema, sharding
-from big_siglip.config import patch_lengths
+from big_siglip.config import is_halved, patch_lengths
 from big_siglip.data.batch import Fields
 from big_siglip.models import make_model
 from big_siglip.objectives import make_terms, Term, total
@@ -91,8 +91,8 @@ def make_program(
   shardings = sharding.state_sharding(abstract, device_mesh)
 
   def step(state, batch):
-    batch = dict(batch)
-    faults = batch.pop("faults").sum(axis=0)  # Of the loader, for the log.
+    faults = batch["faults"].sum(axis=0)  # Of the loader, for the log.
+    batch = _trained(config, device_mesh, batch)
     state, metrics = train_step(
       state,
       batch,
@@ -140,19 +140,49 @@ def _start_from(
   )
 
 
+def _trained(
+  config: ConfigDict, device_mesh: Mesh, batch: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns what of a batch is trained: all rows, or half of them."""
+  batch = {name: x for name, x in batch.items() if name != "faults"}
+  if "patches" in batch and is_halved(config, batch["patches"].shape[1]):
+    return _first_halves(device_mesh, batch)
+  return batch
+
+
+def _first_halves(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the first half of the rows that each device has.
+
+  Args:
+    mesh: over which the rows are sharded.
+    batch: arrays of as many rows.
+  """
+  count = sharding.batch_devices(mesh)
+
+  def half(x: jax.Array) -> jax.Array:
+    own = x.reshape(count, len(x) // count, *x.shape[1:])
+    rows = own[:, : own.shape[1] // 2].reshape(len(x) // 2, *x.shape[1:])
+    return jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+
+  return {name: half(x) for name, x in batch.items()}
+
+
 def _slices(
   config: ConfigDict, device_mesh: Mesh, batch: Mapping[str, Any]
 ) -> sharding.Slices | None:
-  rows = config.microbatch
+  rows, examples = config.microbatch, config.batch_size
   if rows is not None and "patches" in batch:
-    rows = _fitting_rows(config, device_mesh, batch["patches"].shape[1])
-  if rows in (None, config.batch_size):
+    examples, length = batch["patches"].shape[:2]
+    rows = _fitting_rows(config, device_mesh, length, examples)
+  if rows in (None, examples):
     return None
-  count = config.batch_size // rows
+  count = examples // rows
   return sharding.Slices(count, device_mesh, sharding.BATCH_AXES)
 
 
-def _fitting_rows(config: ConfigDict, device_mesh: Mesh, length: int) -> int:
+def _fitting_rows(
+  config: ConfigDict, device_mesh: Mesh, length: int, examples: int
+) -> int:
   """Returns the examples of a slice whose images have `length` patches.
 
   `config.microbatch` is of the longest sequences; of shorter ones a slice has
@@ -163,9 +193,9 @@ def _fitting_rows(config: ConfigDict, device_mesh: Mesh, length: int) -> int:
   shared = sharding.batch_devices(device_mesh)
   return max(
     rows
-    for rows in range(config.microbatch, config.batch_size + 1)
+    for rows in range(1, examples + 1)
     if rows <= max(most, config.microbatch)
-    and config.batch_size % rows == 0
+    and examples % rows == 0
     and rows % shared == 0
   )
 

@@ -171,12 +171,12 @@ def _data() -> ConfigDict:
       },
       "retry_seconds": 60.0,  # How long to try where storage does not answer.
       "decoder": "pillow",  # Or fast (docs/data-pipeline.md).
-      # docs/data-pipeline.md says what each does of these four.
-      "resize": "bilinear",  # Or bicubic, big_vision ...
+      "resize": "bilinear",  # Or bicubic; of four: docs/data-pipeline.md.
       "crop": "none",  # Squash; or center, shortest, longest.
       "crop_fraction": 1.0,  # Below 1: resize to more, and keep the middle.
       "fill": (0, 0, 0),  # Of what lies outside the image, with longest.
       "patch_lengths": config_dict.placeholder(tuple),  # In max_patches' place.
+      "halve_from": config_dict.placeholder(int),  # Half of a batch so long.
       "crop_min_area": 1.0,  # 1: no random crop, as SigLIP does.
       "flip": False,  # Captions may say left or right.
       # bytes, or a SentencePiece model's path, or that of a tokenizer.json.

@@ -14,7 +14,7 @@ from test_naflex_inference import SIZES
 
 import big_siglip
 from big_siglip import build, sharding
-from big_siglip.config import find_problems
+from big_siglip.config import device_problems, find_problems
 from big_siglip.data import lengths, patches, pipeline, sources
 from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.views import fill, Patches
@@ -215,10 +215,51 @@ def test_slices_of_short_sequences_hold_more_examples():
   config = runs.config(**NAFLEX, batch_size=64)
   config.microbatch = 8
   mesh = build.mesh(config, jax.devices()[:1])
-  rows = {n: _fitting_rows(config, mesh, n) for n in (4, 8, 9, 16, 100)}
+  rows = {n: _fitting_rows(config, mesh, n, 64) for n in (4, 8, 9, 16, 100)}
   assert rows == {4: 32, 8: 16, 9: 8, 16: 8, 100: 8}
   shared = build.mesh(config, jax.devices()[:8])
-  assert _fitting_rows(config, shared, 4) == 32
+  assert _fitting_rows(config, shared, 4, 64) == 32
+  assert _fitting_rows(config, shared, 16, 24) == 8
+
+
+@pytest.mark.parametrize("microbatch", [None, 8])
+def test_the_longest_batches_may_be_trained_by_half(microbatch):
+  """What is trained is the first half of what each device has."""
+  halving = runs.config(**NAFLEX, data__halve_from=16, batch_size=32)
+  plain = runs.config(**NAFLEX, batch_size=16)
+  halving.microbatch = microbatch
+  mesh = build.mesh(halving, jax.devices()[:2])
+  whole = batch_of(halving, 16, 32)
+  halves = {n: np.concatenate([x[:8], x[16:24]]) for n, x in whole.items()}
+  results = []
+  for config, batch in ((halving, whole), (plain, halves)):
+    program = build.program(config, mesh)
+    batch = sharding.to_global(mesh, batch)
+    results.append(program.step(program.init(), batch)[1])
+  for name in ("loss", "grad_norm", "update_norm"):
+    np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-6)
+  short = batch_of(halving, 9, 32)
+  program = build.program(halving, mesh)
+  by_half, by_all = (
+    build.program(config, mesh).step(
+      program.init(), sharding.to_global(mesh, dict(short))
+    )[1]["loss"]
+    for config in (halving, runs.config(**NAFLEX, batch_size=32))
+  )
+  assert by_half == pytest.approx(float(by_all), rel=1e-6), "not so long"
+
+
+def test_half_of_a_batch_costs_half_and_must_be_even():
+  config = runs.config(**NAFLEX, data__halve_from=9)
+  each = [flops.flops_per_example(config.model, patches=n) for n in LENGTHS]
+  expected = 3 * config.batch_size * (each[0] + (each[1] + each[2]) / 2) / 3
+  np.testing.assert_allclose(flops.flops_per_step(config), expected)
+  config.batch_size = 12
+  (problem,) = device_problems(config, 4)
+  assert problem.startswith("config.data.halve_from=9: needs an even number of")
+  config.model.image.max_patches = config.data.patch_lengths = None
+  said = [x for x in find_problems(config) if "halve_from" in x]
+  assert said and "needs config.model.image.max_patches" in said[0]
 
 
 def test_flops_are_the_mean_over_the_draw():

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from big_siglip.config import has_image_tower, patch_lengths
+from big_siglip.config import has_image_tower, is_halved, patch_lengths
 from big_siglip.models.decoder import Decoder
 from big_siglip.schema import sizes
 
@@ -57,6 +57,7 @@ def flops_per_step(config: Any, patches: int | None = None) -> float:
     lengths = patch_lengths(config)
   each = [
     flops_per_example(config.model, image_tower=image_tower, patches=length)
+    / (2 if length and is_halved(config, length) else 1)
     for length in lengths
   ]
   return 3 * config.batch_size * sum(each) / len(each)

@@ -71,6 +71,7 @@ def check_embeddings(check: Checker) -> None:
     ("mixture", len(check["data.mixture"]) > 0),
     ("deduplicate", check["data.deduplicate"] != "none"),
     ("patch_lengths", check["data.patch_lengths"] is not None),
+    ("halve_from", check["data.halve_from"] is not None),
   ):
     rule = "cannot be set with config.data.name='embeddings'"
     check.require(not is_set, f"data.{field}", rule)

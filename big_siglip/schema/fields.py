@@ -128,6 +128,7 @@ _DATA = {
   "patch_lengths": Field(
     tuple | list | None, each=Field(int, within=_COUNT), older=None
   ),
+  "halve_from": Field(int | None, within=_COUNT, older=None),
   "crop_min_area": Field(float | int, within=Range(above=0, most=1)),
   "flip": Field(bool),
   "tokenizer": _trained(str),

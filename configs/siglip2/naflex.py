@@ -8,7 +8,8 @@ to 90 % of the schedule: configs/siglip2/pretrain.py with
 `--config.total_steps=1098632` for B's 1,220,703 steps. The last tenth takes
 3.75 times as long, and each batch has images of 128, 256, 576, 784 or 1,024
 patches (arXiv:2502.14786, section 2.4.2). The paper halves the batch at 1,024
-for memory; slices of fewer examples hold it here, and change no gradient.
+for memory; slices of fewer examples hold it here, and change no gradient. As
+in the paper it is with `--config.data.halve_from=1024`.
 """
 
 from ml_collections import ConfigDict
