@@ -246,16 +246,9 @@ def _check_model(check: Checker) -> None:
 def _check_naflex(check: Checker) -> None:
   """Images that keep their shape have no class token, and nothing cut off."""
   if check["model.image.max_patches"] is None:
-    check.require(
-      check["data.patch_lengths"] is None,
-      "data.patch_lengths",
-      "needs config.model.image.max_patches: the model squashes images",
-    )
-    check.require(
-      check["data.halve_from"] is None,
-      "data.halve_from",
-      "needs config.model.image.max_patches: the model squashes images",
-    )
+    rule = "needs config.model.image.max_patches: the model squashes images"
+    for field in ("data.patch_lengths", "data.halve_from"):
+      check.require(check[field] is None, field, rule)
     return
   check.require(
     check["model.image.pooling"] != "cls",

@@ -3,6 +3,8 @@
 big-siglip evaluate --checkpoint=runs/scenes_dense --evals=scenes_dense
 """
 
+from typing import Any
+
 from ml_collections import config_dict, ConfigDict
 
 from configs import dense
@@ -22,15 +24,20 @@ _TEST = "test[:500]"
 _SEEN = {"patches": "value", "layer": -3}
 
 
-def zero_shot(split: str, **changes) -> dict[str, ConfigDict]:
+def zero_shot(
+  split: str,
+  asked: dict[str, tuple[str, ...]] = TEMPLATES,
+  **changes: Any,
+) -> dict[str, ConfigDict]:
   """Returns evaluations without training, with and without a background.
 
   Args:
     split: of scenes.
+    asked: {what: its templates}; configs/classes has a file of each.
     **changes: fields of all of them.
   """
   made = {}
-  for name, templates in TEMPLATES.items():
+  for name, templates in asked.items():
     own = {
       **_OWN,
       "split": split,
