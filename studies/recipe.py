@@ -15,7 +15,7 @@ import numpy as np
 
 from big_siglip import api
 from big_siglip.models import flops
-from big_siglip.objectives import captioning, distillation
+from big_siglip.objectives import costs
 from configs import base, written
 from configs.evals import scenes_dense
 from studies import attributes, command, dense, guesses, runs
@@ -117,20 +117,11 @@ def _cost(made: Mapping[str, runs.Way]) -> float:
 
   def step(way: runs.Way) -> float:
     config = api.load_config(ROOT / "configs" / f"{way.config}.py", way.changes)
-    total = flops.flops_per_step(config)
-    for spec in config.terms.values():
-      own = distillation.step_flops_per_example
-      if spec.kind == "captioning":
-        own = _captioning
-      total += config.batch_size * own(spec, config.model)
-    return total
+    own = costs.flops_of_terms(config)
+    return flops.flops_per_step(config) + sum(own.values())
 
   first, last = step(made[_FIRST]), step(made[MASKED])
   return (0.8 * first + 0.2 * last) / step(made[PLAIN])
-
-
-def _captioning(spec, model) -> float:
-  return 3 * captioning.flops_per_example(spec, model)
 
 
 def evaluations(way: str, settings: Mapping) -> ConfigDict:

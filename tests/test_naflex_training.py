@@ -20,8 +20,10 @@ from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.views import fill, Patches
 from big_siglip.device_program import _fitting_rows
 from big_siglip.models import flops
+from big_siglip.objectives import captioning, costs, distillation
 from big_siglip.plan import plan
 from big_siglip.report import inspection
+from configs import terms
 
 LENGTHS = (4, 9, 16)
 NAFLEX = {
@@ -260,6 +262,24 @@ def test_half_of_a_batch_costs_half_and_must_be_even():
   config.model.image.max_patches = config.data.patch_lengths = None
   said = [x for x in find_problems(config) if "halve_from" in x]
   assert said and "needs config.model.image.max_patches" in said[0]
+
+
+def test_of_half_of_a_batch_the_terms_cost_half():
+  config = runs.config(**NAFLEX, data__halve_from=9)
+  config.unlock().terms = {
+    "words": terms.captioning(),
+    "self": terms.distillation(),
+  }
+  words, taught = config.terms.words, config.terms["self"]
+  each = [
+    3 * captioning.flops_per_example(words, config.model, patches=n)
+    for n in LENGTHS
+  ]
+  assert each[0] < each[1] < each[2]
+  own = distillation.step_flops_per_example(taught, config.model)
+  for found, (short, *long) in (("words", each), ("self", [own] * 3)):
+    expected = config.batch_size * (short + sum(long) / 2) / 3
+    np.testing.assert_allclose(costs.flops_of_terms(config)[found], expected)
 
 
 def test_flops_are_the_mean_over_the_draw():

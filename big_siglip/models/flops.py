@@ -52,15 +52,30 @@ def flops_per_step(config: Any, patches: int | None = None) -> float:
       mean of all.
   """
   image_tower = has_image_tower(config)
-  lengths: tuple[int | None, ...] = (patches,)
-  if config.model.image.max_patches and image_tower and patches is None:
-    lengths = patch_lengths(config)
   each = [
-    flops_per_example(config.model, image_tower=image_tower, patches=length)
-    / (2 if length and is_halved(config, length) else 1)
-    for length in lengths
+    examples
+    * flops_per_example(config.model, image_tower=image_tower, patches=length)
+    for examples, length in drawn_steps(config, patches)
   ]
-  return 3 * config.batch_size * sum(each) / len(each)
+  return 3 * sum(each) / len(each)
+
+
+def drawn_steps(
+  config: Any, patches: int | None = None
+) -> list[tuple[int, int | None]]:
+  """Returns (examples that are trained, patches) of each step, all as likely.
+
+  Args:
+    config: the whole config.
+    patches: of an image, as many in each step; None: those of `config`. Where
+      none are drawn they are None.
+  """
+  if not (config.model.image.max_patches and has_image_tower(config)):
+    return [(config.batch_size, patches)]
+  return [
+    (config.batch_size // (2 if is_halved(config, length) else 1), length)
+    for length in ((patches,) if patches else patch_lengths(config))
+  ]
 
 
 def flops_per_example(
@@ -77,7 +92,7 @@ def flops_per_example(
     image_tower: False: the images' embeddings were made before.
     patches: of an image; None: as many as the model sees.
   """
-  patches = patches or _patches(model_config.image)
+  patches = patches or num_patches(model_config.image)
   image, _, text, length = _towers(model_config, patches)
   embed_dim = model_config.embed_dim or image.width
   total = _encoder_flops(text, length)
@@ -87,6 +102,11 @@ def flops_per_example(
     total += 2 * image.width * embed_dim * model_config.image.head
     total += image_flops(model_config.image, patches)
   return float(total)
+
+
+def num_patches(image: Any) -> int:
+  """Returns how many patches a model sees of an image, `config.model.image`."""
+  return image.max_patches or sizes.grid_side(image) ** 2
 
 
 def image_flops(config: Any, patches: int) -> float:
@@ -107,7 +127,7 @@ def attention_flops_per_example(
   model_config: Any, *, image_tower: bool = True, patches: int | None = None
 ) -> float:
   """Returns those of `flops_per_example` between queries, keys and values."""
-  patches = patches or _patches(model_config.image)
+  patches = patches or num_patches(model_config.image)
   image, tokens, text, length = _towers(model_config, patches)
   total = text.depth * _attention_flops(text, length)
   if image_tower:
@@ -143,10 +163,6 @@ def decoder_flops_per_example(
   cross = query_and_out + key_and_value + looking
   total = size.depth * (texts * block + cross)
   return float(total + logits * 2 * tokens * size.width * decoder.vocab_size)
-
-
-def _patches(image: Any) -> int:
-  return image.max_patches or sizes.grid_side(image) ** 2
 
 
 def _towers(model_config: Any, patches: int):

@@ -22,7 +22,7 @@ from big_siglip import sharding
 from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoded, Decoder
-from big_siglip.models.flops import decoder_flops_per_example
+from big_siglip.models.flops import decoder_flops_per_example, num_patches
 from big_siglip.objectives.term import Metrics, Slice, Term
 from big_siglip.schema.sizes import resolve_image, resolve_text
 from big_siglip.schema.terms import CAPTION_TASKS as TASKS
@@ -69,20 +69,25 @@ def make_decoder(
 
 
 def flops_per_example(
-  spec: Mapping[str, Any], model: Any, *, logits: bool = True
+  spec: Mapping[str, Any],
+  model: Any,
+  *,
+  patches: int | None = None,
+  logits: bool = True,
 ) -> float:
   """Returns the FLOPs of its forward pass, if every token were a target.
 
   Args:
     spec: the section.
     model: `config.model`.
+    patches: that it looks at; None: as many as the model sees.
     logits: False: without them, of which the data say how many there are.
   """
-  size = resolve_image(model.image)
-  patches = (model.image.image_size // (size.patch_size or 1)) ** 2
+  width = resolve_image(model.image).width
+  patches = patches or num_patches(model.image)
   decoder, texts = make_decoder(spec, model), len(tasks_of(spec))
   return decoder_flops_per_example(
-    decoder, texts, patches, size.width, logits=logits
+    decoder, texts, patches, width, logits=logits
   )
 
 

@@ -198,7 +198,8 @@ def _timing(config, length, chip, costs, step_flops, chips) -> dict[str, Any]:
     attention = flops.attention_flops_per_example(
       config.model, image_tower=has_image_tower(config), patches=length
     )
-    kernel_flops = 3 * config.batch_size * attention / chips
+    ((examples, _),) = flops.drawn_steps(config, length)
+    kernel_flops = 3 * examples * attention / chips
   kernel_seconds = kernel_flops / chip.peak_flops
   seconds = costs.cycles / chip.cycles_per_second + kernel_seconds
   hours = seconds * config.total_steps / 3600
