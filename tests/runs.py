@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -127,6 +128,42 @@ def start_several(workdir, *, count, devices, **changes):
     )
     for index in range(count)
   ]
+
+
+def wait_for(process, start):
+  """Reads on until a line starts so; returns what was read."""
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if line.startswith(start):
+      break
+  return "".join(lines)
+
+
+def finish_several(processes, *, after=None, told=0):
+  """Waits for the processes of one run, each of which must succeed.
+
+  Args:
+    processes: of `start_several`.
+    after: the step after which one of them is told to stop; None: they end.
+    told: which one.
+
+  Returns:
+    What each of them said.
+  """
+  said = ""
+  if after is not None:
+    said = wait_for(processes[0], f"step {after}/")
+    processes[told].send_signal(signal.SIGTERM)
+  outputs = [process.communicate(timeout=500)[0] for process in processes]
+  outputs[0] = said + outputs[0]
+  assert not any(process.returncode for process in processes), outputs
+  return outputs
+
+
+def newest(workdir):
+  """Returns the step of the newest checkpoint."""
+  return max(int(p.name) for p in workdir.glob("checkpoints/[0-9]*"))
 
 
 def final_state(workdir, **changes):

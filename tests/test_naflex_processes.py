@@ -1,7 +1,5 @@
 """Several processes train one run through batches of several lengths."""
 
-import signal
-
 import pytest
 import runs
 
@@ -35,17 +33,8 @@ def _train(folder, count, until=None):
   several = runs.start_several(
     folder, count=count, devices=4 // count, **CHANGES
   )
-  said = ""
-  if until:
-    for line in several[0].stdout:
-      said += line
-      if line.startswith(f"step {until}/"):
-        break
-    several[0].send_signal(signal.SIGTERM)
-  outputs = [process.communicate(timeout=500)[0] for process in several]
-  assert [process.returncode for process in several] == [0] * count, outputs
-  saved = max(int(p.name) for p in folder.glob("checkpoints/[0-9]*"))
-  return saved, said + outputs[0]
+  said, *_ = runs.finish_several(several, after=until)
+  return runs.newest(folder), said
 
 
 def _losses(folder):

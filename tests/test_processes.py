@@ -1,7 +1,5 @@
 """Several processes train what one process trains, here on a mixture."""
 
-import signal
-
 import numpy as np
 import pytest
 import runs
@@ -39,36 +37,21 @@ def config(tmp_path_factory):
 def alone(tmp_path_factory, config):
   """A whole run of one process, whose devices add up as those of several."""
   folder = tmp_path_factory.mktemp("processes") / "alone"
-  (process,) = runs.start_several(
-    folder, count=1, devices=4, config=config, **CHANGES
+  runs.finish_several(
+    runs.start_several(folder, count=1, devices=4, config=config, **CHANGES)
   )
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
   return folder
-
-
-def _wait_for(process, start):
-  """Reads on until a line starts so; returns what was read."""
-  lines = []
-  for line in process.stdout:
-    lines.append(line)
-    if line.startswith(start):
-      break
-  return "".join(lines)
 
 
 def test_two_processes_stop_together_and_one_goes_on(alone, config, tmp_path):
   shared = tmp_path / "shared"
   options = dict(config=config, **CHANGES)
   pair = runs.start_several(shared, count=2, devices=2, **options)
-  _wait_for(pair[0], "step 15/")
   # The process that does not write: the other one has to be told.
-  pair[1].send_signal(signal.SIGTERM)
-  outputs = [process.communicate(timeout=300)[0] for process in pair]
-  assert [process.returncode for process in pair] == [0, 0], outputs
+  outputs = runs.finish_several(pair, after=15, told=1)
   assert "stopped after step" in outputs[0]
   assert "stopped after step" not in outputs[1], "one speaks for all"
-  saved = max(int(p.name) for p in shared.glob("checkpoints/[0-9]*"))
+  saved = runs.newest(shared)
   assert 15 <= saved < 90
   assert max(_losses(shared)) == saved // 3 * 3
 
@@ -111,14 +94,9 @@ def test_two_then_one_then_four_processes_train_one_run(
     several = runs.start_several(
       tmp_path, count=count, devices=4 // count, config=config, **CHANGES
     )
-    head = ""
-    if until:
-      head = _wait_for(several[0], f"step {until}/")
-      several[0].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=300)[0] for process in several]
-    assert [process.returncode for process in several] == [0] * count, outputs
-    assert not saved or f"resuming from step {saved}" in head + outputs[0]
-    saved = max(int(p.name) for p in tmp_path.glob("checkpoints/[0-9]*"))
+    said, *_ = runs.finish_several(several, after=until)
+    assert not saved or f"resuming from step {saved}" in said
+    saved = runs.newest(tmp_path)
     assert until is None or until <= saved < 90
   assert list(_losses(alone)) == list(range(3, 91, 3))
   assert _losses(tmp_path) == _losses(alone), "bit for bit"
@@ -139,7 +117,7 @@ def test_where_one_process_is_lost_all_end_and_half_of_them_go_on(
   several = runs.start_several(
     tmp_path, count=count, devices=4 // count, mesh__slices=count, **options
   )
-  head = _wait_for(several[0], "step 18/")
+  head = runs.wait_for(several[0], "step 18/")
   assert "step 18/" in head
   several[lost].kill()
   # They must not wait for it for longer than its silence may last.
@@ -160,8 +138,7 @@ def test_where_one_process_is_lost_all_end_and_half_of_them_go_on(
   fewer = runs.start_several(
     tmp_path, count=half, devices=4 // half, mesh__slices=half, **options
   )
-  outputs = [process.communicate(timeout=300)[0] for process in fewer]
-  assert [process.returncode for process in fewer] == [0] * half, outputs
+  outputs = runs.finish_several(fewer)
   assert "resuming from step " in outputs[0]
   shared, one = _losses(tmp_path), _losses(alone)
   assert list(shared) == list(one)

@@ -78,7 +78,7 @@ def test_killed_and_stopped_runs_end_like_a_whole_one(whole, tmp_path):
   stopped = _interrupt(workdir, signal.SIGTERM, _after_step(random_step(1, 15)))
   assert stopped[0] == 0, stopped[1]
   assert "stopped after step" in stopped[1]
-  saved = max(int(p.name) for p in workdir.glob("checkpoints/[0-9]*"))
+  saved = runs.newest(workdir)
   assert f"stopped after step {saved};" in stopped[1]
 
   unfinished = _kill_while_saving(workdir)
