@@ -61,8 +61,8 @@ def call(name, *arguments):
   return status, *(f.buffer.getvalue().decode() for f in (output, error))
 
 
-def train(workdir, **changes):
-  """Runs main.py on the tiny config in this process; see `runs.start`.
+def train(workdir, *, config=runs.CONFIG, **changes):
+  """Runs main.py on a tiny config in this process; see `runs.start`.
 
   Returns:
     (exit status, all that it said).
@@ -70,7 +70,7 @@ def train(workdir, **changes):
   runs.scratch()
   status, output, error = call(
     "main.py",
-    f"--config={runs.CONFIG}",
+    f"--config={config}",
     f"--workdir={workdir}",
     *runs.overrides(**changes),
   )

@@ -35,6 +35,7 @@ TINY = {
   "evals.test.every": 30,
   "log_every": 3,
   "checkpoint.every": 20,
+  "logging.pictures": False,  # Drawing takes longer than the evaluation.
 }
 
 

@@ -240,15 +240,21 @@ def test_the_longest_batches_may_be_trained_by_half(microbatch):
     results.append(program.step(program.init(), batch)[1])
   for name in ("loss", "grad_norm", "update_norm"):
     np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-6)
-  short = batch_of(halving, 9, 32)
-  program = build.program(halving, mesh)
-  by_half, by_all = (
-    build.program(config, mesh).step(
-      program.init(), sharding.to_global(mesh, dict(short))
-    )[1]["loss"]
-    for config in (halving, runs.config(**NAFLEX, batch_size=32))
-  )
-  assert by_half == pytest.approx(float(by_all), rel=1e-6), "not so long"
+
+
+def test_shorter_batches_are_trained_whole():
+  """By the very program of a config that halves none."""
+  texts = []
+  for changes in ({"data__halve_from": 16}, {}):
+    config = runs.config(**NAFLEX, batch_size=32, **changes)
+    mesh = build.mesh(config, jax.devices()[:2])
+    program = build.program(config, mesh)
+    for length in (9, 16):
+      batch = build.abstract_batch(config, mesh, length)
+      lowered = program.step.lower(program.abstract_state, batch)
+      texts.append(lowered.as_text())
+  short, long, plain_short, plain_long = texts
+  assert short == plain_short and long != plain_long
 
 
 def test_half_of_a_batch_costs_half_and_must_be_even():

@@ -16,7 +16,7 @@ def _drawn(config):
 
 
 def test_a_chart_and_the_images_that_are_wrong():
-  drawn = _drawn(runs.config())
+  drawn = _drawn(runs.config(logging__pictures=True))
   assert set(drawn) == {"evals/test/chart", "evals/test/samples"}
   for picture in drawn.values():
     height, width, channels = picture.shape
@@ -31,7 +31,7 @@ def test_pictures_can_be_left_out(monkeypatch):
 
 
 def test_a_picture_that_cannot_be_drawn_ends_no_run(caplog):
-  made = Evaluations(runs.config(), {})
+  made = Evaluations(runs.config(logging__pictures=True), {})
   assert made.pictures({"test": None}) == {}
   assert "evals/test/chart is not drawn" in caplog.text
 

@@ -1,6 +1,7 @@
 """Several processes train what one process trains, here on a mixture."""
 
 import numpy as np
+import programs
 import pytest
 import runs
 
@@ -9,10 +10,11 @@ from big_siglip.errors import UserError
 from big_siglip.run import processes
 
 # Steps enough for a signal to come before the end.
+STEPS = 48
 CHANGES = {
-  "total_steps": 90,
-  "evals__test__every": 30,
-  "checkpoint__every": 15,
+  "total_steps": STEPS,
+  "evals__test__every": 24,
+  "checkpoint__every": 12,
 }
 
 
@@ -52,17 +54,17 @@ def test_two_processes_stop_together_and_one_goes_on(alone, config, tmp_path):
   assert "stopped after step" in outputs[0]
   assert "stopped after step" not in outputs[1], "one speaks for all"
   saved = runs.newest(shared)
-  assert 15 <= saved < 90
+  assert 15 <= saved < STEPS
   assert max(_losses(shared)) == saved // 3 * 3
 
   # On one process the next batch is the one that two would have taken; one
   # that is not distributed adds in another order.
-  status, output = runs.run(shared, **options)
+  status, output = programs.train(shared, **options)
   assert status == 0, output
   assert f"resuming from step {saved}" in output
 
   both, one = _losses(shared), _losses(alone)
-  assert list(both) == list(one) == list(range(3, 91, 3))
+  assert list(both) == list(one) == list(range(3, STEPS + 1, 3))
   assert [x for step, x in both.items() if step <= saved] == [
     x for step, x in one.items() if step <= saved
   ]
@@ -90,15 +92,15 @@ def test_two_then_one_then_four_processes_train_one_run(
 ):
   """Each stretch goes on with the very next example of the mixture."""
   saved = 0
-  for count, until in ((2, 15), (1, 45), (4, None)):
+  for count, until in ((2, 9), (1, 24), (4, None)):
     several = runs.start_several(
       tmp_path, count=count, devices=4 // count, config=config, **CHANGES
     )
     said, *_ = runs.finish_several(several, after=until)
     assert not saved or f"resuming from step {saved}" in said
     saved = runs.newest(tmp_path)
-    assert until is None or until <= saved < 90
-  assert list(_losses(alone)) == list(range(3, 91, 3))
+    assert until is None or until <= saved < STEPS
+  assert list(_losses(alone)) == list(range(3, STEPS + 1, 3))
   assert _losses(tmp_path) == _losses(alone), "bit for bit"
 
 

@@ -13,19 +13,31 @@ import runs
 
 from big_siglip import metrics
 
+STEPS = 36
+CHANGES = {
+  "total_steps": STEPS,
+  "checkpoint__every": 12,
+  "evals__test__every": 24,
+}
+DEVICES = 8  # As many as this process has, which trains parts of the run.
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """The workdir of a run that nothing interrupted."""
   workdir = tmp_path_factory.mktemp("whole")
-  status, output = runs.run(workdir)
+  status, output = programs.train(workdir, **CHANGES)
   assert status == 0, output
   return workdir
 
 
+def _start(workdir):
+  return runs.start(workdir, devices=DEVICES, **CHANGES)
+
+
 def _interrupt(workdir, signum, ready):
   """Starts a run; sends the signal once `ready(line)`; returns its status."""
-  process = runs.start(workdir)
+  process = _start(workdir)
   lines = []
   sent = False
   for line in process.stdout:
@@ -50,7 +62,7 @@ def _after_step(step):
 
 def _kill_while_saving(workdir):
   """Kills a run as soon as part of a checkpoint lies on disk."""
-  process = runs.start(workdir)
+  process = _start(workdir)
   drain = threading.Thread(target=process.stdout.read)
   drain.start()
   pattern = "checkpoints/*orbax-checkpoint-tmp*/*"
@@ -75,7 +87,7 @@ def test_killed_and_stopped_runs_end_like_a_whole_one(whole, tmp_path):
   random_step = random.Random(0).randint
   workdir = tmp_path / "run"
 
-  stopped = _interrupt(workdir, signal.SIGTERM, _after_step(random_step(1, 15)))
+  stopped = _interrupt(workdir, signal.SIGTERM, _after_step(random_step(1, 9)))
   assert stopped[0] == 0, stopped[1]
   assert "stopped after step" in stopped[1]
   saved = runs.newest(workdir)
@@ -84,35 +96,35 @@ def test_killed_and_stopped_runs_end_like_a_whole_one(whole, tmp_path):
   unfinished = _kill_while_saving(workdir)
   assert unfinished, "the run ended before it could be killed"
 
-  killed = _interrupt(workdir, signal.SIGKILL, _after_step(random_step(25, 45)))
+  killed = _interrupt(workdir, signal.SIGKILL, _after_step(random_step(13, 27)))
   assert killed[0] == -signal.SIGKILL
   # As if killed in the middle of a line.
   with (workdir / "metrics.jsonl").open("a") as file:
     file.write('{"step": 48, "loss": 3.')
 
-  status, output = runs.run(workdir)
+  status, output = programs.train(workdir, **CHANGES)
   assert status == 0, output
   assert "resuming from step" in output
-  assert "done: 60 steps" in output
+  assert f"done: {STEPS} steps" in output
 
-  state, data = runs.final_state(workdir)
-  expected_state, expected_data = runs.final_state(whole)
-  assert int(state["step"]) == 60
+  state, data = runs.final_state(workdir, **CHANGES)
+  expected_state, expected_data = runs.final_state(whole, **CHANGES)
+  assert int(state["step"]) == STEPS
   runs.assert_same(state, expected_state)
   assert data == expected_data
   assert _logged(workdir) == _logged(whole)
   losses = [line["step"] for line in _logged(workdir) if "loss" in line]
-  assert losses == list(range(3, 61, 3))
+  assert losses == list(range(3, STEPS + 1, 3))
 
 
 def test_a_finished_run_does_nothing_when_started_again(whole):
   before = (whole / "metrics.jsonl").read_bytes()
   checkpoints = sorted(whole.glob("checkpoints/*"))
 
-  status, output = programs.train(whole)
+  status, output = programs.train(whole, **CHANGES)
 
   assert status == 0, output
-  assert "done: 60 steps" in output
+  assert f"done: {STEPS} steps" in output
   assert (whole / "metrics.jsonl").read_bytes() == before
   assert sorted(whole.glob("checkpoints/*")) == checkpoints
 

@@ -50,7 +50,7 @@ def _own_signals():
 def finished(tmp_path_factory):
   """(workdir, output) of a short run."""
   workdir = tmp_path_factory.mktemp("finished") / "new" / "run"
-  status, output = programs.train(workdir, **SHORT)
+  status, output = programs.train(workdir, **SHORT, logging__pictures=True)
   assert status == 0, output
   return workdir, output
 
@@ -60,6 +60,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
   names = {path.name for path in workdir.iterdir()}
   files = {"config.json", "metrics.jsonl", "starts.jsonl"}
   assert names == {*files, "tensorboard", "checkpoints"}
+  (events,) = (workdir / "tensorboard").iterdir()
+  assert b"evals/test/chart" in events.read_bytes()
   saved = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
   assert saved == [8, 12], "keep=2"
   assert f"done: 12 steps; results lie in {workdir}" in output
