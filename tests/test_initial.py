@@ -1,5 +1,6 @@
 """Starting from trained weights, in the program and piece by piece."""
 
+import functools
 import json
 
 from etils import epath
@@ -33,8 +34,7 @@ def trained(tmp_path_factory):
   """A model folder of parameters that no seed draws."""
   folder = tmp_path_factory.mktemp("initial") / "trained"
   config = runs.config(**TRAINED, seed=7)
-  params = build.program(config, build.mesh(config)).init_params()
-
+  params = _random(config, build.mesh(config), seed=7)
   saved.save_model(
     epath.Path(folder), params, config.model, Preprocessing.of(config)
   )
@@ -46,9 +46,20 @@ def _start(**changes):
   for field, value in changes.items():
     config.update_from_flattened_dict({field.replace("__", "."): value})
   mesh = build.mesh(config)
-  random = build.program(config, mesh).init_params()
+  random = _random(config, mesh, seed=0)
   started = initial.initial_params(config, random, mesh)
   return config, runs.flatten(started), runs.flatten(random)
+
+
+def _random(config, mesh, seed):
+  """Returns parameters of any numbers: what draws them need not compile."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      rng.normal(size=x.shape).astype(x.dtype), x.sharding
+    ),
+    build.program(config, mesh).abstract_state.params,
+  )
 
 
 def test_both_towers_are_taken_with_scale_and_bias(trained):
@@ -165,10 +176,7 @@ def test_weights_that_do_not_fit_are_named(trained, changes, said):
 def test_an_adaptation_is_part_of_the_weights(tmp_path):
   config = runs.config(**TRAINED, model__lora__rank=2)
   mesh = build.mesh(config)
-  params = build.program(config, mesh).init_params()
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: x + rng.normal(size=x.shape), params)
-  params = jax.tree.map(lambda x: x.astype(np.float32), params)
+  params = _random(config, mesh, seed=1)
   saved.save_model(
     epath.Path(tmp_path / "lora"),
     params,
@@ -220,7 +228,7 @@ def test_the_report_fails_no_run_at_its_end(trained, tmp_path, there):
   path = str(folder if there else tmp_path / "gone")
   config = runs.config(**TRAINED, init__path=path)
   mesh = build.mesh(config)
-  random = build.program(config, mesh).init_params
+  random = functools.partial(_random, config, mesh, seed=0)
   lines = [{"step": 0, "evals/test/x": 0.5}, {"step": 3, "evals/test/x": None}]
   text = "".join(json.dumps(line) + "\n" for line in lines)
   (tmp_path / "metrics.jsonl").write_text(text)

@@ -152,7 +152,7 @@ def test_handlers_are_again_what_they_were():
 
 
 def test_the_second_ctrl_c_does_not_wait(tmp_path):
-  process = runs.start(tmp_path, total_steps=100_000)
+  process = runs.start(tmp_path, devices=1, total_steps=100_000)
   while not process.stdout.readline().startswith("step "):
     assert process.poll() is None
   process.send_signal(signal.SIGSTOP)  # Both come before it can do anything.
@@ -172,7 +172,8 @@ def test_the_second_ctrl_c_does_not_wait(tmp_path):
 
 
 def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path):
-  process = runs.start(tmp_path, **{**SHORT, "log_every": 1})
+  options = {**SHORT, "evals__test__every": 4, "log_every": 1}
+  process = runs.start(tmp_path, devices=1, **options)
   process.stdout.readline()
   process.stdout.close()
   assert process.wait(timeout=200) == 0

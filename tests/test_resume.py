@@ -63,6 +63,7 @@ def _after_step(step):
 def _kill_while_saving(workdir):
   """Kills a run as soon as part of a checkpoint lies on disk."""
   process = _start(workdir)
+  runs.wait_for(process, "step ")  # To look for files costs a processor.
   drain = threading.Thread(target=process.stdout.read)
   drain.start()
   pattern = "checkpoints/*orbax-checkpoint-tmp*/*"

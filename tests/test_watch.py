@@ -21,7 +21,7 @@ from big_siglip.evaluators import Result
 from big_siglip.metrics import read_metrics
 from big_siglip.trained import saved
 
-STEPS = 60  # A checkpoint every 7; the newest two are kept.
+STEPS = 30  # A checkpoint every 7; the newest two are kept.
 CHANGES = {
   "total_steps": STEPS,
   "evals__test__every": 7,
@@ -50,9 +50,7 @@ def watched(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("watch") / "run"
   first = start_watcher(workdir)  # Before there is anything to watch.
   trainer = runs.start(workdir, devices=1, **CHANGES)
-  for line in first.stdout:
-    if line.startswith("step "):
-      break
+  runs.wait_for(first, "step ")
   first.send_signal(signal.SIGTERM)
   stopped = first.communicate(timeout=300)[0]
   assert first.returncode == 0, stopped
@@ -146,7 +144,7 @@ def test_only_whole_checkpoints_are_read(copy):
   # What orbax writes before it is whole, and one that lost its parameters.
   shutil.copytree(
     copy / "checkpoints" / str(STEPS),
-    copy / "checkpoints" / "61.orbax-checkpoint-tmp-1",
+    copy / "checkpoints" / f"{STEPS + 1}.orbax-checkpoint-tmp-1",
   )
   shutil.copytree(copy / "checkpoints" / str(STEPS), copy / "checkpoints" / "3")
   shutil.rmtree(copy / "checkpoints" / "3" / "params")
