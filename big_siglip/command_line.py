@@ -184,6 +184,18 @@ def _load_checked(path, overrides, name, find) -> ConfigDict:
   _, note = config_files.find(path, name)
   if note:
     print(f"note: --{name}={path} {note}", file=sys.stderr)
+  try:  # A file that is run again for each override takes a while.
+    config, problems = _load(path, list(overrides), name), []
+  except UserError:
+    config, problems = _load_right(path, overrides, name)
+  raise_problems(problems + find(config))
+  return config
+
+
+def _load_right(
+  path: str, overrides: Sequence[str], name: str
+) -> tuple[ConfigDict, list[str]]:
+  """Returns the config after the right overrides, and what is wrong of each."""
   _load(path, [], name)  # A mistake in the file itself is told once.
   problems, right = [], []
   for override in overrides:
@@ -192,9 +204,7 @@ def _load_checked(path, overrides, name, find) -> ConfigDict:
       right.append(override)
     except UserError as error:
       problems.append(str(error))
-  config = _load(path, right, name)
-  raise_problems(problems + find(config))
-  return config
+  return _load(path, right, name), problems
 
 
 def _load(path: str, overrides: list[str], name: str) -> ConfigDict:

@@ -23,6 +23,7 @@ from big_siglip.parameter_rules import frozen_mask
 from big_siglip.train_step import (
   init_params,
   init_state,
+  state_of,
   train_step,
   TrainState,
 )
@@ -78,16 +79,14 @@ def make_program(
   optimizer, schedule = make_optimizer(
     config.optimizer, params, total_steps=config.total_steps, began=began
   )
-  decay = config.ema.decay
 
   def begun(make: Callable[..., Any], **options: Any) -> Any:
     batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), example)
     return make(rng, batch, **parts, **options)
 
-  init = functools.partial(
-    begun, init_state, optimizer=optimizer, average=decay is not None
-  )
-  abstract = jax.eval_shape(init)
+  options = {"optimizer": optimizer, "average": config.ema.decay is not None}
+  first = functools.partial(state_of, terms=loss_terms, **options)
+  abstract = jax.eval_shape(first, params)  # The model is not traced again.
   shardings = sharding.state_sharding(abstract, device_mesh)
 
   def step(state, batch):
@@ -104,13 +103,15 @@ def make_program(
       frozen=_frozen(params, config),
       slices=_slices(config, device_mesh, batch),
       skip_nonfinite=config.nonfinite == "skip",
-      ema_decay=decay,
+      ema_decay=config.ema.decay,
     )
     return state, {**metrics, "faults": faults}
 
   return Program(
     abstract_state=sharding.placed(abstract, device_mesh),
-    init=jax.jit(init, out_shardings=shardings),
+    init=jax.jit(
+      functools.partial(begun, init_state, **options), out_shardings=shardings
+    ),
     init_params=jax.jit(
       functools.partial(begun, init_params), out_shardings=shardings.params
     ),

@@ -80,6 +80,24 @@ def init_state(
     average: with a moving average of the parameters.
   """
   params = init_params(rng, batch, model=model, terms=terms)
+  return state_of(params, terms=terms, optimizer=optimizer, average=average)
+
+
+def state_of(
+  params: Any,
+  *,
+  terms: Sequence[Term],
+  optimizer: optax.GradientTransformation,
+  average: bool = False,
+) -> TrainState:
+  """Returns the state before the first step, of parameters that there are.
+
+  Args:
+    params: of model and terms.
+    terms: see `init_params`.
+    optimizer: whose state is made.
+    average: with a moving average of the parameters.
+  """
   return TrainState(
     jnp.zeros((), jnp.int32),
     params,

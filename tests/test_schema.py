@@ -67,7 +67,7 @@ def _old(config):
 
 
 def test_the_config_of_the_first_runs_is_read_as_todays():
-  config = runs.config()
+  config = runs.config(logging__pictures=True)
   whole = fields.complete_config(_old(config))
   captions = ("captions_file", "max_captions", "language")
   today = workdir.as_json(config)
