@@ -20,11 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 from big_siglip.sharding import batch_devices
 
-
 # Up to here float32 holds the exponentials of logits as they are, with room for
-# a sum of 10^10 of them and for parts of 10^-10. Logits seldom leave it; without
-# their maximum they need not be computed twice, nor written: a TPU sums beside
-# a product for nothing.
+# a sum of 10^10 of them and parts of 10^-10. Logits seldom leave it. Without
+# their maximum none needs be computed twice, nor written: a TPU sums beside a
+# product for nothing.
 _SURE = 60.0
 
 
@@ -126,8 +125,11 @@ def _forward(sharding, hidden, kernel, bias, targets, real):
       jnp.maximum(own, jnp.maximum(lower, higher)),
     )
     correct = (own > lower) & (own >= higher)
-    found = total - own, correct.astype(jnp.float32), total
-    return tuple(jnp.where(real, x, 0) for x in found)
+    loss, correct = (
+      jnp.where(real, x, 0) for x in (total - own, correct.astype(jnp.float32))
+    )
+    # Infinite: so the exponentials of what is not scored are 0, and no NaN.
+    return loss, correct, jnp.where(real, total, jnp.inf)
 
   def visit(_, chunk):
     nothing = (jnp.zeros(chunk[2].shape, jnp.float32),) * 3
