@@ -230,6 +230,43 @@ def test_the_tpu_compiler_takes_masks(queries, keys, size, masked, causal):
   )
 
 
+@pytest.mark.parametrize("meshed", [False, True])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_causal_sequences_of_a_row_equal_each_alone(parallel, meshed):
+  *inputs, cotangent = _inputs(length=24, batch=4)
+  free = np.random.default_rng(0).random((4, 3)) < 0.5 if parallel else None
+  split = None
+  if meshed:
+    mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+    split = sharding.batch_sharding(mesh)
+
+  def alone(x):
+    return x.reshape(12, 8, *x.shape[2:])
+
+  expected = _with_gradients(
+    "xla",
+    [alone(x) for x in (*inputs, cotangent)],
+    causal=True,
+    parallel=None if free is None else free.reshape(12),
+  )
+  found = _with_gradients(
+    "short",
+    [*inputs, cotangent],
+    causal=True,
+    parallel=free,
+    length=8,
+    sharding=split,
+  )
+  _assert_close(map(alone, found), expected, 2e-6)
+
+
+def test_more_queries_than_keys_and_fewer_equal_plain_products():
+  for length, keys in ((24, 10), (10, 24)):
+    inputs = _inputs(length=length, keys=keys)
+    found = _with_gradients("short", inputs)
+    _assert_close(found, _with_gradients("xla", inputs), 2e-6)
+
+
 @pytest.mark.parametrize("backend", ["splash", "short", "cudnn"])
 def test_kernels_leave_a_single_query_to_plain_products(backend):
   *inputs, _ = _inputs(length=1)
@@ -284,9 +321,9 @@ _PROBLEM = Problem("tpu", "bfloat16", 128, 256, 256, 16, 72)
     ("splash", {"platform": "cpu"}, "needs a TPU, not a cpu"),
     ("splash", {"head_shards": 3}, "config.mesh.tensor=3"),
     ("short", {"head_shards": 3}, "config.mesh.tensor=3"),
-    ("short", {"keys": 128}, "as many keys as queries, not 128 and 256"),
-    ("short", {"mask": True}, "neither masks nor causal"),
-    ("short", {"causal": True}, "neither masks nor causal"),
+    ("short", {"keys": 1296}, "fewer logits than 256 queries and 1296 keys"),
+    ("short", {"mask": True}, "has no masks; splash"),
+    ("short", {"causal": True, "queries": 77, "keys": 77}, "of 77; splash"),
     ("short", {"queries": 729, "keys": 729}, "at most 572 tokens, not 729"),
     ("short", {"queries": 196, "keys": 196, "heads": 40}, "not 2880"),
     ("cudnn", {}, "needs a GPU, not a tpu"),
@@ -349,7 +386,11 @@ def test_a_number_of_examples_is_no_reason_to_refuse(monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "options", "reason"),
   [
-    ({"keys": 256}, {"backend": "short"}, "as many keys as queries"),
+    (
+      {"keys": 256, "length": 128},
+      {"backend": "short", "length": 64},
+      "cut sequences of 64",
+    ),
     ({"keys": 256, "length": 128}, {"causal": True}, "128 queries to 256 keys"),
     ({"length": 128, "keys": 128}, {"length": 64}, "sequences of 64"),
     ({"length": 128}, {"length": 60, "backend": "short"}, "sequences of 60"),

@@ -9,9 +9,10 @@ import programs
 import pytest
 import runs
 
-from big_siglip import build
+from big_siglip import build, sharding
 from big_siglip.errors import UserError
 from big_siglip.models import flops
+from big_siglip.models.attention import attention
 from big_siglip.plan import gpus, hlo, operations, peaks, plan
 
 # Wide enough for the towers' products to be almost all of the work.
@@ -68,6 +69,21 @@ def test_convolutions_count_as_products():
   traced = jax.jit(patches).trace(image, kernel)
   counted = operations.executed_flops(traced)
   assert counted == 2 * (2 * 2 * 2) * (4 * 4 * 3) * 5
+
+
+def test_products_of_kernels_count_once_for_each_block_and_device():
+  mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+  split = sharding.batch_sharding(mesh)
+  x = jnp.ones((4, 64, 2, 16))
+
+  def score(x):
+    return attention(x, x, x, backend="short", sharding=split).sum()
+
+  traced = jax.jit(jax.value_and_grad(score)).trace(x)
+  # Two products forward and five backward, of 4 sequences of 64 with 2 heads.
+  products = (2 + 5) * 2 * (4 * 2 * 64 * 64 * 16)
+  assert operations.kernel_flops(traced) == products
+  assert operations.executed_flops(traced) == products
 
 
 def test_peak_memory_of_a_cpu_has_its_temporary_arrays():

@@ -110,6 +110,16 @@ def test_of_a_conditional_the_dearest_branch_counts(branches):
   assert costs.collectives == {"all-gather": (4, 4 * 32)}
 
 
+def test_what_is_done_in_exceptional_cases_alone_counts_nothing():
+  named = 'metadata={op_name="jit(f)/while/body/cond/exception/dot"}, backend_'
+  text = CHOICE.replace("BRANCHES", "branch_computations={%nothing, %dear}")
+  lines = [
+    line.replace("backend_", named) if "dot(" in line else line
+    for line in text.splitlines()
+  ]
+  assert hlo.costs("\n".join(lines)).cycles == 4 * (2 + 5)
+
+
 def test_a_loop_that_cannot_be_read_is_an_error():
   with pytest.raises(ValueError, match="how often a loop turns"):
     hlo.costs(TEXT)

@@ -110,7 +110,11 @@ def test_keys_of_another_shape_are_refused():
   rows = jnp.zeros((40, 16)), jnp.zeros((80, 16))
   for query, key in (columns, columns[::-1]):
     with pytest.raises(ValueError, match="must have one shape"):
-      short_attention(query, key, key, 128, True)
+      short_attention(query, key, query, None, query.shape[3], True)
+    with pytest.raises(ValueError, match="must have one shape"):
+      short_attention(query, key[:, :, :4], key[:, :, :4], None, 128, True)
+    with pytest.raises(ValueError, match="cut sequences of 64"):
+      short_attention(query, key, key, None, 64, True)
   for query, key in (rows, rows[::-1]):
     with pytest.raises(ValueError, match="must have one shape"):
       short_attention_rows(query, key, key, 2, 20, True)
@@ -119,7 +123,7 @@ def test_keys_of_another_shape_are_refused():
 def test_rows_that_cut_a_sequence_are_refused():
   columns, rows = jnp.zeros((1, 1, 8, 128)), jnp.zeros((128, 16))
   with pytest.raises(ValueError, match="cut sequences of 96"):
-    short_attention(columns, columns, columns, 96, True)
+    short_attention(columns, columns, columns, None, 96, True)
   # Of 20 tokens two make full tiles, and the last 8 would not be computed.
   with pytest.raises(ValueError, match="not a multiple of 2 sequences of 20"):
     short_attention_rows(rows, rows, rows, 2, 20, True)

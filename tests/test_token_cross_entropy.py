@@ -12,12 +12,13 @@ SHAPE, WIDTH, VOCAB = (8, 3, 7), 16, 37
 COUNT = 8 * 3 * 7
 
 
-def _inputs(share):
+def _inputs(share, shift=0.0):
   rng = np.random.default_rng(0)
   hidden, kernel, bias = (
     np.float32(rng.normal(size=shape))
     for shape in ((*SHAPE, WIDTH), (WIDTH, VOCAB), (VOCAB,))
   )
+  bias += np.float32(shift)
   targets = rng.integers(0, VOCAB, SHAPE).astype(np.int32)
   real = rng.random(SHAPE) < share
   weights = np.float32(rng.normal(size=SHAPE))
@@ -42,8 +43,8 @@ def _plain_gradients(hidden, kernel, bias, targets, real, weights):
   return d @ np.float64(kernel).T, d_kernel, d.sum((0, 1, 2))
 
 
-def _check(share, chunk_size, split=None):
-  arrays, targets, real, weights = _inputs(share)
+def _check(share, chunk_size, split=None, shift=0.0, tolerance=1e-6):
+  arrays, targets, real, weights = _inputs(share, shift)
 
   def loss(*arrays):
     found = token_cross_entropy(
@@ -55,12 +56,12 @@ def _check(share, chunk_size, split=None):
     jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
   )(*arrays)
   wanted, hits = _plain(*arrays, targets, real)
-  np.testing.assert_allclose(found.loss, wanted, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(found.loss, wanted, rtol=1e-6, atol=tolerance)
   np.testing.assert_array_equal(found.correct, hits)
   expected = _plain_gradients(*arrays, targets, real, weights)
   for gradient, want in zip(gradients, expected, strict=True):
     largest = max(np.abs(want).max(), 1e-6)
-    np.testing.assert_allclose(gradient, want, rtol=0, atol=1e-6 * largest)
+    np.testing.assert_allclose(gradient, want, rtol=0, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,26 @@ def _check(share, chunk_size, split=None):
 )
 def test_chunks_change_neither_losses_nor_gradients(share, chunk_size):
   _check(share, chunk_size)
+
+
+@pytest.mark.parametrize("shift", [-500.0, -70.0, 70.0, 500.0])
+def test_logits_that_no_exponential_holds_are_scored_all_the_same(shift):
+  """Of such logits float32 knows no more than its steps there."""
+  step = float(np.spacing(np.float32(abs(shift))))
+  _check(0.3, 5, shift=shift, tolerance=max(1e-6, step))
+
+
+def test_a_loss_beyond_all_exponentials_is_a_number():
+  hidden, kernel = jnp.full((1, 1, 1, 1), 1.0), jnp.array([[400.0, 0.0, -9.0]])
+  given = hidden, kernel, jnp.zeros(3)
+  target, real = jnp.full((1, 1, 1), 2), jnp.full((1, 1, 1), True)
+
+  def loss(*given):
+    return token_cross_entropy(*given, target, real, chunk_size=4).loss.sum()
+
+  value, (_, d_kernel, _) = jax.value_and_grad(loss, (0, 1, 2))(*given)
+  assert value == 409
+  np.testing.assert_array_equal(d_kernel, [[1, 0, -1]])
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (1, 1, 8)])

@@ -13,7 +13,8 @@ from big_siglip import sharding
 from big_siglip.models import REMAT_POLICIES, SigLIP
 from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import pool
-from big_siglip.models.transformer import Attention, Encoder, slice_count
+from big_siglip.models.slices import slice_count
+from big_siglip.models.transformer import Attention, Encoder
 from big_siglip.schema import sizes, words
 
 

@@ -47,9 +47,10 @@ def attention(
     length: of the sequences that lie behind each other in a row, for "short"
       alone; see `lay_out`. None: a row is a sequence.
     mask: BK bool, True where a key is real. None: all are.
-    causal: query i sees the keys up to i; Q = K.
-    parallel: B bool, of a causal attention without mask: the sequences whose
-      queries see all keys all the same. None: none of them.
+    causal: query i sees the keys of its sequence up to i; Q = K.
+    parallel: B bool, or BS where a row holds S sequences, of a causal attention
+      without mask: the sequences whose queries see all their keys all the same.
+      None: none of them.
 
   Raises:
     ValueError: shapes do not go together.
@@ -78,7 +79,9 @@ def attention(
     # Not even a weight of zero makes zeros of what may stand there.
     key, value = (jnp.where(mask[:, :, None, None], x, 0) for x in (key, value))
   if backend == "short":
-    return _short(query, key, value, sharding, length or query.shape[1])
+    length = length or query.shape[1]
+    last = _last(query.shape[:2], length, parallel) if causal else None
+    return _short(query, key, value, last, sharding, length)
   if backend == "splash":
     interpret = platform_of(sharding) != "tpu"
     attended = splash_attention(
@@ -120,10 +123,10 @@ def _check(query, key, value, backend, length, mask, causal):
     )
   if length is None or length == queries:
     return
-  if backend != "short" or mask is not None or causal or queries % length:
+  if backend != "short" or mask is not None or queries % length:
     raise ValueError(
       f"rows of {queries} tokens of sequences of {length}: must be whole "
-      f'sequences, without mask, not causal, and for "short", not "{backend}"'
+      f'sequences, without mask, and for "short", not "{backend}"'
     )
 
 
@@ -193,6 +196,15 @@ def _seen(queries, keys, mask, causal, parallel):
   return seen
 
 
+def _last(shape, length, parallel):
+  """Returns which key of its row a causal query sees last; B1Q int32."""
+  place = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+  if parallel is not None:
+    whole = jnp.repeat(parallel.reshape(shape[0], -1), length, axis=1)
+    place = jnp.where(whole, place - place % length + length - 1, place)
+  return place[:, None]
+
+
 def _cudnn(query, key, value, mask, causal, parallel):
   if parallel is not None:
     mask = _seen(query.shape[1], key.shape[1], None, causal, parallel)
@@ -236,27 +248,32 @@ def flat_attention(
   return _on_each_device(rows, sharding)(query, key, value)
 
 
-def _short(query, key, value, sharding, length):
-  """Our kernel for TPUs; 3 x RTHh -> RTHh."""
+def _short(query, key, value, last, sharding, length):
+  """Our kernel for TPUs; RQHh, 2 x RKHh -> RQHh."""
   interpret = platform_of(sharding) != "tpu"
 
-  def columns(*arrays):
-    arrays = (x.transpose(0, 2, 3, 1) for x in arrays)
-    attended = short_attention(*arrays, length, interpret)
+  def columns(query, key, value, *last):
+    arrays = (x.transpose(0, 2, 3, 1) for x in (query, key, value))
+    last = last[0] if last else None
+    attended = short_attention(*arrays, last, length, interpret)
     return checkpoint_name(attended, "attention").transpose(0, 3, 1, 2)
 
-  return _on_each_device(columns, sharding)(query, key, value)
+  run = _on_each_device(columns, sharding, last is not None)
+  return run(query, key, value, *(() if last is None else (last,)))
 
 
-def _on_each_device(kernel, sharding):
-  """Returns a function of three arrays [B, T, heads or D, ...]."""
+def _on_each_device(kernel, sharding, places=False):
+  """Returns a function of three arrays [B, T, heads or D, ...].
+
+  And of a fourth where there are `places`: B1T, for all heads.
+  """
   if sharding is None:
     return kernel
   spec = P(*sharding.spec, None, "tensor")
   return jax.shard_map(
     kernel,
     mesh=sharding.mesh,
-    in_specs=(spec, spec, spec),
+    in_specs=(spec,) * 3 + (sharding.spec,) * places,
     out_specs=spec,
     check_vma=False,  # The kernel does not say over what it varies.
   )

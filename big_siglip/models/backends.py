@@ -134,9 +134,8 @@ def suits(backend: str, problem: Problem) -> bool:
   rows, rest = divmod(problem.batch, problem.batch_shards)
   if rest:
     return False
-  return backend == "splash" or short_attention.fills_tiles(
-    rows, problem.queries
-  )
+  whole = backend == "splash" or problem.queries != problem.keys
+  return whole or short_attention.fills_tiles(rows, problem.queries)
 
 
 def lack(backend: str, problem: Problem) -> str:
@@ -191,12 +190,20 @@ def _pays(backend, problem):
 
 
 def _short_lack(problem):
+  if problem.mask:
+    return "has no masks; splash, xla and auto have"
   if problem.queries != problem.keys:
+    if not short_attention.holds(problem.queries, problem.keys):
+      return (
+        f"needs fewer logits than {problem.queries} queries and {problem.keys} "
+        "keys make"
+      )
+    return _heads_lack(problem)
+  if problem.causal and not short_attention.fills_lanes(problem.queries):
     return (
-      f"needs as many keys as queries, not {problem.keys} and {problem.queries}"
+      "is causal where a length divides 128 or is a multiple of it, not of "
+      f"{problem.queries}; splash, xla and auto are"
     )
-  if problem.mask or problem.causal:
-    return "has neither masks nor causal attention; splash, xla and auto have"
   return _heads_lack(problem) or short_attention.lack(
     problem.queries,
     problem.heads // problem.head_shards,

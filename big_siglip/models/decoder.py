@@ -5,8 +5,9 @@ the text tower's shapes, half as many blocks, and cross-attention to the image's
 tokens before pooling. Order of the layers: big_vision's
 models/proj/cappa/cappa.py.
 
-Shape letters: B images, T texts of each, L tokens, D width, H heads, F hidden
-units, K image tokens, C their width, V vocabulary.
+Shape letters: B images, T texts of each, L tokens of one, R = T L tokens of
+all, D width, H heads, F hidden units, K image tokens, C their width, V
+vocabulary.
 """
 
 import dataclasses
@@ -18,15 +19,18 @@ import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
+from big_siglip.models.short_attention import holds
+from big_siglip.models.slices import constrain, make_slices, map_slices
+from big_siglip.models.tokens import TokenEmbedding
 from big_siglip.models.transformer import (
   add_position_embedding,
   Attention,
-  constrain,
   Mlp,
   recomputed,
 )
 from big_siglip.schema.sizes import TowerSize
 from big_siglip.schema.words import KERNELS
+from big_siglip.sharding import batch_devices
 
 START = 0  # The id of the padding, before the first token.
 
@@ -46,19 +50,21 @@ class Decoded(NamedTuple):
 
 
 class DecoderBlock(nn.Module):
-  """Self-attention, cross-attention, MLP, each after a norm; BTLD -> BTLD.
+  """Self-attention, cross-attention, MLP, each after a norm; BRD -> BRD.
 
   Keys and values of the image are computed once for its T texts: to them these
-  are one sequence of T L queries.
+  are one sequence of R queries.
 
   Attributes:
     num_heads: H.
     mlp_dim: F.
+    length: L.
     compute: how.
   """
 
   num_heads: int
   mlp_dim: int
+  length: int
   compute: Compute
 
   @nn.compact
@@ -69,21 +75,19 @@ class DecoderBlock(nn.Module):
     mask: jax.Array | None,
     parallel: jax.Array | None,
   ) -> jax.Array:
-    """Applies the block; the arguments are those of `Decoder`."""
-    batch, texts, length, width = x.shape
+    """Applies the block; the other arguments are those of `Decoder`."""
     dtype = self.compute.dtype
     y = layer_norm(dtype, name="attention_norm")(x)
-    y = y.reshape(batch * texts, length, width)
     attend = Attention(
-      self.num_heads, self.compute, causal=True, name="attention"
+      self.num_heads, self.compute, True, self.length, name="attention"
     )
-    if parallel is not None:
-      parallel = parallel.reshape(-1)
+    if self.compute.backend != "short":  # Which has texts beside each other.
+      y = y.reshape(-1, self.length, y.shape[-1])
+      parallel = None if parallel is None else parallel.reshape(-1)
     x = x + attend(y, y, None, parallel).reshape(x.shape)
     y = layer_norm(dtype, name="cross_attention_norm")(x)
-    y = y.reshape(batch, texts * length, width)
     cross = Attention(self.num_heads, self.compute, name="cross_attention")
-    x = x + cross(y, context, mask).reshape(x.shape)
+    x = x + cross(y, context, mask)
     y = layer_norm(dtype, name="mlp_norm")(x)
     return x + Mlp(self.mlp_dim, dtype, name="mlp")(y)
 
@@ -120,7 +124,8 @@ class Decoder(nn.Module):
     vocab_size: V.
     length: L.
     tie_embedding: let the token embedding be the logits' kernel.
-    compute: how. Kernels that are named there are the towers' matter.
+    compute: how. A kernel that is named there and cannot do both attentions is
+      the towers' matter.
   """
 
   size: TowerSize
@@ -148,14 +153,13 @@ class Decoder(nn.Module):
         each position sees all others: it knows the image and its place alone.
         None: nowhere.
     """
-    size, compute = self.size, self._compute()
-    table = nn.Embed(
+    size = self.size
+    compute = self._compute(targets, context, mask)
+    table = TokenEmbedding(
       self.vocab_size,
       size.width,
       dtype=compute.dtype,
-      embedding_init=nn.initializers.variance_scaling(
-        1.0, "fan_in", "normal", out_axis=0
-      ),
+      sharding=compute.sharding,
       name="token_embedding",
     )
     unknown = self.param(
@@ -177,31 +181,55 @@ class Decoder(nn.Module):
     return Decoded(x, *logits(table.embedding))
 
   @nn.nowrap
-  def _compute(self) -> Compute:
-    kernel = self.compute.backend in KERNELS
-    backend = "auto" if kernel else self.compute.backend
-    return dataclasses.replace(self.compute, backend=backend)
+  def _compute(self, targets, context, mask) -> Compute:
+    compute, batch = self.compute, targets.shape[0]
+    if compute.backend not in KERNELS:
+      return compute
+    sharding, queries = compute.on(batch), targets.shape[1] * targets.shape[2]
+    short = (
+      compute.backend == "short"
+      and mask is None
+      and batch > 1  # Parameters are initialised on one.
+      and holds(queries, max(queries, context.shape[1]))
+    )
+    if short and sharding is not None:
+      mesh, heads = sharding.mesh, self.size.num_heads
+      short = not (batch % batch_devices(mesh) or heads % mesh.shape["tensor"])
+    backend = "short" if short else "auto"
+    return dataclasses.replace(compute, backend=backend)
 
   def _blocks(self, x, context, mask, parallel, compute):
-    size, sharding = self.size, compute.on(x.shape[0])
+    size, (batch, texts, length, width) = self.size, x.shape
+    sharding = compute.on(batch)
     block = recomputed(DecoderBlock, compute)
-    options = size.num_heads, size.mlp_dim, compute
-    x = constrain(x, sharding)
+    options = size.num_heads, size.mlp_dim, length, compute
+    slices = make_slices(compute, batch, batch, texts * length)
+
+    def cut(x):
+      parts = tuple(slices.cut(x)) if slices else (x,)
+      return tuple(constrain(part, sharding) for part in parts)
+
+    parts = cut(x.reshape(batch, texts * length, width))
+    others = [
+      None if other is None else cut(other)
+      for other in (context, mask, parallel)
+    ]
     if compute.scan:
-      x, _ = nn.scan(
-        lambda block, x: (
-          constrain(block(x, context, mask, parallel), sharding),
+      parts, _ = nn.scan(
+        lambda block, parts: (
+          map_slices(block, parts, sharding, *others),
           None,
         ),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=size.depth,
-      )(block(*options, name="blocks"), x)
-      return x
-    for index in range(size.depth):
-      x = block(*options, name=f"block_{index}")(x, context, mask, parallel)
-      x = constrain(x, sharding)
-    return x
+      )(block(*options, name="blocks"), parts)
+    else:
+      for index in range(size.depth):
+        made = block(*options, name=f"block_{index}")
+        parts = map_slices(made, parts, sharding, *others)
+    x = slices.join(jnp.stack(parts)) if slices else parts[0]
+    return x.reshape(batch, texts, length, width)
 
 
 def shift_right(targets: jax.Array) -> jax.Array:

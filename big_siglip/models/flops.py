@@ -123,18 +123,6 @@ def image_flops(config: Any, patches: int) -> float:
   return float(total + _pool_flops(size, tokens, config))
 
 
-def attention_flops_per_example(
-  model_config: Any, *, image_tower: bool = True, patches: int | None = None
-) -> float:
-  """Returns those of `flops_per_example` between queries, keys and values."""
-  patches = patches or num_patches(model_config.image)
-  image, tokens, text, length = _towers(model_config, patches)
-  total = text.depth * _attention_flops(text, length)
-  if image_tower:
-    total += image.depth * _attention_flops(image, tokens)
-  return float(total)
-
-
 def decoder_flops_per_example(
   decoder: Decoder,
   texts: int,

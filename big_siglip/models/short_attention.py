@@ -10,7 +10,7 @@ since heads of 64 or 72 would leave half of them empty; else all heads of a
 token beside each other, token after token.
 
 Shape letters: R rows, T tokens of a row, H heads, h head size, D = H h width, L
-tokens of a sequence, Q of them as queries, K as keys.
+tokens of a sequence, Q tokens of a row as queries, K as keys.
 """
 
 import functools
@@ -18,7 +18,8 @@ import math
 
 import jax
 from jax.experimental import pallas as pl
-import jax.numpy as jnp
+
+from big_siglip.models.short_kernels import backward, forward
 
 LANES = 128
 _SUBLANES = 8
@@ -76,38 +77,54 @@ def fills_lanes(length: int) -> bool:
   return LANES % length == 0 or length % LANES == 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def holds(queries: int, keys: int) -> bool:
+  """Returns whether `short_attention` has place for the logits of a head."""
+  return queries * keys * 16 <= _LOGITS_BYTES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def short_attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
+  last: jax.Array | None,
   length: int,
   interpret: bool = False,
 ) -> jax.Array:
-  """Returns softmax(query key^T / sqrt(h)) value; 3 x RHhT -> RHhT.
+  """Returns softmax(query key^T / sqrt(h)) value; RHhQ, 2 x RHhK -> RHhQ.
 
   Products take their factors in the dtype of the arguments and sum in float32;
   the softmax is float32.
 
   Args:
-    query: RHhT.
-    key: RHhT.
-    value: RHhT.
-    length: L; T if a row is one sequence, else the T / L sequences of a row do
-      not see each other.
+    query: RHhQ.
+    key: RHhK.
+    value: RHhK.
+    last: R1Q int32, the place in its row of the last key that a query sees; it
+      must see one. None: of its sequence, all.
+    length: L; Q if a row is one sequence, else the Q / L sequences of a row do
+      not see each other, and Q = K.
     interpret: run on any device, slowly.
   """
-  return _call_columns(_forward, (query, key, value), 1, length, interpret)[0]
+  return _call_columns(
+    forward, (query, key, value), last, (), length, interpret
+  )[0]
+
+
+def _columns_forward(query, key, value, last, length, interpret):
+  attended = short_attention(query, key, value, last, length, interpret)
+  return attended, (query, key, value, last)
 
 
 def _columns_backward(length, interpret, saved, d_attended):
-  arrays = *saved, d_attended
-  return _call_columns(_backward, arrays, 3, length, interpret)
+  *arrays, last = saved
+  gradients = _call_columns(
+    backward, arrays, last, (d_attended,), length, interpret
+  )
+  return *gradients, None
 
 
-short_attention.defvjp(
-  lambda *args: (short_attention(*args), args[:3]), _columns_backward
-)
+short_attention.defvjp(_columns_forward, _columns_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -130,12 +147,12 @@ def short_attention_rows(
     interpret: run on any device, slowly.
   """
   arrays = query, key, value
-  return _call_rows(_forward, arrays, 1, heads, length, interpret)[0]
+  return _call_rows(forward, arrays, 1, heads, length, interpret)[0]
 
 
 def _rows_backward(heads, length, interpret, saved, d_attended):
   arrays = *saved, d_attended
-  return _call_rows(_backward, arrays, 3, heads, length, interpret)
+  return _call_rows(backward, arrays, 3, heads, length, interpret)
 
 
 short_attention_rows.defvjp(
@@ -143,29 +160,49 @@ short_attention_rows.defvjp(
 )
 
 
-def _call_columns(kernel, arrays, outputs, length, interpret):
+def _call_columns(kernel, arrays, last, cotangents, length, interpret):
   """Runs a kernel on as many heads of a row as fit."""
-  _check_shapes(arrays)
-  rows, heads, size, tokens = arrays[0].shape
-  if tokens % length:
-    raise ValueError(f"rows of {tokens} tokens cut sequences of {length}")
-  bytes_per_head = 14 * size * tokens * arrays[0].dtype.itemsize
+  query, key, value = arrays
+  _check_shapes((key, value))
+  _check_shapes((query[..., 0], key[..., 0]))
+  rows, heads, size, queries = query.shape
+  keys = key.shape[3]
+  packed = length != queries
+  if packed and (queries % length or keys != queries):
+    raise ValueError(
+      f"rows of {queries} queries and {keys} keys cut sequences of {length}"
+    )
+  bytes_per_head = 14 * size * max(queries, keys) * query.dtype.itemsize
   together = max(
     count
     for count in range(1, heads + 1)
     if heads % count == 0
     and (count == 1 or count * bytes_per_head <= _ARRAYS_BYTES)
   )
-  block = pl.BlockSpec(
-    (1, together, size, tokens), lambda row, head: (row, head, 0, 0)
+  of_queries, of_keys = (
+    pl.BlockSpec((1, together, size, x), lambda row, head: (row, head, 0, 0))
+    for x in (queries, keys)
   )
-  places = [(0, head) for head in range(together)]
-  segment = None if length == tokens else length
+  specs, given = [of_queries, of_keys, of_keys], [*arrays]
+  if last is not None:
+    specs.append(pl.BlockSpec((1, 1, queries), lambda row, head: (row, 0, 0)))
+    given.append(last)
   kernel = functools.partial(
-    kernel, places=places, size=size, keys_axis=0, segment=segment
+    kernel,
+    places=[(0, head) for head in range(together)],
+    size=size,
+    keys_axis=0,
+    segment=length if packed else None,
   )
-  grid = rows, heads // together
-  return _call(kernel, arrays, outputs, grid, block, interpret)
+  outputs = 3 if cotangents else 1
+  return _call(
+    kernel,
+    [*given, *cotangents],
+    [*specs, *(of_queries for _ in cotangents)],
+    list(zip(arrays, specs, strict=False))[:outputs],
+    (rows, heads // together),
+    interpret,
+  )
 
 
 def _call_rows(kernel, arrays, outputs, heads, length, interpret):
@@ -190,11 +227,13 @@ def _call_rows(kernel, arrays, outputs, heads, length, interpret):
     kernel, places=places, size=size, keys_axis=1, segment=None
   )
   grid = (tokens // (together * length),)
-  return _call(kernel, arrays, outputs, grid, block, interpret)
+  specs = [block] * len(arrays)
+  like = [(x, block) for x in arrays[:outputs]]
+  return _call(kernel, arrays, specs, like, grid, interpret)
 
 
 def _check_shapes(arrays):
-  """Blocks are cut by the queries' shape: other keys would be cut wrongly."""
+  """Blocks are cut by one shape: what has another would be cut wrongly."""
   shapes = {x.shape for x in arrays}
   if len(shapes) > 1:
     raise ValueError(
@@ -202,90 +241,17 @@ def _check_shapes(arrays):
     )
 
 
-def _call(kernel, arrays, outputs, grid, block, interpret):
-  shape = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
+def _call(kernel, arrays, specs, outputs, grid, interpret):
+  """Runs a kernel; `outputs` are (array of its shape and dtype, spec)."""
   return pl.pallas_call(
     kernel,
     grid=grid,
-    in_specs=[block] * len(arrays),
-    out_specs=[block] * outputs,
-    out_shape=[shape] * outputs,
+    in_specs=specs,
+    out_specs=[spec for _, spec in outputs],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outputs],
     interpret=interpret,
   )(*arrays)
 
 
 def _sequences_together(length: int) -> int:
   return _SUBLANES // math.gcd(length, _SUBLANES)
-
-
-def _forward(query, key, value, attended, *, places, size, keys_axis, segment):
-  """Writes the heads at `places`, each hL, or Lh where `keys_axis` is 1."""
-  for place in places:
-    q, k, v = (x[place] for x in (query, key, value))
-    weights = _weights(q, k, size, keys_axis, segment)
-    if keys_axis == 0:
-      result = _product(v, weights, 1, 0)
-    else:
-      result = _product(weights, v, 1, 0)
-    attended[place] = result.astype(attended.dtype)
-
-
-def _backward(
-  query,
-  key,
-  value,
-  d_attended,
-  d_query,
-  d_key,
-  d_value,
-  *,
-  places,
-  size,
-  keys_axis,
-  segment,
-):
-  """Writes the gradients of the heads at `places`; see `_forward`."""
-  for place in places:
-    q, k, v, d = (x[place] for x in (query, key, value, d_attended))
-    weights = _weights(q, k, size, keys_axis, segment)
-    columns = keys_axis == 0
-    d_weights = _product(v, d, 0, 0) if columns else _product(d, v, 1, 1)
-    mean = (weights * d_weights).sum(axis=keys_axis, keepdims=True)
-    d_logits = weights * (d_weights - mean) * size**-0.5
-    if columns:
-      d_value[place] = _product(d, weights, 1, 1).astype(d_value.dtype)
-      d_key[place] = _product(q, d_logits, 1, 1).astype(d_key.dtype)
-      d_query[place] = _product(k, d_logits, 1, 0).astype(d_query.dtype)
-    else:
-      d_value[place] = _product(weights, d, 0, 0).astype(d_value.dtype)
-      d_key[place] = _product(d_logits, q, 0, 0).astype(d_key.dtype)
-      d_query[place] = _product(d_logits, k, 1, 0).astype(d_query.dtype)
-
-
-def _weights(query, key, size, keys_axis, segment):
-  """Returns the softmax over the keys in float32, KQ or QK."""
-  if keys_axis == 0:
-    logits = _product(key, query, 0, 0)
-  else:
-    logits = _product(query, key, 1, 1)
-  logits *= size**-0.5
-  if segment is not None:
-    row, column = (
-      jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) // segment
-      for axis in (0, 1)
-    )
-    logits = jnp.where(row == column, logits, -jnp.inf)
-  weights = jnp.exp(logits - logits.max(axis=keys_axis, keepdims=True))
-  return weights / weights.sum(axis=keys_axis, keepdims=True)
-
-
-def _product(a, b, a_axis, b_axis):
-  """Multiplies matrices over the named axes, summed in float32."""
-  dtype = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
-  return jax.lax.dot_general(
-    a.astype(dtype),
-    b.astype(dtype),
-    (((a_axis,), (b_axis,)), ((), ())),
-    precision="highest" if dtype == jnp.float32 else None,
-    preferred_element_type=jnp.float32,
-  )

@@ -10,6 +10,7 @@ import jax
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import encode
+from big_siglip.models.tokens import TokenEmbedding
 from big_siglip.schema import sizes
 
 
@@ -46,13 +47,11 @@ class TextTower(nn.Module):
       "none"), and the tokens after the final norm, BLD.
     """
     size = sizes.resolve_text(self.config)
-    x = nn.Embed(
+    x = TokenEmbedding(
       self.config.vocab_size,
       size.width,
       dtype=self.compute.dtype,
-      embedding_init=nn.initializers.variance_scaling(
-        1.0, "fan_in", "normal", out_axis=0
-      ),
+      sharding=self.compute.sharding,
       name="token_embedding",
     )(text)  # BLD
     pooled, tokens = encode(

@@ -10,7 +10,6 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from big_siglip.models.attention import (
   attention,
@@ -25,7 +24,7 @@ from big_siglip.models.norm import layer_norm
 from big_siglip.models.positions import Grid, Grids
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes, whole_rows
-from big_siglip.sharding import batch_devices, Slices
+from big_siglip.models.slices import constrain, make_slices, map_slices
 
 
 class Attention(nn.Module):
@@ -63,7 +62,9 @@ class Attention(nn.Module):
     heads = self.num_heads, width // self.num_heads
     length = self.length or x.shape[1]
     backend = self.compute.backend
-    flat = backend == "short" and not fills_lanes(length)
+    flat = backend == "short" and not (
+      fills_lanes(length) or self.causal or context.shape[1] != x.shape[1]
+    )
     # Xavier over the D x D matrix that the heads make together.
     project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
     query, key, value = (
@@ -176,11 +177,11 @@ class Encoder(nn.Module):
     )
     laid_out = x.shape[1] != length
     unit = whole_rows(length) if laid_out else 1
-    slices = self._slices(x.shape[0], x.shape[1], unit)
+    slices = make_slices(compute, batch, x.shape[0], x.shape[1], unit)
     cut = slices.cut if slices else lambda x: x[None]
     parts = tuple(slices.cut(x)) if slices else (x,)
     parts = tuple(constrain(part, sharding) for part in parts)
-    masks = (None,) * len(parts) if mask is None else tuple(cut(mask))
+    masks = None if mask is None else tuple(cut(mask))
     if compute.scan and self.depth:
       parts, _ = nn.scan(
         lambda block, parts: (map_slices(block, parts, sharding, masks), None),
@@ -213,17 +214,6 @@ class Encoder(nn.Module):
     )
     return dataclasses.replace(compute, backend=backend)
 
-  @nn.nowrap
-  def _slices(self, batch: int, length: int, unit: int) -> Slices | None:
-    """Returns how rows are cut, of which so many make whole sequences."""
-    sharding, limit = self.compute.on(batch), self.compute.slice_tokens
-    if limit is None or sharding is None:
-      return None
-    mesh, axes = sharding.mesh, sharding.spec[0]
-    rows = batch // batch_devices(mesh)
-    count = slice_count(rows // unit, length * unit, limit)
-    return Slices(count, mesh, axes) if count > 1 else None
-
 
 def recomputed(block: type[nn.Module], compute: Compute) -> type[nn.Module]:
   """Returns a class of blocks that keep what `compute.remat` says."""
@@ -232,45 +222,6 @@ def recomputed(block: type[nn.Module], compute: Compute) -> type[nn.Module]:
   # Inside a scan nothing could be merged across iterations anyway.
   policy = REMAT_POLICIES[compute.remat]
   return nn.remat(block, prevent_cse=not compute.scan, policy=policy)
-
-
-def slice_count(rows: int, length: int, limit: int) -> int:
-  """Returns the fewest equal slices of `rows` of `length` within the limit.
-
-  A single row may be longer than that.
-  """
-  fitting = max(1, min(rows, limit // length))
-  return next(
-    count
-    for count in range(1, rows + 1)
-    if rows % count == 0 and rows // count <= fitting
-  )
-
-
-def map_slices(
-  block: nn.Module,
-  parts: tuple[jax.Array, ...],
-  sharding: NamedSharding | None,
-  masks: tuple[jax.Array | None, ...],
-) -> tuple[jax.Array, ...]:
-  """Applies a block to slices of a batch, one after the other.
-
-  Left to itself XLA computes them side by side; then none of what they make
-  stays in a TPU's fast memory, which is what slices are for.
-  """
-  done = []
-  for part, mask in zip(parts, masks, strict=True):
-    if done:
-      part, done[-1] = jax.lax.optimization_barrier((part, done[-1]))
-    done.append(constrain(block(part, mask), sharding))
-  return tuple(done)
-
-
-def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-  """Says where activations lie, [B, ...]; None: as the compiler likes."""
-  if sharding is None or x.shape[0] == 1:
-    return x  # Parameters are initialised on a batch of one.
-  return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def add_position_embedding(

@@ -64,6 +64,7 @@ def make_decoder(
       remat=model.remat,
       scan=model.scan,
       sharding=None if mesh is None else sharding.batch_sharding(mesh),
+      slice_tokens=model.slice_tokens,
     ),
   )
 

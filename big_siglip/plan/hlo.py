@@ -2,7 +2,8 @@
 
 The TPU compiler writes `estimated_cycles` beside every operation that it timed;
 an operation in a loop's body is written once and runs as often as the loop
-turns. Of a conditional's branches one runs: the dearest counts.
+turns. Of a conditional's branches one runs: the dearest counts. What a program
+does in exceptional cases alone, `jax.named_scope("exception")`, does not.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_EXCEPTION = re.compile(r'op_name="[^"]*/exception/')
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _CALLED = re.compile(r"\b(?:to_apply|calls|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
@@ -82,6 +84,8 @@ def _sums(
   """Returns what one run of a computation, and of all that it calls, adds."""
   sums = Counter()
   for line in computations.get(name, ()):
+    if _EXCEPTION.search(line):
+      continue
     if not inside_fusion and (cycles := _CYCLES.search(line)):
       sums.update(cycles=int(cycles[1]), least=int(cycles[1]))
     if _KERNEL in line:

@@ -20,30 +20,44 @@ def executed_flops(traced: Any) -> float:
   Args:
     traced: `jax.jit(f).trace(...)`.
   """
+  return _flops(_needed(traced), everywhere=True)
+
+
+def kernel_flops(traced: Any) -> float:
+  """Returns those of `executed_flops` within Pallas kernels.
+
+  Args:
+    traced: `jax.jit(f).trace(...)`.
+  """
+  return _flops(_needed(traced), everywhere=False)
+
+
+def _needed(traced):
+  """Returns a program without what nobody asks for: gradients leave such."""
   jaxpr = traced.jaxpr.jaxpr
-  # Taking gradients leaves products behind that nobody asks for.
-  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-  return _flops(needed)
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
-def _flops(jaxpr: core.Jaxpr) -> float:
-  """Returns the FLOPs of a program's products.
+def _flops(jaxpr: core.Jaxpr, everywhere: bool) -> float:
+  """Returns the FLOPs of a program's products, or of those in its kernels.
 
   A multiply-add is two. Products within a `shard_map` count once for each
-  device that runs them. Of branches the dearest counts; a loop whose turns
-  nobody knows counts once, as do Pallas kernels.
+  device that runs them, those of a Pallas kernel once for each block. Of
+  branches the dearest counts; a loop whose turns nobody knows counts once.
   """
   total = 0.0
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-      total += _product(equation)
+      total += _product(equation) * everywhere
     elif name == "conv_general_dilated":
-      total += _convolution(equation)
+      total += _convolution(equation) * everywhere
     elif name == "cond":
-      total += max(_flops(branch.jaxpr) for branch in params["branches"])
+      branches = params["branches"]
+      total += max(_flops(branch.jaxpr, everywhere) for branch in branches)
     else:
-      inner = sum(map(_flops, _within(params)))
+      counted = everywhere or name == "pallas_call"
+      inner = sum(_flops(part, counted) for part in _within(params))
       total += inner * _times(name, params)
   return total
 
@@ -68,6 +82,8 @@ def _times(name: str, params: dict[str, Any]) -> int:
   if name == "shard_map":
     sizes = params["mesh"].shape
     return math.prod(sizes[x] for x in params["newly_manual_axes"])
+  if name == "pallas_call":
+    return math.prod(params["grid_mapping"].grid)
   return 1
 
 

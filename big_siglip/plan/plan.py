@@ -39,8 +39,8 @@ class Plan:
       of a decoder's logits without a target.
     kernel_calls_per_step: how often hand-written kernels run, which it does
       not time.
-    kernel_cycles_per_step: what these take at the least: the operations of the
-      towers' attention at the chip's peak.
+    kernel_cycles_per_step: what these take at the least: their products at the
+      chip's peak.
     estimated_seconds_per_step: of both together. Transfers between chips are
       taken to hide behind computation. Of a GPU: `executed_flops_per_step` at
       an assumed share of its peak.
@@ -149,7 +149,8 @@ def make_plan(
       chip, compiled=devices[0].platform == "gpu", utilization=utilization
     )
   elif costs.cycles and chip.cycles_per_second:
-    timing = _timing(config, length, chip, costs, step_flops, len(devices))
+    kernels = operations.kernel_flops(traced) / len(devices)
+    timing = _timing(config, chip, costs, kernels, step_flops, len(devices))
   return Plan(
     chips=len(devices),
     batch_size=config.batch_size,
@@ -192,14 +193,10 @@ def sweep(
           yield changes, str(error)
 
 
-def _timing(config, length, chip, costs, step_flops, chips) -> dict[str, Any]:
-  kernel_flops = 0.0
-  if costs.kernel_calls:
-    attention = flops.attention_flops_per_example(
-      config.model, image_tower=has_image_tower(config), patches=length
-    )
-    ((examples, _),) = flops.drawn_steps(config, length)
-    kernel_flops = 3 * examples * attention / chips
+def _timing(
+  config, chip, costs, kernel_flops, step_flops, chips
+) -> dict[str, Any]:
+  """Returns what a compiler's cycles, and its kernels' products, make."""
   kernel_seconds = kernel_flops / chip.peak_flops
   seconds = costs.cycles / chip.cycles_per_second + kernel_seconds
   hours = seconds * config.total_steps / 3600

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
   c.model.text.vocab_size = 256_000  # Gemma's.
   c.model.remat = "full"
   c.model.scan = True
+  c.model.slice_tokens = 8_192  # Of a device, which stay in its fast memory.
 
   c.optimizer.name = "adamw"
   c.optimizer.schedule_steps = steps
@@ -39,7 +40,7 @@ def get_config() -> ConfigDict:
   c.optimizer.mu_dtype = "float32"
 
   # Captions, (box from text) and (text from box), of equal weight.
-  c.terms.locca = terms.captioning(aref=1.0, gcap=1.0)
+  c.terms.locca = terms.captioning(aref=1.0, gcap=1.0, chunk_size=2_048)
 
   c.data.tokenizer = "gemma/tokenizer.model"
   c.data.pad_id = 0

@@ -1,0 +1,78 @@
+"""A batch goes through a block in slices, which stay in a TPU's fast memory.
+
+Shape letters: B examples of the whole batch.
+"""
+
+from flax import linen as nn
+import jax
+from jax.sharding import NamedSharding
+
+from big_siglip.models.compute import Compute
+from big_siglip.sharding import batch_devices, Slices
+
+
+def make_slices(
+  compute: Compute, batch: int, rows: int, length: int, unit: int = 1
+) -> Slices | None:
+  """Returns how rows are cut for `compute.slice_tokens`; None: they are not.
+
+  Args:
+    compute: how.
+    batch: B, of all devices.
+    rows: in which these lie.
+    length: tokens of a row.
+    unit: rows that make whole sequences.
+  """
+  sharding, limit = compute.on(batch), compute.slice_tokens
+  if limit is None or sharding is None:
+    return None
+  mesh, axes = sharding.mesh, sharding.spec[0]
+  rows //= batch_devices(mesh)
+  count = slice_count(rows // unit, length * unit, limit)
+  return Slices(count, mesh, axes) if count > 1 else None
+
+
+def slice_count(rows: int, length: int, limit: int) -> int:
+  """Returns the fewest equal slices of `rows` of `length` within the limit.
+
+  A single row may be longer than that.
+  """
+  fitting = max(1, min(rows, limit // length))
+  return next(
+    count
+    for count in range(1, rows + 1)
+    if rows % count == 0 and rows // count <= fitting
+  )
+
+
+def map_slices(
+  block: nn.Module,
+  parts: tuple[jax.Array, ...],
+  sharding: NamedSharding | None,
+  *others: tuple[jax.Array, ...] | None,
+) -> tuple[jax.Array, ...]:
+  """Applies a block to slices of a batch, one after the other.
+
+  Left to itself XLA computes them side by side; then none of what they make
+  stays in a TPU's fast memory, which is what slices are for.
+
+  Args:
+    block: a module.
+    parts: x, the slices.
+    sharding: of a slice.
+    *others: the slices of further arguments; None: the argument is None.
+  """
+  done = []
+  for i, part in enumerate(parts):
+    if done:
+      part, done[-1] = jax.lax.optimization_barrier((part, done[-1]))
+    given = (None if x is None else x[i] for x in others)
+    done.append(constrain(block(part, *given), sharding))
+  return tuple(done)
+
+
+def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+  """Says where activations lie, [B, ...]; None: as the compiler likes."""
+  if sharding is None or x.shape[0] == 1:
+    return x  # Parameters are initialised on a batch of one.
+  return jax.lax.with_sharding_constraint(x, sharding)
