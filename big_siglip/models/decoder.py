@@ -21,7 +21,6 @@ from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.short_attention import holds
 from big_siglip.models.slices import constrain, make_slices, map_slices
-from big_siglip.models.tokens import TokenEmbedding
 from big_siglip.models.transformer import (
   add_position_embedding,
   Attention,
@@ -155,11 +154,13 @@ class Decoder(nn.Module):
     """
     size = self.size
     compute = self._compute(targets, context, mask)
-    table = TokenEmbedding(
+    table = nn.Embed(
       self.vocab_size,
       size.width,
       dtype=compute.dtype,
-      sharding=compute.sharding,
+      embedding_init=nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", out_axis=0
+      ),
       name="token_embedding",
     )
     unknown = self.param(

@@ -10,7 +10,6 @@ import jax
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import encode
-from big_siglip.models.tokens import TokenEmbedding
 from big_siglip.schema import sizes
 
 
@@ -47,11 +46,13 @@ class TextTower(nn.Module):
       "none"), and the tokens after the final norm, BLD.
     """
     size = sizes.resolve_text(self.config)
-    x = TokenEmbedding(
+    x = nn.Embed(
       self.config.vocab_size,
       size.width,
       dtype=self.compute.dtype,
-      sharding=self.compute.sharding,
+      embedding_init=nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", out_axis=0
+      ),
       name="token_embedding",
     )(text)  # BLD
     pooled, tokens = encode(
