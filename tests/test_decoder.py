@@ -248,6 +248,17 @@ def test_the_kernel_and_slices_change_neither_values_nor_gradients(parallel):
       np.testing.assert_allclose(x, want, atol=5e-6 * scale, err_msg=path)
 
 
+def test_a_kernel_that_cannot_is_the_towers_matter():
+  """A single text of 6 tokens makes no row; K queries as many keys do."""
+  for shown in (CONTEXT, np.tile(CONTEXT, (1, 4, 1))[:, : T * L]):
+    for texts in (1, T):
+      given = TARGETS[:, :texts], shown
+      found = _decoder(backend="short").apply({"params": _params()}, *given)
+      np.testing.assert_allclose(
+        _logits(found), _run(_params(), *given), rtol=1e-5, atol=1e-5
+      )
+
+
 def test_every_large_parameter_has_its_place_on_a_mesh():
   mesh = sharding.make_mesh(2, 2, 2)
   placed = sharding.flatten(sharding.state_sharding({"w": _params()}, mesh))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
-from big_siglip.models.short_attention import holds
+from big_siglip.models.short_attention import fills_lanes, holds
 from big_siglip.models.slices import constrain, make_slices, map_slices
 from big_siglip.models.transformer import (
   add_position_embedding,
@@ -186,11 +186,13 @@ class Decoder(nn.Module):
     compute, batch = self.compute, targets.shape[0]
     if compute.backend not in KERNELS:
       return compute
-    sharding, queries = compute.on(batch), targets.shape[1] * targets.shape[2]
+    sharding, (texts, length) = compute.on(batch), targets.shape[1:]
+    queries = texts * length
     short = (
       compute.backend == "short"
       and mask is None
       and batch > 1  # Parameters are initialised on one.
+      and (texts > 1 or fills_lanes(length))
       and holds(queries, max(queries, context.shape[1]))
     )
     if short and sharding is not None:

@@ -62,8 +62,10 @@ class Attention(nn.Module):
     heads = self.num_heads, width // self.num_heads
     length = self.length or x.shape[1]
     backend = self.compute.backend
-    flat = backend == "short" and not (
-      fills_lanes(length) or self.causal or context.shape[1] != x.shape[1]
+    flat = (
+      backend == "short"
+      and self.length is not None
+      and not (self.causal or fills_lanes(length))
     )
     # Xavier over the D x D matrix that the heads make together.
     project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
