@@ -132,5 +132,5 @@ def test_backends_with_masks_agree(see, params):
 
 
 def test_a_kernel_without_masks_is_refused_by_name():
-  with pytest.raises(UserError, match=r"short: has neither masks"):
+  with pytest.raises(UserError, match=r"short: has no masks"):
     choose("short", 8, 128, 2, 64, jnp.float32, mask=True)
