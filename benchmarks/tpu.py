@@ -45,7 +45,6 @@ _LARGE = {
   "model.image.size": "So400m/14",
   "model.text.size": "So400m",
   "model.image.image_size": 224,
-  "mesh.fsdp": 16,
 }
 _LARGE_CROPS = {"terms.teacher.local_size": 98, "terms.teacher.weight": 1.0}
 RECIPE = (
@@ -140,8 +139,8 @@ def step_table() -> None:
 def recipe_table() -> None:
   """Steps of SigLIP 2's stages, with our kernel of attention.
 
-  Products: of the model, by hand (FACTS: 2 operations a multiply-add, backward
-  twice forward, nothing again), at the chip's peak. Cycles: with those that
+  Products: of the model, by hand (2 operations a multiply-add, backward twice
+  forward, nothing again), at the chip's peak. Cycles: with those that
   kernels take at the least.
   """
   part = f"{TARGETS:.0%}"
