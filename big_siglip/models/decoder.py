@@ -11,6 +11,7 @@ vocabulary.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from big_siglip.models.compute import Compute
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.short_attention import fills_lanes, holds
-from big_siglip.models.slices import constrain, make_slices, map_slices
+from big_siglip.models.slices import apply_blocks, constrain, make_slices
 from big_siglip.models.transformer import (
   add_position_embedding,
   Attention,
@@ -204,8 +205,13 @@ class Decoder(nn.Module):
   def _blocks(self, x, context, mask, parallel, compute):
     size, (batch, texts, length, width) = self.size, x.shape
     sharding = compute.on(batch)
-    block = recomputed(DecoderBlock, compute)
-    options = size.num_heads, size.mlp_dim, length, compute
+    make = functools.partial(
+      recomputed(DecoderBlock, compute),
+      size.num_heads,
+      size.mlp_dim,
+      length,
+      compute,
+    )
     slices = make_slices(compute, batch, batch, texts * length)
 
     def cut(x):
@@ -217,20 +223,7 @@ class Decoder(nn.Module):
       None if other is None else cut(other)
       for other in (context, mask, parallel)
     ]
-    if compute.scan:
-      parts, _ = nn.scan(
-        lambda block, parts: (
-          map_slices(block, parts, sharding, *others),
-          None,
-        ),
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=size.depth,
-      )(block(*options, name="blocks"), parts)
-    else:
-      for index in range(size.depth):
-        made = block(*options, name=f"block_{index}")
-        parts = map_slices(made, parts, sharding, *others)
+    parts = apply_blocks(make, size.depth, compute, parts, sharding, *others)
     x = slices.join(jnp.stack(parts)) if slices else parts[0]
     return x.reshape(batch, texts, length, width)
 

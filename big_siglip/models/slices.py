@@ -3,6 +3,8 @@
 Shape letters: B examples of the whole batch.
 """
 
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 from jax.sharding import NamedSharding
@@ -43,6 +45,38 @@ def slice_count(rows: int, length: int, limit: int) -> int:
     for count in range(1, rows + 1)
     if rows % count == 0 and rows // count <= fitting
   )
+
+
+def apply_blocks(
+  make: Callable[..., nn.Module],
+  depth: int,
+  compute: Compute,
+  parts: tuple[jax.Array, ...],
+  sharding: NamedSharding | None,
+  *others: tuple[jax.Array, ...] | None,
+) -> tuple[jax.Array, ...]:
+  """Applies blocks in turn, stacked as "blocks" or each "block_i".
+
+  Args:
+    make: returns a block of the module that calls this, by its `name`.
+    depth: number of blocks.
+    compute: how; whether they are stacked.
+    parts: see `map_slices`.
+    sharding: the same.
+    *others: the same, for every block.
+  """
+  if compute.scan and depth:
+    parts, _ = nn.scan(
+      lambda block, parts: (map_slices(block, parts, sharding, *others), None),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=depth,
+    )(make(name="blocks"), parts)
+    return parts
+  for index in range(depth):
+    block = make(name=f"block_{index}")
+    parts = map_slices(block, parts, sharding, *others)
+  return parts
 
 
 def map_slices(

@@ -24,7 +24,7 @@ from big_siglip.models.norm import layer_norm
 from big_siglip.models.positions import Grid, Grids
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes, whole_rows
-from big_siglip.models.slices import constrain, make_slices, map_slices
+from big_siglip.models.slices import apply_blocks, constrain, make_slices
 
 
 class Attention(nn.Module):
@@ -184,16 +184,7 @@ class Encoder(nn.Module):
     parts = tuple(slices.cut(x)) if slices else (x,)
     parts = tuple(constrain(part, sharding) for part in parts)
     masks = None if mask is None else tuple(cut(mask))
-    if compute.scan and self.depth:
-      parts, _ = nn.scan(
-        lambda block, parts: (map_slices(block, parts, sharding, masks), None),
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=self.depth,
-      )(make(name="blocks"), parts)
-    else:
-      for index in range(self.depth):
-        parts = map_slices(make(name=f"block_{index}"), parts, sharding, masks)
+    parts = apply_blocks(make, self.depth, compute, parts, sharding, masks)
     x = slices.join(jnp.stack(parts)) if slices else parts[0]
     x = lay_back(x, length, sharding)
     return layer_norm(compute.dtype, name="norm")(x) if self.norm else x
