@@ -8,7 +8,7 @@ import pytest
 
 from big_siglip import sharding
 from big_siglip.models.compute import Compute
-from big_siglip.models.dense import add_bias, Dense, product
+from big_siglip.models.dense import add_bias, Dense, gelu_product, product
 from big_siglip.models.short_attention import (
   fills_tiles,
   lack,
@@ -17,6 +17,7 @@ from big_siglip.models.short_attention import (
   whole_rows,
 )
 from big_siglip.models.transformer import Encoder
+from peers import torch
 
 
 def _encoder(backend, split=None):
@@ -164,6 +165,31 @@ def test_a_kernel_gradient_as_a_matrix_equals_plain_numpy(axes, shape):
   )
   for a, e in zip(actual, expected, strict=True):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "dtype,tolerance", [("float32", 1e-5), ("bfloat16", 0.02)]
+)
+def test_a_product_of_gelu_equals_that_of_torch(dtype, tolerance):
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = (4, 5, 24), (24, 8), (4, 5, 8)
+  x, kernel, d_y = (
+    jax.random.normal(key, shape).astype(dtype)
+    for key, shape in zip(keys, shapes, strict=True)
+  )
+  y, backward = jax.vjp(gelu_product, x, kernel)
+  actual = (y, *backward(d_y))
+  x, kernel, d_y = (
+    torch.tensor(np.asarray(a, np.float32), requires_grad=True)
+    for a in (x, kernel, d_y)
+  )
+  expected = torch.nn.functional.gelu(x, approximate="tanh") @ kernel
+  expected.backward(d_y)
+  for a, e in zip(actual, (expected, x.grad, kernel.grad), strict=True):
+    assert a.dtype == dtype
+    e = e.detach().numpy()
+    scale = np.abs(e).max()
+    np.testing.assert_allclose(a.astype("float32"), e, atol=tolerance * scale)
 
 
 def test_a_bias_gradient_in_bfloat16_is_summed_in_float32():

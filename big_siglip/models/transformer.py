@@ -19,7 +19,7 @@ from big_siglip.models.attention import (
   lay_out,
 )
 from big_siglip.models.compute import Compute
-from big_siglip.models.dense import Dense, gelu
+from big_siglip.models.dense import Dense
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.positions import Grid, Grids
 from big_siglip.models.remat import REMAT_POLICIES
@@ -109,7 +109,7 @@ class Mlp(nn.Module):
     )
     outer, inner = x.shape[-1:], (self.mlp_dim,)
     hidden = checkpoint_name(dense(outer, inner, name="up")(x), "mlp_up")
-    return dense(inner, outer, name="down")(gelu(hidden))
+    return dense(inner, outer, gelu=True, name="down")(hidden)
 
 
 class Block(nn.Module):
