@@ -4,6 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers import torch
 import pytest
 
 from big_siglip import sharding
@@ -17,7 +18,6 @@ from big_siglip.models.short_attention import (
   whole_rows,
 )
 from big_siglip.models.transformer import Encoder
-from peers import torch
 
 
 def _encoder(backend, split=None):
