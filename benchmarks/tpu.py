@@ -46,7 +46,8 @@ _LARGE = {
   "model.text.size": "So400m",
   "model.image.image_size": 224,
 }
-_LARGE_CROPS = {"terms.teacher.local_size": 98, "terms.teacher.weight": 1.0}
+# 84 of 224 pixels are as many patches as 96 of 256.
+_LARGE_CROPS = {"terms.teacher.local_size": 84, "terms.teacher.weight": 1.0}
 RECIPE = (
   ("siglip2/pretrain", _PLAIN),
   ("siglip2/pretrain", {}),
@@ -198,7 +199,7 @@ def naflex_table() -> None:
 def _recipe(name: str, changes: dict) -> ConfigDict:
   """Returns the config of a stage, all examples at once."""
   return _load(
-    name, {"microbatch": 32_768, "mesh.fsdp": 8, **_SHORT, **changes}
+    name, {"microbatch": 32_768, "mesh.fsdp": 32, **_SHORT, **changes}
   )
 
 

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from big_siglip.losses.token_cross_entropy import SURE
+
 
 class Prototypes(NamedTuple):
   """What vectors are compared with.
@@ -129,22 +131,12 @@ def _compare(student, of_student, teacher, of_teacher):
 
 
 def _forward(student, of_student, teacher, of_teacher):
-  def visit(sums, chunk):
-    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
-    s = _scores(student, matrix_s, centre_s, of_student.temperature)
-    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
-    top_s, total_s, top_t, total_t, dot_s, dot_t = sums
-    total_s, top_s, _, _ = _add(total_s, top_s, s)
-    total_t, top_t, shrink, share = _add(total_t, top_t, t)
-    dot_s = dot_s * shrink + (share * s).sum(axis=-1)
-    dot_t = dot_t * shrink + (share * t).sum(axis=-1)
-    return (top_s, total_s, top_t, total_t, dot_s, dot_t), None
-
-  low = functools.partial(jnp.full, fill_value=-jnp.inf, dtype=jnp.float32)
-  zero = functools.partial(jnp.zeros, dtype=jnp.float32)
-  bn, bm = student.shape[:2], teacher.shape[:2]
-  first = low(bn), zero(bn), low(bm), zero(bm), zero(bn), zero(bm)
-  sums, _ = jax.lax.scan(visit, first, (of_student[:2], of_teacher[:2]))
+  both = student, of_student, teacher, of_teacher
+  largest = jnp.maximum(_bound(*both[:2]), _bound(*both[2:]))
+  sure = functools.partial(_sums, running=False)
+  # `plan.hlo` counts no exceptions.
+  far = jax.named_scope("exception")(functools.partial(_sums, running=True))
+  sums = jax.lax.cond(largest < SURE, sure, far, *both)
   top_s, total_s, top_t, total_t, dot_s, dot_t = sums
   log_s, log_t = jnp.log(total_s) + top_s, jnp.log(total_t) + top_t
   found = PrototypeLosses(
@@ -152,15 +144,51 @@ def _forward(student, of_student, teacher, of_teacher):
     entropy=log_t - dot_t / total_t,
     log_total=log_t,
   )
-  return found, (student, of_student, teacher, of_teacher, log_s, log_t)
+  return found, (*both, log_s, log_t)
 
 
-def _add(total, top, scores):
+def _bound(vectors, of):
+  """Returns what no score is farther from 0 than; of unit vectors 1 / 0.04."""
+  a, b = (
+    jnp.square(x.astype(jnp.float32)).sum(axis).max()
+    for x, axis in ((vectors, -1), (of.matrix, 1))
+  )
+  return (jnp.sqrt(a * b) + jnp.abs(of.centre).max()) / of.temperature
+
+
+def _sums(student, of_student, teacher, of_teacher, *, running: bool):
+  """Returns largest scores and sums; 0 for the largest, unless `running`.
+
+  The largest so far is known after a chunk's product alone: for it a TPU
+  computes scores twice, or writes them. Exponentials of scores within `SURE`
+  need it not.
+  """
+
+  def visit(sums, chunk):
+    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
+    s = _scores(student, matrix_s, centre_s, of_student.temperature)
+    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
+    top_s, total_s, top_t, total_t, dot_s, dot_t = sums
+    total_s, top_s, _, _ = _add(total_s, top_s, s, running)
+    total_t, top_t, shrink, share = _add(total_t, top_t, t, running)
+    dot_s = dot_s * shrink + (share * s).sum(axis=-1)
+    dot_t = dot_t * shrink + (share * t).sum(axis=-1)
+    return (top_s, total_s, top_t, total_t, dot_s, dot_t), None
+
+  zero = functools.partial(jnp.zeros, dtype=jnp.float32)
+  lowest = -jnp.inf if running else 0.0
+  low = functools.partial(jnp.full, fill_value=lowest, dtype=jnp.float32)
+  bn, bm = student.shape[:2], teacher.shape[:2]
+  first = low(bn), zero(bn), low(bm), zero(bm), zero(bn), zero(bm)
+  return jax.lax.scan(visit, first, (of_student[:2], of_teacher[:2]))[0]
+
+
+def _add(total, top, scores, running):
   """Returns sum and largest score with those of a chunk.
 
   And by what sums so far are to be multiplied, and the chunk's summands.
   """
-  highest = jnp.maximum(top, scores.max(axis=-1))
+  highest = jnp.maximum(top, scores.max(axis=-1)) if running else top
   shrink = jnp.exp(top - highest)
   summands = jnp.exp(scores - highest[..., None])
   total = total * shrink + summands.sum(axis=-1)

@@ -24,7 +24,7 @@ from big_siglip.sharding import batch_devices
 # a sum of 10^10 of them and parts of 10^-10. Logits seldom leave it. Without
 # their maximum none needs be computed twice, nor written: a TPU sums beside a
 # product for nothing.
-_SURE = 60.0
+SURE = 60.0
 
 
 class TokenLosses(NamedTuple):
@@ -118,7 +118,7 @@ def _forward(sharding, hidden, kernel, bias, targets, real):
       for beside in (places < ids, places > ids)
     )
     total = jax.lax.cond(
-      ((jnp.abs(total) < _SURE) | ~real).all(),
+      ((jnp.abs(total) < SURE) | ~real).all(),
       lambda *_: total,
       lambda hidden, top: _far_total(hidden, cast, bias, top),
       hidden,

@@ -6,6 +6,7 @@ big-siglip train --config=siglip2/distil --workdir=runs/siglip2/distil \
 It goes on from configs/siglip2/pretrain.py, 80 % of the schedule, to its end
 (arXiv:2502.14786, section 2.3). For another size, set the weight as well:
 `--config.terms.teacher.weight`, 0.25 for B, 0.5 for L and g-opt, 1 for So400m.
+Patches of 14 pixels want `--config.terms.teacher.local_size=84`.
 """
 
 from ml_collections import ConfigDict
