@@ -33,13 +33,19 @@ def _case(m, seed=0):
 
 
 def _found(
-  student, teacher, of_student, of_teacher, centre, chunk_size, of=TEACHER
+  student,
+  teacher,
+  of_student,
+  of_teacher,
+  centre,
+  chunk_size,
+  temperature=TEACHER,
 ):
   return prototype_cross_entropy(
     student,
     teacher,
     Prototypes(of_student, jnp.zeros(K), jnp.float32(STUDENT)),
-    Prototypes(of_teacher, centre, jnp.float32(of)),
+    Prototypes(of_teacher, centre, jnp.float32(temperature)),
     chunk_size=chunk_size,
   )
 

@@ -167,6 +167,7 @@ def test_a_kernel_gradient_as_a_matrix_equals_plain_numpy(axes, shape):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
   "dtype,tolerance", [("float32", 1e-5), ("bfloat16", 0.02)]
 )

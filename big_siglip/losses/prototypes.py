@@ -148,7 +148,10 @@ def _forward(student, of_student, teacher, of_teacher):
 
 
 def _bound(vectors, of):
-  """Returns what no score is farther from 0 than; of unit vectors 1 / 0.04."""
+  """Returns what no score is farther from 0 than, () float32.
+
+  Of vectors of length 1, without a centre, that is 1 / temperature.
+  """
   a, b = (
     jnp.square(x.astype(jnp.float32)).sum(axis).max()
     for x, axis in ((vectors, -1), (of.matrix, 1))

@@ -21,7 +21,7 @@ class Dense(nn.Module):
     features: the axes that take their place.
     dtype: of the computation; parameters are float32.
     flat: the arrays have one axis for several of the kernel's.
-    gelu: x goes through tanh-GELU first.
+    gelu: x goes through tanh-GELU first; where the kernel is a matrix.
     kernel_init: of the matrix that the kernel is, its axes flattened to two.
     bias_init: of the bias, flattened.
   """
