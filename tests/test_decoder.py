@@ -9,6 +9,7 @@ from peers import torch
 import pytest
 
 from big_siglip import sharding
+from big_siglip.models import decoder as decoder_module
 from big_siglip.models import restack
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoder
@@ -213,8 +214,14 @@ def test_stacked_blocks_and_recomputation_change_nothing(remat):
   np.testing.assert_allclose(_logits(found), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("parallel", [None, PARALLEL])
-def test_the_kernel_and_slices_change_neither_values_nor_gradients(parallel):
+@pytest.mark.parametrize(
+  ("parallel", "wide"), [(None, False), (PARALLEL, False), (PARALLEL, True)]
+)
+def test_the_kernel_and_slices_change_neither_values_nor_gradients(
+  parallel, wide, monkeypatch
+):
+  if wide:  # Then query, key and value are products of their own.
+    monkeypatch.setattr(decoder_module, "WIDE", 0)
   mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
   split = sharding.batch_sharding(mesh)
   targets, context = np.tile(TARGETS, (4, 1, 1)), np.tile(CONTEXT, (4, 1, 1))
@@ -231,12 +238,12 @@ def test_the_kernel_and_slices_change_neither_values_nor_gradients(parallel):
     return jax.jit(jax.value_and_grad(score, (0, 1)))(_params(), context)
 
   wanted = both(backend="xla")
-  for compute in (
-    {"backend": "short"},
-    # Two images of a device are cut in two.
-    {"backend": "short", "sharding": split, "slice_tokens": 2 * T * L},
-    {"backend": "xla", "sharding": split, "slice_tokens": 2 * T * L},
-  ):
+  # Two images of a device are cut in two.
+  slices = {"sharding": split, "slice_tokens": 2 * T * L}
+  cases = [{"backend": "short", **slices}]
+  if not wide:
+    cases += [{"backend": "short"}, {"backend": "xla", **slices}]
+  for compute in cases:
     for (path, x), want in zip(
       jax.tree.leaves_with_path(both(**compute)),
       jax.tree.leaves(wanted),

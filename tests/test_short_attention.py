@@ -8,8 +8,15 @@ from peers import torch
 import pytest
 
 from big_siglip import sharding
+from big_siglip.models import transformer
 from big_siglip.models.compute import Compute
-from big_siglip.models.dense import add_bias, Dense, gelu_product, product
+from big_siglip.models.dense import (
+  add_bias,
+  Dense,
+  gelu_product,
+  join,
+  product,
+)
 from big_siglip.models.short_attention import (
   fills_tiles,
   lack,
@@ -25,7 +32,7 @@ def _encoder(backend, split=None):
     2,
     2,
     48,
-    Compute(backend=backend, remat="full", scan=True, sharding=split),
+    Compute("float32", backend, "full", True, split, slice_tokens=128),
   )
 
 
@@ -39,10 +46,18 @@ def _value_and_gradients(encoder, params, x):
 
 
 # Two sequences of 64 share a row of 128 tokens, and a row may be a whole one;
-# of 20 tokens two make full tiles of 8 rows, of 5 tokens eight.
-@pytest.mark.parametrize(("batch", "length"), [(8, 64), (4, 128), (64, 20)])
+# of 20 tokens two make full tiles of 8 rows, of 5 tokens eight. On a mesh those
+# that a row is made of go in slices.
+@pytest.mark.parametrize(
+  ("batch", "length", "wide"),
+  [(8, 64, False), (8, 64, True), (4, 128, False), (64, 20, False)],
+)
 @pytest.mark.parametrize("meshed", [False, True])
-def test_an_encoder_with_the_kernel_equals_one_without(batch, length, meshed):
+def test_an_encoder_with_the_kernel_equals_one_without(
+  batch, length, wide, meshed, monkeypatch
+):
+  if wide:  # Then query, key and value are products of their own.
+    monkeypatch.setattr(transformer, "WIDE", 0)
   split = None
   if meshed:
     mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
@@ -106,28 +121,101 @@ def test_rows_that_may_be_cut_hold_whole_sequences(length, rows):
     assert not rest and fills_tiles(sequences, length)
 
 
-def test_keys_of_another_shape_are_refused():
+@pytest.mark.parametrize("arrays", [1, 2, 3])
+@pytest.mark.parametrize("queries", [128, 64])
+def test_what_shares_an_array_is_attended_to_as_by_itself(arrays, queries):
+  if arrays == 1 and queries != 128:
+    return  # Of queries and keys that are not as many.
+  keys = jax.random.split(jax.random.key(0), 4)
+  query, key, value, d = (
+    jax.random.normal(key, (2, 3, 8, tokens))
+    for key, tokens in zip(keys, (queries, 128, 128, queries), strict=True)
+  )
+
+  def shared(*parts):
+    rows, heads, size, tokens = parts[0].shape
+    return jnp.stack(parts, 2).reshape(rows, heads * len(parts), size, tokens)
+
+  def kernel(query, key, value):
+    given = {
+      1: lambda: (shared(query, key, value),),
+      2: lambda: (query, shared(key, value)),
+      3: lambda: (query, key, value),
+    }[arrays]()
+    return short_attention(given, None, queries, True)
+
+  def plain(query, key, value):
+    logits = jnp.einsum("RHhQ,RHhK->RHQK", query, key) * 8**-0.5
+    return jnp.einsum("RHQK,RHhK->RHhQ", jax.nn.softmax(logits), value)
+
+  results = []
+  for attend in (kernel, plain):
+    attended, backward = jax.vjp(attend, query, key, value)
+    results.append((attended, *backward(d)))
+  for actual, expected in zip(*results, strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_arrays_that_do_not_go_together_are_refused():
   columns = jnp.zeros((1, 1, 8, 128)), jnp.zeros((1, 1, 8, 256))
-  rows = jnp.zeros((40, 16)), jnp.zeros((80, 16))
   for query, key in (columns, columns[::-1]):
-    with pytest.raises(ValueError, match="must have one shape"):
-      short_attention(query, key, query, None, query.shape[3], True)
-    with pytest.raises(ValueError, match="must have one shape"):
-      short_attention(query, key[:, :, :4], key[:, :, :4], None, 128, True)
+    with pytest.raises(ValueError, match="must go together"):
+      short_attention((query, key, query), None, query.shape[3], True)
+    with pytest.raises(ValueError, match="must go together"):
+      keys = (key[:, :, :4],) * 2
+      short_attention((query, *keys), None, 128, True)
+    with pytest.raises(ValueError, match="must go together"):
+      short_attention((query, key), None, query.shape[3], True)
+    with pytest.raises(ValueError, match="must go together"):
+      short_attention((query,), None, query.shape[3], True)
     with pytest.raises(ValueError, match="cut sequences of 64"):
-      short_attention(query, key, key, None, 64, True)
-  for query, key in (rows, rows[::-1]):
-    with pytest.raises(ValueError, match="must have one shape"):
-      short_attention_rows(query, key, key, 2, 20, True)
+      short_attention((query, key, key), None, 64, True)
+  with pytest.raises(ValueError, match="40 features .* of 2 heads"):
+    short_attention_rows(jnp.zeros((40, 40)), 2, 20, True)
 
 
 def test_rows_that_cut_a_sequence_are_refused():
-  columns, rows = jnp.zeros((1, 1, 8, 128)), jnp.zeros((128, 16))
+  columns, rows = jnp.zeros((1, 1, 8, 128)), jnp.zeros((128, 48))
   with pytest.raises(ValueError, match="cut sequences of 96"):
-    short_attention(columns, columns, columns, None, 96, True)
+    short_attention((columns,) * 3, None, 96, True)
   # Of 20 tokens two make full tiles, and the last 8 would not be computed.
   with pytest.raises(ValueError, match="not a multiple of 2 sequences of 20"):
-    short_attention_rows(rows, rows, rows, 2, 20, True)
+    short_attention_rows(rows, 2, 20, True)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_joined_layers_compute_what_each_does(flat):
+  class Both(nn.Module):
+    joined: bool
+
+    @nn.compact
+    def __call__(self, x):
+      bias = nn.initializers.normal(1.0)
+      layers = [
+        Dense((24,), (4, 5), "float32", flat, bias_init=bias, name=name)
+        for name in ("query", "key", "value")
+      ]
+      if self.joined:
+        y = join(x, layers)
+      else:
+        each = [layer(x).reshape(*x.shape[:2], 4, 5) for layer in layers]
+        y = jnp.stack(each, 3)
+      return y.reshape(*x.shape[:2], 4, 3, 5)
+
+  x = jax.random.normal(jax.random.key(0), (2, 3, 24))
+  params = Both(False).init(jax.random.key(1), x)
+  jax.tree.map(
+    np.testing.assert_array_equal, Both(True).init(jax.random.key(1), x), params
+  )
+  d_y = jax.random.normal(jax.random.key(2), (2, 3, 4, 3, 5))
+  results = []
+  for joined in (True, False):
+    y, backward = jax.vjp(Both(joined).apply, params, x)
+    results.append((y, *backward(d_y)))
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5),
+    *results,
+  )
 
 
 def test_dense_starts_as_linen_and_computes_the_same():

@@ -79,9 +79,14 @@ def attention(
     # Not even a weight of zero makes zeros of what may stand there.
     key, value = (jnp.where(mask[:, :, None, None], x, 0) for x in (key, value))
   if backend == "short":
-    length = length or query.shape[1]
-    last = _last(query.shape[:2], length, parallel) if causal else None
-    return _short(query, key, value, last, sharding, length)
+    return joint_attention(
+      (query, key, value),
+      length=length or query.shape[1],
+      size=query.shape[-1],
+      sharding=sharding,
+      causal=causal,
+      parallel=parallel,
+    )
   if backend == "splash":
     interpret = platform_of(sharding) != "tpu"
     attended = splash_attention(
@@ -217,63 +222,53 @@ def _cudnn(query, key, value, mask, causal, parallel):
   )
 
 
-def flat_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+def joint_attention(
+  arrays: tuple[jax.Array, ...],
   *,
-  head_size: int,
   length: int,
+  size: int,
   sharding: NamedSharding | None,
+  causal: bool = False,
+  parallel: jax.Array | None = None,
 ) -> jax.Array:
-  """Returns `attention` of "short" where heads lie flat; 3 x RTD -> RTD.
+  """Returns `attention` of "short" of fewer arrays; RTHh, or RTD.
 
   Args:
-    query: RTD, as of `lay_out`.
-    key: RTD.
-    value: RTD.
-    head_size: h.
-    length: L; see `short_attention.fills_lanes` for which.
-    sharding: of the batch; None: the default device.
+    arrays: as of `short_attention`, tokens first: RT(3H)h, or RTHh and RK(2H)h,
+      or three; or one RT(3D), for `short_attention_rows`.
+    length: as of `attention`.
+    size: h.
+    sharding: as of `attention`.
+    causal: as of `attention`.
+    parallel: the same.
   """
+  shape = arrays[0].shape
+  last = _last(shape[:2], length, parallel) if causal else None
   interpret = platform_of(sharding) != "tpu"
 
-  def rows(*arrays):
-    shape = arrays[0].shape
-    arrays = (x.reshape(-1, shape[2]) for x in arrays)
-    heads = shape[2] // head_size
-    attended = short_attention_rows(*arrays, heads, length, interpret)
-    return checkpoint_name(attended, "attention").reshape(shape)
-
-  return _on_each_device(rows, sharding)(query, key, value)
-
-
-def _short(query, key, value, last, sharding, length):
-  """Our kernel for TPUs; RQHh, 2 x RKHh -> RQHh."""
-  interpret = platform_of(sharding) != "tpu"
-
-  def columns(query, key, value, *last):
-    arrays = (x.transpose(0, 2, 3, 1) for x in (query, key, value))
-    last = last[0] if last else None
-    attended = short_attention(*arrays, last, length, interpret)
+  def columns(arrays, last):
+    arrays = tuple(x.transpose(0, 2, 3, 1) for x in arrays)
+    attended = short_attention(arrays, last, length, interpret)
     return checkpoint_name(attended, "attention").transpose(0, 3, 1, 2)
 
-  run = _on_each_device(columns, sharding, last is not None)
-  return run(query, key, value, *(() if last is None else (last,)))
+  def rows(arrays, last):
+    del last
+    (joint,) = arrays
+    heads = joint.shape[2] // (3 * size)
+    flat = joint.reshape(-1, joint.shape[2])
+    attended = checkpoint_name(
+      short_attention_rows(flat, heads, length, interpret), "attention"
+    )
+    return attended.reshape(*joint.shape[:2], -1)
 
-
-def _on_each_device(kernel, sharding, places=False):
-  """Returns a function of three arrays [B, T, heads or D, ...].
-
-  And of a fourth where there are `places`: B1T, for all heads.
-  """
+  kernel = rows if len(shape) == 3 else columns
   if sharding is None:
-    return kernel
+    return kernel(arrays, last)
   spec = P(*sharding.spec, None, "tensor")
   return jax.shard_map(
     kernel,
     mesh=sharding.mesh,
-    in_specs=(spec,) * 3 + (sharding.spec,) * places,
+    in_specs=(spec, sharding.spec),
     out_specs=spec,
     check_vma=False,  # The kernel does not say over what it varies.
-  )
+  )(arrays, last)

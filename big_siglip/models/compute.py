@@ -19,6 +19,8 @@ class Compute:
       compiler likes.
     slice_tokens: that go through a block at once on a device; what has more
       goes in slices, one after the other. None, or without `sharding`: all.
+    joined: whether "short" gets query, key and value of one product; a tower
+      says so itself.
   """
 
   dtype: str = "float32"
@@ -27,6 +29,7 @@ class Compute:
   scan: bool = False
   sharding: NamedSharding | None = None
   slice_tokens: int | None = None
+  joined: bool = False
 
   def on(self, batch: int) -> NamedSharding | None:
     """Returns the sharding for a batch; parameters are initialised on one."""

@@ -27,6 +27,7 @@ from big_siglip.models.transformer import (
   Attention,
   Mlp,
   recomputed,
+  WIDE,
 )
 from big_siglip.schema.sizes import TowerSize
 from big_siglip.schema.words import KERNELS
@@ -84,7 +85,7 @@ class DecoderBlock(nn.Module):
     if self.compute.backend != "short":  # Which has texts beside each other.
       y = y.reshape(-1, self.length, y.shape[-1])
       parallel = None if parallel is None else parallel.reshape(-1)
-    x = x + attend(y, y, None, parallel).reshape(x.shape)
+    x = x + attend(y, parallel=parallel).reshape(x.shape)
     y = layer_norm(dtype, name="cross_attention_norm")(x)
     cross = Attention(self.num_heads, self.compute, name="cross_attention")
     x = x + cross(y, context, mask)
@@ -200,7 +201,8 @@ class Decoder(nn.Module):
       mesh, heads = sharding.mesh, self.size.num_heads
       short = not (batch % batch_devices(mesh) or heads % mesh.shape["tensor"])
     backend = "short" if short else "auto"
-    return dataclasses.replace(compute, backend=backend)
+    joined = short and self.size.width < WIDE
+    return dataclasses.replace(compute, backend=backend, joined=joined)
 
   def _blocks(self, x, context, mask, parallel, compute):
     size, (batch, texts, length, width) = self.size, x.shape

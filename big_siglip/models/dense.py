@@ -3,7 +3,7 @@
 Shape letters: N whatever comes before the features, F features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any
@@ -34,9 +34,20 @@ class Dense(nn.Module):
   kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
   bias_init: Callable[..., Any] = nn.initializers.zeros
 
-  @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x kernel + bias, or gelu(x) kernel + bias."""
+    x, kernel, bias = x.astype(self.dtype), *self.weights()
+    if self.flat:
+      features = math.prod(self.features)
+      kernel, bias = kernel.reshape(-1, features), bias.reshape(-1)
+    if self.gelu:
+      return add_bias(gelu_product(x, kernel), bias)
+    axes = 1 if self.flat else len(self.inputs)
+    return add_bias(_multiplied(x, kernel, axes), bias)
+
+  @nn.compact
+  def weights(self) -> tuple[jax.Array, jax.Array]:
+    """Returns kernel and bias in the dtype of the computation."""
     matrix = math.prod(self.inputs), math.prod(self.features)
     kernel = self.param(
       "kernel",
@@ -46,14 +57,27 @@ class Dense(nn.Module):
     bias = self.param(
       "bias", _flattened(self.bias_init, matrix[1:]), self.features
     )
-    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-    if self.flat:
-      kernel, bias = kernel.reshape(matrix), bias.reshape(-1)
-    if self.gelu:
-      return add_bias(gelu_product(x, kernel), bias)
-    axes = 1 if self.flat else len(self.inputs)
-    multiply = product if kernel.ndim > 2 else jnp.tensordot
-    return add_bias(multiply(x, kernel, axes), bias)
+    return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+def join(x: jax.Array, layers: Sequence[Dense]) -> jax.Array:
+  """Returns what n layers make of x, head by head; ...D -> ...(Hn)h.
+
+  Args:
+    x: ...D.
+    layers: with features (H, h) each, all flat or none.
+  """
+  kernels, biases = zip(*(layer.weights() for layer in layers), strict=True)
+  kernel, bias = jnp.stack(kernels, axis=2), jnp.stack(biases, axis=1)
+  size = () if layers[0].flat else kernel.shape[-1:]
+  kernel = kernel.reshape(kernel.shape[0], -1, *size)
+  bias = bias.reshape(-1, *size)
+  return add_bias(_multiplied(x.astype(kernel.dtype), kernel, 1), bias)
+
+
+def _multiplied(x, kernel, axes):
+  multiply = product if kernel.ndim > 2 else jnp.tensordot
+  return multiply(x, kernel, axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -68,10 +92,11 @@ def product(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
 
 def _product_backward(axes, saved, d_y):
   x, kernel = saved
-  _, backward = jax.vjp(lambda x: jnp.tensordot(x, kernel, axes), x)
-  (d_x,) = backward(d_y)
   outer = x.ndim - axes
+  shape = x.shape
   x, d_y = (a.reshape(*a.shape[:outer], -1) for a in (x, d_y))
+  d_x = jnp.tensordot(d_y, kernel.reshape(-1, d_y.shape[-1]), ((outer,), (1,)))
+  d_x = d_x.reshape(shape)
   d_kernel = jnp.tensordot(x, d_y, (tuple(range(outer)),) * 2)
   # Without a barrier XLA would do as JAX does.
   d_kernel = jax.lax.optimization_barrier(d_kernel)

@@ -82,173 +82,199 @@ def holds(queries: int, keys: int) -> bool:
   return queries * keys * 16 <= _LOGITS_BYTES
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def short_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  arrays: tuple[jax.Array, ...],
   last: jax.Array | None,
   length: int,
   interpret: bool = False,
 ) -> jax.Array:
-  """Returns softmax(query key^T / sqrt(h)) value; RHhQ, 2 x RHhK -> RHhQ.
+  """Returns softmax(query key^T / sqrt(h)) value; RHhQ.
 
   Products take their factors in the dtype of the arguments and sum in float32;
   the softmax is float32.
 
   Args:
-    query: RHhQ.
-    key: RHhK.
-    value: RHhK.
+    arrays: of query, key and value, RHhQ and 2 x RHhK; or of what shares an
+      array, head by head: R(3H)hQ of all, or RHhQ of query and R(2H)hK of key
+      and value.
     last: R1Q int32, the place in its row of the last key that a query sees; it
       must see one. None: of its sequence, all.
     length: L; Q if a row is one sequence, else the Q / L sequences of a row do
       not see each other, and Q = K.
     interpret: run on any device, slowly.
   """
-  return _call_columns(
-    forward, (query, key, value), last, (), length, interpret
-  )[0]
+  return _call_columns(forward, arrays, last, (), length, interpret)[0]
 
 
-def _columns_forward(query, key, value, last, length, interpret):
-  attended = short_attention(query, key, value, last, length, interpret)
-  return attended, (query, key, value, last)
+def _columns_forward(arrays, last, length, interpret):
+  return short_attention(arrays, last, length, interpret), (arrays, last)
 
 
 def _columns_backward(length, interpret, saved, d_attended):
-  *arrays, last = saved
+  arrays, last = saved
   gradients = _call_columns(
     backward, arrays, last, (d_attended,), length, interpret
   )
-  return *gradients, None
+  return tuple(gradients), None
 
 
 short_attention.defvjp(_columns_forward, _columns_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def short_attention_rows(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  heads: int,
-  length: int,
-  interpret: bool = False,
+  joint: jax.Array, heads: int, length: int, interpret: bool = False
 ) -> jax.Array:
-  """Returns the same of sequences behind each other, 3 x (R L)D -> (R L)D.
+  """Returns the same of sequences behind each other; (R L)(3D) -> (R L)D.
 
   Args:
-    query: [R L, D].
-    key: [R L, D].
-    value: [R L, D].
+    joint: [R L, 3 D]: query, key and value, head by head.
     heads: H.
     length: L.
     interpret: run on any device, slowly.
   """
-  arrays = query, key, value
-  return _call_rows(forward, arrays, 1, heads, length, interpret)[0]
+  return _call_rows(forward, joint, (), heads, length, interpret)[0]
 
 
-def _rows_backward(heads, length, interpret, saved, d_attended):
-  arrays = *saved, d_attended
-  return _call_rows(backward, arrays, 3, heads, length, interpret)
+def _rows_backward(heads, length, interpret, joint, d_attended):
+  given = (d_attended,)
+  return tuple(_call_rows(backward, joint, given, heads, length, interpret))
 
 
 short_attention_rows.defvjp(
-  lambda *args: (short_attention_rows(*args), args[:3]), _rows_backward
+  lambda joint, *args: (short_attention_rows(joint, *args), joint),
+  _rows_backward,
 )
+
+# Of query, key and value: in which of 1, 2 or 3 arrays they are, and which
+# ones of a head's parts there.
+_SHARED = {
+  1: ((0, 0), (0, 1), (0, 2)),
+  2: ((0, 0), (1, 0), (1, 1)),
+  3: ((0, 0), (1, 0), (2, 0)),
+}
 
 
 def _call_columns(kernel, arrays, last, cotangents, length, interpret):
   """Runs a kernel on as many heads of a row as fit."""
-  query, key, value = arrays
-  _check_shapes((key, value))
-  _check_shapes((query[..., 0], key[..., 0]))
-  rows, heads, size, queries = query.shape
-  keys = key.shape[3]
-  packed = length != queries
-  if packed and (queries % length or keys != queries):
+  parts = _SHARED[len(arrays)]
+  counts = [sum(at == i for at, _ in parts) for i in range(len(arrays))]
+  _check_columns(arrays, counts, length)
+  rows, heads, size, queries = arrays[0].shape
+  heads, dtype = heads // counts[0], arrays[0].dtype
+  longest = max(x.shape[3] for x in arrays)
+  together = _heads_together(heads, 14 * size * longest * dtype.itemsize)
+
+  def block(tokens, count=1):
+    shape = 1, together * count, size, tokens
+    return pl.BlockSpec(shape, lambda row, head: (row, head, 0, 0))
+
+  result = jax.ShapeDtypeStruct((rows, heads, size, queries), dtype)
+  of_arrays = [
+    block(x.shape[3], count) for x, count in zip(arrays, counts, strict=True)
+  ]
+  of_result = block(queries)
+  given = list(zip(arrays, of_arrays, strict=True))
+  made = given if cotangents else [(result, of_result)]
+  if last is not None:
+    of_last = pl.BlockSpec((1, 1, queries), lambda row, head: (row, 0, 0))
+    given = [*given, (last, of_last)]
+  kernel = functools.partial(
+    kernel,
+    arrays=len(arrays),
+    places=[
+      (*((i, (0, head * counts[i] + part)) for i, part in parts), (0, head))
+      for head in range(together)
+    ],
+    size=size,
+    keys_axis=0,
+    segment=None if length == queries else length,
+  )
+  given = [*given, *((x, of_result) for x in cotangents)]
+  return _call(kernel, given, made, (rows, heads // together), interpret)
+
+
+def _check_columns(arrays, counts, length):
+  """Blocks are cut by one shape: what has another would be cut wrongly."""
+  rows, heads, size, queries = arrays[0].shape
+  keys = arrays[-1].shape[3]
+  shapes = [x.shape for x in arrays]
+  if shapes != [
+    (rows, heads // counts[0] * count, size, keys if i else queries)
+    for i, count in enumerate(counts)
+  ]:
+    raise ValueError(f"query, key and value must go together, not {shapes}")
+  if length != queries and (queries % length or keys != queries):
     raise ValueError(
       f"rows of {queries} queries and {keys} keys cut sequences of {length}"
     )
-  bytes_per_head = 14 * size * max(queries, keys) * query.dtype.itemsize
-  together = max(
+
+
+def _heads_together(heads, bytes_each):
+  return max(
     count
     for count in range(1, heads + 1)
     if heads % count == 0
-    and (count == 1 or count * bytes_per_head <= _ARRAYS_BYTES)
-  )
-  of_queries, of_keys = (
-    pl.BlockSpec((1, together, size, x), lambda row, head: (row, head, 0, 0))
-    for x in (queries, keys)
-  )
-  specs, given = [of_queries, of_keys, of_keys], [*arrays]
-  if last is not None:
-    specs.append(pl.BlockSpec((1, 1, queries), lambda row, head: (row, 0, 0)))
-    given.append(last)
-  kernel = functools.partial(
-    kernel,
-    places=[(0, head) for head in range(together)],
-    size=size,
-    keys_axis=0,
-    segment=length if packed else None,
-  )
-  outputs = 3 if cotangents else 1
-  return _call(
-    kernel,
-    [*given, *cotangents],
-    [*specs, *(of_queries for _ in cotangents)],
-    list(zip(arrays, specs, strict=False))[:outputs],
-    (rows, heads // together),
-    interpret,
+    and (count == 1 or count * bytes_each <= _ARRAYS_BYTES)
   )
 
 
-def _call_rows(kernel, arrays, outputs, heads, length, interpret):
+def _call_rows(kernel, joint, cotangents, heads, length, interpret):
   """Runs a kernel on so few sequences that they begin at a tile."""
-  _check_shapes(arrays)
-  tokens, width = arrays[0].shape
+  tokens, width = joint.shape
+  if width % (3 * heads):
+    raise ValueError(
+      f"{width} features are not query, key and value of {heads} heads"
+    )
+  width //= 3
   size, together = width // heads, _sequences_together(length)
   if tokens % (together * length):
     raise ValueError(
       f"{tokens} tokens are not a multiple of {together} sequences of {length}"
     )
-  block = pl.BlockSpec((together * length, width), lambda row: (row, 0))
-  places = [
-    (
-      slice(row * length, (row + 1) * length),
-      slice(head * size, (head + 1) * size),
-    )
-    for row in range(together)
-    for head in range(heads)
-  ]
-  kernel = functools.partial(
-    kernel, places=places, size=size, keys_axis=1, segment=None
+  spec, of_result = (
+    pl.BlockSpec((together * length, x), lambda row: (row, 0))
+    for x in (3 * width, width)
   )
-  grid = (tokens // (together * length),)
-  specs = [block] * len(arrays)
-  like = [(x, block) for x in arrays[:outputs]]
-  return _call(kernel, arrays, specs, like, grid, interpret)
 
-
-def _check_shapes(arrays):
-  """Blocks are cut by one shape: what has another would be cut wrongly."""
-  shapes = {x.shape for x in arrays}
-  if len(shapes) > 1:
-    raise ValueError(
-      f"query, key and value must have one shape, not {sorted(shapes)}"
+  def place(row, part):
+    return (
+      slice(row * length, (row + 1) * length),
+      slice(part * size, (part + 1) * size),
     )
 
+  kernel = functools.partial(
+    kernel,
+    arrays=1,
+    places=[
+      (
+        *((0, place(row, 3 * head + part)) for part in range(3)),
+        place(row, head),
+      )
+      for row in range(together)
+      for head in range(heads)
+    ],
+    size=size,
+    keys_axis=1,
+    segment=None,
+  )
+  result = jax.ShapeDtypeStruct((tokens, width), joint.dtype)
+  given = [(joint, spec), *((x, of_result) for x in cotangents)]
+  made = [(joint, spec) if cotangents else (result, of_result)]
+  grid = (tokens // (together * length),)
+  return _call(kernel, given, made, grid, interpret)
 
-def _call(kernel, arrays, specs, outputs, grid, interpret):
-  """Runs a kernel; `outputs` are (array of its shape and dtype, spec)."""
+
+def _call(kernel, given, made, grid, interpret):
+  """Runs a kernel on arrays and their specs; the results are like `made`."""
+  arrays, in_specs = zip(*given, strict=True)
   return pl.pallas_call(
     kernel,
     grid=grid,
-    in_specs=specs,
-    out_specs=[spec for _, spec in outputs],
-    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outputs],
+    in_specs=list(in_specs),
+    out_specs=[spec for _, spec in made],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in made],
     interpret=interpret,
   )(*arrays)
 

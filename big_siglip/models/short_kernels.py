@@ -7,49 +7,57 @@ import jax
 import jax.numpy as jnp
 
 
-def forward(query, key, value, *rest, places, size, keys_axis, segment):
+def forward(*refs, arrays, places, size, keys_axis, segment):
   """Writes the heads at `places`, each hQ, or Qh where `keys_axis` is 1.
 
   Args:
-    query: the block.
-    key: the block.
-    value: the block.
-    *rest: the last key that a query sees, 11Q, if that is told; the result.
-    places: where in the blocks the heads are.
+    *refs: blocks of the `arrays` arrays that hold query, key and value; the
+      last key that a query sees, 11Q, if that is told; the result.
+    arrays: how many there are.
+    places: of each head: where query, key and value are, (array, place), and
+      the place of the result.
     size: h.
     keys_axis: of the logits: 0, KQ, or 1, QK.
     segment: tokens of the sequences in a row that do not see each other; None:
       a row is one.
   """
-  *last, attended = rest
-  for place in places:
-    q, k, v = (x[place] for x in (query, key, value))
+  *last, attended = refs[arrays:]
+  for *parts, out in places:
+    q, k, v = (refs[array][place] for array, place in parts)
     weights = _weights(q, k, size, keys_axis, segment, last)
     if keys_axis == 0:
       result = _product(v, weights, 1, 0)
     else:
       result = _product(weights, v, 1, 0)
-    attended[place] = result.astype(attended.dtype)
+    attended[out] = result.astype(attended.dtype)
 
 
-def backward(query, key, value, *rest, places, size, keys_axis, segment):
-  """Writes the gradients of the heads at `places`; see `forward`."""
-  *last, d_attended, d_query, d_key, d_value = rest
-  for place in places:
-    q, k, v, d = (x[place] for x in (query, key, value, d_attended))
+def backward(*refs, arrays, places, size, keys_axis, segment):
+  """Writes the gradients of the arrays; see `forward`."""
+  *last, d_attended = refs[arrays:-arrays]
+  gradients = refs[-arrays:]
+  for *parts, out in places:
+    q, k, v = (refs[array][place] for array, place in parts)
+    d = d_attended[out]
     weights = _weights(q, k, size, keys_axis, segment, last)
     columns = keys_axis == 0
     d_weights = _product(v, d, 0, 0) if columns else _product(d, v, 1, 1)
     mean = (weights * d_weights).sum(axis=keys_axis, keepdims=True)
     d_logits = weights * (d_weights - mean) * size**-0.5
     if columns:
-      d_value[place] = _product(d, weights, 1, 1).astype(d_value.dtype)
-      d_key[place] = _product(q, d_logits, 1, 1).astype(d_key.dtype)
-      d_query[place] = _product(k, d_logits, 1, 0).astype(d_query.dtype)
+      results = (
+        _product(k, d_logits, 1, 0),
+        _product(q, d_logits, 1, 1),
+        _product(d, weights, 1, 1),
+      )
     else:
-      d_value[place] = _product(weights, d, 0, 0).astype(d_value.dtype)
-      d_key[place] = _product(d_logits, q, 0, 0).astype(d_key.dtype)
-      d_query[place] = _product(d_logits, k, 1, 0).astype(d_query.dtype)
+      results = (
+        _product(d_logits, k, 1, 0),
+        _product(d_logits, q, 0, 0),
+        _product(weights, d, 0, 0),
+      )
+    for (array, place), result in zip(parts, results, strict=True):
+      gradients[array][place] = result.astype(gradients[array].dtype)
 
 
 def _weights(query, key, size, keys_axis, segment, last):

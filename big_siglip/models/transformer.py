@@ -14,17 +14,21 @@ import jax.numpy as jnp
 from big_siglip.models.attention import (
   attention,
   choose,
-  flat_attention,
+  joint_attention,
   lay_back,
   lay_out,
 )
 from big_siglip.models.compute import Compute
-from big_siglip.models.dense import Dense
+from big_siglip.models.dense import Dense, join
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.positions import Grid, Grids
 from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes, whole_rows
 from big_siglip.models.slices import apply_blocks, constrain, make_slices
+
+# Query, key and value of so many features, joined, leave no place for the rest
+# in a TPU's fast memory; fewer features, each by itself, wait for the slow one.
+WIDE = 1024
 
 
 class Attention(nn.Module):
@@ -46,47 +50,50 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: jax.Array,
-    context: jax.Array,
+    context: jax.Array | None = None,
     mask: jax.Array | None = None,
     parallel: jax.Array | None = None,
   ) -> jax.Array:
-    """Lets the tokens `x` look at the tokens `context`.
+    """Lets the tokens `x` look at the tokens `context`, or at each other.
 
     Args:
       x: BQD.
-      context: BKD.
+      context: BKD; None: `x`.
       mask: BK bool, true for what can be looked at; None: all.
       parallel: B bool, true for those that are not causal; None: none.
     """
     width = x.shape[-1]
     heads = self.num_heads, width // self.num_heads
     length = self.length or x.shape[1]
-    backend = self.compute.backend
-    flat = (
-      backend == "short"
-      and self.length is not None
-      and not (self.causal or fills_lanes(length))
+    backend, joined = self.compute.backend, self.compute.joined
+    flat = backend == "short" and not (
+      self.length is None or self.causal or fills_lanes(length)
     )
     # Xavier over the D x D matrix that the heads make together.
     project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
+    seen = x if context is None else context
     query, key, value = (
-      checkpoint_name(
-        project(tokens.shape[-1:], heads, name=name)(tokens), name
-      )
-      for name, tokens in (("query", x), ("key", context), ("value", context))
+      project(tokens.shape[-1:], heads, name=name)
+      for name, tokens in (("query", x), ("key", seen), ("value", seen))
     )
-    if flat:
-      attend = functools.partial(flat_attention, head_size=heads[1])
+    if not joined:
+      arrays = query(x), key(seen), value(seen)
+      names = "query", "key", "value"
+    elif context is None:
+      arrays, names = (join(x, (query, key, value)),), ("query",)
     else:
-      attend = functools.partial(
-        attention,
-        backend=backend,
-        mask=mask,
-        causal=self.causal,
-        parallel=parallel,
-      )
-    sharding = self.compute.on(x.shape[0])
-    attended = attend(query, key, value, length=length, sharding=sharding)
+      arrays, names = (query(x), join(seen, (key, value))), ("query", "key")
+    arrays = map(checkpoint_name, arrays, names)
+    told = {
+      "length": length,
+      "sharding": self.compute.on(x.shape[0]),
+      "causal": self.causal,
+      "parallel": parallel,
+    }
+    if joined:
+      attended = joint_attention(tuple(arrays), size=heads[1], **told)
+    else:
+      attended = attention(*arrays, backend=backend, mask=mask, **told)
     return project(heads, (width,), name="out")(attended)
 
 
@@ -137,7 +144,7 @@ class Block(nn.Module):
     attend = Attention(
       self.num_heads, self.compute, self.causal, self.length, name="attention"
     )
-    x = x + attend(y, y, mask)
+    x = x + attend(y, mask=mask)
     y = layer_norm(dtype, name="mlp_norm")(x)
     return x + Mlp(self.mlp_dim, dtype, name="mlp")(y)
 
@@ -205,16 +212,23 @@ class Encoder(nn.Module):
       mask=mask is not None,
       causal=self.causal,
     )
-    return dataclasses.replace(compute, backend=backend)
+    flat = not (self.causal or fills_lanes(length))
+    joined = backend == "short" and (flat or width < WIDE)
+    return dataclasses.replace(compute, backend=backend, joined=joined)
 
 
 def recomputed(block: type[nn.Module], compute: Compute) -> type[nn.Module]:
   """Returns a class of blocks that keep what `compute.remat` says."""
   if compute.remat == "none":
     return block
-  # Inside a scan nothing could be merged across iterations anyway.
+  # Inside a scan nothing could be merged across iterations anyway. But joined
+  # products of a slice stay in a TPU's fast memory only if they are computed
+  # again when the gradients of the slice behind it are done.
+  wait = not compute.scan or (
+    compute.joined and compute.slice_tokens is not None
+  )
   policy = REMAT_POLICIES[compute.remat]
-  return nn.remat(block, prevent_cse=not compute.scan, policy=policy)
+  return nn.remat(block, prevent_cse=wait, policy=policy)
 
 
 def add_position_embedding(

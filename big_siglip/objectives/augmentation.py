@@ -109,7 +109,9 @@ def _grey(x):
 def _hue(x, by):
   """Turns the hue by a share of the circle; saturation and value stay."""
   red, green, blue = x
-  value, low = x.max(axis=0), x.min(axis=0)
+  # Pixel by pixel, as all that follows: a reduction would be a pass of its own.
+  value = jnp.maximum(jnp.maximum(red, green), blue)
+  low = jnp.minimum(jnp.minimum(red, green), blue)
   chroma = value - low
   divisor = jnp.where(chroma > 0, chroma, 1)
   # Which is the largest, without asking for equality: what a compiler computes
