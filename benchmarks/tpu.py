@@ -51,7 +51,6 @@ _LARGE_CROPS = {"terms.teacher.local_size": 84, "terms.teacher.weight": 1.0}
 RECIPE = (
   ("siglip2/pretrain", _PLAIN),
   ("siglip2/pretrain", {}),
-  ("siglip2/pretrain", {"model.scan": False, "model.remat": "projections"}),
   ("siglip2/distil", {}),
   ("siglip2/pretrain", {**_LARGE, **_PLAIN}),
   ("siglip2/pretrain", _LARGE),
