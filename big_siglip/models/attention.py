@@ -44,8 +44,8 @@ def attention(
     backend: a name of `words.ATTENTIONS`; see `backends.choose`.
     sharding: of the batch, which kernels have to be told; its mesh also says
       which chip it is for. None: the default device.
-    length: of the sequences that lie behind each other in a row, for "short"
-      alone; see `lay_out`. None: a row is a sequence.
+    length: of the sequences as `lay_out` has them: behind each other in a row
+      for "short", before padding for "splash". None: a row is a sequence.
     mask: BK bool, True where a key is real. None: all are.
     causal: query i sees the keys of its sequence up to i; Q = K.
     parallel: B bool, or BS where a row holds S sequences, of a causal attention
@@ -89,8 +89,9 @@ def attention(
     )
   if backend == "splash":
     interpret = platform_of(sharding) != "tpu"
+    real = length if packed else None
     attended = splash_attention(
-      query, key, value, mask, causal, sharding, interpret
+      query, key, value, mask, causal, sharding, interpret, real
     )
   elif backend == "cudnn":
     attended = checkpoint_name(
@@ -128,6 +129,8 @@ def _check(query, key, value, backend, length, mask, causal):
     )
   if length is None or length == queries:
     return
+  if backend == "splash" and length < queries == key.shape[1]:
+    return
   if backend != "short" or mask is not None or queries % length:
     raise ValueError(
       f"rows of {queries} tokens of sequences of {length}: must be whole "
@@ -135,25 +138,35 @@ def _check(query, key, value, backend, length, mask, causal):
     )
 
 
-def lay_out(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
-  """Returns sequences in rows of 128 tokens, BLD -> RTD, for "short".
+def lay_out(
+  x: jax.Array, backend: str, sharding: NamedSharding | None
+) -> jax.Array:
+  """Returns sequences as a kernel likes them through all blocks, BLD -> RTD.
 
-  XLA then keeps the tokens of a sequence beside each other. For 128 sequences
-  of 64 or 196 tokens a device it would not, and copy around the kernel.
-  Sequences of a multiple of 128 tokens stay as they are.
+  For "short" in rows of 128 tokens: XLA then keeps the tokens of a sequence
+  beside each other. For 128 sequences of 64 or 196 tokens a device it would
+  not, and copy around the kernel. For "splash" with padding behind, where that
+  is at most a third: it takes whole blocks, and to pad and to cut its arrays in
+  every block takes a TPU longer than to compute the padding. Sequences of a
+  multiple of 128 tokens, and those of all others, stay as they are.
   """
-  if x.shape[1] % LANES == 0:
-    return x
-  return _reshape(x, (-1, LANES, x.shape[2]), sharding)
+  surplus = -x.shape[1] % LANES
+  if backend == "short" and surplus:
+    return _reshape(x, (-1, LANES, x.shape[2]), sharding)
+  if backend == "splash" and surplus * 3 <= x.shape[1]:
+    return jnp.pad(x, ((0, 0), (0, surplus), (0, 0)))
+  return x
 
 
 def lay_back(
-  x: jax.Array, length: int, sharding: NamedSharding | None
+  x: jax.Array, length: int, backend: str, sharding: NamedSharding | None
 ) -> jax.Array:
   """Undoes `lay_out`; RTD -> BLD with L = `length`."""
   if x.shape[1] == length:
     return x
-  return _reshape(x, (-1, length, x.shape[2]), sharding)
+  if backend == "short":
+    return _reshape(x, (-1, length, x.shape[2]), sharding)
+  return x[:, :length]
 
 
 def _reshape(x, shape, sharding):

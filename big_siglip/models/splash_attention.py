@@ -21,6 +21,7 @@ def splash_attention(
   causal: bool,
   sharding: NamedSharding | None,
   interpret: bool = False,
+  length: int | None = None,
 ) -> jax.Array:
   """Returns softmax(query key^T / sqrt(h)) value; (BQHh, BKHh, BKHh) -> BQHh.
 
@@ -32,9 +33,10 @@ def splash_attention(
     causal: query i sees the keys up to i.
     sharding: of the batch; None: one device.
     interpret: run on any device, slowly.
+    length: of the tokens before padding; Q = K. None: all.
   """
   queries, size = query.shape[1], query.shape[-1]
-  lengths = queries, key.shape[1]
+  lengths = length or queries, length or key.shape[1]
   query, key, value = map(_to_whole_blocks, (query, key, value))
   arrays = [x.swapaxes(1, 2) for x in (query * size**-0.5, key, value)]
   local = functools.partial(

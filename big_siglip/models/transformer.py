@@ -38,7 +38,7 @@ class Attention(nn.Module):
     num_heads: H.
     compute: how.
     causal: let each query see no key after its own place.
-    length: of a sequence, where `lay_out` put several behind each other.
+    length: of a sequence, as `lay_out` has them.
   """
 
   num_heads: int
@@ -127,7 +127,7 @@ class Block(nn.Module):
     mlp_dim: F.
     compute: how.
     causal: see `Attention`.
-    length: of a sequence, where `lay_out` put several behind each other.
+    length: of a sequence, as `lay_out` has them.
   """
 
   num_heads: int
@@ -174,8 +174,9 @@ class Encoder(nn.Module):
     compute = self._compute(x, mask)
     batch, length, _ = x.shape
     sharding = compute.on(batch)
-    if compute.backend == "short":
-      x = lay_out(x, sharding)
+    x = lay_out(x, compute.backend, sharding)
+    if mask is not None:
+      mask = jnp.pad(mask, ((0, 0), (0, x.shape[1] - length)))
     make = functools.partial(
       recomputed(Block, compute),
       self.num_heads,
@@ -184,8 +185,7 @@ class Encoder(nn.Module):
       self.causal,
       length,
     )
-    laid_out = x.shape[1] != length
-    unit = whole_rows(length) if laid_out else 1
+    unit = whole_rows(length) if x.shape[0] != batch else 1
     slices = make_slices(compute, batch, x.shape[0], x.shape[1], unit)
     cut = slices.cut if slices else lambda x: x[None]
     parts = tuple(slices.cut(x)) if slices else (x,)
@@ -193,7 +193,7 @@ class Encoder(nn.Module):
     masks = None if mask is None else tuple(cut(mask))
     parts = apply_blocks(make, self.depth, compute, parts, sharding, masks)
     x = slices.join(jnp.stack(parts)) if slices else parts[0]
-    x = lay_back(x, length, sharding)
+    x = lay_back(x, length, compute.backend, sharding)
     return layer_norm(compute.dtype, name="norm")(x) if self.norm else x
 
   @nn.nowrap
