@@ -146,7 +146,8 @@ def test_a_single_query_sees_real_keys_alone():
     (196, 130, 8, False, False),
     (20, 200, 8, True, False),
     (196, 196, 8, True, True),
-    (640, 640, 8, False, True),  # Several blocks; some are not computed.
+    (1280, 1280, 8, False, True),  # Two blocks; one of four is not computed.
+    (130, 1300, 8, False, False),  # Padded to two blocks of 768.
   ],
 )
 def test_splash_equals_plain_products(
@@ -248,6 +249,7 @@ def test_masks_on_a_mesh(backend, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
   ("queries", "keys", "size", "masked", "causal"),
   [
@@ -255,15 +257,20 @@ def test_masks_on_a_mesh(backend, monkeypatch):
     (64, 64, 72, True, True),
     (196, 64, 64, True, False),
     (600, 600, 80, False, True),
+    (1024, 1024, 80, True, True),  # The longest block.
+    (1024, 1024, 128, True, True),
   ],
 )
-def test_the_tpu_compiler_takes_masks(queries, keys, size, masked, causal):
+def test_the_tpu_compiler_takes_masks(
+  queries, keys, size, masked, causal, dtype
+):
   pytest.importorskip("libtpu")
-  devices, _ = topologies.describe("v5e:2x2")
+  # Of all TPUs a v4 has the smallest fast memory for a kernel.
+  devices, _ = topologies.describe("v4:2x2x1" if queries > 600 else "v5e:2x2")
   mesh = sharding.make_mesh(data=2, tensor=2, devices=devices)
   placed = sharding.batch_sharding(mesh)
 
-  def array(length, *rest, dtype="bfloat16"):
+  def array(length, *rest, dtype=dtype):
     shape = 8, length, *rest
     return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
 

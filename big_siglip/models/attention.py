@@ -16,7 +16,7 @@ from big_siglip.models.short_attention import (
   short_attention,
   short_attention_rows,
 )
-from big_siglip.models.splash_attention import splash_attention
+from big_siglip.models.splash_attention import splash_attention, whole_blocks
 
 
 def attention(
@@ -56,9 +56,7 @@ def attention(
     ValueError: shapes do not go together.
     UserError: what `backend` names cannot compute this.
   """
-  _check(query, key, value, backend, length, mask, causal)
-  if parallel is not None and (mask is not None or not causal):
-    raise ValueError("parallel: is for causal attention without mask")
+  _check(query, key, value, backend, length, mask, causal, parallel)
   packed = length is not None and length != query.shape[1]
   if not packed:
     batch, queries, heads, size = query.shape
@@ -108,7 +106,7 @@ def attention(
   return attended
 
 
-def _check(query, key, value, backend, length, mask, causal):
+def _check(query, key, value, backend, length, mask, causal, parallel):
   """Some kernels would cut or repeat what does not fit, and say nothing."""
   batch, queries, *heads = query.shape
   if not key.shape == value.shape == (batch, key.shape[1], *heads):
@@ -127,6 +125,8 @@ def _check(query, key, value, backend, length, mask, causal):
       f"causal attention of {queries} queries to {key.shape[1]} keys: must be "
       "as many"
     )
+  if parallel is not None and (mask is not None or not causal):
+    raise ValueError("parallel: is for causal attention without mask")
   if length is None or length == queries:
     return
   if backend == "splash" and length < queries == key.shape[1]:
@@ -147,13 +147,14 @@ def lay_out(
   beside each other. For 128 sequences of 64 or 196 tokens a device it would
   not, and copy around the kernel. For "splash" with padding behind, where that
   is at most a third: it takes whole blocks, and to pad and to cut its arrays in
-  every block takes a TPU longer than to compute the padding. Sequences of a
-  multiple of 128 tokens, and those of all others, stay as they are.
+  every block takes a TPU longer than to compute the padding. Sequences that
+  fill rows or blocks, and those of all others, stay as they are.
   """
-  surplus = -x.shape[1] % LANES
-  if backend == "short" and surplus:
+  length = x.shape[1]
+  if backend == "short" and length % LANES:
     return _reshape(x, (-1, LANES, x.shape[2]), sharding)
-  if backend == "splash" and surplus * 3 <= x.shape[1]:
+  surplus = whole_blocks(length) - length
+  if backend == "splash" and surplus * 3 <= length:
     return jnp.pad(x, ((0, 0), (0, surplus), (0, 0)))
   return x
 

@@ -4,6 +4,7 @@ Shape letters: B batch, H heads, Q tokens as queries, K as keys, h head size.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from big_siglip.models.short_attention import LANES
+
+# Tokens of a block at most. For each block of keys the backward kernel writes
+# gradients of all queries, which are summed outside.
+_LONGEST = 8 * LANES
 
 
 def splash_attention(
@@ -57,9 +62,15 @@ def splash_attention(
   return local(*arrays).swapaxes(1, 2)[:, :queries]
 
 
+def whole_blocks(length: int) -> int:
+  """Returns how long a sequence is that fills the blocks of one of `length`."""
+  count = math.ceil(length / _LONGEST)
+  return count * LANES * math.ceil(length / (count * LANES))
+
+
 def _to_whole_blocks(x):
-  """Pads the second axis with zeros to a multiple of a block."""
-  surplus = -x.shape[1] % LANES
+  """Pads the second axis with zeros."""
+  surplus = whole_blocks(x.shape[1]) - x.shape[1]
   if not surplus:
     return x
   pads = ((0, 0), (0, surplus), *((0, 0) for _ in x.shape[2:]))
@@ -82,7 +93,7 @@ def _heads_first(query, key, value, mask=None, *, lengths, causal, interpret):
     masks.MultiHeadMask([seen] * heads),
     head_shards=1,
     q_seq_shards=1,
-    block_sizes=_block_sizes(kernel, *shape),
+    block_sizes=_block_sizes(kernel, *shape, query.dtype.itemsize),
     residual_checkpoint_name="attention",
     interpret=interpret,
   )
@@ -104,10 +115,10 @@ def _segments(padded, length):
   return (jnp.arange(padded) < length).astype(jnp.int32)
 
 
-def _block_sizes(kernel, queries, keys):
+def _block_sizes(kernel, queries, keys, itemsize):
   # The sequence along the lanes: a head size below 128 would leave them empty.
   layout = kernel.QKVLayout.SEQ_MINOR
-  block_q, block_kv = map(_block, (queries, keys))
+  block_q, block_kv = (_block(x, itemsize) for x in (queries, keys))
   return kernel.BlockSizes(
     block_q=block_q,
     block_kv=block_kv,
@@ -122,9 +133,8 @@ def _block_sizes(kernel, queries, keys):
   )
 
 
-def _block(padded: int) -> int:
-  """Returns the largest block of at most 512 that divides a length."""
-  block = min(padded, 4 * LANES)
-  while padded % block:
-    block -= LANES
-  return block
+def _block(padded, itemsize):
+  """Returns the tokens of a block of what `whole_blocks` returned."""
+  block = padded // math.ceil(padded / _LONGEST)
+  # Of the longest, float32's heads and logits are more than a v4's fast memory.
+  return block // 2 if block == _LONGEST and itemsize > 2 else block
