@@ -7,7 +7,7 @@ import os
 import re
 import select
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 class UserError(ValueError):
@@ -107,6 +107,8 @@ def exit_on_error() -> Iterator[None]:
     if isinstance(error, Stalled):
       leave(1)
     sys.exit(2 if isinstance(error, UserError) else 1)
+  finally:
+    _let_messages_go()
 
 
 def leave(status: int) -> NoReturn:
@@ -120,11 +122,24 @@ def leave(status: int) -> NoReturn:
   os._exit(status)
 
 
-def drop_output() -> None:
-  """Lets whatever is printed from now on go nowhere, unflushed lines too."""
+def drop_output(stream: TextIO | None = None) -> None:
+  """Lets whatever is printed from now on go nowhere, unflushed lines too.
+
+  Args:
+    stream: to which it is printed; None: standard output.
+  """
   nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, sys.stdout.fileno())
+  os.dup2(nowhere, (stream or sys.stdout).fileno())
   os.close(nowhere)
+
+
+def _let_messages_go() -> None:
+  """Drops what nobody reads of standard error, or Python would end with 120."""
+  try:
+    if sys.stderr:
+      sys.stderr.flush()
+  except OSError:
+    drop_output(sys.stderr)
 
 
 def _output_is_gone() -> bool:

@@ -16,6 +16,8 @@ os.environ.setdefault(
 )
 # Where in the code each operation stands is for readers of HLO alone.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+# A user's Python keeps what it prints until a pipe's buffer is full.
+os.environ.pop("PYTHONUNBUFFERED", None)
 # Nothing goes to the user's own cache, nor comes from there.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 
 from PIL import Image
@@ -188,3 +189,26 @@ def test_a_reader_who_has_seen_enough_is_no_failure(monkeypatch):
     with pytest.raises(SystemExit) as end, exit_on_error():
       print("Buffered until the end.")
   assert end.value.code == 0
+
+
+@pytest.mark.parametrize(
+  ("last", "status"), [("", 0), ("raise errors.UserError('wrong')", 2)]
+)
+def test_messages_that_nobody_reads_change_no_status(last, status):
+  """Python would try to write them once more at its end, and return 120."""
+  program = f"""
+import sys
+from big_siglip import errors, progress
+sys.stdin.read()
+with errors.exit_on_error(), progress.speaking():
+  progress.say("compiling ...")
+  {last}
+"""
+  process = subprocess.Popen(
+    [sys.executable, "-c", program],
+    stdin=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+  process.stderr.close()
+  process.stdin.close()
+  assert process.wait(timeout=60) == status
