@@ -136,7 +136,7 @@ def drop_output(stream: TextIO | None = None) -> None:
 def _let_messages_go() -> None:
   """Drops what nobody reads of standard error, or Python would end with 120."""
   try:
-    if sys.stderr:
+    if sys.stderr and not sys.stderr.closed:
       sys.stderr.flush()
   except OSError:
     drop_output(sys.stderr)

@@ -9,8 +9,7 @@ from peers import torch
 import pytest
 
 from big_siglip import sharding
-from big_siglip.models import decoder as decoder_module
-from big_siglip.models import restack
+from big_siglip.models import restack, transformer
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoder
 from big_siglip.schema.sizes import TowerSize
@@ -221,7 +220,7 @@ def test_the_kernel_and_slices_change_neither_values_nor_gradients(
   parallel, wide, monkeypatch
 ):
   if wide:  # Then query, key and value are products of their own.
-    monkeypatch.setattr(decoder_module, "WIDE", 0)
+    monkeypatch.setattr(transformer, "_WIDE", 0)
   mesh = sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
   split = sharding.batch_sharding(mesh)
   targets, context = np.tile(TARGETS, (4, 1, 1)), np.tile(CONTEXT, (4, 1, 1))

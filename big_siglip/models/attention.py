@@ -16,7 +16,11 @@ from big_siglip.models.short_attention import (
   short_attention,
   short_attention_rows,
 )
-from big_siglip.models.splash_attention import splash_attention, whole_blocks
+from big_siglip.models.splash_attention import (
+  splash_attention,
+  to_whole_blocks,
+  whole_blocks,
+)
 
 
 def attention(
@@ -153,9 +157,8 @@ def lay_out(
   length = x.shape[1]
   if backend == "short" and length % LANES:
     return _reshape(x, (-1, LANES, x.shape[2]), sharding)
-  surplus = whole_blocks(length) - length
-  if backend == "splash" and surplus * 3 <= length:
-    return jnp.pad(x, ((0, 0), (0, surplus), (0, 0)))
+  if backend == "splash" and (whole_blocks(length) - length) * 3 <= length:
+    return to_whole_blocks(x)
   return x
 
 

@@ -10,7 +10,6 @@ all, D width, H heads, F hidden units, K image tokens, C their width, V
 vocabulary.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from big_siglip.models.transformer import (
   Attention,
   Mlp,
   recomputed,
-  WIDE,
+  resolved,
 )
 from big_siglip.schema.sizes import TowerSize
 from big_siglip.schema.words import KERNELS
@@ -201,8 +200,7 @@ class Decoder(nn.Module):
       mesh, heads = sharding.mesh, self.size.num_heads
       short = not (batch % batch_devices(mesh) or heads % mesh.shape["tensor"])
     backend = "short" if short else "auto"
-    joined = short and self.size.width < WIDE
-    return dataclasses.replace(compute, backend=backend, joined=joined)
+    return resolved(compute, backend, self.size.width)
 
   def _blocks(self, x, context, mask, parallel, compute):
     size, (batch, texts, length, width) = self.size, x.shape

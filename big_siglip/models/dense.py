@@ -43,7 +43,7 @@ class Dense(nn.Module):
     if self.gelu:
       return add_bias(gelu_product(x, kernel), bias)
     axes = 1 if self.flat else len(self.inputs)
-    return add_bias(_multiplied(x, kernel, axes), bias)
+    return _affine(x, kernel, bias, axes)
 
   @nn.compact
   def weights(self) -> tuple[jax.Array, jax.Array]:
@@ -72,12 +72,12 @@ def join(x: jax.Array, layers: Sequence[Dense]) -> jax.Array:
   size = () if layers[0].flat else kernel.shape[-1:]
   kernel = kernel.reshape(kernel.shape[0], -1, *size)
   bias = bias.reshape(-1, *size)
-  return add_bias(_multiplied(x.astype(kernel.dtype), kernel, 1), bias)
+  return _affine(x.astype(kernel.dtype), kernel, bias, 1)
 
 
-def _multiplied(x, kernel, axes):
+def _affine(x, kernel, bias, axes):
   multiply = product if kernel.ndim > 2 else jnp.tensordot
-  return multiply(x, kernel, axes)
+  return add_bias(multiply(x, kernel, axes), bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

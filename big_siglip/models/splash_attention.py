@@ -42,13 +42,13 @@ def splash_attention(
   """
   queries, size = query.shape[1], query.shape[-1]
   lengths = length or queries, length or key.shape[1]
-  query, key, value = map(_to_whole_blocks, (query, key, value))
+  query, key, value = map(to_whole_blocks, (query, key, value))
   arrays = [x.swapaxes(1, 2) for x in (query * size**-0.5, key, value)]
   local = functools.partial(
     _heads_first, lengths=lengths, causal=causal, interpret=interpret
   )
   if mask is not None:
-    arrays.append(_to_whole_blocks(mask))
+    arrays.append(to_whole_blocks(mask))
   if sharding is not None:
     spec = P(*sharding.spec, "tensor")
     specs = (spec, spec, spec, sharding.spec)
@@ -68,8 +68,8 @@ def whole_blocks(length: int) -> int:
   return count * LANES * math.ceil(length / (count * LANES))
 
 
-def _to_whole_blocks(x):
-  """Pads the second axis with zeros."""
+def to_whole_blocks(x: jax.Array) -> jax.Array:
+  """Pads the second axis with zeros; BL... -> BT...."""
   surplus = whole_blocks(x.shape[1]) - x.shape[1]
   if not surplus:
     return x

@@ -28,7 +28,7 @@ from big_siglip.models.slices import apply_blocks, constrain, make_slices
 
 # Query, key and value of so many features, joined, leave no place for the rest
 # in a TPU's fast memory; fewer features, each by itself, wait for the slow one.
-WIDE = 1024
+_WIDE = 1024
 
 
 class Attention(nn.Module):
@@ -66,8 +66,10 @@ class Attention(nn.Module):
     heads = self.num_heads, width // self.num_heads
     length = self.length or x.shape[1]
     backend, joined = self.compute.backend, self.compute.joined
-    flat = backend == "short" and not (
-      self.length is None or self.causal or fills_lanes(length)
+    flat = (
+      backend == "short"
+      and self.length is not None
+      and _flat(length, self.causal)
     )
     # Xavier over the D x D matrix that the heads make together.
     project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
@@ -212,9 +214,27 @@ class Encoder(nn.Module):
       mask=mask is not None,
       causal=self.causal,
     )
-    flat = not (self.causal or fills_lanes(length))
-    joined = backend == "short" and (flat or width < WIDE)
-    return dataclasses.replace(compute, backend=backend, joined=joined)
+    return resolved(compute, backend, width, _flat(length, self.causal))
+
+
+def resolved(
+  compute: Compute, backend: str, width: int, flat: bool = False
+) -> Compute:
+  """Returns `compute` with its backend and what follows from that.
+
+  Args:
+    compute: how.
+    backend: what "auto" stands for, or what is named.
+    width: D.
+    flat: whether heads lie flat for "short".
+  """
+  joined = backend == "short" and (flat or width < _WIDE)
+  return dataclasses.replace(compute, backend=backend, joined=joined)
+
+
+def _flat(length, causal):
+  """Returns whether "short" takes heads that lie flat; L of a sequence."""
+  return not (causal or fills_lanes(length))
 
 
 def recomputed(block: type[nn.Module], compute: Compute) -> type[nn.Module]:
