@@ -406,7 +406,7 @@ def test_what_stops_a_push_is_one_line(run, tmp_path, hub, monkeypatch):
   def said(*flags):
     status, _, message = _export(run, out, *flags)
     assert status == 2
-    (line,) = message.strip().splitlines()
+    (line,) = programs.without_progress(message).splitlines()
     return line
 
   assert "--push=name: must be ORG/NAME" in said("--push=name")
