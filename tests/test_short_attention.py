@@ -182,8 +182,7 @@ def test_rows_that_cut_a_sequence_are_refused():
     short_attention_rows(rows, 2, 20, True)
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_joined_layers_compute_what_each_does(flat):
+def test_joined_layers_compute_what_each_does():
   class Both(nn.Module):
     joined: bool
 
@@ -191,14 +190,13 @@ def test_joined_layers_compute_what_each_does(flat):
     def __call__(self, x):
       bias = nn.initializers.normal(1.0)
       layers = [
-        Dense((24,), (4, 5), "float32", flat, bias_init=bias, name=name)
+        Dense((24,), (4, 5), "float32", bias_init=bias, name=name)
         for name in ("query", "key", "value")
       ]
       if self.joined:
         y = join(x, layers)
       else:
-        each = [layer(x).reshape(*x.shape[:2], 4, 5) for layer in layers]
-        y = jnp.stack(each, 3)
+        y = jnp.stack([layer(x) for layer in layers], 3)
       return y.reshape(*x.shape[:2], 4, 3, 5)
 
   x = jax.random.normal(jax.random.key(0), (2, 3, 24))

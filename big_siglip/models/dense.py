@@ -61,17 +61,15 @@ class Dense(nn.Module):
 
 
 def join(x: jax.Array, layers: Sequence[Dense]) -> jax.Array:
-  """Returns what n layers make of x, head by head; ...D -> ...(Hn)h.
+  """Returns what n layers make of x, head by head; ...D -> ...(Hnh).
 
   Args:
     x: ...D.
-    layers: with features (H, h) each, all flat or none.
+    layers: with features (H, h) each.
   """
   kernels, biases = zip(*(layer.weights() for layer in layers), strict=True)
   kernel, bias = jnp.stack(kernels, axis=2), jnp.stack(biases, axis=1)
-  size = () if layers[0].flat else kernel.shape[-1:]
-  kernel = kernel.reshape(kernel.shape[0], -1, *size)
-  bias = bias.reshape(-1, *size)
+  kernel, bias = kernel.reshape(kernel.shape[0], -1), bias.reshape(-1)
   return _affine(x.astype(kernel.dtype), kernel, bias, 1)
 
 
