@@ -1,5 +1,7 @@
 """Cross-entropy in chunks equals the plain one, and computes targets alone."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,14 @@ SHAPE, WIDTH, VOCAB = (8, 3, 7), 16, 37
 COUNT = 8 * 3 * 7
 
 
-def _inputs(share, shift=0.0):
+def _inputs(share, shift=0.0, vocab=VOCAB):
   rng = np.random.default_rng(0)
   hidden, kernel, bias = (
     np.float32(rng.normal(size=shape))
-    for shape in ((*SHAPE, WIDTH), (WIDTH, VOCAB), (VOCAB,))
+    for shape in ((*SHAPE, WIDTH), (WIDTH, vocab), (vocab,))
   )
   bias += np.float32(shift)
-  targets = rng.integers(0, VOCAB, SHAPE).astype(np.int32)
+  targets = rng.integers(0, vocab, SHAPE).astype(np.int32)
   real = rng.random(SHAPE) < share
   weights = np.float32(rng.normal(size=SHAPE))
   return (hidden, kernel, bias), targets, real, weights
@@ -38,13 +40,15 @@ def _plain_gradients(hidden, kernel, bias, targets, real, weights):
   logits = np.float64(hidden) @ kernel + bias
   logits -= logits.max(-1, keepdims=True)
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  d = (p - np.eye(VOCAB)[targets]) * (real * weights)[..., None]
+  d = (p - np.eye(bias.size)[targets]) * (real * weights)[..., None]
   d_kernel = np.einsum("btld,btlv->dv", hidden, d)
   return d @ np.float64(kernel).T, d_kernel, d.sum((0, 1, 2))
 
 
-def _check(share, chunk_size, split=None, shift=0.0, tolerance=1e-6):
-  arrays, targets, real, weights = _inputs(share, shift)
+def _check(
+  share, chunk_size, split=None, shift=0.0, tolerance=1e-6, vocab=VOCAB
+):
+  arrays, targets, real, weights = _inputs(share, shift, vocab)
 
   def loss(*arrays):
     found = token_cross_entropy(
@@ -69,6 +73,25 @@ def _check(share, chunk_size, split=None, shift=0.0, tolerance=1e-6):
 )
 def test_chunks_change_neither_losses_nor_gradients(share, chunk_size):
   _check(share, chunk_size)
+
+
+@pytest.mark.parametrize(
+  "piece,shape", [(8, None), (1, None), (3, (2, 2, 2)), (3, (1, 1, 8))]
+)
+def test_gradients_of_pieces_of_the_vocabulary_are_those_of_all(
+  monkeypatch, piece, shape
+):
+  """The last one overlaps; devices that share the vocabulary cut their own.
+
+  A product of other sizes may round another way, by a step of the logits.
+  """
+  loss = importlib.import_module("big_siglip.losses.token_cross_entropy")
+  monkeypatch.setattr(loss, "_PIECE", piece)
+  split = shape and sharding.batch_sharding(sharding.make_mesh(*shape))
+  vocab = 40 if shape else VOCAB
+  (hidden, kernel, bias), *_ = _inputs(0.3, vocab=vocab)
+  step = float(np.spacing(np.abs(hidden @ kernel + bias).max()))
+  _check(0.3, 5, split, tolerance=step, vocab=vocab)
 
 
 @pytest.mark.parametrize("shift", [-500.0, -70.0, 70.0, 500.0])

@@ -26,6 +26,11 @@ from big_siglip.sharding import batch_devices
 # product for nothing.
 SURE = 60.0
 
+# Logits of a chunk whose gradients exist at once: in bfloat16 a TPU's fast
+# memory holds those of 2,048 tokens until both products have taken them. Of
+# 256,000 they make 25 pieces of whole tiles.
+_PIECE = 10_240
+
 
 class TokenLosses(NamedTuple):
   """What was found of each token; 0 where there is no target.
@@ -142,22 +147,43 @@ def _forward(sharding, hidden, kernel, bias, targets, real):
 
 def _backward(sharding, saved, cotangents):
   hidden, kernel, bias, targets, real, total = saved
-  cast = _gathered(kernel.astype(hidden.dtype), sharding)
+  mesh = None if sharding is None else sharding.mesh
+  axis = None if mesh is None else _vocabulary_axis(kernel, mesh)
+  shards = 1 if axis is None else mesh.shape[axis]
+  own = kernel.shape[1] // shards
+  size = min(_PIECE, own)
+  shape = shards, own
+  all_kernel = _gathered(kernel.astype(hidden.dtype), sharding)
+  all_kernel, all_bias = (x.reshape(-1, *shape) for x in (all_kernel, bias))
 
   def compute(sums, hidden, targets, real, total, d_loss):
-    logits = _logits(hidden, cast, bias)
-    is_target, _ = _is_target(logits, targets)
-    factor = jnp.where(real, d_loss, 0)[..., None]
-    d_logits = factor * (jnp.exp(logits - total[..., None]) - is_target)
-    d_bias = sums[1] + d_logits.sum(axis=1)
-    d_logits = d_logits.astype(hidden.dtype)
-    d_hidden = jnp.einsum(
-      "GcV,DV->GcD", d_logits, cast, preferred_element_type=jnp.float32
-    ).astype(hidden.dtype)
-    d_kernel = sums[0] + jnp.einsum(
-      "GcD,GcV->GDV", hidden, d_logits, preferred_element_type=jnp.float32
-    )
-    return (d_kernel, d_bias), d_hidden
+    factor = jnp.where(real, d_loss, 0)[..., None, None]
+    targets, total = targets[..., None, None], total[..., None, None]
+
+    def visit(sums, begin):
+      """Adds what a piece of the vocabulary gives, v of each shard s."""
+      start = jnp.minimum(begin, own - size)  # The last may overlap.
+      kernel, bias = (_piece(x, start, size) for x in (all_kernel, all_bias))
+      logits = _multiply("GcD,Dsv->Gcsv", hidden, kernel) + bias[None]
+      places = start + _count(size).reshape(1, 1, 1, -1)
+      ids = own * _count(shards).reshape(1, 1, -1, 1) + places
+      d_logits = factor * (jnp.exp(logits - total) - (ids == targets))
+      if own % size:
+        d_logits = jnp.where(places < begin, 0, d_logits)
+      d_bias = d_logits.sum(axis=1)
+      d_logits = d_logits.astype(hidden.dtype)
+      d_kernel = _multiply("GcD,Gcsv->GDsv", hidden, d_logits)
+      d_hidden = _multiply("Gcsv,Dsv->sGcD", d_logits, kernel)
+      return (
+        _add_piece(sums[0], d_kernel, start),
+        _add_piece(sums[1], d_bias, start),
+        sums[2] + d_hidden,
+      ), None
+
+    d_hidden = jnp.zeros((shards, *hidden.shape), jnp.float32)
+    begins = jnp.arange(0, own, size, dtype=jnp.int32)
+    (*sums, d_hidden), _ = jax.lax.scan(visit, (*sums, d_hidden), begins)
+    return tuple(sums), d_hidden.sum(axis=0).astype(hidden.dtype)
 
   def visit(sums, chunk):
     def leave_out(sums, hidden, *_):
@@ -167,14 +193,16 @@ def _backward(sharding, saved, cotangents):
 
   # Each device sums its own, so that what they send is one gradient.
   groups = hidden.shape[1]
-  zeros = jnp.zeros((groups, *kernel.shape)), jnp.zeros((groups, *bias.shape))
-  if sharding is not None:
-    split = P(sharding.spec[0], None, _vocabulary_axis(kernel, sharding.mesh))
-    zeros = (_place(zeros[0], sharding.mesh, split), zeros[1])
+  zeros = tuple(
+    jnp.zeros((groups, *x.shape[:-1], *shape)) for x in (kernel, bias)
+  )
+  if mesh is not None:
+    split = P(sharding.spec[0], None, axis)
+    zeros = (_place(zeros[0], mesh, split), zeros[1])
   rows = _used(real), hidden, targets, real, total, cotangents[0]
   sums, d_hidden = jax.lax.scan(visit, zeros, rows)
   found = (
-    total.sum(axis=0).astype(like.dtype)
+    total.sum(axis=0).reshape(like.shape).astype(like.dtype)
     for total, like in zip(sums, (kernel, bias), strict=True)
   )
   return d_hidden, *found, None, None
@@ -213,10 +241,25 @@ def _place(x: jax.Array, mesh: Mesh, spec: P) -> jax.Array:
 
 def _logits(hidden, kernel, bias):
   """Returns GcV float32."""
-  logits = jnp.einsum(
-    "GcD,DV->GcV", hidden, kernel, preferred_element_type=jnp.float32
-  )
-  return logits + bias.reshape(1, 1, -1)
+  return _multiply("GcD,DV->GcV", hidden, kernel) + bias.reshape(1, 1, -1)
+
+
+def _count(size):
+  return jnp.arange(size, dtype=jnp.int32)
+
+
+def _multiply(axes, x, y):
+  return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
+
+
+def _piece(x, start, size):
+  return jax.lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim - 1)
+
+
+def _add_piece(x, piece, start):
+  """Adds to what begins at `start` on the last axis."""
+  piece += _piece(x, start, piece.shape[-1])
+  return jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis=x.ndim - 1)
 
 
 def _is_target(logits, targets):
@@ -224,5 +267,5 @@ def _is_target(logits, targets):
 
   No gather: where devices share the vocabulary it would bring it together.
   """
-  places = jnp.arange(logits.shape[-1], dtype=jnp.int32).reshape(1, 1, -1)
+  places = _count(logits.shape[-1]).reshape(1, 1, -1)
   return places == targets[..., None], places
