@@ -182,7 +182,8 @@ def test_rows_that_cut_a_sequence_are_refused():
     short_attention_rows(rows, 2, 20, True)
 
 
-def test_joined_layers_compute_what_each_does():
+@pytest.mark.parametrize("flat", [False, True])
+def test_joined_layers_compute_what_each_does(flat):
   class Both(nn.Module):
     joined: bool
 
@@ -190,13 +191,14 @@ def test_joined_layers_compute_what_each_does():
     def __call__(self, x):
       bias = nn.initializers.normal(1.0)
       layers = [
-        Dense((24,), (4, 5), "float32", bias_init=bias, name=name)
+        Dense((24,), (4, 5), "float32", flat, bias_init=bias, name=name)
         for name in ("query", "key", "value")
       ]
       if self.joined:
         y = join(x, layers)
       else:
-        y = jnp.stack([layer(x) for layer in layers], 3)
+        each = [layer(x).reshape(*x.shape[:2], 4, 5) for layer in layers]
+        y = jnp.stack(each, 3)
       return y.reshape(*x.shape[:2], 4, 3, 5)
 
   x = jax.random.normal(jax.random.key(0), (2, 3, 24))
@@ -230,13 +232,16 @@ def test_dense_starts_as_linen_and_computes_the_same():
     )
 
 
-@pytest.mark.parametrize("axes,shape", [(1, (24, 3, 8)), (2, (3, 8, 24))])
-def test_a_kernel_gradient_as_a_matrix_equals_plain_numpy(axes, shape):
+@pytest.mark.parametrize(
+  "axes,shape,columns",
+  [(1, (24, 3, 8), False), (2, (3, 8, 24), False), (2, (3, 8, 24), True)],
+)
+def test_a_kernel_gradient_as_a_matrix_equals_plain_numpy(axes, shape, columns):
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (4, 5, *shape[:axes]))
   kernel = jax.random.normal(keys[1], shape)
   d_y = jax.random.normal(keys[2], (4, 5, *shape[axes:]))
-  y, backward = jax.vjp(lambda *a: product(*a, axes), x, kernel)
+  y, backward = jax.vjp(lambda *a: product(*a, axes, columns), x, kernel)
   actual = (y, *backward(d_y))
   x, kernel, d_y = (np.asarray(a, np.float64) for a in (x, kernel, d_y))
   if axes == 1:

@@ -11,6 +11,7 @@ n tokens of one, c of a chunk, k chunks.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -26,10 +27,10 @@ from big_siglip.sharding import batch_devices
 # product for nothing.
 SURE = 60.0
 
-# Logits of a chunk whose gradients exist at once: in bfloat16 a TPU's fast
-# memory holds those of 2,048 tokens until both products have taken them. Of
-# 256,000 they make 25 pieces of whole tiles.
-_PIECE = 10_240
+# Logits of a token whose gradients exist at once, at most, and what they are a
+# multiple of. In bfloat16 a TPU's fast memory holds those of 2,048 tokens until
+# both products have taken them. Of 256,000 they make 25 pieces.
+_PIECE, _TILE = 10_240, 128
 
 
 class TokenLosses(NamedTuple):
@@ -151,7 +152,7 @@ def _backward(sharding, saved, cotangents):
   axis = None if mesh is None else _vocabulary_axis(kernel, mesh)
   shards = 1 if axis is None else mesh.shape[axis]
   own = kernel.shape[1] // shards
-  size = min(_PIECE, own)
+  size = _piece_size(own)
   shape = shards, own
   all_kernel = _gathered(kernel.astype(hidden.dtype), sharding)
   all_kernel, all_bias = (x.reshape(-1, *shape) for x in (all_kernel, bias))
@@ -250,6 +251,12 @@ def _count(size):
 
 def _multiply(axes, x, y):
   return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
+
+
+def _piece_size(vocabulary: int) -> int:
+  """Returns how large the pieces are, all but alike, of so many logits."""
+  count = math.ceil(vocabulary / _PIECE)
+  return min(vocabulary, math.ceil(vocabulary / count / _TILE) * _TILE)
 
 
 def _piece(x, start, size):

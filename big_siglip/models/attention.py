@@ -245,20 +245,17 @@ def joint_attention(
   length: int,
   size: int,
   sharding: NamedSharding | None,
-  rows: bool = False,
   causal: bool = False,
   parallel: jax.Array | None = None,
 ) -> jax.Array:
-  """Returns `attention` of "short" of arrays whose heads lie flat; RTD.
+  """Returns `attention` of "short" of fewer arrays; RTHh, or RTD.
 
   Args:
-    arrays: of query, key and value, head by head: RT(3D) of all, or RTD of
-      query and RK(2D) of key and value, or all three. Or three with heads as an
-      axis, RTHh and 2 x RKHh; then so is the result.
+    arrays: as of `short_attention`, tokens first: RT(3H)h, or RTHh and RK(2H)h,
+      or three; or one RT(3D), for `short_attention_rows`.
     length: as of `attention`.
     size: h.
     sharding: as of `attention`.
-    rows: whether the one array is for `short_attention_rows`.
     causal: as of `attention`.
     parallel: the same.
   """
@@ -266,20 +263,12 @@ def joint_attention(
   last = _last(shape[:2], length, parallel) if causal else None
   interpret = platform_of(sharding) != "tpu"
 
-  def by_columns(arrays, last):
-    arrays = tuple(
-      x.reshape(*x.shape[:2], -1, size).transpose(0, 2, 3, 1) for x in arrays
-    )
-    attended = checkpoint_name(
-      short_attention(arrays, last, length, interpret), "attention"
-    )
-    if len(shape) == 4:
-      return attended.transpose(0, 3, 1, 2)
-    # The product behind takes a TPU twice as long with heads of 64 as an axis.
-    flat = attended.reshape(attended.shape[0], -1, attended.shape[3])
-    return jax.lax.optimization_barrier(flat).swapaxes(1, 2)
+  def columns(arrays, last):
+    arrays = tuple(x.transpose(0, 2, 3, 1) for x in arrays)
+    attended = short_attention(arrays, last, length, interpret)
+    return checkpoint_name(attended, "attention").transpose(0, 3, 1, 2)
 
-  def by_rows(arrays, last):
+  def rows(arrays, last):
     del last
     (joint,) = arrays
     heads = joint.shape[2] // (3 * size)
@@ -289,7 +278,7 @@ def joint_attention(
     )
     return attended.reshape(*joint.shape[:2], -1)
 
-  kernel = by_rows if rows else by_columns
+  kernel = rows if len(shape) == 3 else columns
   if sharding is None:
     return kernel(arrays, last)
   spec = P(*sharding.spec, None, "tensor")

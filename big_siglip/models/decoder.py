@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from big_siglip.models.compute import Compute
+from big_siglip.models.embedding import token_embedding
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.short_attention import fills_lanes, holds
 from big_siglip.models.slices import apply_blocks, constrain, make_slices
@@ -155,15 +156,7 @@ class Decoder(nn.Module):
     """
     size = self.size
     compute = self._compute(targets, context, mask)
-    table = nn.Embed(
-      self.vocab_size,
-      size.width,
-      dtype=compute.dtype,
-      embedding_init=nn.initializers.variance_scaling(
-        1.0, "fan_in", "normal", out_axis=0
-      ),
-      name="token_embedding",
-    )
+    table = token_embedding(self.vocab_size, size.width, compute.dtype)
     unknown = self.param(
       "mask_embedding",
       nn.initializers.normal(stddev=size.width**-0.5),

@@ -9,6 +9,7 @@ from flax import linen as nn
 import jax
 
 from big_siglip.models.compute import Compute
+from big_siglip.models.embedding import token_embedding
 from big_siglip.models.pooling import encode
 from big_siglip.schema import sizes
 
@@ -46,15 +47,10 @@ class TextTower(nn.Module):
       "none"), and the tokens after the final norm, BLD.
     """
     size = sizes.resolve_text(self.config)
-    x = nn.Embed(
-      self.config.vocab_size,
-      size.width,
-      dtype=self.compute.dtype,
-      embedding_init=nn.initializers.variance_scaling(
-        1.0, "fan_in", "normal", out_axis=0
-      ),
-      name="token_embedding",
-    )(text)  # BLD
+    table = token_embedding(
+      self.config.vocab_size, size.width, self.compute.dtype
+    )
+    x = table(text)  # BLD
     pooled, tokens = encode(
       self, x, mask, self.config.pooling, size, self.compute
     )

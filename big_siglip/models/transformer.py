@@ -66,8 +66,13 @@ class Attention(nn.Module):
     heads = self.num_heads, width // self.num_heads
     length = self.length or x.shape[1]
     backend, joined = self.compute.backend, self.compute.joined
+    flat = (
+      backend == "short"
+      and self.length is not None
+      and _flat(length, self.causal)
+    )
     # Xavier over the D x D matrix that the heads make together.
-    project = functools.partial(Dense, dtype=self.compute.dtype, flat=joined)
+    project = functools.partial(Dense, dtype=self.compute.dtype, flat=flat)
     seen = x if context is None else context
     query, key, value = (
       project(tokens.shape[-1:], heads, name=name)
@@ -88,13 +93,12 @@ class Attention(nn.Module):
       "parallel": parallel,
     }
     if joined:
-      rows = self.length is not None and _in_rows(length, self.causal)
-      attended = joint_attention(
-        tuple(arrays), size=heads[1], rows=rows, **told
-      )
+      attended = joint_attention(tuple(arrays), size=heads[1], **told)
     else:
       attended = attention(*arrays, backend=backend, mask=mask, **told)
-    return project(heads, (width,), name="out")(attended)
+    # Where heads fill tiles (of bfloat16), they can be taken together for free.
+    columns = backend == "short" and not flat and heads[1] % 16 == 0
+    return project(heads, (width,), columns=columns, name="out")(attended)
 
 
 class Mlp(nn.Module):
@@ -212,11 +216,11 @@ class Encoder(nn.Module):
       mask=mask is not None,
       causal=self.causal,
     )
-    return resolved(compute, backend, width, _in_rows(length, self.causal))
+    return resolved(compute, backend, width, _flat(length, self.causal))
 
 
 def resolved(
-  compute: Compute, backend: str, width: int, rows: bool = False
+  compute: Compute, backend: str, width: int, flat: bool = False
 ) -> Compute:
   """Returns `compute` with its backend and what follows from that.
 
@@ -224,14 +228,14 @@ def resolved(
     compute: how.
     backend: what "auto" stands for, or what is named.
     width: D.
-    rows: whether "short" takes the heads of a token beside each other.
+    flat: whether heads lie flat for "short".
   """
-  joined = backend == "short" and (rows or width < _WIDE)
+  joined = backend == "short" and (flat or width < _WIDE)
   return dataclasses.replace(compute, backend=backend, joined=joined)
 
 
-def _in_rows(length, causal):
-  """Returns whether "short" takes a token's heads together; L of a sequence."""
+def _flat(length, causal):
+  """Returns whether "short" takes heads that lie flat; L of a sequence."""
   return not (causal or fills_lanes(length))
 
 
