@@ -151,45 +151,15 @@ def _backward(sharding, saved, cotangents):
   mesh = None if sharding is None else sharding.mesh
   axis = None if mesh is None else _vocabulary_axis(kernel, mesh)
   shards = 1 if axis is None else mesh.shape[axis]
-  own = kernel.shape[1] // shards
-  size = _piece_size(own)
-  shape = shards, own
-  all_kernel = _gathered(kernel.astype(hidden.dtype), sharding)
-  all_kernel, all_bias = (x.reshape(-1, *shape) for x in (all_kernel, bias))
-
-  def compute(sums, hidden, targets, real, total, d_loss):
-    factor = jnp.where(real, d_loss, 0)[..., None, None]
-    targets, total = targets[..., None, None], total[..., None, None]
-
-    def visit(sums, begin):
-      """Adds what a piece of the vocabulary gives, v of each shard s."""
-      start = jnp.minimum(begin, own - size)  # The last may overlap.
-      kernel, bias = (_piece(x, start, size) for x in (all_kernel, all_bias))
-      logits = _multiply("GcD,Dsv->Gcsv", hidden, kernel) + bias[None]
-      places = start + _count(size).reshape(1, 1, 1, -1)
-      ids = own * _count(shards).reshape(1, 1, -1, 1) + places
-      d_logits = factor * (jnp.exp(logits - total) - (ids == targets))
-      if own % size:
-        d_logits = jnp.where(places < begin, 0, d_logits)
-      d_bias = d_logits.sum(axis=1)
-      d_logits = d_logits.astype(hidden.dtype)
-      d_kernel = _multiply("GcD,Gcsv->GDsv", hidden, d_logits)
-      d_hidden = _multiply("Gcsv,Dsv->sGcD", d_logits, kernel)
-      return (
-        _add_piece(sums[0], d_kernel, start),
-        _add_piece(sums[1], d_bias, start),
-        sums[2] + d_hidden,
-      ), None
-
-    d_hidden = jnp.zeros((shards, *hidden.shape), jnp.float32)
-    begins = jnp.arange(0, own, size, dtype=jnp.int32)
-    (*sums, d_hidden), _ = jax.lax.scan(visit, (*sums, d_hidden), begins)
-    return tuple(sums), d_hidden.sum(axis=0).astype(hidden.dtype)
+  shape = shards, kernel.shape[1] // shards
+  cast = _gathered(kernel.astype(hidden.dtype), sharding)
+  layer = cast.reshape(-1, *shape), bias.reshape(1, 1, *shape)
 
   def visit(sums, chunk):
     def leave_out(sums, hidden, *_):
       return sums, jnp.zeros_like(hidden)
 
+    compute = functools.partial(_add_chunk, *layer)
     return jax.lax.cond(chunk[0], compute, leave_out, sums, *chunk[1:])
 
   # Each device sums its own, so that what they send is one gradient.
@@ -207,6 +177,51 @@ def _backward(sharding, saved, cotangents):
     for total, like in zip(sums, (kernel, bias), strict=True)
   )
   return d_hidden, *found, None, None
+
+
+def _add_chunk(kernel, bias, sums, hidden, targets, real, total, d_loss):
+  """Returns the sums with a chunk's gradients, and that of its hidden, GcD.
+
+  Args:
+    kernel: DsV: s shards of the vocabulary, of which V is one's here.
+    bias: 11sV.
+    sums: GDsV and GsV, so far.
+    hidden: GcD.
+    targets: Gc.
+    real: Gc.
+    total: Gc, logarithms of the sums of exponentials.
+    d_loss: Gc.
+  """
+  _, shards, own = kernel.shape
+  size = _piece_size(own)
+  factor = jnp.where(real, d_loss, 0)[..., None, None]
+  targets, total = targets[..., None, None], total[..., None, None]
+
+  def visit(sums, begin):
+    """Adds what a piece of each shard gives, Gcsv."""
+    start = jnp.minimum(begin, own - size)  # The last may overlap.
+    columns = _piece(kernel, start, size)
+    logits = _multiply("GcD,Dsv->Gcsv", hidden, columns)
+    logits += _piece(bias, start, size)
+    places = start + _count(size).reshape(1, 1, 1, -1)
+    ids = own * _count(shards).reshape(1, 1, -1, 1) + places
+    d_logits = factor * (jnp.exp(logits - total) - (ids == targets))
+    if own % size:
+      d_logits = jnp.where(places < begin, 0, d_logits)
+    d_bias = d_logits.sum(axis=1)
+    d_logits = d_logits.astype(hidden.dtype)
+    d_kernel = _multiply("GcD,Gcsv->GDsv", hidden, d_logits)
+    d_hidden = _multiply("Gcsv,Dsv->sGcD", d_logits, columns)
+    return (
+      _add_piece(sums[0], d_kernel, start),
+      _add_piece(sums[1], d_bias, start),
+      sums[2] + d_hidden,
+    ), None
+
+  d_hidden = jnp.zeros((shards, *hidden.shape), jnp.float32)
+  begins = jnp.arange(0, own, size, dtype=jnp.int32)
+  (*sums, d_hidden), _ = jax.lax.scan(visit, (*sums, d_hidden), begins)
+  return tuple(sums), d_hidden.sum(axis=0).astype(hidden.dtype)
 
 
 _score.defvjp(_forward, _backward)

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
   c.model.text.vocab_size = 256_000  # Gemma's.
   c.model.remat = "full"
   c.model.scan = True
-  c.model.slice_tokens = 9_216  # Of a device, which stay in its fast memory.
+  c.model.slice_tokens = 8_192  # Of a device, which stay in its fast memory.
 
   c.optimizer.name = "adamw"
   c.optimizer.schedule_steps = steps
