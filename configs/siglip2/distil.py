@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   c.init.state = "all"
   steps = c.optimizer.get_ref("schedule_steps")
   c.total_steps = steps
-  # At once, too: of B/16 5.4 GB a chip of 256 (docs/performance.md).
+  # At once, too: of B/16 4.9 GB a chip of 256 (docs/performance.md).
   c.terms.teacher = terms.distillation(weight=0.25, chunk_size=1_024)
   # A twentieth of the stage, as the fifth of the schedule that it is.
   c.terms.teacher.warmup_steps = steps // 100
