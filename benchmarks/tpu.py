@@ -54,6 +54,7 @@ RECIPE = (
   ("siglip2/distil", {}),
   ("siglip2/pretrain", {**_LARGE, **_PLAIN}),
   ("siglip2/pretrain", _LARGE),
+  ("siglip2/pretrain", {**_LARGE, "model.keep_blocks": 3}),
   ("siglip2/distil", {**_LARGE, **_LARGE_CROPS}),
 )
 # NaFlex: 128 examples a chip, too.

@@ -132,6 +132,7 @@ def _model() -> ConfigDict:
   # What is computed again for the gradient: none (keep all activations), full
   # (keep block inputs alone: a third more FLOPs), or docs/performance.md.
   c.remat = "full"
+  c.keep_blocks = 0  # The last of each tower keep all, whatever remat says.
   # Compile one block a tower, not all: compiles faster, runs slower.
   c.scan = True
   # Tokens of a device that go through a block at once; None: all.
@@ -156,8 +157,7 @@ def _data() -> ConfigDict:
       # Of boxes: their field and their texts'; yxyx (fractions), xyxy or xywh.
       "boxes": {"key": "boxes", "text_key": "box_texts", "format": "yxyx"},
       "image_key": config_dict.placeholder(str),  # None: found by its type.
-      # Fields with texts, or (field, weight) pairs; none: found by type.
-      "text_keys": (),
+      "text_keys": (),  # Or (field, weight) pairs; none: found by their type.
       "label_key": config_dict.placeholder(str),  # None: found by its type.
       "captions": "random",  # One of an image; or all: each an example.
       "templates": (),  # "a photo of {}" ...: one is drawn for a caption.

@@ -47,6 +47,7 @@ def model_config(image=None, text=None, **fields):
       dtype="float32",
       attention="auto",
       remat="none",
+      keep_blocks=0,
       scan=True,
       slice_tokens=none(int),
       lora=dict(rank=0, alpha=8.0, targets=".*/attention/.*/kernel"),

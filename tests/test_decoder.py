@@ -242,6 +242,7 @@ def test_the_kernel_and_slices_change_neither_values_nor_gradients(
   cases = [{"backend": "short", **slices}]
   if parallel is not None and not wide:
     cases += [{"backend": "short"}, {"backend": "xla", **slices}]
+    cases += [{"backend": "xla", "remat": "full", "keep_blocks": 1}]
   for compute in cases:
     for (path, x), want in zip(
       jax.tree.leaves_with_path(both(**compute)),

@@ -48,6 +48,7 @@ NEWER = (
   "mesh.slices",
   "microbatch",
   "model.attention",
+  "model.keep_blocks",
   "model.lora",
   "model.slice_tokens",
   "terms",

@@ -15,6 +15,7 @@ from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import pool
 from big_siglip.models.slices import slice_count
 from big_siglip.models.transformer import Attention, Encoder
+from big_siglip.plan.operations import executed_flops
 from big_siglip.schema import sizes, words
 
 
@@ -89,6 +90,48 @@ def test_remat_changes_memory_and_not_gradients(scan):
       assert memory < memory_of_all
   if scan:
     assert results["full"][1] < results["projections"][1]
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_blocks_that_keep_their_activations_compute_nothing_again(scan):
+  """The last ones; the names of parameters and what is learned stay."""
+  split = sharding.batch_sharding(sharding.make_mesh(fsdp=4))
+  x = jax.random.normal(jax.random.key(0), (32, 6, 24))
+
+  def encoder(keep, remat="full", slice_tokens=None):
+    compute = Compute("float32", "xla", remat, scan, split, slice_tokens, keep)
+    return Encoder(3, 3, 40, compute)
+
+  params = jax.jit(encoder(0).init)(jax.random.key(1), x[:1])
+
+  def run(*how):
+    def score(params, x):
+      y = encoder(*how).apply(params, x)
+      return (y * jnp.arange(y.size).reshape(y.shape) / y.size).sum()
+
+    same = jax.eval_shape(encoder(*how).init, jax.random.key(1), x[:1])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, same)
+    traced = jax.jit(jax.value_and_grad(score, (0, 1))).trace(params, x)
+    return traced.lower().compile()(params, x), executed_flops(traced)
+
+  expected, most = run(0)
+  _, least = run(0, "none")
+  for how, again in (
+    ((1,), 2),
+    ((2,), 1),
+    ((3,), 0),
+    ((9,), 0),
+    ((2, "full", 12), 1),
+  ):
+    found, executed = run(*how)
+    # A small element carries the rounding of what it is a sum of, 192 tokens.
+    jax.tree.map(
+      lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=2e-6),
+      found,
+      expected,
+    )
+    assert executed == pytest.approx(least + again / 3 * (most - least))
+  assert most > least
 
 
 @pytest.mark.parametrize(

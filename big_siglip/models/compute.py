@@ -19,6 +19,8 @@ class Compute:
       compiler likes.
     slice_tokens: that go through a block at once on a device; what has more
       goes in slices, one after the other. None, or without `sharding`: all.
+    keep_blocks: the last so many of a tower keep all activations, whatever
+      `remat` says; they stand behind the loop of `scan`.
     joined: whether "short" gets query, key and value of one product; a tower
       says so itself.
   """
@@ -29,6 +31,7 @@ class Compute:
   scan: bool = False
   sharding: NamedSharding | None = None
   slice_tokens: int | None = None
+  keep_blocks: int = 0
   joined: bool = False
 
   def on(self, batch: int) -> NamedSharding | None:

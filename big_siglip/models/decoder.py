@@ -26,7 +26,6 @@ from big_siglip.models.transformer import (
   add_position_embedding,
   Attention,
   Mlp,
-  recomputed,
   resolved,
 )
 from big_siglip.schema.sizes import TowerSize
@@ -199,7 +198,7 @@ class Decoder(nn.Module):
     size, (batch, texts, length, width) = self.size, x.shape
     sharding = compute.on(batch)
     make = functools.partial(
-      recomputed(DecoderBlock, compute),
+      DecoderBlock,
       size.num_heads,
       size.mlp_dim,
       length,

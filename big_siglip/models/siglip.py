@@ -56,6 +56,7 @@ class SigLIP(nn.Module):
       dtype=config.dtype,
       backend=config.attention,
       remat=config.remat,
+      keep_blocks=config.keep_blocks,
       scan=config.scan,
       sharding=self.sharding,
       slice_tokens=config.slice_tokens,

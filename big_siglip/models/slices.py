@@ -3,13 +3,15 @@
 Shape letters: B examples of the whole batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 
 from flax import linen as nn
 import jax
 from jax.sharding import NamedSharding
 
 from big_siglip.models.compute import Compute
+from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.sharding import batch_devices, Slices
 
 
@@ -60,30 +62,72 @@ def apply_blocks(
   Args:
     make: returns a block of the module that calls this, by its `name`.
     depth: number of blocks.
-    compute: how; whether they are stacked.
+    compute: how; whether they are stacked, and what they keep.
     parts: see `map_slices`.
     sharding: the same.
     *others: the same, for every block.
   """
-  if compute.scan and depth:
-    parts, _ = nn.scan(
-      lambda block, parts: (map_slices(block, parts, sharding, *others), None),
+  again = depth - min(compute.keep_blocks, depth)
+  anew, kept = (
+    functools.partial(map_slices, call, sharding=sharding, others=others)
+    for call in (_recomputed(compute), _apply)
+  )
+  if not compute.scan:
+    for index in range(depth):
+      apply = anew if index < again else kept
+      parts = apply(make(name=f"block_{index}"), parts)
+    return parts
+  if not depth:
+    return parts
+  blocks = make(name="blocks")
+  if blocks.is_initializing():
+    again = depth  # All parameters come of the loop.
+  if again:
+    loop = nn.scan(
+      lambda block, parts: (anew(block, parts), None),
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      length=depth,
-    )(make(name="blocks"), parts)
-    return parts
-  for index in range(depth):
-    block = make(name=f"block_{index}")
-    parts = map_slices(block, parts, sharding, *others)
+      length=again,
+    )
+    if again < depth:
+      loop = _with_parameters(loop, slice(again))
+    parts, _ = loop(blocks, parts)
+  for index in range(again, depth):
+    parts = _with_parameters(kept, index)(blocks, parts)
   return parts
 
 
+def _with_parameters(function, index):
+  """Returns a function of stacked blocks that takes some of them for all."""
+  return nn.map_variables(
+    function, "params", lambda tree: jax.tree.map(lambda x: x[index], tree)
+  )
+
+
+def _apply(block, part, *given):
+  return block(part, *given)
+
+
+def _recomputed(compute):
+  """Returns `_apply`, which keeps what `compute.remat` says."""
+  if compute.remat == "none":
+    return _apply
+  # Inside a scan nothing could be merged across iterations anyway. But joined
+  # products of a slice stay in a TPU's fast memory only if they are computed
+  # again when the gradients of the slice behind it are done.
+  wait = not compute.scan or (
+    compute.joined and compute.slice_tokens is not None
+  )
+  policy = REMAT_POLICIES[compute.remat]
+  return nn.remat(_apply, prevent_cse=wait, policy=policy)
+
+
 def map_slices(
+  call: Callable[..., jax.Array],
   block: nn.Module,
   parts: tuple[jax.Array, ...],
   sharding: NamedSharding | None,
-  *others: tuple[jax.Array, ...] | None,
+  others: Sequence[tuple[jax.Array, ...] | None],
 ) -> tuple[jax.Array, ...]:
   """Applies a block to slices of a batch, one after the other.
 
@@ -91,17 +135,18 @@ def map_slices(
   stays in a TPU's fast memory, which is what slices are for.
 
   Args:
+    call: (block, x, ...) -> what the block returns.
     block: a module.
     parts: x, the slices.
     sharding: of a slice.
-    *others: the slices of further arguments; None: the argument is None.
+    others: the slices of further arguments; None: the argument is None.
   """
   done = []
   for i, part in enumerate(parts):
     if done:
       part, done[-1] = jax.lax.optimization_barrier((part, done[-1]))
     given = (None if x is None else x[i] for x in others)
-    done.append(constrain(block(part, *given), sharding))
+    done.append(constrain(call(block, part, *given), sharding))
   return tuple(done)
 
 

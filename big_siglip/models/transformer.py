@@ -22,7 +22,6 @@ from big_siglip.models.compute import Compute
 from big_siglip.models.dense import Dense, join
 from big_siglip.models.norm import layer_norm
 from big_siglip.models.positions import Grid, Grids
-from big_siglip.models.remat import REMAT_POLICIES
 from big_siglip.models.short_attention import fills_lanes, whole_rows
 from big_siglip.models.slices import apply_blocks, constrain, make_slices
 
@@ -182,7 +181,7 @@ class Encoder(nn.Module):
     if mask is not None:
       mask = jnp.pad(mask, ((0, 0), (0, x.shape[1] - length)))
     make = functools.partial(
-      recomputed(Block, compute),
+      Block,
       self.num_heads,
       self.mlp_dim,
       compute,
@@ -237,20 +236,6 @@ def resolved(
 def _flat(length, causal):
   """Returns whether "short" takes heads that lie flat; L of a sequence."""
   return not (causal or fills_lanes(length))
-
-
-def recomputed(block: type[nn.Module], compute: Compute) -> type[nn.Module]:
-  """Returns a class of blocks that keep what `compute.remat` says."""
-  if compute.remat == "none":
-    return block
-  # Inside a scan nothing could be merged across iterations anyway. But joined
-  # products of a slice stay in a TPU's fast memory only if they are computed
-  # again when the gradients of the slice behind it are done.
-  wait = not compute.scan or (
-    compute.joined and compute.slice_tokens is not None
-  )
-  policy = REMAT_POLICIES[compute.remat]
-  return nn.remat(block, prevent_cse=wait, policy=policy)
 
 
 def add_position_embedding(

@@ -62,6 +62,7 @@ def make_decoder(
       dtype=model.dtype,
       backend=model.attention,
       remat=model.remat,
+      keep_blocks=model.keep_blocks,
       scan=model.scan,
       sharding=None if mesh is None else sharding.batch_sharding(mesh),
       slice_tokens=model.slice_tokens,

@@ -59,6 +59,7 @@ _MODEL = {
   "dtype": Field(str, words.DTYPES),
   "attention": _free(str, words.ATTENTIONS, older="auto", was={"jax": "xla"}),
   "remat": _free(str, words.REMATS),
+  "keep_blocks": _free(int, within=_NOT_NEGATIVE, older=0),
   "scan": Field(bool),
   "slice_tokens": _free(int | None, within=_COUNT, older=None),
   "lora": {

@@ -53,6 +53,7 @@ def make_model_config(
       "dtype": "float32",
       "attention": "auto",
       "remat": "none",
+      "keep_blocks": 0,
       "scan": True,
       "slice_tokens": config_dict.placeholder(int),
       "lora": {"rank": 0, "alpha": 8.0, "targets": ".*/attention/.*/kernel"},
