@@ -16,7 +16,13 @@ from scipy import ndimage
 from sklearn import datasets as sklearn_datasets
 
 from big_siglip.data import images, sources
-from big_siglip.datasets import digits, prepare, scenes_draw, scenes_wide
+from big_siglip.datasets import (
+  digits,
+  drawing,
+  prepare,
+  scenes_draw,
+  scenes_wide,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -107,6 +113,20 @@ def test_scene_depends_on_its_index_alone(data_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("draws", [scenes_draw, scenes_wide])
+def test_several_processes_draw_what_one_does(draws):
+  found = list(drawing.train_examples(draws, 20, processes=3))
+  assert found == list(drawing.train_examples(draws, 20))
+  drawn = drawing.train_examples(draws, 10_000, processes=2)
+  assert next(drawn) == found[0]
+  drawn.close()  # Those that draw end with whoever reads.
+
+
+def test_a_process_that_draws_and_dies_is_told_of():
+  with pytest.raises(RuntimeError, match="a process that draws ended: 1"):
+    list(drawing.train_examples(drawing, 2, processes=2))
+
+
 def test_wide_scenes_are_read_by_their_index(data_dir):
   source = sources.open_source("scenes_wide/30", "train", data_dir)
   for index in (0, 1, 29):

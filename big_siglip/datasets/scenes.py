@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from big_siglip.datasets import scenes_draw, scenes_wide
+from big_siglip.datasets import drawing, scenes_draw, scenes_wide
 
 NUM_TEST = 1_000
 NUM_TRAIN = 50_000  # Unless asked for otherwise.
@@ -69,11 +69,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-    train = map(self._draws.train_example, range(self.builder_config.num_train))
+    count = self.builder_config.num_train
+    train = drawing.train_examples(self._draws, count)
     test = self._draws.test_examples(NUM_TEST)
     return {
-      "train": self._generate_examples("train", train),
-      "test": self._generate_examples("test", test),
+      "train": self._generate_examples("train", drawing.shown(train, count)),
+      "test": self._generate_examples("test", drawing.shown(test, NUM_TEST)),
     }
 
   def _generate_examples(
