@@ -1,6 +1,7 @@
 """Attention equals linen's; scan and remat change no value."""
 
 import dataclasses
+import re
 
 from flax import linen as nn
 import jax
@@ -15,6 +16,7 @@ from big_siglip.models.compute import Compute
 from big_siglip.models.pooling import pool
 from big_siglip.models.slices import slice_count
 from big_siglip.models.transformer import Attention, Encoder
+from big_siglip.plan import topologies
 from big_siglip.plan.operations import executed_flops
 from big_siglip.schema import sizes, words
 
@@ -132,6 +134,64 @@ def test_blocks_that_keep_their_activations_compute_nothing_again(scan):
     )
     assert executed == pytest.approx(least + again / 3 * (most - least))
   assert most > least
+
+
+@pytest.mark.parametrize("how", [{}, {"slice_tokens": 12, "keep_blocks": 1}])
+def test_a_pass_apart_computes_the_same(how):
+  split = sharding.batch_sharding(sharding.make_mesh(fsdp=4))
+  x = jax.random.normal(jax.random.key(0), (32, 6, 24))
+  compute = Compute("float32", "xla", "full", True, split, **how)
+  plain, apart = (
+    Encoder(3, 3, 40, dataclasses.replace(compute, apart=apart))
+    for apart in (False, True)
+  )
+  params = jax.jit(plain.init)(jax.random.key(1), x[:1])
+  same = jax.jit(apart.init)(jax.random.key(1), x[:1])
+  jax.tree.map(np.testing.assert_array_equal, same, params)
+
+  def run(encoder):
+    def score(params, x):
+      y = encoder.apply(params, x)
+      return (y * jnp.arange(y.size).reshape(y.shape) / y.size).sum()
+
+    return jax.jit(jax.value_and_grad(score, (0, 1)))(params, x)
+
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6),
+    run(apart),
+    run(plain),
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_passes_of_one_shape_start_from_no_zeros(apart):
+  """By the TPU compiler, which writes them where both loops share them."""
+  pytest.importorskip("libtpu")
+  devices, _ = topologies.describe("v5e:1x1")
+  split = sharding.batch_sharding(sharding.make_mesh(devices=devices))
+  compute = Compute("bfloat16", "xla", "full", True, split)
+  first, second = (
+    Encoder(3, 2, 512, dataclasses.replace(compute, apart=each), norm=False)
+    for each in (False, apart)
+  )
+  x = jax.ShapeDtypeStruct((8, 128, 128), jnp.bfloat16, sharding=split)
+  params = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated(split.mesh)
+    ),
+    jax.eval_shape(
+      first.init, jax.random.key(0), jnp.zeros((1, 128, 128), jnp.bfloat16)
+    ),
+  )
+
+  def score(params, x, y):
+    first_seen, second_seen = first.apply(params, x), second.apply(params, y)
+    return (first_seen * second_seen).astype(jnp.float32).sum()
+
+  text = jax.jit(jax.grad(score)).trace(params, x, x).lower().compile()
+  zeros = re.findall(r"= bf16\[3,8,128,128\]\S* broadcast", text.as_text())
+  assert bool(zeros) != apart
 
 
 @pytest.mark.parametrize(

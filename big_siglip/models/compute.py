@@ -21,6 +21,9 @@ class Compute:
       goes in slices, one after the other. None, or without `sharding`: all.
     keep_blocks: the last so many of a tower keep all activations, whatever
       `remat` says; they stand behind the loop of `scan`.
+    apart: whether there is another pass of the same shape. What a loop keeps
+      is then of another shape: of one shape XLA writes the zeros that it
+      starts from, which otherwise it leaves out.
     joined: whether "short" gets query, key and value of one product; a tower
       says so itself.
   """
@@ -32,6 +35,7 @@ class Compute:
   sharding: NamedSharding | None = None
   slice_tokens: int | None = None
   keep_blocks: int = 0
+  apart: bool = False
   joined: bool = False
 
   def on(self, batch: int) -> NamedSharding | None:

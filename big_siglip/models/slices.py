@@ -91,7 +91,11 @@ def apply_blocks(
     )
     if again < depth:
       loop = _with_parameters(loop, slice(again))
+    if compute.apart:
+      parts = tuple(part[None] for part in parts)
     parts, _ = loop(blocks, parts)
+    if compute.apart:
+      parts = tuple(part[0] for part in parts)
   for index in range(again, depth):
     parts = _with_parameters(kept, index)(blocks, parts)
   return parts
@@ -108,10 +112,15 @@ def _apply(block, part, *given):
   return block(part, *given)
 
 
+def _apply_apart(block, part, *given):
+  return block(part[0], *given)[None]
+
+
 def _recomputed(compute):
   """Returns `_apply`, which keeps what `compute.remat` says."""
+  apply = _apply_apart if compute.scan and compute.apart else _apply
   if compute.remat == "none":
-    return _apply
+    return apply
   # Inside a scan nothing could be merged across iterations anyway. But joined
   # products of a slice stay in a TPU's fast memory only if they are computed
   # again when the gradients of the slice behind it are done.
@@ -119,7 +128,7 @@ def _recomputed(compute):
     compute.joined and compute.slice_tokens is not None
   )
   policy = REMAT_POLICIES[compute.remat]
-  return nn.remat(_apply, prevent_cse=wait, policy=policy)
+  return nn.remat(apply, prevent_cse=wait, policy=policy)
 
 
 def map_slices(

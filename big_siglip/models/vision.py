@@ -5,6 +5,7 @@ places of a sequence of patches, p pixels along a patch's side.
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -72,11 +73,13 @@ class ImageTower(nn.Module):
       mask = real(grid.grid, grid.length) if mask is None else mask
     else:
       x, grid = self._embed_pixels(image, size)
-    if hidden is not None:
+    compute = self.compute
+    if hidden is not None:  # Beside a pass of whole images.
+      compute = dataclasses.replace(compute, apart=True)
       token = hidden.token.astype(x.dtype).reshape(1, 1, -1)
       x = jnp.where(hidden.patches[..., None], token, x)
     pooled, tokens = encode(
-      self, x, mask, self.config.pooling, size, self.compute, self.blocks, grid
+      self, x, mask, self.config.pooling, size, compute, self.blocks, grid
     )
     embedding = pooled
     if pooled is not None and self.config.head:
