@@ -109,9 +109,9 @@ def test_an_adapted_model_has_the_whole_face_of_a_plain_one():
   params["lora"] = jax.tree.map(lambda x: x + 0.1, params["lora"])
   plain = merged(params, config)
   devices = sharding.make_mesh(devices=jax.devices()[:1])
-  features, _ = make_embedders(model, devices).features(params, image, {})
-  expected = SigLIP(config).apply(
-    {"params": plain}, image, method="image_features"
+  features, expected = (
+    make_embedders(each, devices).features(weights, image, {})[0]
+    for each, weights in ((model, params), (SigLIP(config), plain))
   )
   np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
   batch = {"image": image, "text": text}

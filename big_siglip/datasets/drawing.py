@@ -1,7 +1,6 @@
 """Examples are drawn by several processes: each takes milliseconds."""
 
 from collections.abc import Iterator
-import importlib
 import os
 import pathlib
 import pickle
@@ -11,10 +10,12 @@ import sys
 from types import ModuleType
 
 from big_siglip import progress
+from big_siglip.datasets import scenes_draw, scenes_wide
 from big_siglip.datasets.scenes_draw import Painted
 
 _FEW = 1_000  # That many are soon drawn by one process.
 _MOST = 4  # Processes that draw as fast as one can write.
+_DRAWS = {module.__name__: module for module in (scenes_draw, scenes_wide)}
 
 
 def train_examples(
@@ -26,7 +27,7 @@ def train_examples(
   may hang, and `multiprocessing` would run the caller's script again.
 
   Args:
-    draws: a module, such as `scenes_draw`.
+    draws: `scenes_draw` or `scenes_wide`.
     count: of examples.
     processes: that draw; None: as many as there are cores, within reason.
 
@@ -79,7 +80,7 @@ def _next(worker):
 def _draw(name: str, count: int, first: int, step: int) -> None:
   """Writes every `step`th example to standard output."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever reads is told, too.
-  draws = importlib.import_module(name)
+  draws = _DRAWS[name]
   try:
     for index in range(first, count, step):
       pickle.dump(tuple(draws.train_example(index)), sys.stdout.buffer)
