@@ -112,7 +112,6 @@ def test_scene_depends_on_its_index_alone(data_dir):
   assert len(sources.open_source("scenes/20", "test", data_dir)) == 1_000
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("draws", [scenes_draw, scenes_wide])
 def test_several_processes_draw_what_one_does(draws):
   found = list(drawing.train_examples(draws, 20, processes=3))
@@ -127,6 +126,7 @@ def test_a_process_that_draws_and_dies_is_told_of():
     list(drawing.train_examples(drawing, 2, processes=2))
 
 
+@pytest.mark.slow
 def test_wide_scenes_are_read_by_their_index(data_dir):
   source = sources.open_source("scenes_wide/30", "train", data_dir)
   for index in (0, 1, 29):

@@ -176,14 +176,9 @@ def test_two_passes_of_one_shape_start_from_no_zeros(apart):
     for each in (False, apart)
   )
   x = jax.ShapeDtypeStruct((8, 128, 128), jnp.bfloat16, sharding=split)
-  params = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding.replicated(split.mesh)
-    ),
-    jax.eval_shape(
-      first.init, jax.random.key(0), jnp.zeros((1, 128, 128), jnp.bfloat16)
-    ),
-  )
+  one = jnp.zeros((1, 128, 128), jnp.bfloat16)
+  shapes = jax.eval_shape(first.init, jax.random.key(0), one)
+  params = sharding.placed(shapes, split.mesh)
 
   def score(params, x, y):
     first_seen, second_seen = first.apply(params, x), second.apply(params, y)

@@ -1,6 +1,7 @@
 """How a tower is computed, apart from what it computes."""
 
 import dataclasses
+from typing import Any
 
 from jax.sharding import NamedSharding
 
@@ -37,6 +38,24 @@ class Compute:
   keep_blocks: int = 0
   apart: bool = False
   joined: bool = False
+
+  @classmethod
+  def of(cls, model: Any, sharding: NamedSharding | None) -> "Compute":
+    """Returns how `config.model` has its parts computed.
+
+    Args:
+      model: the section.
+      sharding: see the attribute.
+    """
+    return cls(
+      dtype=model.dtype,
+      backend=model.attention,
+      remat=model.remat,
+      keep_blocks=model.keep_blocks,
+      scan=model.scan,
+      sharding=sharding,
+      slice_tokens=model.slice_tokens,
+    )
 
   def on(self, batch: int) -> NamedSharding | None:
     """Returns the sharding for a batch; parameters are initialised on one."""

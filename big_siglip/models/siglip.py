@@ -52,15 +52,7 @@ class SigLIP(nn.Module):
     """Names the parts."""
     config = self.config
     embed_dim = config.embed_dim or sizes.resolve_image(config.image).width
-    compute = Compute(
-      dtype=config.dtype,
-      backend=config.attention,
-      remat=config.remat,
-      keep_blocks=config.keep_blocks,
-      scan=config.scan,
-      sharding=self.sharding,
-      slice_tokens=config.slice_tokens,
-    )
+    compute = Compute.of(config, self.sharding)
     self.image = ImageTower(config.image, embed_dim, compute)
     self.logit_scale = self.logit_bias = None
     if not sizes.has_text_tower(config):

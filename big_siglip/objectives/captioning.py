@@ -58,15 +58,7 @@ def make_decoder(
     model.text.vocab_size + extra_ids(spec["boxes"], spec["bins"]),
     length_of(spec, model),
     spec["tie_embedding"],
-    Compute(
-      dtype=model.dtype,
-      backend=model.attention,
-      remat=model.remat,
-      keep_blocks=model.keep_blocks,
-      scan=model.scan,
-      sharding=None if mesh is None else sharding.batch_sharding(mesh),
-      slice_tokens=model.slice_tokens,
-    ),
+    Compute.of(model, None if mesh is None else sharding.batch_sharding(mesh)),
   )
 
 
