@@ -25,12 +25,14 @@ BATCH_AXES = ("data", "fsdp")
 # Of each dimension: the mesh axis or axes that split it.
 _Axes = tuple[str | tuple[str, ...] | None, ...]
 
-# End of a parameter's path -> mesh axis of each of its dimensions. The first
-# match counts. Parameters of scanned blocks have one more dimension, in front:
-# the depth, which is never split.
+# End of a parameter's path -> mesh axis of each of its dimensions. Of several
+# rules the first counts whose axes divide their dimensions; if none do, the
+# last, without those that do not. Parameters of scanned blocks have one more
+# dimension, in front: the depth, which is never split.
 # Attention splits over heads and the MLP over its hidden units, so that a
 # `tensor` group exchanges activations once after each; `fsdp` takes a dimension
-# that `tensor` left whole.
+# that `tensor` left whole. A table of tokens is split by tokens: gradients come
+# as rows, which a split of features would have copied into another layout.
 PARAMETER_AXES: tuple[tuple[str, _Axes], ...] = (
   (
     r"(cross_)?attention/(query|key|value)/kernel",
@@ -41,6 +43,7 @@ PARAMETER_AXES: tuple[tuple[str, _Axes], ...] = (
   (r"mlp/up/kernel", ("fsdp", "tensor")),  # D,F
   (r"mlp/up/bias", ("tensor",)),  # F
   (r"mlp/down/kernel", ("tensor", "fsdp")),  # F,D
+  (r"token_embedding/embedding", (("tensor", "fsdp"), None)),  # V,D
   (r"token_embedding/embedding", (None, ("fsdp", "tensor"))),  # V,D
   (r"patch_embedding/kernel", (None, None, None, ("fsdp", "tensor"))),  # pp3D
   (r"position_embedding", (None, "fsdp")),  # L,D
@@ -250,17 +253,20 @@ def path_string(path: Sequence[Any]) -> str:
 
 
 def _parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+  spec = None
   for pattern, axes in PARAMETER_AXES:
     if re.search(rf"(^|/){pattern}$", path):
       depth = ("blocks/" in path) * (None,)
       if len(depth + axes) == len(shape):
-        return _fitting_spec(depth + axes, shape, mesh)
-  return _largest_dimension_spec(shape, mesh)
+        spec, whole = _fitting_spec(depth + axes, shape, mesh)
+        if whole:
+          return spec
+  return _largest_dimension_spec(shape, mesh) if spec is None else spec
 
 
-def _fitting_spec(axes, shape, mesh) -> P:
-  """Drops the mesh axes that do not divide their dimension."""
-  spec = []
+def _fitting_spec(axes, shape, mesh) -> tuple[P, bool]:
+  """Returns a spec of the axes that divide, and whether all of them do."""
+  spec, whole = [], True
   for axis, size in zip(axes, shape, strict=True):
     names = () if axis is None else (axis,) if isinstance(axis, str) else axis
     kept = []
@@ -268,8 +274,9 @@ def _fitting_spec(axes, shape, mesh) -> P:
       if size % mesh.shape[name] == 0:
         size //= mesh.shape[name]
         kept.append(name)
+    whole &= len(kept) == len(names)
     spec.append(kept[0] if len(kept) == 1 else tuple(kept) or None)
-  return P(*spec)
+  return P(*spec), whole
 
 
 def _largest_dimension_spec(shape, mesh, min_size: int = 2**16) -> P:

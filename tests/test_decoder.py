@@ -275,7 +275,7 @@ def test_every_large_parameter_has_its_place_on_a_mesh():
   assert specs[f"{block}/out/kernel"] == ("tensor", None, "fsdp")
   assert specs["w/logits/kernel"] == ("fsdp", "tensor")
   assert specs["w/logits/bias"] == ("tensor",)
-  assert specs["w/token_embedding/embedding"] == (None, ("fsdp", "tensor"))
+  assert specs["w/token_embedding/embedding"] == (("tensor", "fsdp"), None)
 
 
 def test_the_logits_are_zeros_before_the_first_step():

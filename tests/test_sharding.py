@@ -64,17 +64,31 @@ def test_every_kernel_and_embedding_has_its_axes_and_every_axis_a_use():
   paths = _paths(model__image__pooling="map", model__image__head=True)
   used = set()
   for path in paths:
-    matches = [
+    matches = {
       pattern
       for pattern, _ in sharding.PARAMETER_AXES
       if re.search(rf"(^|/){pattern}$", path)
-    ]
+    }
     used.update(matches)
     # A single vector is on every device.
     if path.endswith(("kernel", "embedding")) and "mask" not in path:
       assert matches, path
     assert len(matches) <= 1, path
   assert used == {pattern for pattern, _ in sharding.PARAMETER_AXES}
+
+
+@pytest.mark.parametrize(
+  ("vocabulary", "want"),
+  [
+    (40, (("tensor", "fsdp"), None)),
+    (42, (None, ("fsdp", "tensor"))),  # 4 devices do not divide it.
+    (41, (None, ("fsdp", "tensor"))),
+  ],
+)
+def test_a_table_is_split_by_tokens_or_else_by_features(vocabulary, want):
+  table = {"token_embedding": {"embedding": np.zeros((vocabulary, 8))}}
+  placed = sharding.state_sharding(table, sharding.make_mesh(2, 2, 2))
+  assert tuple(jax.tree.leaves(placed)[0].spec) == want
 
 
 @pytest.mark.parametrize("scan", [True, False])
