@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _GREY = (0.2989, 0.587, 0.114)  # Of red, green and blue: torchvision's.
 _RADIUS = 4  # Pixels: nine taps, as DINOv2's GaussianBlur(kernel_size=9).
@@ -139,14 +140,20 @@ def _taps(sigma):
 
 
 def _blur(x, taps):
-  """Filters rows, then columns; edges are mirrored."""
-  for axis in (1, 2):
-    padding = [(0, 0)] * 3
-    padding[axis] = (_RADIUS, _RADIUS)
-    padded = jnp.pad(x, padding, mode="reflect")
-    size = x.shape[axis]
-    x = sum(
-      taps[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
-      for i in range(len(taps))
-    )
-  return x
+  """Filters rows, then columns; edges are mirrored.
+
+  As two products: nine shifted sums of a channel's rows are ten times as slow
+  on a TPU.
+  """
+  rows, columns = (_filter(taps, size) for size in x.shape[1:])
+  product = functools.partial(jnp.einsum, precision="highest")
+  x = product("ij,cjk->cik", rows, x)
+  return product("lk,cik->cil", columns, x)
+
+
+def _filter(taps, size):
+  """Returns what a line of pixels is multiplied by; [size, size] float32."""
+  at = np.pad(np.arange(size), _RADIUS, mode="reflect")
+  at = np.stack([at[i : i + size] for i in range(len(taps))])
+  hits = np.float32(at[..., None] == np.arange(size))  # [taps, size, size]
+  return jnp.einsum("t,tij->ij", taps, hits, precision="highest")
