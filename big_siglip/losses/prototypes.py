@@ -72,11 +72,12 @@ def prototype_cross_entropy(
     chunk_size: c, at most; K / c are whole.
     whole: how a matrix lies where each device has all of it. None: as it is.
   """
-  stopped = jax.lax.stop_gradient((teacher, of_teacher))
-  chunks = functools.partial(
-    _cut, dtype=student.dtype, chunk_size=chunk_size, whole=whole
+  teacher, of_teacher = jax.lax.stop_gradient((teacher, of_teacher))
+  of_student, of_teacher = (
+    _placed(of, student.dtype, whole) for of in (of_student, of_teacher)
   )
-  return _compare(student, chunks(of_student), stopped[0], chunks(stopped[1]))
+  size = _size(of_student, chunk_size)
+  return _compare(size, student, of_student, teacher, of_teacher)
 
 
 def summed_distribution(
@@ -96,14 +97,15 @@ def summed_distribution(
     chunk_size: as there.
     whole: the same.
   """
-  cut = _cut(of_teacher, teacher.dtype, chunk_size, whole)
+  of_teacher = _placed(of_teacher, teacher.dtype, whole)
+  size = _size(of_teacher, chunk_size)
 
-  def visit(_, chunk):
-    matrix, centre = chunk
-    scores = _scores(teacher, matrix, centre, cut.temperature)
+  def visit(_, index):
+    scores = _scores(teacher, _chunk(of_teacher, index, size))
     return None, jnp.exp(scores - log_total[..., None]).sum(axis=(0, 1))
 
-  return jax.lax.scan(visit, None, cut[:2])[1].reshape(-1)
+  indices = jnp.arange(_count(of_teacher, size))
+  return jax.lax.scan(visit, None, indices)[1].reshape(-1)
 
 
 def chunk_count(prototypes: int, chunk_size: int) -> int:
@@ -112,30 +114,48 @@ def chunk_count(prototypes: int, chunk_size: int) -> int:
   return next(n for n in range(fewest, prototypes + 1) if prototypes % n == 0)
 
 
-def _cut(
-  of: Prototypes, dtype: Any, chunk_size: int, whole: NamedSharding | None
+def _placed(
+  of: Prototypes, dtype: Any, whole: NamedSharding | None
 ) -> Prototypes:
-  """Returns a matrix as [K / c, d, c], a centre as [K / c, c]."""
+  """Returns prototypes of a dtype, all of them on each device."""
   matrix = of.matrix.astype(dtype)
   if whole is not None:
     matrix = jax.lax.with_sharding_constraint(matrix, whole)
-  width, prototypes = matrix.shape
-  count = chunk_count(prototypes, chunk_size)
-  cut = matrix.reshape(width, count, -1).swapaxes(0, 1)
-  return of._replace(matrix=cut, centre=of.centre.reshape(count, -1))
+  return of._replace(matrix=matrix)
 
 
-@jax.custom_vjp
-def _compare(student, of_student, teacher, of_teacher):
-  return _forward(student, of_student, teacher, of_teacher)[0]
+def _size(of: Prototypes, chunk_size: int) -> int:
+  """Returns c."""
+  prototypes = of.matrix.shape[1]
+  return prototypes // chunk_count(prototypes, chunk_size)
 
 
-def _forward(student, of_student, teacher, of_teacher):
+def _count(of: Prototypes, size: int) -> int:
+  """Returns K / c."""
+  return of.matrix.shape[1] // size
+
+
+def _chunk(of: Prototypes, index: jax.Array, size: int) -> Prototypes:
+  """Returns a chunk; columns as they lie, since a copy of all is a pass."""
+  matrix, centre = (
+    jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=-1) for x in of[:2]
+  )
+  return of._replace(matrix=matrix, centre=centre)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _compare(size, student, of_student, teacher, of_teacher):
+  return _forward(size, student, of_student, teacher, of_teacher)[0]
+
+
+def _forward(size, student, of_student, teacher, of_teacher):
   both = student, of_student, teacher, of_teacher
   largest = jnp.maximum(_bound(*both[:2]), _bound(*both[2:]))
-  sure = functools.partial(_sums, running=False)
+  sure = functools.partial(_sums, size=size, running=False)
   # `plan.hlo` counts no exceptions.
-  far = jax.named_scope("exception")(functools.partial(_sums, running=True))
+  far = jax.named_scope("exception")(
+    functools.partial(_sums, size=size, running=True)
+  )
   sums = jax.lax.cond(largest < SURE, sure, far, *both)
   top_s, total_s, top_t, total_t, dot_s, dot_t = sums
   log_s, log_t = jnp.log(total_s) + top_s, jnp.log(total_t) + top_t
@@ -150,16 +170,15 @@ def _forward(student, of_student, teacher, of_teacher):
 def _bound(vectors, of):
   """Returns what no score is farther from 0 than, () float32.
 
-  Of vectors of length 1, without a centre, that is 1 / temperature.
+  Of vectors of length 1, without a centre, that is 1 / temperature, and what a
+  column's numbers are rounded by.
   """
-  a, b = (
-    jnp.square(x.astype(jnp.float32)).sum(axis).max()
-    for x, axis in ((vectors, -1), (of.matrix, 1))
-  )
-  return (jnp.sqrt(a * b) + jnp.abs(of.centre).max()) / of.temperature
+  square = jnp.square(vectors.astype(jnp.float32)).sum(-1).max()
+  longest = jnp.sqrt(square) * (1 + jnp.finfo(vectors.dtype).eps)
+  return (longest + jnp.abs(of.centre).max()) / of.temperature
 
 
-def _sums(student, of_student, teacher, of_teacher, *, running: bool):
+def _sums(student, of_student, teacher, of_teacher, *, size, running: bool):
   """Returns largest scores and sums; 0 for the largest, unless `running`.
 
   The largest so far is known after a chunk's product alone: for it a TPU
@@ -167,23 +186,22 @@ def _sums(student, of_student, teacher, of_teacher, *, running: bool):
   need it not.
   """
 
-  def visit(sums, chunk):
-    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
-    s = _scores(student, matrix_s, centre_s, of_student.temperature)
-    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
+  def visit(index, sums):
+    s = _scores(student, _chunk(of_student, index, size))
+    t = _scores(teacher, _chunk(of_teacher, index, size))
     top_s, total_s, top_t, total_t, dot_s, dot_t = sums
     total_s, top_s, _, _ = _add(total_s, top_s, s, running)
     total_t, top_t, shrink, share = _add(total_t, top_t, t, running)
     dot_s = dot_s * shrink + (share * s).sum(axis=-1)
     dot_t = dot_t * shrink + (share * t).sum(axis=-1)
-    return (top_s, total_s, top_t, total_t, dot_s, dot_t), None
+    return top_s, total_s, top_t, total_t, dot_s, dot_t
 
   zero = functools.partial(jnp.zeros, dtype=jnp.float32)
   lowest = -jnp.inf if running else 0.0
   low = functools.partial(jnp.full, fill_value=lowest, dtype=jnp.float32)
   bn, bm = student.shape[:2], teacher.shape[:2]
   first = low(bn), zero(bn), low(bm), zero(bm), zero(bn), zero(bm)
-  return jax.lax.scan(visit, first, (of_student[:2], of_teacher[:2]))[0]
+  return jax.lax.fori_loop(0, _count(of_student, size), visit, first)
 
 
 def _add(total, top, scores, running):
@@ -198,24 +216,34 @@ def _add(total, top, scores, running):
   return total, highest, shrink, summands
 
 
-def _backward(saved, cotangents):
+def _backward(size, saved, cotangents):
   student, of_student, teacher, of_teacher, log_s, log_t = saved
   factor = cotangents.loss / of_student.temperature
 
-  def visit(d_student, chunk):
-    (matrix_s, centre_s), (matrix_t, centre_t) = chunk
-    s = _scores(student, matrix_s, centre_s, of_student.temperature)
-    t = _scores(teacher, matrix_t, centre_t, of_teacher.temperature)
+  dtype = of_student.matrix.dtype
+
+  def visit(index, sums):
+    d_student, d_matrix = sums
+    chunk = _chunk(of_student, index, size)
+    s = _scores(student, chunk)
+    t = _scores(teacher, _chunk(of_teacher, index, size))
     p_s, p_t = jnp.exp(s - log_s[..., None]), jnp.exp(t - log_t[..., None])
     d_s = (factor[..., None] * (p_s - p_t)).astype(student.dtype)
-    d_student += _product("bnc,dc->bnd", d_s, matrix_s)
-    return d_student, _product("bnd,bnc->dc", student, d_s)
+    d_student += _product("bnc,dc->bnd", d_s, chunk.matrix)
+    d_chunk = _product("bnd,bnc->dc", student, d_s).astype(dtype)
+    d_matrix = jax.lax.dynamic_update_slice_in_dim(
+      d_matrix, d_chunk, index * size, axis=1
+    )
+    return d_student, d_matrix
 
-  zeros = jnp.zeros(student.shape, jnp.float32)
-  chunks = of_student[:2], of_teacher[:2]
-  d_student, d_matrix = jax.lax.scan(visit, zeros, chunks)
+  # Each place is written: zeros would be one pass more.
+  empty = jax.lax.empty(of_student.matrix.shape, dtype)
+  first = jnp.zeros(student.shape, jnp.float32), empty
+  d_student, d_matrix = jax.lax.fori_loop(
+    0, _count(of_student, size), visit, first
+  )
   d_of_student = Prototypes(
-    d_matrix.astype(of_student.matrix.dtype),
+    d_matrix,
     jnp.zeros_like(of_student.centre),
     jnp.zeros_like(of_student.temperature),
   )
@@ -225,10 +253,10 @@ def _backward(saved, cotangents):
 _compare.defvjp(_forward, _backward)
 
 
-def _scores(vectors, matrix, centre, temperature):
-  """Returns the scores with a chunk, bmc float32."""
-  products = _product("bmd,dc->bmc", vectors, matrix)
-  return (products - centre.reshape(1, 1, -1)) / temperature
+def _scores(vectors, of):
+  """Returns the scores with prototypes, bmc float32."""
+  products = _product("bmd,dc->bmc", vectors, of.matrix)
+  return (products - of.centre.reshape(1, 1, -1)) / of.temperature
 
 
 def _product(axes, a, b):
