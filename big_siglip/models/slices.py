@@ -89,23 +89,38 @@ def apply_blocks(
       split_rngs={"params": True},
       length=again,
     )
-    if again < depth:
-      loop = _with_parameters(loop, slice(again))
-    if compute.apart:
-      parts = tuple(part[None] for part in parts)
-    parts, _ = loop(blocks, parts)
-    if compute.apart:
-      parts = tuple(part[0] for part in parts)
-  for index in range(again, depth):
-    parts = _with_parameters(kept, index)(blocks, parts)
+    loop = loop if again == depth else _first(loop, again)
+    parts, _ = loop(blocks, _apart(parts) if compute.apart else parts)
+    parts = tuple(part[0] for part in parts) if compute.apart else parts
+  for params in _last(blocks, depth - again):
+    parts = kept(make(parent=None).bind({"params": params}), parts)
   return parts
 
 
-def _with_parameters(function, index):
-  """Returns a function of stacked blocks that takes some of them for all."""
+def _apart(parts):
+  return tuple(part[None] for part in parts)
+
+
+def _first(loop, count):
+  """Returns a function of stacked blocks that takes the first for all."""
   return nn.map_variables(
-    function, "params", lambda tree: jax.tree.map(lambda x: x[index], tree)
+    loop, "params", lambda tree: jax.tree.map(lambda x: x[:count], tree)
   )
+
+
+def _last(blocks, count):
+  """Returns the parameters of each of the last of stacked blocks.
+
+  Split at once, so that their gradients are joined at once: those of single
+  indices are each padded to the whole stack.
+  """
+  if not count:
+    return []
+  leaves, tree = jax.tree.flatten(blocks.variables["params"])
+  ones = (1,) * count
+  pieces = [jax.lax.split(x, (len(x) - count, *ones))[1:] for x in leaves]
+  own = zip(*pieces, strict=True)
+  return [jax.tree.unflatten(tree, [x[0] for x in each]) for each in own]
 
 
 def _apply(block, part, *given):
