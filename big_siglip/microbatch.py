@@ -7,11 +7,13 @@ dropped, the loss gives its gradient at all embeddings of the batch, and every
 slice is computed again and taken back from there (GradCache, arXiv:2101.06983).
 What belongs to single examples, such as a caption's loss, rides in the second
 pass: the first asks for embeddings alone, and the compiler leaves out the rest.
+What looks at views of its own besides is taken back slice by slice at once, so
+that nothing of it has to be computed again: `at_once`.
 
 Shape letters: B examples of the whole batch, b of one slice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -69,13 +71,81 @@ def value_and_grad(
 
     (_, own), vjp, observed = jax.vjp(of, params, has_aux=True)
     d_params = vjp((d_part, jnp.ones_like(own)))
-    return jax.tree.map(jnp.add, sums, (*d_params, own, observed)), None
+    return _sum(sums, (*d_params, own, observed)), None
 
   first = jax.tree.map(lambda x: x[0], parts)
-  _, zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(lambda p, b: forward(p, b), params, first),
-  )
+  _, zeros = _zeros(forward, params, first)
   sums, _ = jax.lax.scan(add, (gradient, *zeros), (parts, d_parts))
   gradient, own, observed = sums
   return (loss + own, (metrics, observed)), gradient
+
+
+def at_once(
+  losses: Sequence[Callable[[Any, Any, Any], tuple[jax.Array, Any]]],
+  prepare: Callable[[Any, Any, Any], Any],
+  slices: Slices | None,
+) -> Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, ...]]]:
+  """Returns a function that has its gradient as soon as its value.
+
+  For losses that are sums over examples and need no other ones. Of each slice
+  each loss is taken back before the next one is looked at. So activations of
+  one of them at a time exist, which can all be kept, and of the whole the
+  gradient alone.
+
+  Args:
+    losses: (parameters, others, what was prepared) -> (() loss, a tree of what
+      it observed) each, both sums over the part.
+    prepare: (parameters, others, a part of a batch) -> what the losses look at,
+      a tree of arrays without a gradient.
+    slices: None takes the whole batch as one.
+
+  Returns:
+    (parameters, others, batch) -> (sum of the losses, what each observed),
+    sums over the batch. There is a gradient to the parameters, and no other.
+  """
+  functions = [jax.value_and_grad(loss, has_aux=True) for loss in losses]
+
+  def of_part(params, others, part):
+    given = jax.lax.stop_gradient(prepare(params, others, part))
+    total, observed, gradient = jnp.zeros(()), [], None
+    for function in functions:
+      if gradient is not None:
+        given, gradient = jax.lax.optimization_barrier((given, gradient))
+      (loss, found), own = function(params, others, given)
+      total += loss
+      observed.append(found)
+      gradient = own if gradient is None else _sum(gradient, own)
+    return (total, tuple(observed)), gradient
+
+  def forward(params, others, batch):
+    if slices is None:
+      return of_part(params, others, batch)
+    parts = jax.tree.map(slices.cut, batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+
+    def add(sums, part):
+      return _sum(sums, of_part(params, others, part)), None
+
+    zeros = _zeros(of_part, params, others, first)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+  def backward(gradient, cotangents):
+    factor, _ = cotangents
+    return jax.tree.map(lambda x: factor * x, gradient), None, None
+
+  @jax.custom_vjp
+  def run(params, others, batch):
+    return forward(params, others, batch)[0]
+
+  run.defvjp(forward, backward)
+  return run
+
+
+def _sum(a, b):
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _zeros(function, *arguments):
+  """Returns zeros of the shapes that a function returns."""
+  shapes = jax.eval_shape(function, *arguments)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -66,6 +66,9 @@ def distillation(**changes: Any) -> ConfigDict:
     "centre_momentum": 0.9,
     "frozen_steps": 1000,  # For so long prototypes stay as they were drawn.
     "chunk_size": 4096,  # Prototypes whose scores exist at once.
+    # Examples of a device that are taken back at once, with all activations
+    # kept. None: with the rest of the batch, as model.remat has it.
+    "slice_examples": None,
   }
   return term("distillation", own, changes)
 

@@ -20,6 +20,7 @@ from big_siglip.objectives import make_terms, total
 from big_siglip.objectives.cutting import Cut
 from big_siglip.objectives.masked import draw_places
 from big_siglip.objectives.term import Slice
+from big_siglip.plan.operations import executed_flops
 
 SIZE = 64
 # Widths that every mesh axis divides.
@@ -37,9 +38,9 @@ def _config(**changes):
   return config
 
 
-def _model(mesh):
+def _model(mesh, remat="none"):
   image = TOWER | {"patch_size": 4}
-  config = model_cases.model_config(image, TOWER)
+  config = model_cases.model_config(image, TOWER, remat=remat)
   return SigLIP(config, mesh and sharding.batch_sharding(mesh))
 
 
@@ -53,13 +54,14 @@ def _carry(rng, carry):
 
 
 @functools.cache
-def _two_steps(shape, count):
+def _two_steps(shape, count, limit=None, remat="none"):
   """Returns loss and gradient of a second step, and what it carries on."""
   axes = dict(zip(sharding.AXES, shape, strict=True))
   devices = jax.devices()[: int(np.prod(shape))]
   mesh = sharding.make_mesh(**axes, devices=devices)
-  model = _model(mesh)
-  config = _config(batch_size=SIZE, loss__name="ring_sigmoid")
+  model = _model(mesh, remat)
+  own = {"slice_examples": limit}
+  config = _config(batch_size=SIZE, loss__name="ring_sigmoid", section=own)
   config.mesh.update(axes)
   config.model = model_cases.model_config(TOWER | {"patch_size": 4}, TOWER)
   terms = make_terms(config, mesh)
@@ -83,7 +85,58 @@ def _two_steps(shape, count):
 
 @step_cases.shapes_and_counts(8)
 def test_slices_and_meshes_change_neither_loss_nor_gradient(shape, count):
-  metrics, gradient, carry = _two_steps(shape, count)
+  _assert_as_whole(*_two_steps(shape, count))
+
+
+@pytest.mark.parametrize(
+  ("shape", "count", "limit"),
+  [
+    ((2, 2, 2), 1, 4),  # Of the 16 examples of a device.
+    pytest.param((2, 2, 2), 1, 100, marks=pytest.mark.slow),
+    pytest.param((1, 8, 1), 1, 3, marks=pytest.mark.slow),
+    # Slices of slices, of which it is 2 examples a device.
+    pytest.param((8, 1, 1), 4, 1, marks=pytest.mark.slow),
+    pytest.param((1, 1, 1), 2, 8, marks=pytest.mark.slow),
+  ],
+)
+def test_taken_back_by_itself_it_is_the_same(shape, count, limit):
+  _assert_as_whole(*_two_steps(shape, count, limit, "full"))
+
+
+def test_taken_back_by_itself_it_computes_nothing_again():
+  def flops(limit, remat):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    config = _config(section={"slice_examples": limit})
+    config.model = model_cases.model_config(
+      TOWER | {"patch_size": 4}, TOWER, remat=remat
+    )
+    config.batch_size = 8
+    (term,) = [t for t in make_terms(config, mesh) if t.name == NAME]
+    model = _model(mesh, remat)
+    image, text = model_cases.example_inputs(config.model, batch=8)
+    batch = {"image": image, "text": text, **cases.crops(8)}
+    state = step_cases.first_state(model, (term,), batch)
+    forward = total.forward(
+      (term,),
+      model.look,
+      carry=state.carry,
+      step=state.step,
+      seed=0,
+      batch_size=8,
+    )
+    batch = total.with_rows((term,), batch)
+    loss = jax.grad(lambda params: forward(params, batch)[1][0])
+    return executed_flops(jax.jit(loss).trace(state.params))
+
+  again, none = flops(None, "full"), flops(None, "none")
+  assert again > 1.1 * none
+  assert flops(8, "full") == none
+  # Positions of small crops are resampled for each slice.
+  assert none < flops(1, "full") < 1.005 * none
+
+
+def _assert_as_whole(metrics, gradient, carry):
+  """Checks a step against one in which all is taken back together."""
   expected, expected_gradient, expected_carry = _two_steps((2, 2, 2), 1)
   assert metrics.keys() == expected.keys()
   for name in expected:

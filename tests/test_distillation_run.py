@@ -13,7 +13,7 @@ import runs
 from big_siglip import build, command_line
 from big_siglip.checkpoint import Checkpoints
 from big_siglip.errors import UserError
-from big_siglip.objectives import distillation
+from big_siglip.objectives import costs
 from big_siglip.plan import dry_run
 from big_siglip.trained import first_state, stages, teachers
 from configs import base, terms
@@ -83,10 +83,10 @@ def test_what_a_step_costs_is_what_was_counted_by_hand():
   rows = 8 + 128, 1 + 128  # Of student and teacher.
   expected = 3 * (small + whole) + whole
   expected += (3 * rows[0] + rows[1]) * (layers + scores)
-  found = distillation.step_flops_per_example(terms.distillation(), model)
+  found = costs.distillation_flops(terms.distillation(), model)
   np.testing.assert_allclose(found, expected, rtol=2e-3)
   local = terms.distillation(masked=0.0)
-  rest = found - distillation.step_flops_per_example(local, model)
+  rest = found - costs.distillation_flops(local, model)
   expected = 3 * whole + 4 * 128 * (layers + scores)
   np.testing.assert_allclose(rest, expected, rtol=2e-3)
 

@@ -20,7 +20,7 @@ from big_siglip.data.preprocessing import Preprocess, Preprocessing
 from big_siglip.data.views import fill, Patches
 from big_siglip.device_program import _fitting_rows
 from big_siglip.models import flops
-from big_siglip.objectives import captioning, costs, distillation
+from big_siglip.objectives import captioning, costs
 from big_siglip.plan import plan
 from big_siglip.report import inspection
 from configs import terms
@@ -282,7 +282,7 @@ def test_of_half_of_a_batch_the_terms_cost_half():
     for n in LENGTHS
   ]
   assert each[0] < each[1] < each[2]
-  own = distillation.step_flops_per_example(taught, config.model)
+  own = costs.distillation_flops(taught, config.model)
   for found, (short, *long) in (("words", each), ("self", [own] * 3)):
     expected = config.batch_size * (short + sum(long) / 2) / 3
     np.testing.assert_allclose(costs.flops_of_terms(config)[found], expected)

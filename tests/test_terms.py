@@ -6,6 +6,7 @@ import distillation_cases as cases
 from etils import epath
 import jax
 import numpy as np
+import pytest
 import runs
 
 from big_siglip import build, sharding
@@ -35,6 +36,8 @@ def _program(kind):
   config = _config()
   if kind == "plain":
     config.terms = {}
+  if kind == "weightless and alone":
+    config.terms[SELF].slice_examples = 4
   mesh = build.mesh(config, jax.devices()[:1])
   rng = np.random.default_rng(0)
   batch = {
@@ -66,8 +69,15 @@ def _placed(state, program):
   )
 
 
-def test_with_weight_0_they_change_no_bit():
-  plain, weightless = _history("plain"), _history("weightless")
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "weightless",
+    pytest.param("weightless and alone", marks=pytest.mark.slow),
+  ],
+)
+def test_with_weight_0_they_change_no_bit(kind):
+  plain, weightless = _history("plain"), _history(kind)
   expected, found = (runs.flatten(h[0][-1].params) for h in (plain, weightless))
   for path, wanted in expected.items():
     np.testing.assert_array_equal(found[path], wanted, err_msg=path)

@@ -82,9 +82,10 @@ class LoraSigLIP:
     params: Any,
     batch: Mapping[str, jax.Array],
     hidden: Hidden | None = None,
+    keep: bool = False,
   ) -> Seen:
     """As `SigLIP.look`."""
-    return self.model.look(self._merged(params), batch, hidden)
+    return self.model.look(self._merged(params), batch, hidden, keep)
 
   def _merged(self, params: Any) -> Any:
     return merge(params, self.alpha / self.rank)

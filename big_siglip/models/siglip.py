@@ -125,11 +125,23 @@ class SigLIP(nn.Module):
     params: Any,
     batch: Mapping[str, jax.Array],
     hidden: Hidden | None = None,
+    keep: bool = False,
   ) -> Seen:
     """Returns what this model with these parameters sees; `towers.Look`."""
     image, mask = image_of(batch), batch.get("image_mask")
     inputs = image, batch.get("text"), mask, hidden
-    return self.apply({"params": params}, *inputs, method="see")
+    model = self._keeping() if keep else self
+    return model.apply({"params": params}, *inputs, method="see")
+
+  @nn.nowrap
+  def _keeping(self) -> "SigLIP":
+    """Returns this model, with blocks that keep all their activations."""
+    config = ConfigDict(self.config).copy_and_resolve_references()
+    parts = [sizes.resolve_image(config.image)]
+    if sizes.has_text_tower(config):
+      parts.append(sizes.resolve_text(config.text))
+    config.keep_blocks = max(part.depth for part in parts)
+    return self.clone(config=config)
 
   def image_features(self, image: Image) -> jax.Array:
     """Returns what the image tower says before it is made a unit vector."""

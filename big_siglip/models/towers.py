@@ -60,6 +60,7 @@ class Look(Protocol):
     params: Any,
     batch: Mapping[str, jax.Array],
     hidden: Hidden | None = None,
+    keep: bool = False,
   ) -> Seen:
     """Returns what is seen.
 
@@ -69,6 +70,8 @@ class Look(Protocol):
         and "image_mask", each of which may be missing. Images may be of any
         size, by whole patches.
       hidden: patches that are not shown; None: none are.
+      keep: whether all blocks keep their activations, whatever
+        `config.model.remat` says.
     """
     ...
 

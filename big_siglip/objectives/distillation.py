@@ -16,7 +16,7 @@ patches, D width, K prototypes.
 from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +24,19 @@ from jax.sharding import Mesh
 import optax
 
 from big_siglip import ema, sharding
-from big_siglip.models.flops import image_flops
 from big_siglip.models.prototype_head import PrototypeHead
-from big_siglip.models.towers import Hidden, Seen
+from big_siglip.models.towers import Hidden
 from big_siglip.models.vision import normalize
 from big_siglip.objectives.augmentation import Augmentation
 from big_siglip.objectives.cutting import Cut
-from big_siglip.objectives.masked import draw_places, hidden_count
+from big_siglip.objectives.masked import draw_places
 from big_siglip.objectives.matching import Matching
-from big_siglip.objectives.term import Carried, Metrics, Slice, Term
-from big_siglip.schema.sizes import grid_side, resolve_image
+from big_siglip.objectives.term import Alone, Carried, Metrics, Slice, Term
+from big_siglip.schema.sizes import resolve_image
 
 GLOBAL_CROPS, LOCAL_CROPS = "global_crops", "local_crops"
 HALVES = ("local", "masked")  # Heads, centres and metrics are named so.
+TOWERS = ("image", "lora")  # Parameters of the model that a teacher has, too.
 
 
 def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
@@ -65,6 +65,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
   colours = functools.partial(
     Augmentation, spec["jitter"], tuple(spec["jitter_strength"]), spec["grey"]
   )
+  halves = {half: spec[half] for half in HALVES if spec[half] > 0}
   cut = None
   if spec["local_from"] == "global":
     size, area = spec["local_size"], tuple(spec["local_area"])
@@ -72,13 +73,21 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
   distillation = Distillation(
     name,
     matching,
-    {half: spec[half] for half in HALVES if spec[half] > 0},
+    halves,
     colours(spec["global_blur"]),
     colours(spec["local_blur"]),
     model.image,
     spec["masked_share"],
     spec["momentum"],
     cut,
+    keep=spec["slice_examples"] is not None,
+  )
+  alone = Alone(
+    distillation.teach,
+    tuple(functools.partial(distillation.learn, half) for half in halves),
+    (*TOWERS, name),
+    mesh,
+    spec["slice_examples"],
   )
   return Term(
     name,
@@ -87,33 +96,22 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     init=distillation.init,
     carried=Carried(distillation.first_carry, distillation.next_carry),
     summary=distillation.summary,
+    alone=alone if distillation.keep else None,
   )
 
 
-def step_flops_per_example(spec: Mapping[str, Any], model: Any) -> float:
-  """Returns the FLOPs of a section in a step; of the teacher, forward alone.
+class Lesson(NamedTuple):
+  """What a teacher shows.
 
-  Args:
-    spec: the section.
-    model: `config.model`.
+  Attributes:
+    shown: large crops that it saw, bss3 float32.
+    pooled: what it pools of them, bD.
+    tokens: what it makes of their patches, bLD.
   """
-  image = model.image
-  size = resolve_image(image)
-  patches = grid_side(image) ** 2
-  whole = image_flops(image, patches)
-  hidden, bottleneck = spec["hidden"], spec["bottleneck"]
-  layers = (size.width + hidden) * hidden + hidden * bottleneck
-  head = 2 * (layers + bottleneck * spec["prototypes"])
-  total = whole
-  if spec["local"]:
-    count = spec["local_count"]
-    side = spec["local_size"] // (size.patch_size or 1)
-    small = image_flops(image, side**2)
-    total += 3 * count * (small + head) + head
-  if spec["masked"]:
-    masked = hidden_count(patches, spec["masked_share"])
-    total += 3 * (whole + masked * head) + masked * head
-  return total
+
+  shown: jax.Array
+  pooled: jax.Array
+  tokens: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +133,7 @@ class Distillation:
     momentum: of the teacher, the same at every step: one that grows towards 1
       would no longer learn what texts teach the student (SILC, section 3).
     cut: makes small crops of the large one; None: they are in the batch.
+    keep: whether what is seen with a gradient keeps all activations.
   """
 
   name: str
@@ -146,6 +145,7 @@ class Distillation:
   masked_share: float
   momentum: float
   cut: Cut | None
+  keep: bool = False
 
   def init(self, key: jax.Array, part: Slice) -> Any:
     """See `Term`."""
@@ -186,29 +186,38 @@ class Distillation:
 
   def each(self, part: Slice) -> tuple[jax.Array, Metrics]:
     """See `Term`."""
-    split = jax.vmap(functools.partial(jax.random.split, num=3))(part.keys)
-    keys = {"shown": split[:, 0], "local": split[:, 1], "masked": split[:, 2]}
-    shown = self.global_colours(part.batch[GLOBAL_CROPS], keys["shown"])
-    shown = self._normalized(shown[:, 0])
-    teacher = {**part.params, **part.carry["teacher"]}
-    seen = jax.lax.stop_gradient(part.look(teacher, {"image": shown}))
+    lesson = self.teach(part)
     losses, observed = jnp.zeros(len(part.keys)), {}
-    for half, weight in self.weights.items():
-      if half == "local":
-        student, wanted = self._local(part, keys[half], seen)
-      else:
-        student, wanted = self._masked(part, keys[half], seen, shown)
-      loss, found = self.matching(
-        student,
-        wanted,
-        part.params[self.name][half],
-        teacher[self.name][half],
-        part.carry["centres"][half],
-        part.carry["steps"],
-      )
-      losses += weight * loss
-      observed |= {f"{half}_{key}": value for key, value in found.items()}
+    for half in self.weights:
+      loss, found = self.learn(half, part, lesson)
+      losses += loss
+      observed |= found
     return losses, observed
+
+  def teach(self, part: Slice) -> Lesson:
+    """Returns what the teacher makes of large crops."""
+    shown = self.global_colours(part.batch[GLOBAL_CROPS], _keys(part)["shown"])
+    shown = self._normalized(shown[:, 0])
+    seen = part.look(self._teacher(part), {"image": shown})
+    pooled, tokens = map(_there, (seen.image_pooled, seen.image_tokens))
+    return jax.lax.stop_gradient(Lesson(shown, pooled, tokens))
+
+  def learn(
+    self, half: str, part: Slice, lesson: Lesson
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns losses of a half, and what it observes; as `Term.each`."""
+    see = {"local": self._local, "masked": self._masked}[half]
+    student, wanted = see(part, _keys(part)[half], lesson)
+    loss, found = self.matching(
+      student,
+      wanted,
+      part.params[self.name][half],
+      self._teacher(part)[self.name][half],
+      part.carry["centres"][half],
+      part.carry["steps"],
+    )
+    named = {f"{half}_{key}": value for key, value in found.items()}
+    return self.weights[half] * loss, named
 
   def summary(self, means: Metrics) -> dict[str, jax.Array]:
     """See `Term`."""
@@ -219,7 +228,7 @@ class Distillation:
     return logged
 
   def _local(
-    self, part: Slice, keys: jax.Array, seen: Seen
+    self, part: Slice, keys: jax.Array, lesson: Lesson
   ) -> tuple[jax.Array, jax.Array]:
     """Returns what is pooled of small crops and of the large one; bnD, b1D."""
     if self.cut is None:
@@ -230,28 +239,40 @@ class Distillation:
     crops = self.local_colours(crops, keys)
     shape = crops.shape
     crops = self._normalized(crops.reshape(-1, *shape[2:]))
-    pooled = _there(part.look(part.params, {"image": crops}).image_pooled)
-    wanted = _there(seen.image_pooled)[:, None]
-    return pooled.reshape(*shape[:2], -1), wanted
+    student = part.look(part.params, {"image": crops}, keep=self.keep)
+    pooled = _there(student.image_pooled)
+    return pooled.reshape(*shape[:2], -1), lesson.pooled[:, None]
 
   def _masked(
-    self, part: Slice, keys: jax.Array, seen: Seen, shown: jax.Array
+    self, part: Slice, keys: jax.Array, lesson: Lesson
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the tokens of hidden patches, student's and teacher's; bMD."""
-    wanted = _there(seen.image_tokens)
-    places = draw_places(keys, wanted.shape[1], self.masked_share)
+    places = draw_places(keys, lesson.tokens.shape[1], self.masked_share)
     hidden = Hidden(places.patches, part.params[self.name]["mask_token"])
-    tokens = part.look(part.params, {"image": shown}, hidden).image_tokens
-    return places.of(_there(tokens)), places.of(wanted)
+    student = part.look(
+      part.params, {"image": lesson.shown}, hidden, keep=self.keep
+    )
+    tokens = _there(student.image_tokens)
+    return places.of(tokens), places.of(lesson.tokens)
+
+  def _teacher(self, part: Slice) -> dict[str, Any]:
+    """Returns all parameters, the teacher's where it has its own."""
+    return jax.lax.stop_gradient({**part.params, **part.carry["teacher"]})
 
   def _normalized(self, image: jax.Array) -> jax.Array:
     return normalize(image, self.image.mean, self.image.std)
 
   def _taught(self, params: Any) -> dict[str, Any]:
     """Returns what the teacher has: no texts, and no hidden patches."""
-    towers = {k: params[k] for k in ("image", "lora") if k in params}
+    towers = {k: params[k] for k in TOWERS if k in params}
     heads = {half: params[self.name][half] for half in self.weights}
     return {**towers, self.name: heads}
+
+
+def _keys(part: Slice) -> dict[str, jax.Array]:
+  """Returns the keys of each thing that is drawn of an example."""
+  split = jax.vmap(functools.partial(jax.random.split, num=3))(part.keys)
+  return dict(zip(("shown", *HALVES), split.T, strict=True))
 
 
 def _there(x: jax.Array | None) -> jax.Array:

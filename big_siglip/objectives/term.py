@@ -9,10 +9,13 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 import optax
 
+from big_siglip.models.slices import slice_count
 from big_siglip.models.towers import image_of as image_of
 from big_siglip.models.towers import Look, Seen
+from big_siglip.sharding import BATCH_AXES, batch_devices, Slices
 
 Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]
@@ -26,7 +29,7 @@ class Slice(NamedTuple):
     params: of the model, and of each term with some under the term's name.
     carry: the term's own, from the step before; no gradient flows through it.
     batch: the examples' arrays, [b, ...] each.
-    seen: what the model sees of them.
+    seen: what the model sees of them; of a term that is `alone`, nothing.
     look: sees other things, or with other parameters, such as a teacher's.
     keys: [b] random keys, one a row. They depend on seed, step, term and the
       row of the global batch alone, so slices and devices change no draw.
@@ -55,6 +58,34 @@ class Carried:
 
 
 @dataclasses.dataclass(frozen=True)
+class Alone:
+  """How a term is taken back by itself, which asks for no `Slice.seen`.
+
+  Attributes:
+    prepare: b examples -> what `losses` look at, arrays without a gradient.
+    losses: (b examples, what was prepared) -> what `Term.each` returns; their
+      sum and all that they observe are that of `each`. They are looked at, and
+      taken back, one after the other.
+    sections: names of the parameters to which there is a gradient, where they
+      are there; others are seen, too.
+    mesh: the devices.
+    limit: examples of a device that are looked at together.
+  """
+
+  prepare: Callable[[Slice], Any]
+  losses: tuple[Callable[[Slice, Any], tuple[jax.Array, Metrics]], ...]
+  sections: tuple[str, ...]
+  mesh: Mesh
+  limit: int
+
+  def slices(self, examples: int) -> Slices | None:
+    """Returns how a part of so many is cut; None: not at all."""
+    rows = examples // batch_devices(self.mesh)
+    count = slice_count(rows, 1, self.limit)
+    return Slices(count, self.mesh, BATCH_AXES) if count > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
 class Term:
   """A summand of the loss, of single examples, of all pairs, or of both.
 
@@ -72,6 +103,7 @@ class Term:
     carried: see `Carried`.
     summary: means over the global batch of what `each` observed, "loss" among
       them -> what is logged; None: the scalars.
+    alone: how `each` is taken back before all else; None: with the rest.
   """
 
   name: str
@@ -83,3 +115,4 @@ class Term:
   init: Callable[[jax.Array, Slice], Any] | None = None
   carried: Carried | None = None
   summary: Callable[[Metrics], Metrics] | None = None
+  alone: Alone | None = None

@@ -4,14 +4,24 @@ Shape letters: B examples of the global batch, b of one slice.
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import operator
 from typing import Any
 import zlib
 
 import jax
 import jax.numpy as jnp
 
-from big_siglip.models.towers import Look
-from big_siglip.objectives.term import Batch, Embeddings, Metrics, Slice, Term
+from big_siglip.microbatch import at_once
+from big_siglip.models.towers import Look, Seen
+from big_siglip.objectives.term import (
+  Alone,
+  Batch,
+  Embeddings,
+  Metrics,
+  Slice,
+  Term,
+)
 
 Terms = Sequence[Term]
 _ROW = "row"  # Of the global batch, beside the arrays of the batch.
@@ -40,23 +50,35 @@ def forward(
     seed: of the run.
     batch_size: B.
   """
-  own = [(term, term.each) for term in terms if term.each is not None]
+  own = [term for term in terms if term.each is not None]
+
+  def sliced(params: Any, others: Any, rows: Any, seen: Seen) -> Slice:
+    """Returns what a term sees."""
+    kept, key = others
+    part, numbers = rows
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    return Slice(params, kept, part, seen, look, keys)
+
+  def means(values: jax.Array, metrics: Metrics) -> Metrics:
+    """Returns sums over the rows, divided by B."""
+    return jax.tree.map(
+      lambda x: x.sum(axis=0) / batch_size, {**metrics, "loss": values}
+    )
 
   def run(params: Any, part: Batch):
     part = dict(part)
-    rows = part.pop(_ROW, None)
+    numbers = part.pop(_ROW, None)
     seen = look(params, part)
     loss, observed = jnp.zeros(()), {}
-    for term, each in own:
+    for term in own:
       key = jax.random.fold_in(_key(seed, term), step)
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-      kept = (carry or {}).get(term.name)
-      values, metrics = each(Slice(params, kept, part, seen, look, keys))
-      means = jax.tree.map(
-        lambda x: x.sum(axis=0) / batch_size, {**metrics, "loss": values}
-      )
-      loss += _weighted(term, step, means["loss"])
-      observed[term.name] = means
+      others, rows = ((carry or {}).get(term.name), key), (part, numbers)
+      if term.alone is None:
+        found = means(*term.each(sliced(params, others, rows, seen)))
+      else:
+        found = _alone(term.alone, sliced, means, params, others, rows)
+      loss += _weighted(term, step, found["loss"])
+      observed[term.name] = found
     return (seen.image, seen.text), (loss, observed)
 
   return run
@@ -153,6 +175,45 @@ def scalars(terms: Terms, observed: Any) -> dict[str, jax.Array]:
       if value.ndim == 0:
         found[f"{term.name}/{name}"] = value
   return found
+
+
+def _alone(
+  how: Alone,
+  sliced: Callable[..., Slice],
+  means: Callable[[jax.Array, Metrics], Metrics],
+  params: Any,
+  others: Any,
+  rows: Any,
+) -> Metrics:
+  """Returns the means of what a term observes that is taken back by itself.
+
+  Args:
+    how: that is.
+    sliced: (parameters, others, rows, what the model sees) -> the examples.
+    means: (losses, observed) -> their means over the batch.
+    params: of model and terms.
+    others: for `sliced`.
+    rows: the same.
+  """
+  trained = {k: x for k, x in params.items() if k in how.sections}
+  fixed = {k: x for k, x in params.items() if k not in how.sections}
+
+  def part_of(trained, others, rows):
+    fixed, *others = others
+    return sliced({**fixed, **trained}, others, rows, Seen())
+
+  def prepare(trained, others, rows):
+    return rows, how.prepare(part_of(trained, others, rows))
+
+  def loss_of(each, trained, others, given):
+    rows, prepared = given
+    found = means(*each(part_of(trained, others, rows), prepared))
+    return found["loss"], found
+
+  losses = [functools.partial(loss_of, each) for each in how.losses]
+  run = at_once(losses, prepare, how.slices(len(rows[1])))
+  loss, observed = run(trained, (fixed, *others), rows)
+  return {**functools.reduce(operator.or_, observed), "loss": loss}
 
 
 def _weighted(term: Term, step: jax.Array, loss: jax.Array) -> jax.Array:

@@ -64,6 +64,7 @@ TERMS = Sections(
       "centre_momentum": Field(float | int, within=Range(least=0, below=1)),
       "frozen_steps": Field(int, within=_NOT_NEGATIVE),
       "chunk_size": _free(int, within=_COUNT),
+      "slice_examples": _free(int | None, within=_COUNT, older=None),
     },
   },
 )

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
   c.total_steps = steps
   # At once, too: of B/16 4.9 GB a chip of 256 (docs/performance.md).
   c.terms.teacher = terms.distillation(weight=0.25, chunk_size=1_024)
+  c.terms.teacher.slice_examples = 16
   # A twentieth of the stage, as the fifth of the schedule that it is.
   c.terms.teacher.warmup_steps = steps // 100
   return c
