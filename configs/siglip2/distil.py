@@ -22,9 +22,10 @@ def get_config() -> ConfigDict:
   c.init.state = "all"
   steps = c.optimizer.get_ref("schedule_steps")
   c.total_steps = steps
-  # At once, too: of B/16 4.9 GB a chip of 256 (docs/performance.md).
-  c.terms.teacher = terms.distillation(weight=0.25, chunk_size=1_024)
-  c.terms.teacher.slice_examples = 16
+  # By itself, 16 examples of a chip at a time (docs/performance.md).
+  c.terms.teacher = terms.distillation(
+    weight=0.25, slice_examples=16, chunk_size=8_192
+  )
   # A twentieth of the stage, as the fifth of the schedule that it is.
   c.terms.teacher.warmup_steps = steps // 100
   return c
