@@ -65,7 +65,6 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
   colours = functools.partial(
     Augmentation, spec["jitter"], tuple(spec["jitter_strength"]), spec["grey"]
   )
-  halves = {half: spec[half] for half in HALVES if spec[half] > 0}
   cut = None
   if spec["local_from"] == "global":
     size, area = spec["local_size"], tuple(spec["local_area"])
@@ -73,7 +72,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
   distillation = Distillation(
     name,
     matching,
-    halves,
+    {half: spec[half] for half in HALVES if spec[half] > 0},
     colours(spec["global_blur"]),
     colours(spec["local_blur"]),
     model.image,
@@ -82,13 +81,6 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     cut,
     keep=spec["slice_examples"] is not None,
   )
-  alone = Alone(
-    distillation.teach,
-    tuple(functools.partial(distillation.learn, half) for half in halves),
-    (*TOWERS, name),
-    mesh,
-    spec["slice_examples"],
-  )
   return Term(
     name,
     each=distillation.each,
@@ -96,7 +88,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     init=distillation.init,
     carried=Carried(distillation.first_carry, distillation.next_carry),
     summary=distillation.summary,
-    alone=alone if distillation.keep else None,
+    alone=distillation.alone(mesh, spec["slice_examples"]),
   )
 
 
@@ -218,6 +210,13 @@ class Distillation:
     )
     named = {f"{half}_{key}": value for key, value in found.items()}
     return self.weights[half] * loss, named
+
+  def alone(self, mesh: Mesh, limit: int | None) -> Alone | None:
+    """Returns how the term is taken back by itself; None: with the rest."""
+    if limit is None:
+      return None
+    losses = tuple(functools.partial(self.learn, half) for half in self.weights)
+    return Alone(self.teach, losses, (*TOWERS, self.name), mesh, limit)
 
   def summary(self, means: Metrics) -> dict[str, jax.Array]:
     """See `Term`."""

@@ -50,7 +50,7 @@ def forward(
     seed: of the run.
     batch_size: B.
   """
-  own = [term for term in terms if term.each is not None]
+  own = [(term, term.each) for term in terms if term.each is not None]
 
   def sliced(params: Any, others: Any, rows: Any, seen: Seen) -> Slice:
     """Returns what a term sees."""
@@ -70,11 +70,11 @@ def forward(
     numbers = part.pop(_ROW, None)
     seen = look(params, part)
     loss, observed = jnp.zeros(()), {}
-    for term in own:
+    for term, each in own:
       key = jax.random.fold_in(_key(seed, term), step)
       others, rows = ((carry or {}).get(term.name), key), (part, numbers)
       if term.alone is None:
-        found = means(*term.each(sliced(params, others, rows, seen)))
+        found = means(*each(sliced(params, others, rows, seen)))
       else:
         found = _alone(term.alone, sliced, means, params, others, rows)
       loss += _weighted(term, step, found["loss"])
