@@ -81,10 +81,10 @@ def value_and_grad(
 
 
 def at_once(
-  losses: Sequence[Callable[[Any, Any, Any], tuple[jax.Array, Any]]],
+  losses: Sequence[Callable[[Any, Any, Any, Any], tuple[jax.Array, Any]]],
   prepare: Callable[[Any, Any, Any], Any],
   slices: Slices | None,
-) -> Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, ...]]]:
+) -> Callable[[Any, Any, Any, Any], tuple[jax.Array, tuple[Any, ...]]]:
   """Returns a function that has its gradient as soon as its value.
 
   For losses that are sums over examples and need no other ones. Of each slice
@@ -93,49 +93,58 @@ def at_once(
   gradient alone.
 
   Args:
-    losses: (parameters, others, what was prepared) -> (() loss, a tree of what
-      it observed) each, both sums over the part.
+    losses: (parameters, a part of the inputs, others, what was prepared) ->
+      (() loss, a tree of what it observed) each, both sums over the part.
     prepare: (parameters, others, a part of a batch) -> what the losses look at,
       a tree of arrays without a gradient.
     slices: None takes the whole batch as one.
 
   Returns:
-    (parameters, others, batch) -> (sum of the losses, what each observed),
-    sums over the batch. There is a gradient to the parameters, and no other.
+    (parameters, inputs, others, batch) -> (sum of the losses, what each
+    observed), sums over the batch. Inputs and batch are trees of arrays [B,
+    ...]. There is a gradient to parameters and inputs, and no other.
   """
-  functions = [jax.value_and_grad(loss, has_aux=True) for loss in losses]
+  functions = [
+    jax.value_and_grad(loss, (0, 1), has_aux=True) for loss in losses
+  ]
 
-  def of_part(params, others, part):
+  def of_part(params, inputs, others, part):
     given = jax.lax.stop_gradient(prepare(params, others, part))
-    total, observed, gradient = jnp.zeros(()), [], None
+    total, observed, gradients = jnp.zeros(()), [], None
     for function in functions:
-      if gradient is not None:
-        given, gradient = jax.lax.optimization_barrier((given, gradient))
-      (loss, found), own = function(params, others, given)
+      if gradients is not None:
+        given, gradients = jax.lax.optimization_barrier((given, gradients))
+      (loss, found), own = function(params, inputs, others, given)
       total += loss
       observed.append(found)
-      gradient = own if gradient is None else _sum(gradient, own)
-    return (total, tuple(observed)), gradient
+      gradients = own if gradients is None else _sum(gradients, own)
+    return (total, tuple(observed)), gradients
 
-  def forward(params, others, batch):
+  def forward(params, inputs, others, batch):
     if slices is None:
-      return of_part(params, others, batch)
-    parts = jax.tree.map(slices.cut, batch)
-    first = jax.tree.map(lambda x: x[0], parts)
+      return of_part(params, inputs, others, batch)
+    parts = jax.tree.map(slices.cut, (inputs, batch))
 
-    def add(sums, part):
-      return _sum(sums, of_part(params, others, part)), None
+    def of_slice(own, part):
+      found, (gradient, d_own) = of_part(params, own, others, part)
+      return (found, gradient), d_own
 
-    zeros = _zeros(of_part, params, others, first)
-    return jax.lax.scan(add, zeros, parts)[0]
+    def add(sums, cut):
+      new, d_own = of_slice(*cut)
+      return _sum(sums, new), d_own
 
-  def backward(gradient, cotangents):
+    zeros, _ = _zeros(of_slice, *jax.tree.map(lambda x: x[0], parts))
+    (found, gradient), d_inputs = jax.lax.scan(add, zeros, parts)
+    return found, (gradient, jax.tree.map(slices.join, d_inputs))
+
+  def backward(gradients, cotangents):
     factor, _ = cotangents
-    return jax.tree.map(lambda x: factor * x, gradient), None, None
+    scaled = jax.tree.map(lambda x: factor.astype(x.dtype) * x, gradients)
+    return *scaled, None, None
 
   @jax.custom_vjp
-  def run(params, others, batch):
-    return forward(params, others, batch)[0]
+  def run(params, inputs, others, batch):
+    return forward(params, inputs, others, batch)[0]
 
   run.defvjp(forward, backward)
   return run
@@ -145,7 +154,7 @@ def _sum(a, b):
   return jax.tree.map(jnp.add, a, b)
 
 
-def _zeros(function, *arguments):
+def _zeros(function, *arguments) -> Any:
   """Returns zeros of the shapes that a function returns."""
   shapes = jax.eval_shape(function, *arguments)
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -24,6 +24,9 @@ def captioning(**changes: Any) -> ConfigDict:
     "bins": 501,  # Values of a coordinate: 0 to 500.
     "prefixes": ("cap:", "aref:", "gcap:"),  # Of the tasks, as text.
     "chunk_size": 1024,  # Tokens of a device whose logits exist at once.
+    # Examples of a device that are taken back at once, with all activations
+    # kept. None: with the rest of the batch, as model.remat has it.
+    "slice_examples": config_dict.placeholder(int),
   }
   return term("captioning", own, changes)
 
@@ -66,9 +69,7 @@ def distillation(**changes: Any) -> ConfigDict:
     "centre_momentum": 0.9,
     "frozen_steps": 1000,  # For so long prototypes stay as they were drawn.
     "chunk_size": 4096,  # Prototypes whose scores exist at once.
-    # Examples of a device that are taken back at once, with all activations
-    # kept. None: with the rest of the batch, as model.remat has it.
-    "slice_examples": None,
+    "slice_examples": config_dict.placeholder(int),  # As of `captioning`.
   }
   return term("distillation", own, changes)
 

@@ -57,6 +57,7 @@ def _section(**changes):
     "bins": 11,
     "prefixes": PREFIXES,
     "chunk_size": 40,
+    "slice_examples": None,
   }
   return {**section, **changes}
 
@@ -76,13 +77,13 @@ def _batch(config, tasks=3):
 
 
 @functools.cache
-def _one_step(shape, count, weight=1.5):
+def _one_step(shape, count, weight=1.5, limit=None, remat="none"):
   """Returns metrics and gradient of a step on a mesh, in slices."""
   axes = dict(zip(sharding.AXES, shape, strict=True))
   config = runs.config(batch_size=SIZE, loss__name="ring_sigmoid").unlock()
-  config.terms = {"words": _section(weight=weight)}
+  config.terms = {"words": _section(weight=weight, slice_examples=limit)}
   config.mesh.update(axes)
-  config.model = model_cases.model_config(TOWER, TOWER)
+  config.model = model_cases.model_config(TOWER, TOWER, remat=remat)
   mesh = sharding.make_mesh(
     **axes, devices=jax.devices()[: int(np.prod(shape))]
   )
@@ -103,7 +104,26 @@ def _one_step(shape, count, weight=1.5):
 
 @step_cases.shapes_and_counts(4)
 def test_slices_and_meshes_change_neither_loss_nor_gradient(shape, count):
-  metrics, gradient, _ = _one_step(shape, count)
+  _assert_as_whole(*_one_step(shape, count))
+
+
+@pytest.mark.parametrize(
+  ("shape", "count", "limit"),
+  [
+    ((2, 2, 2), 1, 4),  # Of the 16 examples of a device.
+    pytest.param((2, 2, 2), 1, 100, marks=pytest.mark.slow),
+    pytest.param((1, 8, 1), 1, 3, marks=pytest.mark.slow),
+    # Slices of slices, of which it is 2 examples a device.
+    pytest.param((8, 1, 1), 4, 1, marks=pytest.mark.slow),
+    pytest.param((1, 1, 1), 2, 8, marks=pytest.mark.slow),
+  ],
+)
+def test_taken_back_by_itself_it_is_the_same(shape, count, limit):
+  _assert_as_whole(*_one_step(shape, count, limit=limit, remat="full"))
+
+
+def _assert_as_whole(metrics, gradient, _):
+  """Checks a step against one in which all is taken back together."""
   expected, expected_gradient, _ = _one_step((1, 1, 1), 1)
   assert metrics.keys() == expected.keys()
   for name in expected:

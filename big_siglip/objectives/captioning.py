@@ -23,7 +23,7 @@ from big_siglip.losses import token_cross_entropy
 from big_siglip.models.compute import Compute
 from big_siglip.models.decoder import Decoded, Decoder
 from big_siglip.models.flops import decoder_flops_per_example, num_patches
-from big_siglip.objectives.term import Metrics, Slice, Term
+from big_siglip.objectives.term import Alone, Metrics, Slice, Term
 from big_siglip.schema.sizes import resolve_image, resolve_text
 from big_siglip.schema.terms import CAPTION_TASKS as TASKS
 from big_siglip.schema.terms import extra_ids
@@ -53,12 +53,16 @@ def make_decoder(
   """
   size = resolve_text(model.text)
   depth = spec["depth"] or max(size.depth // 2, 1)
+  split = None if mesh is None else sharding.batch_sharding(mesh)
+  compute = Compute.of(model, split)
+  if spec["slice_examples"] is not None:
+    compute = dataclasses.replace(compute, keep_blocks=depth)
   return Decoder(
     dataclasses.replace(size, depth=depth),
     model.text.vocab_size + extra_ids(spec["boxes"], spec["bins"]),
     length_of(spec, model),
     spec["tie_embedding"],
-    Compute.of(model, None if mesh is None else sharding.batch_sharding(mesh)),
+    compute,
   )
 
 
@@ -117,12 +121,18 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     observed = _observed(found, losses, count, parallel, tasks)
     return (losses * weights[None]).sum(axis=1), observed
 
+  limit, alone = spec["slice_examples"], None
+  if limit is not None:
+    losses = (lambda part, _: each(part),)
+    tokens = ("image_tokens",)
+    alone = Alone(lambda _: None, losses, (name,), mesh, limit, tokens)
   return Term(
     name,
     each=each,
     weight=optax.constant_schedule(spec["weight"]),
     init=init,
     summary=_summary,
+    alone=alone,
   )
 
 

@@ -29,7 +29,7 @@ class Slice(NamedTuple):
     params: of the model, and of each term with some under the term's name.
     carry: the term's own, from the step before; no gradient flows through it.
     batch: the examples' arrays, [b, ...] each.
-    seen: what the model sees of them; of a term that is `alone`, nothing.
+    seen: what the model sees of them; see also `Alone`.
     look: sees other things, or with other parameters, such as a teacher's.
     keys: [b] random keys, one a row. They depend on seed, step, term and the
       row of the global batch alone, so slices and devices change no draw.
@@ -59,7 +59,9 @@ class Carried:
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-  """How a term is taken back by itself, which asks for no `Slice.seen`.
+  """How a term is taken back by itself.
+
+  It asks for no `Slice.seen` but what it names; masks are there, too.
 
   Attributes:
     prepare: b examples -> what `losses` look at, arrays without a gradient.
@@ -70,6 +72,8 @@ class Alone:
       are there; others are seen, too.
     mesh: the devices.
     limit: examples of a device that are looked at together.
+    seen: names of what it asks for of `Slice.seen`, to which there is a
+      gradient as well.
   """
 
   prepare: Callable[[Slice], Any]
@@ -77,6 +81,7 @@ class Alone:
   sections: tuple[str, ...]
   mesh: Mesh
   limit: int
+  seen: tuple[str, ...] = ()
 
   def slices(self, examples: int) -> Slices | None:
     """Returns how a part of so many is cut; None: not at all."""

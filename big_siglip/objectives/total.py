@@ -76,7 +76,7 @@ def forward(
       if term.alone is None:
         found = means(*each(sliced(params, others, rows, seen)))
       else:
-        found = _alone(term.alone, sliced, means, params, others, rows)
+        found = _alone(term.alone, sliced, means, params, others, rows, seen)
       loss += _weighted(term, step, found["loss"])
       observed[term.name] = found
     return (seen.image, seen.text), (loss, observed)
@@ -184,6 +184,7 @@ def _alone(
   params: Any,
   others: Any,
   rows: Any,
+  seen: Seen,
 ) -> Metrics:
   """Returns the means of what a term observes that is taken back by itself.
 
@@ -194,25 +195,32 @@ def _alone(
     params: of model and terms.
     others: for `sliced`.
     rows: the same.
+    seen: the same.
   """
   trained = {k: x for k, x in params.items() if k in how.sections}
   fixed = {k: x for k, x in params.items() if k not in how.sections}
 
-  def part_of(trained, others, rows):
+  inputs = {name: getattr(seen, name) for name in how.seen}
+
+  def part_of(trained, inputs, others, given):
     fixed, *others = others
-    return sliced({**fixed, **trained}, others, rows, Seen())
+    rows, mask = given
+    own = Seen(**inputs, image_mask=mask)
+    return sliced({**fixed, **trained}, others, rows, own)
 
-  def prepare(trained, others, rows):
-    return rows, how.prepare(part_of(trained, others, rows))
+  def prepare(trained, others, given):
+    return given, how.prepare(part_of(trained, {}, others, given))
 
-  def loss_of(each, trained, others, given):
-    rows, prepared = given
-    found = means(*each(part_of(trained, others, rows), prepared))
+  def loss_of(each, trained, inputs, others, prepared):
+    given, prepared = prepared
+    part = part_of(trained, inputs, others, given)
+    found = means(*each(part, prepared))
     return found["loss"], found
 
   losses = [functools.partial(loss_of, each) for each in how.losses]
   run = at_once(losses, prepare, how.slices(len(rows[1])))
-  loss, observed = run(trained, (fixed, *others), rows)
+  given = rows, seen.image_mask
+  loss, observed = run(trained, inputs, (fixed, *others), given)
   return {**functools.reduce(operator.or_, observed), "loss": loss}
 
 

@@ -38,6 +38,7 @@ TERMS = Sections(
       "bins": Field(int, within=Range(least=2)),
       "prefixes": Field(tuple | list),
       "chunk_size": _free(int, within=_COUNT),
+      "slice_examples": _free(int | None, within=_COUNT, older=None),
     },
     "distillation": {
       **dict.fromkeys(DISTILLATION_HALVES, _WEIGHT),

@@ -40,7 +40,10 @@ def get_config() -> ConfigDict:
   c.optimizer.mu_dtype = "float32"
 
   # Captions, (box from text) and (text from box), of equal weight.
-  c.terms.locca = terms.captioning(aref=1.0, gcap=1.0, chunk_size=2_048)
+  # The decoder by itself, 64 examples of a chip at a time.
+  c.terms.locca = terms.captioning(
+    aref=1.0, gcap=1.0, slice_examples=64, chunk_size=2_048
+  )
 
   c.data.tokenizer = "gemma/tokenizer.model"
   c.data.pad_id = 0
