@@ -108,7 +108,7 @@ def at_once(
     jax.value_and_grad(loss, (0, 1), has_aux=True) for loss in losses
   ]
 
-  def of_part(params, inputs, others, part):
+  def of_part(params, inputs, others, part) -> Any:
     given = jax.lax.stop_gradient(prepare(params, others, part))
     total, observed, gradients = jnp.zeros(()), [], None
     for function in functions:
