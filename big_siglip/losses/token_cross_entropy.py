@@ -159,19 +159,24 @@ def _backward(sharding, saved, cotangents):
     def leave_out(sums, hidden, *_):
       return sums, jnp.zeros_like(hidden)
 
-    compute = functools.partial(_add_chunk, *layer)
-    return jax.lax.cond(chunk[0], compute, leave_out, sums, *chunk[1:])
+    index, used, *rows = chunk
+    compute = functools.partial(_add_chunk, *layer, index > 0)
+    return jax.lax.cond(used, compute, leave_out, sums, *rows)
 
-  # Each device sums its own, so that what they send is one gradient.
+  # Each device sums its own, so that what they send is one gradient. The first
+  # chunk writes all of it: zeros would be one pass more.
   groups = hidden.shape[1]
-  zeros = tuple(
-    jnp.zeros((groups, *x.shape[:-1], *shape)) for x in (kernel, bias)
+  empty = tuple(
+    jax.lax.empty((groups, *x.shape[:-1], *shape), jnp.float32)
+    for x in (kernel, bias)
   )
   if mesh is not None:
     split = P(sharding.spec[0], None, axis)
-    zeros = (_place(zeros[0], mesh, split), zeros[1])
-  rows = _used(real), hidden, targets, real, total, cotangents[0]
-  sums, d_hidden = jax.lax.scan(visit, zeros, rows)
+    empty = (_place(empty[0], mesh, split), empty[1])
+  indices = _count(len(hidden))
+  used = _used(real) | (indices == 0)
+  rows = indices, used, hidden, targets, real, total, cotangents[0]
+  sums, d_hidden = jax.lax.scan(visit, empty, rows)
   found = (
     total.sum(axis=0).reshape(like.shape).astype(like.dtype)
     for total, like in zip(sums, (kernel, bias), strict=True)
@@ -179,12 +184,13 @@ def _backward(sharding, saved, cotangents):
   return d_hidden, *found, None, None
 
 
-def _add_chunk(kernel, bias, sums, hidden, targets, real, total, d_loss):
+def _add_chunk(kernel, bias, going, sums, hidden, targets, real, total, d_loss):
   """Returns the sums with a chunk's gradients, and that of its hidden, GcD.
 
   Args:
     kernel: DsV: s shards of the vocabulary, of which V is one's here.
     bias: 11sV.
+    going: () bool, whether there are sums; False: of the first chunk.
     sums: GDsV and GsV, so far.
     hidden: GcD.
     targets: Gc.
@@ -204,6 +210,7 @@ def _add_chunk(kernel, bias, sums, hidden, targets, real, total, d_loss):
     logits = _multiply("GcD,Dsv->Gcsv", hidden, columns)
     logits += _piece(bias, start, size)
     places = start + _count(size).reshape(1, 1, 1, -1)
+    written = going | (places[0] < begin)
     ids = own * _count(shards).reshape(1, 1, -1, 1) + places
     d_logits = factor * (jnp.exp(logits - total) - (ids == targets))
     if own % size:
@@ -213,8 +220,8 @@ def _add_chunk(kernel, bias, sums, hidden, targets, real, total, d_loss):
     d_kernel = _multiply("GcD,Gcsv->GDsv", hidden, d_logits)
     d_hidden = _multiply("Gcsv,Dsv->sGcD", d_logits, columns)
     return (
-      _add_piece(sums[0], d_kernel, start),
-      _add_piece(sums[1], d_bias, start),
+      _add_piece(sums[0], d_kernel, start, written),
+      _add_piece(sums[1], d_bias, start, written),
       sums[2] + d_hidden,
     ), None
 
@@ -278,9 +285,9 @@ def _piece(x, start, size):
   return jax.lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim - 1)
 
 
-def _add_piece(x, piece, start):
-  """Adds to what begins at `start` on the last axis."""
-  piece += _piece(x, start, piece.shape[-1])
+def _add_piece(x, piece, start, written):
+  """Adds to what begins at `start` on the last axis, where it was written."""
+  piece += jnp.where(written, _piece(x, start, piece.shape[-1]), 0)
   return jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis=x.ndim - 1)
 
 
