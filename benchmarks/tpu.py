@@ -46,16 +46,21 @@ _LARGE = {
   "model.text.size": "So400m",
   "model.image.image_size": 224,
 }
-# 84 of 224 pixels are as many patches as 96 of 256.
-_LARGE_CROPS = {"terms.teacher.local_size": 84, "terms.teacher.weight": 1.0}
+# 84 of 224 pixels are as many patches as 96 of 256. What half of the decoder's
+# slices leaves of memory goes to blocks of the towers.
+_LARGE_DISTIL = {
+  "terms.teacher.local_size": 84,
+  "terms.teacher.weight": 1.0,
+  "terms.locca.slice_examples": 32,
+  "model.keep_blocks": 4,
+}
 RECIPE = (
   ("siglip2/pretrain", _PLAIN),
   ("siglip2/pretrain", {}),
   ("siglip2/distil", {}),
   ("siglip2/pretrain", {**_LARGE, **_PLAIN}),
   ("siglip2/pretrain", _LARGE),
-  ("siglip2/pretrain", {**_LARGE, "model.keep_blocks": 3}),
-  ("siglip2/distil", {**_LARGE, **_LARGE_CROPS}),
+  ("siglip2/distil", {**_LARGE, **_LARGE_DISTIL}),
 )
 # NaFlex: 128 examples a chip, too.
 FEW, FEW_EXAMPLES = "v5e:4x4", 2_048
