@@ -68,7 +68,8 @@ def machine():
   """Returns what the last bits depend on, besides the program."""
   flags = pathlib.Path("/proc/cpuinfo")
   lines = flags.read_text().splitlines() if flags.exists() else []
-  names = "flags", "model name"
+  # A machine that is lent may call itself "AMD EPYC" and nothing more.
+  names = "flags", "model", "cpu family", "stepping"
   found = sorted({line for line in lines if line.startswith(names)})
   digest = hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
   return f"{platform.machine()} {digest} jaxlib {jaxlib.__version__}"

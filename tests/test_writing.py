@@ -181,6 +181,7 @@ def _config(**section):
       "bins": 101,
       "prefixes": PREFIXES,
       "chunk_size": 128,
+      "slice_examples": None,
       **section,
     }
   }
