@@ -1,8 +1,9 @@
 """No change of the house moves a bit of what it trains.
 
-The numbers of golden.json were recorded before its terms, views and stages
-were there. On the machine that recorded them every bit must be equal;
-elsewhere compilers round in other ways, and the losses must be close.
+The numbers of golden.json are of before its terms, views and stages were
+there; recorded anew, bit for bit, on a machine that tells which it is. There
+every bit must be equal; elsewhere compilers round in other ways, and the losses
+must be close.
 """
 
 import json
