@@ -29,6 +29,20 @@ def shapes_and_counts(count):
   )
 
 
+# Of 64 examples; the limit is of those of a device that are taken back at once.
+shapes_counts_and_limits = pytest.mark.parametrize(
+  ("shape", "count", "limit"),
+  [
+    ((2, 2, 2), 1, 4),  # Of the 16 examples of a device.
+    pytest.param((2, 2, 2), 1, 100, marks=pytest.mark.slow),
+    pytest.param((1, 8, 1), 1, 3, marks=pytest.mark.slow),
+    # Slices of slices, of which it is 2 examples a device.
+    pytest.param((8, 1, 1), 4, 1, marks=pytest.mark.slow),
+    pytest.param((1, 1, 1), 2, 8, marks=pytest.mark.slow),
+  ],
+)
+
+
 def first_state(model, terms, batch):
   """Returns the state before the first step, on the host."""
   example = {name: x[:1] for name, x in batch.items()}

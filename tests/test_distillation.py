@@ -88,17 +88,7 @@ def test_slices_and_meshes_change_neither_loss_nor_gradient(shape, count):
   _assert_as_whole(*_two_steps(shape, count))
 
 
-@pytest.mark.parametrize(
-  ("shape", "count", "limit"),
-  [
-    ((2, 2, 2), 1, 4),  # Of the 16 examples of a device.
-    pytest.param((2, 2, 2), 1, 100, marks=pytest.mark.slow),
-    pytest.param((1, 8, 1), 1, 3, marks=pytest.mark.slow),
-    # Slices of slices, of which it is 2 examples a device.
-    pytest.param((8, 1, 1), 4, 1, marks=pytest.mark.slow),
-    pytest.param((1, 1, 1), 2, 8, marks=pytest.mark.slow),
-  ],
-)
+@step_cases.shapes_counts_and_limits
 def test_taken_back_by_itself_it_is_the_same(shape, count, limit):
   _assert_as_whole(*_two_steps(shape, count, limit, "full"))
 

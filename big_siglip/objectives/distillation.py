@@ -79,7 +79,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     spec["masked_share"],
     spec["momentum"],
     cut,
-    keep=spec["slice_examples"] is not None,
+    limit=spec["slice_examples"],
   )
   return Term(
     name,
@@ -88,7 +88,7 @@ def make(name: str, spec: Mapping[str, Any], config: Any, mesh: Mesh) -> Term:
     init=distillation.init,
     carried=Carried(distillation.first_carry, distillation.next_carry),
     summary=distillation.summary,
-    alone=distillation.alone(mesh, spec["slice_examples"]),
+    alone=distillation.alone(mesh),
   )
 
 
@@ -125,7 +125,8 @@ class Distillation:
     momentum: of the teacher, the same at every step: one that grows towards 1
       would no longer learn what texts teach the student (SILC, section 3).
     cut: makes small crops of the large one; None: they are in the batch.
-    keep: whether what is seen with a gradient keeps all activations.
+    limit: examples of a device that are taken back at once, and then keep all
+      activations; None: with the rest.
   """
 
   name: str
@@ -137,7 +138,7 @@ class Distillation:
   masked_share: float
   momentum: float
   cut: Cut | None
-  keep: bool = False
+  limit: int | None = None
 
   def init(self, key: jax.Array, part: Slice) -> Any:
     """See `Term`."""
@@ -211,12 +212,12 @@ class Distillation:
     named = {f"{half}_{key}": value for key, value in found.items()}
     return self.weights[half] * loss, named
 
-  def alone(self, mesh: Mesh, limit: int | None) -> Alone | None:
+  def alone(self, mesh: Mesh) -> Alone | None:
     """Returns how the term is taken back by itself; None: with the rest."""
-    if limit is None:
+    if self.limit is None:
       return None
     losses = tuple(functools.partial(self.learn, half) for half in self.weights)
-    return Alone(self.teach, losses, (*TOWERS, self.name), mesh, limit)
+    return Alone(self.teach, losses, (*TOWERS, self.name), mesh, self.limit)
 
   def summary(self, means: Metrics) -> dict[str, jax.Array]:
     """See `Term`."""
@@ -238,7 +239,9 @@ class Distillation:
     crops = self.local_colours(crops, keys)
     shape = crops.shape
     crops = self._normalized(crops.reshape(-1, *shape[2:]))
-    student = part.look(part.params, {"image": crops}, keep=self.keep)
+    student = part.look(
+      part.params, {"image": crops}, keep=self.limit is not None
+    )
     pooled = _there(student.image_pooled)
     return pooled.reshape(*shape[:2], -1), lesson.pooled[:, None]
 
@@ -249,7 +252,7 @@ class Distillation:
     places = draw_places(keys, lesson.tokens.shape[1], self.masked_share)
     hidden = Hidden(places.patches, part.params[self.name]["mask_token"])
     student = part.look(
-      part.params, {"image": lesson.shown}, hidden, keep=self.keep
+      part.params, {"image": lesson.shown}, hidden, keep=self.limit is not None
     )
     tokens = _there(student.image_tokens)
     return places.of(tokens), places.of(lesson.tokens)
