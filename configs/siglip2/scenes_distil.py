@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
   c.init.path = "runs/scenes_pretrain"
   c.init.state = "all"
   # A fifth of the schedule, as in the paper.
-  c.optimizer.schedule_steps = 5_000
+  c.optimizer.schedule_steps = 8_750
   c.total_steps = c.optimizer.get_ref("schedule_steps")
   steps = c.get_ref("total_steps")
   c.terms.teacher = terms.distillation(
