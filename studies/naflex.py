@@ -24,13 +24,7 @@ FIGURES = {  # What is shown: metric.
 }
 SETTINGS = {
   "seeds": (0, 1, 2),
-  "before": {
-    "total_steps": 1_600,
-    # Twice the config's: what docs/studies.md was measured with.
-    "batch_size": 64,
-    "model.logit_bias_init": -4.1,
-    "evals": {},
-  },
+  "before": {**runs.BATCHES_OF_64, "total_steps": 1_600, "evals": {}},
   "changes": {},
 }
 _QUICK = {

@@ -56,8 +56,7 @@ FIGURES = {  # What is shown: metric.
 DRAWN = "recall@1", "captions, right", "probe of counts", "correspondence"
 SETTINGS = {
   "steps": 1_600,
-  # Batches twice those of the configs: what docs/studies.md was measured with.
-  "changes": {"batch_size": 64, "model.logit_bias_init": -4.1},
+  "changes": runs.BATCHES_OF_64,
   "seeds": (0, 1, 2),
   "data": "scenes/100000",
   "test": 500,

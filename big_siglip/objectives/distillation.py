@@ -25,7 +25,7 @@ import optax
 
 from big_siglip import ema, sharding
 from big_siglip.models.prototype_head import PrototypeHead
-from big_siglip.models.towers import Hidden
+from big_siglip.models.towers import Hidden, Seen
 from big_siglip.models.vision import normalize
 from big_siglip.objectives.augmentation import Augmentation
 from big_siglip.objectives.cutting import Cut
@@ -239,9 +239,7 @@ class Distillation:
     crops = self.local_colours(crops, keys)
     shape = crops.shape
     crops = self._normalized(crops.reshape(-1, *shape[2:]))
-    student = part.look(
-      part.params, {"image": crops}, keep=self.limit is not None
-    )
+    student = self._student(part, crops)
     pooled = _there(student.image_pooled)
     return pooled.reshape(*shape[:2], -1), lesson.pooled[:, None]
 
@@ -251,11 +249,16 @@ class Distillation:
     """Returns the tokens of hidden patches, student's and teacher's; bMD."""
     places = draw_places(keys, lesson.tokens.shape[1], self.masked_share)
     hidden = Hidden(places.patches, part.params[self.name]["mask_token"])
-    student = part.look(
-      part.params, {"image": lesson.shown}, hidden, keep=self.limit is not None
-    )
+    student = self._student(part, lesson.shown, hidden)
     tokens = _there(student.image_tokens)
     return places.of(tokens), places.of(lesson.tokens)
+
+  def _student(
+    self, part: Slice, image: jax.Array, hidden: Hidden | None = None
+  ) -> Seen:
+    """Returns what the towers that learn make of images, as `Slice.look`."""
+    keep = self.limit is not None
+    return part.look(part.params, {"image": image}, hidden, keep=keep)
 
   def _teacher(self, part: Slice) -> dict[str, Any]:
     """Returns all parameters, the teacher's where it has its own."""

@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
   c = scenes_pretrain.get_config()
   c.init.path = "runs/scenes_pretrain"
   c.init.state = "all"
-  # A fifth of the schedule, as in the paper.
-  c.optimizer.schedule_steps = 8_750
+  # The last fifth of the schedule, as in the paper: its end, as a number.
+  c.optimizer.schedule_steps = c.optimizer.schedule_steps
   c.total_steps = c.optimizer.get_ref("schedule_steps")
   steps = c.get_ref("total_steps")
   c.terms.teacher = terms.distillation(
