@@ -17,7 +17,7 @@ _DATA = "scenes_wide/20000"
 def get_config() -> ConfigDict:
   """Returns the experiment."""
   c = scenes.get_config()
-  c.init.path = "runs/scenes_pretrain"  # Of siglip2/scenes_pretrain.
+  c.init.path = "runs/scenes"  # Of configs/scenes.py.
   c.total_steps = 300
   c.batch_size = 64
   c.optimizer.learning_rate = 3e-4

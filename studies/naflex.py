@@ -24,7 +24,7 @@ FIGURES = {  # What is shown: metric.
 }
 SETTINGS = {
   "seeds": (0, 1, 2),
-  "before": {**runs.BATCHES_OF_64, "total_steps": 1_600, "evals": {}},
+  "before": {**runs.PATCHES_OF_12, "total_steps": 1_600, "evals": {}},
   "changes": {},
 }
 _QUICK = {

@@ -28,7 +28,12 @@ DISTILLED, MASKED = "+ distillation", "+ masking"
 ALONE, LONGER = "captions alone", "sigmoid, equal FLOPs"
 _FIRST = "the first 80 %"  # Of what has boxes; it is not reported.
 _PRETRAIN, _DISTIL = "siglip2/scenes_pretrain", "siglip2/scenes_distil"
-_NO_TERMS = {"terms": {}, "data.fields": ()}
+_NO_TERMS = {
+  "terms": {},
+  "data.fields": (),
+  # Those of the config name the decoder, too.
+  "optimizer.rules": runs.PATCHES_OF_12["optimizer.rules"],
+}
 _NO_BOXES = {"terms.locca.aref": 0.0, "terms.locca.gcap": 0.0}
 WRITTEN = {  # What each way's decoder was taught.
   **dict.fromkeys((CAPTIONS, ALONE), ("captions",)),
@@ -56,7 +61,12 @@ FIGURES = {  # What is shown: metric.
 DRAWN = "recall@1", "captions, right", "probe of counts", "correspondence"
 SETTINGS = {
   "steps": 1_600,
-  "changes": runs.BATCHES_OF_64,
+  "changes": runs.PATCHES_OF_12,
+  "crops": {
+    "terms.teacher.local_count": 4,
+    "terms.teacher.local_size": 24,
+    "terms.teacher.local_from": "image",
+  },
   "seeds": (0, 1, 2),
   "data": "scenes/100000",
   "test": 500,
@@ -67,6 +77,7 @@ SETTINGS = {
 QUICK = {
   "steps": 10,
   "seeds": (0, 1),
+  "crops": {},
   "changes": {
     "batch_size": 8,
     "data.name": "scenes/64",
@@ -92,15 +103,16 @@ def ways(settings: Mapping) -> dict[str, runs.Way]:
     "optimizer.schedule_steps": steps,
     "optimizer.warmup_steps": steps // 10,
   }
+  distil = {**whole, **settings["crops"]}
   made = {
     PLAIN: runs.Way(_PRETRAIN, {**whole, **_NO_TERMS}),
     CAPTIONS: runs.Way(_PRETRAIN, {**whole, **_NO_BOXES}),
     _FIRST: runs.Way(_PRETRAIN, {**whole, "total_steps": steps * 4 // 5}),
     BOXES: runs.Way(_PRETRAIN, whole, _FIRST),
     DISTILLED: runs.Way(
-      _DISTIL, {**whole, "terms.teacher.masked": 0.0}, _FIRST
+      _DISTIL, {**distil, "terms.teacher.masked": 0.0}, _FIRST
     ),
-    MASKED: runs.Way(_DISTIL, whole, _FIRST),
+    MASKED: runs.Way(_DISTIL, distil, _FIRST),
     ALONE: runs.Way(_PRETRAIN, {**whole, **_NO_BOXES, "loss.name": "none"}),
   }
   longer = round(steps * _cost(made))

@@ -22,6 +22,8 @@ from big_siglip.datasets.scenes import (
 from big_siglip.errors import UserError
 from big_siglip.schema.sources import COUNTED, is_own, OWN
 
+# Records of a file. Each read costs ArrayRecord time for all records of the file.
+_SHARD = 4_096
 _BUILDERS = {"digits": Digits, "scenes": Scenes, "scenes_wide": ScenesWide}
 
 
@@ -109,8 +111,17 @@ def _write(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
       leftover.rmtree()
   with _quiet(), tempfile.TemporaryDirectory() as downloads:
     builder = _make_builder(name, root)
-    builder.download_and_prepare(download_dir=downloads)
+    builder.download_and_prepare(
+      download_dir=downloads,
+      download_config=tfds.download.DownloadConfig(num_shards=_shards(name)),
+    )
   return builder
+
+
+def _shards(name: str) -> int:
+  """Returns in how many files each split of a data set lies."""
+  _, _, count = name.partition("/")
+  return max(int(count or 0) // _SHARD, 1)
 
 
 @contextlib.contextmanager

@@ -238,7 +238,7 @@ def paint(
 
 def _png(image: Image.Image) -> bytes:
   buffer = io.BytesIO()
-  image.save(buffer, "png")
+  image.save(buffer, "png", compress_level=1)  # Small images, and many.
   return buffer.getvalue()
 
 

@@ -41,11 +41,11 @@ def fill(mask: np.ndarray, outline: np.ndarray, value: int) -> None:
   y = (np.arange(len(part)) + top + 0.5)[:, None]
   x = (np.arange(part.shape[1]) + left + 0.5)[None, :]
   x0, y0 = outline.T[:, :, None, None]
-  x1, y1 = np.roll(outline, -1, axis=0).T[:, :, None, None]
+  x1, y1 = np.concatenate((outline[1:], outline[:1])).T[:, :, None, None]
   between = (y0 <= y) != (y1 <= y)  # So y0 is not y1.
   slope = (x1 - x0) / np.where(y0 == y1, 1, y1 - y0)
   crossings = between & (x < x0 + (y - y0) * slope)
-  part[crossings.sum(axis=0) % 2 == 1] = value
+  part[np.bitwise_xor.reduce(crossings, axis=0)] = value
 
 
 def _around(count: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:

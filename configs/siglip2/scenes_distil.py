@@ -21,8 +21,9 @@ def get_config() -> ConfigDict:
   steps = c.get_ref("total_steps")
   c.terms.teacher = terms.distillation(
     weight=0.25,
-    local_count=4,
-    local_size=24,
+    local_count=2,
+    local_size=32,
+    local_from="global",  # So one thread has them all in time.
     # Scenes say where things are, and in which colour.
     flip=False,
     jitter=0.0,
