@@ -12,8 +12,8 @@ import big_siglip
 from big_siglip import api
 from studies.data import ROOT
 
-# Changes to siglip2/scenes_pretrain and what goes on from it, which now learn in
-# fewer steps: docs/studies.md was measured so.
+# Changes to siglip2/scenes_pretrain and what goes on from it, which learn in
+# fewer steps since docs/studies.md was measured.
 PATCHES_OF_12 = {
   "batch_size": 64,
   "model.logit_bias_init": -4.1,

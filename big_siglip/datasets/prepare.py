@@ -22,7 +22,7 @@ from big_siglip.datasets.scenes import (
 from big_siglip.errors import UserError
 from big_siglip.schema.sources import COUNTED, is_own, OWN
 
-# Records of a file. Each read costs ArrayRecord time for all records of the file.
+# Records of a file: each read costs ArrayRecord time for all of them.
 _SHARD = 4_096
 _BUILDERS = {"digits": Digits, "scenes": Scenes, "scenes_wide": ScenesWide}
 

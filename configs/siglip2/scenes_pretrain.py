@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   c.model.image.mean = (0.18, 0.18, 0.18)
   c.model.image.std = (0.125, 0.125, 0.125)
   c.optimizer.schedule_steps = c.get_ref("total_steps") * 5 // 4
-  c.optimizer.warmup_steps = c.optimizer.get_ref("schedule_steps") // 25
+  c.optimizer.warmup_steps = c.optimizer.get_ref("schedule_steps") // 8
   # The decoder learns more at higher rates; towers, whose retrieval they harm,
   # do not.
   c.optimizer.rules = (
