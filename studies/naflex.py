@@ -35,7 +35,12 @@ _QUICK = {
 }
 QUICK = {
   "seeds": (0, 1),
-  "before": {**_QUICK, "evals": {}, "data.name": "scenes/64"},
+  "before": {
+    **runs.PATCHES_OF_12,
+    **_QUICK,
+    "evals": {},
+    "data.name": "scenes/64",
+  },
   "changes": {
     **_QUICK,
     "data.name": "scenes_wide/64",
