@@ -27,8 +27,8 @@ def get_config() -> ConfigDict:
   c.model.image.std = (0.125, 0.125, 0.125)
   c.optimizer.schedule_steps = c.get_ref("total_steps") * 5 // 4
   c.optimizer.warmup_steps = c.optimizer.get_ref("schedule_steps") // 8
-  # The decoder learns more at higher rates; towers, whose retrieval they harm,
-  # do not.
+  # Positions begin far smaller than patches. The decoder learns more at higher
+  # rates; towers, whose retrieval they harm, do not.
   c.optimizer.rules = (
     ("image/position_embedding", {"learning_rate": 10.0}),
     ("locca/.*", {"learning_rate": 4.0}),
